@@ -1,0 +1,45 @@
+"""The main job: every figure and the report, python -m experiments.reproduce preset=quick
+
+Presets are in configs/preset: `smoke` (tests) and `quick` (minutes on two cores). What was
+interrupted goes on, and what is finished is not repeated. An experiment that fails does not
+keep the others from running; the report names it, and the exit status is 1.
+"""
+
+import sys
+import traceback
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments import learning_curves, report
+
+EXPERIMENTS = {module.NAME: module for module in (learning_curves,)}
+
+
+def run(cfg: DictConfig) -> dict[str, str]:
+    """Runs, draws and reports all experiments; returns those that failed, and why."""
+    folder = Path(cfg.output.root)
+    sections, failures = {}, {}
+    for name in cfg.experiments:
+        module = EXPERIMENTS[name]
+        try:
+            if not cfg.draw_only:
+                module.run(cfg, folder)
+            module.draw(folder)
+            sections[name] = module.describe(folder)
+        except Exception as error:  # whatever it is, the other experiments shall run
+            traceback.print_exc()
+            failures[name] = f"{type(error).__name__}: {error}"
+    print(f"report: {report.write(folder, cfg.preset, sections, failures)}")
+    return failures
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
+def main(cfg: DictConfig) -> None:
+    if failures := run(cfg):
+        sys.exit(f"failed: {', '.join(failures)}")
+
+
+if __name__ == "__main__":
+    main()

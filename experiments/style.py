@@ -1,0 +1,59 @@
+"""How every figure looks: one colour for each estimator, sizes for a two-column page."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # before pyplot is imported anywhere: no display is needed
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLOURS = {
+    "backprop": "#000000",
+    "forward-normal": "#0072B2",
+    "forward-rademacher": "#D55E00",
+    "forward-sphere": "#009E73",
+}
+NAMES = {
+    "backprop": "Backprop",
+    "forward-normal": "Forward gradient, normal",
+    "forward-rademacher": "Forward gradient, Rademacher",
+    "forward-sphere": "Forward gradient, sphere",
+}
+
+plt.rcParams.update(
+    {
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.6,
+        "axes.grid": True,
+        "grid.linewidth": 0.3,
+        "grid.alpha": 0.6,
+        "lines.linewidth": 1.2,
+        "legend.frameon": False,
+        "figure.constrained_layout.use": True,
+        "savefig.dpi": 200,
+    }
+)
+
+
+def colour(estimator: str) -> str:
+    """The colour of an estimator's label; grey for one that has none of its own."""
+    return COLOURS.get(estimator, "#777777")
+
+
+def name(estimator: str) -> str:
+    """What a legend or a table calls an estimator's label."""
+    return NAMES.get(estimator, estimator)
+
+
+def save(figure: Figure, folder: Path, stem: str) -> None:
+    """Writes `stem`.png and `stem`.pdf, the same bytes for the same figure, and closes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{stem}.png", metadata={"Software": None})
+    figure.savefig(folder / f"{stem}.pdf", metadata={"CreationDate": None})
+    plt.close(figure)

@@ -1,0 +1,90 @@
+"""Trains one model with one estimator: python -m experiments.train model=mlp estimator=forward
+
+Any key of configs/train.yaml can be set on the command line, and `-m` makes a sweep of lists:
+
+    python -m experiments.train -m seed=0,1,2 estimator=forward,backprop num_steps=2000
+
+A run that was interrupted goes on when it is started again; a finished one is not repeated.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fwdgrad.problems import Problem, image_classification, load_dataset
+from fwdgrad.work import (
+    RunRecord,
+    Settings,
+    config_identity,
+    finished_run,
+    run_folder,
+    train,
+)
+
+
+def run(cfg: DictConfig) -> RunRecord:
+    """Runs a composed `train` config, or goes on with it, or returns what is already there."""
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    identity = config_identity(_identifying(config))
+    folder = run_folder(cfg.output.root, _label(cfg), identity, cfg.seed)
+    if (record := finished_run(folder)) is not None:
+        return record
+    learning_rate = instantiate(cfg.optimizer.learning_rate)
+    return train(
+        problem(cfg),
+        instantiate(cfg.estimator.value_and_grad, _convert_="all"),
+        instantiate(cfg.optimizer, learning_rate=learning_rate, _convert_="all"),
+        learning_rate if callable(learning_rate) else lambda step: learning_rate,
+        Settings(cfg.num_steps, cfg.batch_size, cfg.eval_every, cfg.steps_per_call),
+        seed=cfg.seed,
+        folder=folder,
+        config=OmegaConf.to_yaml(cfg, resolve=True),
+        checkpoint_seconds=cfg.output.checkpoint_seconds,
+        show_progress=cfg.output.progress,
+    )
+
+
+def _label(cfg: DictConfig) -> str:
+    return f"{cfg.model.name}-{cfg.estimator.label}"
+
+
+def _identifying(config: dict) -> dict:
+    """The part of a resolved config that decides the numbers: all but the seed and the names."""
+    return {
+        "model": config["model"]["make"],
+        "dataset": config["dataset"]["name"],
+        "estimator": config["estimator"]["value_and_grad"],
+        "optimizer": config["optimizer"],
+        **{key: config[key] for key in ("num_steps", "batch_size", "eval_every", "steps_per_call")},
+    }
+
+
+def problem(cfg: DictConfig) -> Problem:
+    """The problem of a `train` config; the same object as before if nothing has changed."""
+    make = OmegaConf.to_yaml(cfg.model.make, resolve=True)
+    return _problem(make, cfg.dataset.name, cfg.dataset.folder)
+
+
+@lru_cache(maxsize=1)
+def _problem(make: str, dataset: str, folder: str | None) -> Problem:
+    make_model = instantiate(OmegaConf.create(make), _convert_="all")
+    return image_classification(make_model, load_dataset(dataset, folder))
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+def main(cfg: DictConfig) -> None:
+    record = run(cfg)
+    final = record.info["final"]
+    print(
+        f"{_label(cfg)} seed {cfg.seed}: {final['step']} steps in {final['seconds']:.1f} s, "
+        f"train loss {final['train_loss']:.4f}, valid loss {final['valid_loss']:.4f}, "
+        f"valid accuracy {final['valid_accuracy']:.4f}, "
+        f"test accuracy {final['test_accuracy']:.4f}\nrecorded in {record.folder}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Forward gradients in JAX: training without backpropagation.
+
+>>> import jax, jax.numpy as jnp
+>>> import fwdgrad
+>>> value_and_grad = fwdgrad.forward_value_and_grad(lambda w, x: jnp.mean((x @ w) ** 2))
+>>> value, grad = value_and_grad(jax.random.key(0), jnp.ones(3), jnp.eye(3))
+
+`import fwdgrad` needs JAX alone. `fwdgrad.problems` (data sets, models) and `fwdgrad.work`
+(training, measuring, records) are imported by name and need the extra `experiments`.
+"""
+
+from fwdgrad.core import (
+    Normal,
+    Rademacher,
+    Sphere,
+    TangentDistribution,
+    backprop_value_and_grad,
+    combine,
+    forward_value_and_grad,
+    partition,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Normal",
+    "Rademacher",
+    "Sphere",
+    "TangentDistribution",
+    "backprop_value_and_grad",
+    "combine",
+    "forward_value_and_grad",
+    "partition",
+]

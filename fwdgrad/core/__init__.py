@@ -1,0 +1,19 @@
+"""Floor 0, the core: tangents and gradient estimators on JAX alone.
+
+Knows JAX and pytrees; never data sets, models, configuration or plots.
+"""
+
+from fwdgrad.core.estimators import backprop_value_and_grad, forward_value_and_grad
+from fwdgrad.core.tangents import Normal, Rademacher, Sphere, TangentDistribution
+from fwdgrad.core.trees import combine, partition
+
+__all__ = [
+    "Normal",
+    "Rademacher",
+    "Sphere",
+    "TangentDistribution",
+    "backprop_value_and_grad",
+    "combine",
+    "forward_value_and_grad",
+    "partition",
+]

@@ -1,0 +1,28 @@
+"""Floor 1, problems: data sets, models and test functions.
+
+Knows the core's types at most; never how a problem is trained. Needs Equinox and optax.
+"""
+
+from fwdgrad.problems.datasets import Dataset, Examples, load_dataset
+from fwdgrad.problems.functions import TEST_FUNCTIONS, beale, rosenbrock, sphere, styblinski_tang
+from fwdgrad.problems.idx import DataError, read_idx
+from fwdgrad.problems.models import CNN, MLP, LogisticRegression
+from fwdgrad.problems.problem import Problem, image_classification
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "TEST_FUNCTIONS",
+    "DataError",
+    "Dataset",
+    "Examples",
+    "LogisticRegression",
+    "Problem",
+    "beale",
+    "image_classification",
+    "load_dataset",
+    "read_idx",
+    "rosenbrock",
+    "sphere",
+    "styblinski_tang",
+]

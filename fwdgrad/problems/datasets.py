@@ -1,0 +1,177 @@
+"""MNIST, Fashion-MNIST and KMNIST as arrays, in a fixed train/validation/test split.
+
+All three have 60,000 images for training and 10,000 for testing, 28×28 unsigned bytes in 10
+classes, in four IDX files. The split is the same for all and never random:
+
+    train   the first 55,000 images of the training files
+    valid   the last   5,000 images of the training files
+    test    the test files; only the last line of a run looks at it
+
+MNIST is part of this package. The others are read from a folder that the caller names, or
+downloaded once.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fwdgrad.problems.idx import DataError, read_idx
+
+NUM_VALID = 5_000
+NUM_CLASSES = 10
+
+
+class Examples(NamedTuple):
+    """Images, uint8 of shape (n, 28, 28), and labels, int32 of shape (n,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """Three sets of examples, and the mean and deviation of the training pixels over 255."""
+
+    train: Examples
+    valid: Examples
+    test: Examples
+    mean: float
+    std: float
+
+
+class _Source(NamedTuple):
+    """Where a data set comes from, and the sums of its files (in the order of `_FILES`)."""
+
+    url: str | None  # None: embedded in the package
+    packed: tuple[str, ...] | None = None  # SHA-256 of the .gz files
+    unpacked: tuple[str, ...] | None = None  # SHA-256 of what they unpack to
+
+
+_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+_SOURCES = {
+    "mnist": _Source(
+        url=None,
+        unpacked=(
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+    ),
+    "fashion_mnist": _Source(
+        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        packed=(
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        ),
+    ),
+    "kmnist": _Source(
+        url="http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+        packed=(
+            "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
+            "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
+            "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
+            "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
+        ),
+    ),
+}
+
+
+def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
+    """Loads a data set by name.
+
+    Args:
+      name: `mnist`, `fashion_mnist` or `kmnist`.
+      folder: where its four IDX files are, each plain or with `.gz`. By default MNIST is read
+        from the package, and the others are downloaded once to the user's cache folder.
+
+    Returns:
+      A `Dataset` of NumPy arrays: images uint8 (n, 28, 28), labels int32 (n,).
+
+    Raises:
+      ValueError: there is no data set of that name.
+      DataError: a file is missing, damaged or not what it should be, or cannot be downloaded.
+
+    >>> mnist = load_dataset("mnist")
+    >>> [len(examples.labels) for examples in (mnist.train, mnist.valid, mnist.test)]
+    [55000, 5000, 10000]
+    """
+    if name not in _SOURCES:
+        raise ValueError(f"name must be one of {', '.join(_SOURCES)}; found {name!r}.")
+    source = _SOURCES[name]
+    if folder is not None:
+        paths = [_find(name, Path(folder), file) for file in _FILES]
+    elif source.url is None:
+        paths = [Path(__file__).parent / "data" / name / f"{file}.gz" for file in _FILES]
+    else:
+        paths = [_download(name, source, index) for index in range(len(_FILES))]
+    sums = source.unpacked or (None,) * len(_FILES)
+    arrays = [
+        read_idx(path, ndim=3 if "images" in path.name else 1, sha256=sha256)
+        for path, sha256 in zip(paths, sums, strict=True)
+    ]
+    train, test = _paired(paths[:2], arrays[:2]), _paired(paths[2:], arrays[2:])
+    return _split(train, test)
+
+
+def _split(both: Examples, test: Examples) -> Dataset:
+    train = Examples(*(array[:-NUM_VALID] for array in both))
+    valid = Examples(*(array[-NUM_VALID:] for array in both))
+    # Of the integer histogram, so exact and without a float copy of the images.
+    counts = np.bincount(train.images.reshape(-1), minlength=256)
+    levels = np.arange(256) / 255
+    mean = float(np.average(levels, weights=counts))
+    std = float(np.average((levels - mean) ** 2, weights=counts) ** 0.5)
+    return Dataset(train, valid, test, mean, std)
+
+
+def _paired(paths: list[Path], arrays: list[np.ndarray]) -> Examples:
+    images, labels = arrays
+    if len(images) != len(labels) or len(labels) <= NUM_VALID:
+        raise DataError(
+            f"{paths[0]} and {paths[1]} do not belong together: expected as many images as "
+            f"labels, more than {NUM_VALID}, but found {len(images)} and {len(labels)}."
+        )
+    if labels.max() >= NUM_CLASSES:
+        raise DataError(
+            f"{paths[1]} is damaged: expected labels from 0 to {NUM_CLASSES - 1}, found "
+            f"{labels.max()}."
+        )
+    return Examples(images, labels.astype(np.int32))
+
+
+def _find(name: str, folder: Path, file: str) -> Path:
+    candidates = (folder / f"{file}.gz", folder / file)
+    for path in candidates:
+        if path.exists():
+            return path
+    raise DataError(f"{candidates[0]} is missing: expected it, or {file}, in the folder of {name}.")
+
+
+def _download(name: str, source: _Source, index: int) -> Path:
+    import pooch  # here, so that the embedded data set needs no download library
+
+    assert source.url is not None and source.packed is not None  # by the table above
+    file = f"{_FILES[index]}.gz"
+    try:
+        # pooch downloads to a temporary file, checks the sum and only then renames it.
+        path = pooch.retrieve(
+            url=source.url + file,
+            known_hash=f"sha256:{source.packed[index]}",
+            fname=file,
+            path=pooch.os_cache("fwdgrad") / name,
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file} of {name} cannot be downloaded from {source.url}: {error}. Put its four "
+            "files in a folder by hand and name that folder (dataset.folder=...)."
+        ) from error
+    return Path(path)

@@ -1,0 +1,65 @@
+"""A problem, as whatever trains sees it: parameters, a loss, and examples."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from fwdgrad.core.trees import PyTree, combine, partition
+from fwdgrad.problems.datasets import Dataset
+
+Batch = PyTree  # arrays that share their first axis, one entry an example
+
+
+class Problem(NamedTuple):
+    """A supervised problem.
+
+    Attributes:
+      init: key -> parameters, a pytree of floating arrays alone.
+      scores: (parameters, batch) -> {"loss": (n,), "accuracy": (n,)}, a float an example.
+      train, valid, test: the examples, batches of arrays on the device.
+    """
+
+    init: Callable[[Array], PyTree]
+    scores: Callable[[PyTree, Batch], dict[str, Array]]
+    train: Batch
+    valid: Batch
+    test: Batch
+
+    def loss(self, params: PyTree, batch: Batch) -> Array:
+        """The mean loss over a batch, a scalar: what is minimised."""
+        return self.scores(params, batch)["loss"].mean()
+
+
+def image_classification(make_model: Callable[..., eqx.Module], dataset: Dataset) -> Problem:
+    """Classification of a data set's images by softmax cross-entropy.
+
+    The loss of an image with logits z and label y is log Σ_j exp z_j − z_y, in nats; its
+    accuracy is 1 where z_y is the largest logit, else 0. Images are held as bytes and
+    standardised when they are used: (byte/255 − mean)/std with the mean and the deviation of
+    all training pixels, which is what brings the paper's curves about.
+
+    Args:
+      make_model: key=... -> a module from one float image (28, 28) to logits (10,).
+      dataset: from `load_dataset`.
+    """
+    _, static = partition(make_model(key=jax.random.key(0)))
+
+    def init(key: Array) -> PyTree:
+        return partition(make_model(key=key))[0]
+
+    def scores(params: PyTree, batch: Batch) -> dict[str, Array]:
+        images, labels = batch
+        standardised = (images.astype(jnp.float32) / 255 - dataset.mean) / dataset.std
+        logits = jax.vmap(combine(params, static))(standardised)
+        return {
+            "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
+            "accuracy": (logits.argmax(-1) == labels).astype(jnp.float32),
+        }
+
+    train, valid, test = (jax.device_put(tuple(part)) for part in dataset[:3])
+    return Problem(init, scores, train, valid, test)

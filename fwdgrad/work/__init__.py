@@ -1,0 +1,31 @@
+"""Floor 2, work: training, measuring and records.
+
+Knows an estimator only through its call, and a problem only as parameters, loss and examples.
+"""
+
+from fwdgrad.work.checkpoints import CheckpointError
+from fwdgrad.work.intervals import Interval, mean_interval, median_interval
+from fwdgrad.work.provenance import provenance
+from fwdgrad.work.records import Metrics, RunRecord, config_identity, read_run, run_folder
+from fwdgrad.work.schedules import exponential_decay
+from fwdgrad.work.timing import interleaved_seconds
+from fwdgrad.work.training import DivergedError, Settings, finished_run, train
+
+__all__ = [
+    "CheckpointError",
+    "DivergedError",
+    "Interval",
+    "Metrics",
+    "RunRecord",
+    "Settings",
+    "config_identity",
+    "exponential_decay",
+    "finished_run",
+    "interleaved_seconds",
+    "mean_interval",
+    "median_interval",
+    "provenance",
+    "read_run",
+    "run_folder",
+    "train",
+]

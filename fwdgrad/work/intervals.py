@@ -1,0 +1,59 @@
+"""Means and medians with confidence intervals."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+
+class Interval(NamedTuple):
+    """An estimate with a confidence interval, and the number of samples it is from."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.value:.4g}"
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def mean_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
+    """The mean of independent samples, with Student's interval: mean ± t s/√n.
+
+    With one sample there is no interval, and its ends are nan.
+
+    >>> print(mean_interval([1.0, 2.0, 3.0]))
+    2 [-0.4841, 4.484]
+    """
+    values = np.asarray(samples, float)
+    n = len(values)
+    mean = float(values.mean())
+    if n == 1:
+        return Interval(mean, float("nan"), float("nan"), n)
+    half = scipy.stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / n**0.5
+    return Interval(mean, float(mean - half), float(mean + half), n)
+
+
+def median_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
+    """The median of independent samples, with an interval free of assumptions.
+
+    The interval is between the order statistics x_(k) and x_(n+1−k). It misses the median of
+    the distribution if fewer than k samples fall on one side of that, so with probability
+    2 P(B < k), B binomial (n, ½); k is the largest for which this is at most 1 − confidence.
+    With fewer than 6 samples there is none for 95 %, and the ends are nan.
+
+    >>> print(median_interval(range(9)))
+    4 [1, 7]
+    """
+    values = np.sort(np.asarray(samples, float))
+    n = len(values)
+    k = int(scipy.stats.binom.ppf((1 - confidence) / 2, n, 0.5))
+    if 2 * scipy.stats.binom.cdf(k - 1, n, 0.5) > 1 - confidence:
+        k -= 1
+    low, high = (values[k - 1], values[n - k]) if k > 0 else (np.nan, np.nan)
+    return Interval(float(np.median(values)), float(low), float(high), n)

@@ -1,0 +1,149 @@
+"""The commands as a user runs them, in processes of their own."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MLP = [
+    "model=mlp",
+    "estimator=forward",
+    "tangents=rademacher",
+    "num_steps=100",
+    "eval_every=20",
+    "steps_per_call=5",
+    "output.checkpoint_seconds=0.1",
+]
+
+
+def command(module, *overrides):
+    return [sys.executable, "-m", f"experiments.{module}", *overrides]
+
+
+def call(module, *overrides):
+    return subprocess.run(
+        command(module, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+def only_run(root):
+    (folder,) = root.glob("*/seed-0")
+    return folder
+
+
+def numbers(folder):
+    """The metrics as text and the final metrics, without the times."""
+    with (folder / "metrics.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+    final = json.loads((folder / "run.json").read_text())["final"]
+    return rows, {k: v for k, v in final.items() if k != "seconds"}
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "the run did not get that far"
+        time.sleep(0.01)
+
+
+def test_killed_run_ends_with_the_same_bits(tmp_path):
+    """kill -9 in the middle of a run, then the same command: nothing but the times differs."""
+    finished = call("train", *MLP, f"output.root={tmp_path}/alone")
+    assert finished.returncode == 0, finished.stderr
+    alone = only_run(tmp_path / "alone")
+
+    process = subprocess.Popen(
+        command("train", *MLP, f"output.root={tmp_path}/killed"),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def under_way():
+        tables = list((tmp_path / "killed").glob("*/seed-0/metrics.csv"))
+        return bool(tables) and tables[0].read_text().count("\n") >= 4
+
+    with process:
+        wait_for(under_way, process)
+        os.kill(process.pid, signal.SIGKILL)
+    killed = only_run(tmp_path / "killed")
+    assert json.loads((killed / "run.json").read_text())["status"] == "running"
+
+    again = call("train", *MLP, f"output.root={tmp_path}/killed")
+    assert again.returncode == 0, again.stderr
+    assert numbers(killed) == numbers(alone)
+    # The checkpoint ends with the training seconds, a float64.
+    first, second = ((f / "checkpoint.eqx").read_bytes()[:-8] for f in (killed, alone))
+    assert first == second
+    assert sorted(p.name for p in alone.iterdir()) == [
+        "checkpoint.eqx", "config.yaml", "metrics.csv", "run.json"
+    ]  # fmt: skip
+    rows, final = numbers(alone)
+    assert [row["step"] for row in rows] == ["0", "20", "40", "60", "80", "100"]
+    assert 0 <= final["test_accuracy"] <= 1
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sweep")
+    result = call(
+        "train", "-m", "seed=0,1", "estimator=forward,backprop", "model=logistic",
+        "num_steps=6", "eval_every=3", f"output.root={root}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return root
+
+
+def test_sweep_makes_a_folder_for_each_config_and_seed(sweep):
+    folders = sorted(str(p.relative_to(sweep)) for p in sweep.glob("*/seed-*"))
+    names = [folder.split("-")[:-2] for folder in folders]
+    assert [f[-6:] for f in folders] == ["seed-0", "seed-1"] * 2
+    assert names == [["logistic", "backprop"]] * 2 + [["logistic", "forward", "normal"]] * 2
+    for folder in sweep.glob("*/seed-*"):
+        info = json.loads((folder / "run.json").read_text())
+        assert (
+            info["status"] == "finished"
+            and f"seed: {info['seed']}\n" in (folder / "config.yaml").read_text()
+        )
+
+
+def test_sweep_that_is_started_again_runs_only_what_is_missing(sweep):
+    finished = {p: p.stat().st_mtime_ns for p in sweep.glob("*/seed-*/*")}
+    result = call(
+        "train", "-m", "seed=0,1,2", "estimator=backprop", "model=logistic",
+        "num_steps=6", "eval_every=3", f"output.root={sweep}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert finished == {p: p.stat().st_mtime_ns for p in finished}
+    assert len(list(sweep.glob("*/seed-2"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("num_step=5", "Could not override 'num_step'"),
+        ("num_steps=many", "num_steps must be an integer of at least 1; found 'many'"),
+        ("dataset=kmnist", "train-images-idx3-ubyte.gz is missing: expected it"),
+        ("learning_rate=1e38", "the training loss is nan at step"),
+    ],
+)
+def test_errors_end_with_their_message_and_a_status(tmp_path, override, message):
+    result = call(
+        "train", "model=mlp", "model.make.widths=[8]", "num_steps=20", "estimator=backprop",
+        f"output.root={tmp_path}/runs", override,
+        *([f"dataset.folder={tmp_path}"] if "dataset" in override else []),
+    )  # fmt: skip
+    assert result.returncode == 1 and message in result.stderr
+    if "loss is nan" in message:
+        assert len((only_run(tmp_path / "runs") / "metrics.csv").read_text().splitlines()) == 2
+    else:
+        assert not list((tmp_path / "runs").glob("*/seed-*"))  # nothing is left half-made

@@ -1,0 +1,107 @@
+"""Every config composes, resolves and instantiates; what is mistyped is refused."""
+
+import optax
+import pytest
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+import fwdgrad
+from experiments import reproduce, style, train
+from fwdgrad.work import Settings
+
+from .conftest import CONFIGS
+
+GROUPS = {
+    folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+    for folder in sorted(CONFIGS.iterdir())
+    if folder.is_dir()
+}
+OF_TRAIN = [(g, o) for g in GROUPS if g not in ("preset", "experiment") for o in GROUPS[g]]
+
+
+def test_the_groups_are_those_that_the_readme_names():
+    assert set(GROUPS) == {
+        "dataset", "estimator", "experiment", "model", "optimizer", "preset", "tangents"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("group", "option"), OF_TRAIN)
+def test_every_option_of_train(compose, group, option):
+    cfg = compose("train", f"{group}={option}")
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    estimator = instantiate(cfg.estimator.value_and_grad, _convert_="all")
+    assert callable(estimator(lambda w: w))
+    assert isinstance(instantiate(cfg.tangents.distribution), fwdgrad.TangentDistribution)
+    assert isinstance(instantiate(cfg.optimizer, _convert_="all"), optax.GradientTransformation)
+    assert callable(instantiate(cfg.model.make, _convert_="all"))
+    Settings(cfg.num_steps, cfg.batch_size, cfg.eval_every, cfg.steps_per_call)
+
+
+@pytest.mark.parametrize("preset", GROUPS["preset"])
+def test_every_preset_and_all_its_runs(compose, preset):
+    cfg = compose("reproduce", f"preset={preset}")
+    assert cfg.preset == preset and cfg.output.root == f"results/{preset}"
+    assert set(cfg.experiments) == set(GROUPS["experiment"]) == set(reproduce.EXPERIMENTS)
+    curves = cfg.experiments.learning_curves
+    for panel in curves.panels.values():
+        for line, overrides in curves.lines.items():
+            run = compose("train", *panel.overrides, *overrides, f"num_steps={panel.num_steps}")
+            assert run.estimator.label == line and line in style.COLOURS
+
+
+@pytest.mark.parametrize("name", [path.stem for path in CONFIGS.glob("*.yaml")])
+def test_every_command_has_a_module_of_its_name(compose, name):
+    OmegaConf.to_container(compose(name), resolve=True, throw_on_missing=True)
+    assert (CONFIGS.parent / "experiments" / f"{name}.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("num_step=5", "Could not override 'num_step'"),
+        (
+            "estimator.value_and_grad.num_tangent=5",
+            "Could not override 'estimator.value_and_grad.num_tangent'",
+        ),
+        ("model=mpl", "Could not find 'model/mpl'"),
+        ("modl=mlp", "Could not override 'modl'"),
+    ],
+)
+def test_mistyped_keys_and_groups(compose, override, message):
+    with pytest.raises(HydraException, match=message):
+        compose("train", override)
+
+
+def test_identity_is_of_what_decides_the_numbers(compose):
+    def identity(*overrides):
+        config = OmegaConf.to_container(compose("train", *overrides), resolve=True)
+        return train.config_identity(train._identifying(config))
+
+    assert identity() == identity("seed=5") == identity("output.root=elsewhere")
+    assert identity("estimator=backprop") == identity("estimator=backprop", "tangents=sphere")
+    different = [
+        ("num_steps=1",),
+        ("model=cnn",),
+        ("model.make.widths=[8]",),
+        ("dataset=kmnist",),
+        ("tangents=sphere",),
+        ("estimator=backprop",),
+        ("estimator.value_and_grad.num_tangents=2",),
+        ("optimizer=adam",),
+        ("learning_rate=0.1",),
+        ("batch_size=8",),
+        ("steps_per_call=3",),
+    ]
+    assert len({identity(), *(identity(*o) for o in different)}) == 1 + len(different)
+
+
+def test_defaults_are_the_papers(compose):
+    cfg = compose("train", "model=mlp")
+    assert cfg.batch_size == 64 and cfg.optimizer._target_ == "optax.sgd"
+    assert cfg.optimizer.learning_rate == {
+        "_target_": "fwdgrad.work.exponential_decay", "initial": 2e-4, "rate": 1e-4
+    }  # fmt: skip
+    assert not cfg.optimizer.momentum
+    assert compose("train", "model=logistic").learning_rate == 1e-4
+    assert compose("train", "model=cnn").learning_rate == 2e-4

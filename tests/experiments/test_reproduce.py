@@ -1,0 +1,128 @@
+"""The main job and the benchmarks, small: what they leave, and that nothing is done twice."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import learning_curves, overhead, reproduce, steps_per_call
+from fwdgrad.work.records import write_json, write_table
+
+
+def snapshot(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_smoke_preset_and_again(compose, tmp_path, capsys):
+    cfg = compose("reproduce", "preset=smoke", f"output.root={tmp_path}", "output.progress=false")
+    assert reproduce.run(cfg) == {}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "README.md", "runs", "learning_curves.csv", "learning_curves_runs.csv",
+        "learning_curves.json", "learning_curves.png", "learning_curves.pdf",
+    }  # fmt: skip
+    with (tmp_path / "learning_curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(r["panel"], r["estimator"]) for r in rows} == {
+        (panel, line)
+        for panel in ("logistic", "mlp")
+        for line in ("backprop", "forward-normal", "forward-rademacher")
+    }
+    report = (tmp_path / "README.md").read_text()
+    assert report.count("| Logistic regression |") == report.count("| MLP 1024–1024–10 |") == 3
+    assert "learning_curves.png" in report and "jax 0." in report
+
+    before = snapshot(tmp_path)
+    assert reproduce.run(cfg) == {}
+    assert snapshot(tmp_path) == before
+
+    # Anyone can redraw from the tables alone.
+    shutil.rmtree(tmp_path / "runs")
+    redraw = compose("reproduce", "preset=smoke", f"output.root={tmp_path}", "draw_only=true")
+    assert reproduce.run(redraw) == {}
+    assert snapshot(tmp_path) == {p: b for p, b in before.items() if p.parts[0] != "runs"}
+
+
+def test_a_failure_is_reported_by_name(compose, tmp_path, monkeypatch, capsys):
+    def fail(cfg, folder):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(learning_curves, "run", fail)
+    cfg = compose("reproduce", "preset=smoke", f"output.root={tmp_path}")
+    assert reproduce.run(cfg) == {"learning_curves": "OSError: disk full"}
+    assert "**learning_curves failed:** OSError: disk full" in (tmp_path / "README.md").read_text()
+
+
+def line(seconds, losses):
+    return {"seconds": np.array([seconds, seconds]), "valid_loss": np.array([losses, losses])}
+
+
+@pytest.mark.parametrize(("loss", "time"), [(2.5, 5.0), (1.0, 20.0), (3.0, 0.0), (0.9, None)])
+def test_time_to_loss_interpolates(loss, time):
+    assert learning_curves._time_to(loss, line([0.0, 10.0, 20.0], [3.0, 2.0, 1.0])) == time
+
+
+def test_report_finds_a_known_ratio_of_times(tmp_path):
+    """Two seeds of two lines, of which one is twice as fast."""
+    columns = ("panel", "estimator", "seed", *learning_curves.Metrics._fields)
+    rows = [
+        ("p", estimator, seed, step, factor * step, 0.1, 1 - step / 10, 1 - step / 10, step / 10)
+        for estimator, factor in (("backprop", 2.0), ("forward-normal", 1.0))
+        for seed in (0, 1)
+        for step in (0, 4, 8)
+    ]
+    write_table(tmp_path / "learning_curves.csv", columns, rows)
+    write_table(
+        tmp_path / "learning_curves_runs.csv",
+        learning_curves._RUN_COLUMNS,
+        [("p", e, s, 8, 16, ms + s, 1, 0.2, 0.2, 0.8, 0.8 + s / 100)
+         for e, ms in (("backprop", 2), ("forward-normal", 1)) for s in (0, 1)],
+    )  # fmt: skip
+    write_json(tmp_path / "learning_curves.json", {"titles": {"p": "Title"}, "provenance": []})
+    learning_curves.draw(tmp_path)
+    text = learning_curves.describe(tmp_path)
+    assert "| Title | Backprop | 2 | 8 | 2.5 [-3.853, 8.853] | 1.000 |" in text
+    assert "| Title | Forward gradient, normal | 2 | 8 | 1.5 [-4.853, 7.853] | 0.500 |" in text
+
+
+def test_overhead_benchmark(compose, tmp_path):
+    cfg = compose(
+        "overhead", "model=logistic", "rounds=7", "num_steps=2", f"output.root={tmp_path}"
+    )
+    result = overhead.run(cfg)
+    assert result["ratio"].n == 7 and result["ratio"].low <= result["ratio"].value
+    with (tmp_path / "overhead.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7 and all(float(r["library_ms"]) > 0 for r in rows)
+
+
+def test_library_and_hand_written_steps_compile_to_the_same_work(key):
+    """The exact side of the overhead benchmark: XLA counts the same operations and bytes."""
+    import jax
+    import jax.numpy as jnp
+
+    import fwdgrad
+
+    def loss(params, batch):
+        return jnp.mean(jnp.tanh(batch @ params["w"] + params["b"]) ** 2)
+
+    params, batch = {"w": jnp.ones((5, 3)), "b": jnp.ones(3)}, jnp.ones((4, 5))
+
+    def cost(estimate):
+        return jax.jit(estimate).lower(key, params, batch).compile().cost_analysis()
+
+    library = cost(fwdgrad.forward_value_and_grad(loss))
+    by_hand = cost(lambda *args: overhead.by_hand(loss, *args))
+    for quantity in ("flops", "bytes accessed", "transcendentals"):
+        assert library[quantity] == by_hand[quantity]
+
+
+def test_steps_per_call_benchmark(compose, tmp_path, capsys):
+    cfg = compose(
+        "steps_per_call", "~candidates.mlp", "~candidates.cnn", "candidates.logistic=[1,3]",
+        "rounds=2", f"output.root={tmp_path}",
+    )  # fmt: skip
+    rows = steps_per_call.run(cfg)
+    assert [(r[0], r[1], r[2]) for r in rows[:2]] == [("logistic", "backprop", n) for n in (1, 3)]
+    assert len(rows) == 6 and all(row[3] > 0 for row in rows)

@@ -1,0 +1,209 @@
+"""Data files: what is in the package, the split, and every way in which a file can be wrong."""
+
+import functools
+import gzip
+import http.server
+import math
+import threading
+
+import numpy as np
+import pytest
+
+from fwdgrad.problems import DataError, datasets, load_dataset, read_idx
+
+MNIST = datasets.Path(datasets.__file__).parent / "data" / "mnist"
+
+
+def idx_bytes(array):
+    lengths = b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + lengths + array.astype(np.uint8).tobytes()
+
+
+def write_small_dataset(folder, *, packed, labels=5_002):
+    """Four files in the format of MNIST, with images of 28×28 zeros but for the first pixel."""
+    folder.mkdir(exist_ok=True)
+    for name in datasets._FILES:
+        part = np.arange(labels) % 10
+        if "images" in name:
+            part = np.zeros((5_002, 28, 28))
+            part[:, 0, 0] = 255
+        content = idx_bytes(part)
+        path = folder / (f"{name}.gz" if packed else name)
+        path.write_bytes(gzip.compress(content, mtime=0) if packed else content)
+
+
+def test_embedded_mnist_and_its_split():
+    mnist = load_dataset("mnist")
+    train = read_idx(MNIST / "train-images-idx3-ubyte.gz", ndim=3)
+    labels = read_idx(MNIST / "train-labels-idx1-ubyte.gz", ndim=1)
+    np.testing.assert_array_equal(np.concatenate([mnist.train.images, mnist.valid.images]), train)
+    np.testing.assert_array_equal(np.concatenate([mnist.train.labels, mnist.valid.labels]), labels)
+    assert [len(part.labels) for part in mnist[:3]] == [55_000, 5_000, 10_000]
+    assert mnist.test.images.shape == (10_000, 28, 28) and mnist.test.labels.dtype == np.int32
+    assert list(mnist.test.labels[:5]) == [7, 2, 1, 0, 4]
+    pixels = mnist.train.images / 255
+    np.testing.assert_allclose([mnist.mean, mnist.std], [pixels.mean(), pixels.std()], rtol=1e-10)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_folder_of_the_user(tmp_path, packed):
+    write_small_dataset(tmp_path, packed=packed)
+    dataset = load_dataset("kmnist", tmp_path)
+    assert [len(part.labels) for part in dataset[:3]] == [2, 5_000, 5_002]
+    assert math.isclose(dataset.mean, 1 / 784)
+
+
+@pytest.fixture(scope="module")
+def labels_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("idx") / "train-labels-idx1-ubyte.gz"
+    path.write_bytes((MNIST / path.name).read_bytes())
+    return path
+
+
+@pytest.mark.parametrize("fraction", [0, 0.3, 0.999])
+def test_truncated_file(labels_file, tmp_path, fraction):
+    path = tmp_path / labels_file.name
+    content = labels_file.read_bytes()
+    path.write_bytes(content[: int(fraction * len(content))])
+    expected = (
+        "not an IDX file.*an empty file" if fraction == 0 else "damaged: expected a whole gzip"
+    )
+    with pytest.raises(DataError, match=f"{path}.*{expected}"):
+        read_idx(path, ndim=1)
+
+
+def test_any_flipped_byte_is_noticed(labels_file, tmp_path):
+    """Bytes all over the file, header and trailer included: an error, or the very same data."""
+    content = bytearray(labels_file.read_bytes())
+    original = read_idx(labels_file, ndim=1)
+    path = tmp_path / labels_file.name
+    sums = datasets._SOURCES["mnist"].unpacked
+    noticed = 0
+    positions = [
+        *range(30),
+        *range(30, len(content) - 8, 997),
+        *range(len(content) - 8, len(content)),
+    ]
+    for position in positions:
+        content[position] ^= 0x10
+        path.write_bytes(content)
+        content[position] ^= 0x10
+        try:
+            found = read_idx(path, ndim=1, sha256=sums[1])
+        except DataError as error:
+            assert str(path) in str(error) and "expected" in str(error)
+            noticed += 1
+        else:  # a byte of the gzip header that carries no data, such as the time
+            np.testing.assert_array_equal(found, original)
+    assert noticed >= len(positions) - 10
+
+
+def test_flipped_byte_in_an_unpacked_file(labels_file, tmp_path):
+    path = tmp_path / "train-labels-idx1-ubyte"
+    content = bytearray(gzip.decompress(labels_file.read_bytes()))
+    content[1_000] ^= 1
+    path.write_bytes(content)
+    sums = datasets._SOURCES["mnist"].unpacked
+    with pytest.raises(
+        DataError, match=f"{path} is damaged: the SHA-256 sum .* expected {sums[1]}"
+    ):
+        read_idx(path, ndim=1, sha256=sums[1])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (b"<html>404</html>", "expected it to begin with the bytes 00 00 08 01"),
+        (idx_bytes(np.zeros((2, 2))), "with 1 axes.*found 00 00 08 02"),
+        (idx_bytes(np.zeros(10))[:-1], r"shape \(10,\), so 18 bytes were expected.*has 17"),
+        (idx_bytes(np.zeros(10)) + b"x", "18 bytes were expected.*has 19"),
+    ],
+)
+def test_wrong_content(tmp_path, content, message):
+    path = tmp_path / "labels"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_idx(path, ndim=1)
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(DataError, match=f"{tmp_path}/train-images-idx3-ubyte.gz is missing"):
+        load_dataset("mnist", tmp_path)
+    with pytest.raises(DataError, match="labels is missing: expected an IDX file there"):
+        read_idx(tmp_path / "labels", ndim=1)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match="folder cannot be read"):
+        read_idx(tmp_path / "folder", ndim=1)
+
+
+def test_files_that_do_not_belong_together(tmp_path):
+    write_small_dataset(tmp_path, packed=False, labels=5_003)
+    with pytest.raises(DataError, match=r"do not belong together.*found 5002 and 5003"):
+        load_dataset("kmnist", tmp_path)
+
+
+def test_labels_out_of_range(tmp_path):
+    write_small_dataset(tmp_path, packed=False)
+    path = tmp_path / "t10k-labels-idx1-ubyte"
+    path.write_bytes(idx_bytes(np.full(5_002, 10)))
+    with pytest.raises(
+        DataError, match=f"{path} is damaged: expected labels from 0 to 9, found 10"
+    ):
+        load_dataset("fashion_mnist", tmp_path)
+
+
+def test_unknown_name():
+    with pytest.raises(
+        ValueError, match="name must be one of mnist, fashion_mnist, kmnist; found 'x'"
+    ):
+        load_dataset("x")
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A small data set on a local server, in the place of KMNIST, and an empty cache."""
+    import hashlib
+
+    import pooch
+
+    write_small_dataset(tmp_path / "served", packed=True)
+    handler = functools.partial(QuietHandler, directory=tmp_path / "served")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    sums = tuple(
+        hashlib.sha256((tmp_path / "served" / f"{name}.gz").read_bytes()).hexdigest()
+        for name in datasets._FILES
+    )
+    source = datasets._Source(f"http://127.0.0.1:{server.server_port}/", packed=sums)
+    monkeypatch.setitem(datasets._SOURCES, "kmnist", source)
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
+    yield server, tmp_path
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_download_happens_once_and_is_checked(served):
+    server, _ = served
+    first = load_dataset("kmnist")
+    server.shutdown()  # the second time nothing is asked for
+    second = load_dataset("kmnist")
+    np.testing.assert_array_equal(first.test.labels, second.test.labels)
+
+
+def test_download_of_a_corrupted_file_leaves_nothing_behind(served):
+    _, tmp_path = served
+    path = tmp_path / "served" / "train-labels-idx1-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(
+        DataError, match=r"train-labels-idx1-ubyte.gz of kmnist cannot be downloaded.*folder"
+    ):
+        load_dataset("kmnist")
+    assert not (tmp_path / "cache" / "kmnist" / path.name).exists()

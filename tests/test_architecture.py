@@ -1,0 +1,110 @@
+"""The house: which room may import which, what the front door needs, what the README says."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = ["fwdgrad.core", "fwdgrad.problems", "fwdgrad.work", "experiments"]
+MODULES = sorted([*(ROOT / "fwdgrad").rglob("*.py"), *(ROOT / "experiments").glob("*.py")])
+EXTERNAL = {  # what a floor may import besides the standard library
+    "fwdgrad.core": {"jax", "numpy"},
+    "fwdgrad.problems": {"jax", "numpy", "equinox", "optax", "pooch"},
+    "fwdgrad.work": {"jax", "numpy", "scipy", "equinox", "optax", "tqdm"},
+    "experiments": {"jax", "numpy", "hydra", "omegaconf", "matplotlib", "tqdm"},
+}
+# Work knows the core's types and checks, and a problem only by a protocol of its own.
+MAY_USE = {
+    "fwdgrad.core": set(),
+    "fwdgrad.problems": {"fwdgrad.core"},
+    "fwdgrad.work": {"fwdgrad.core"},
+    "experiments": {"fwdgrad.core", "fwdgrad.problems", "fwdgrad.work"},
+}
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def floor_of(module):
+    return next((f for f in FLOORS if module == f or module.startswith(f + ".")), None)
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_room_imports_from_the_floors_below_alone(path):
+    floor = floor_of(name_of(path))
+    for imported in imports_of(path):
+        top = imported.split(".")[0]
+        if floor is None:  # the front door
+            assert floor_of(imported) == "fwdgrad.core"
+        elif top in ("fwdgrad", "experiments"):
+            allowed = {floor, *MAY_USE[floor]}
+            assert floor_of(imported) in allowed or (imported == "fwdgrad" and floor == FLOORS[-1])
+        else:
+            assert top in sys.stdlib_module_names | EXTERNAL[floor], imported
+
+
+def test_work_knows_no_estimator_and_no_distribution_by_name():
+    names = re.compile(r"\b(forward_value_and_grad|backprop_value_and_grad|Normal|Rademacher)\b")
+    for path in (ROOT / "fwdgrad" / "work").glob("*.py"):
+        code = ast.parse(path.read_text())
+        for node in ast.walk(code):
+            if isinstance(node, (ast.Name, ast.Attribute)):
+                assert not names.search(ast.unparse(node)), path
+
+
+def test_importing_the_library_needs_jax_alone():
+    script = (
+        "import sys, fwdgrad; "
+        "print(*{'equinox', 'optax', 'hydra', 'matplotlib', 'tqdm'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 0 and result.stdout.strip() == ""
+
+
+def test_every_public_name_is_documented_and_exported():
+    for floor in ("fwdgrad", *FLOORS[:-1]):
+        package = importlib.import_module(floor)
+        assert sorted(package.__all__) == sorted(set(package.__all__))
+        for name in package.__all__:
+            value = getattr(package, name)
+            assert not callable(value) or value.__doc__
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readmes_python_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 2
+    scope = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), scope)
+
+
+def test_the_readme_names_every_module():
+    for path in MODULES:
+        relative = path.relative_to(ROOT).as_posix()
+        assert path.name == "__init__.py" or f"`{relative}`" in README, relative
+
+
+def test_the_readmes_links_and_pictures_exist():
+    for target in re.findall(r"\]\(([^)#]+?)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
