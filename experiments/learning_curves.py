@@ -131,8 +131,8 @@ def describe(folder: Path) -> str:
         "Means over the seeds, with 95 % intervals (Student's t) shaded in the figure and in "
         "brackets below. Time is training time alone: compilation, evaluation and logging are "
         "off the clock. The training loss is the mean over the minibatches since the evaluation "
-        "before, so it lags by half that distance. T is the time at which the mean validation loss reaches backprop's "
-        "lowest, T_b for backprop itself.",
+        "before, so it lags by half that distance. T is the time at which the mean validation "
+        "loss reaches backprop's lowest, T_b for backprop itself.",
         "",
         "| model | estimator | seeds | steps | ms a step | T / T_b | validation loss "
         "| test accuracy |",

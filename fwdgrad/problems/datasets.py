@@ -125,12 +125,11 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
 def _split(both: Examples, test: Examples) -> Dataset:
     train = Examples(*(array[:-NUM_VALID] for array in both))
     valid = Examples(*(array[-NUM_VALID:] for array in both))
-    # Of the integer histogram, so exact and without a float copy of the images.
-    counts = np.bincount(train.images.reshape(-1), minlength=256)
-    levels = np.arange(256) / 255
-    mean = float(np.average(levels, weights=counts))
-    std = float(np.average((levels - mean) ** 2, weights=counts) ** 0.5)
-    return Dataset(train, valid, test, mean, std)
+    # The moments of the bytes are sums of integers, so exact, and need no float copy.
+    pixels = train.images.size
+    first = int(train.images.sum(dtype=np.uint64)) / pixels
+    second = int(np.square(train.images, dtype=np.uint16).sum(dtype=np.uint64)) / pixels
+    return Dataset(train, valid, test, first / 255, (second - first**2) ** 0.5 / 255)
 
 
 def _paired(paths: list[Path], arrays: list[np.ndarray]) -> Examples:

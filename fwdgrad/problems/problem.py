@@ -47,7 +47,7 @@ def image_classification(make_model: Callable[..., eqx.Module], dataset: Dataset
       make_model: key=... -> a module from one float image (28, 28) to logits (10,).
       dataset: from `load_dataset`.
     """
-    _, static = partition(make_model(key=jax.random.key(0)))
+    _, static = partition(eqx.filter_jit(make_model)(key=jax.random.key(0)))
 
     def init(key: Array) -> PyTree:
         return partition(make_model(key=key))[0]

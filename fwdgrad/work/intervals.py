@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+from scipy import special
 
 
 class Interval(NamedTuple):
@@ -35,7 +35,7 @@ def mean_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0.9
     mean = float(values.mean())
     if n == 1:
         return Interval(mean, float("nan"), float("nan"), n)
-    half = scipy.stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / n**0.5
+    half = special.stdtrit(n - 1, (1 + confidence) / 2) * values.std(ddof=1) / n**0.5
     return Interval(mean, float(mean - half), float(mean + half), n)
 
 
@@ -52,8 +52,7 @@ def median_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0
     """
     values = np.sort(np.asarray(samples, float))
     n = len(values)
-    k = int(scipy.stats.binom.ppf((1 - confidence) / 2, n, 0.5))
-    if 2 * scipy.stats.binom.cdf(k - 1, n, 0.5) > 1 - confidence:
-        k -= 1
+    tails = 2 * special.bdtr(np.arange(n), n, 0.5)  # 2 P(B < k) for k = 1 … n
+    k = int(np.sum(tails <= 1 - confidence))
     low, high = (values[k - 1], values[n - k]) if k > 0 else (np.nan, np.nan)
     return Interval(float(np.median(values)), float(low), float(high), n)

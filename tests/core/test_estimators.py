@@ -141,8 +141,8 @@ def test_clipping_bounds_the_derivative_and_reports_its_rate(key):
         value_and_grad = fwdgrad.forward_value_and_grad(
             lambda w: 10 * jnp.sum(w),
             tangents=fwdgrad.Rademacher(),
-            num_tangents=200,
-            chunk_size=30,
+            num_tangents=20,
+            chunk_size=8,
             clip=clip,
             has_report=True,
         )
@@ -150,10 +150,10 @@ def test_clipping_bounds_the_derivative_and_reports_its_rate(key):
 
     # The derivatives are ±10 and ±30 with probabilities 3/4 and 1/4.
     sample = jax.vmap(lambda k: fwdgrad.Rademacher().sample(k, jnp.zeros(3)))
-    signs = np.asarray(sample(jax.random.split(key, 200)))
+    signs = np.asarray(sample(jax.random.split(key, 20)))
     derivatives = 10 * signs.sum(axis=1)
     assert {10, 30} == set(np.abs(derivatives))
-    for clip, rate in ((None, 0), (40, 0), (20, np.mean(np.abs(derivatives) > 20)), (5, 1)):
+    for clip, rate in ((None, 0), (20, np.mean(np.abs(derivatives) > 20)), (5, 1)):
         _, grad, report = estimate(clip)
         clipped = np.clip(derivatives, -(clip or np.inf), clip or np.inf)
         np.testing.assert_allclose(grad, np.mean(clipped[:, None] * signs, axis=0), rtol=1e-5)
@@ -162,12 +162,12 @@ def test_clipping_bounds_the_derivative_and_reports_its_rate(key):
 
 ESTIMATORS = [
     lambda f, **options: fwdgrad.forward_value_and_grad(f, **options),
-    lambda f, **options: fwdgrad.forward_value_and_grad(f, num_tangents=5, chunk_size=2, **options),
+    lambda f, **options: fwdgrad.forward_value_and_grad(f, num_tangents=2, **options),
     lambda f, **options: fwdgrad.forward_value_and_grad(f, tangents=fwdgrad.Sphere(), **options),
     lambda f, **options: fwdgrad.backprop_value_and_grad(f, **options),
 ]
 each_estimator = pytest.mark.parametrize(
-    "estimator", ESTIMATORS, ids=["normal", "five", "sphere", "backprop"]
+    "estimator", ESTIMATORS, ids=["normal", "two", "sphere", "backprop"]
 )
 
 

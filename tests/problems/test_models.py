@@ -95,7 +95,7 @@ def test_functions_have_their_minimum_where_they_say(name, dimension, x64):
     elif name == "rosenbrock":
         dimension = max(dimension, 2)
     x = jnp.array(argmin if fixed else argmin * dimension)
-    gradient, hessian = jax.grad(function)(x), jax.hessian(function)(x)
+    gradient, hessian = jax.jit(lambda x: (jax.grad(function)(x), jax.hessian(function)(x)))(x)
     assert np.abs(gradient).max() < 1e-4  # Styblinski-Tang's minimiser is given to 7 digits
     assert np.linalg.eigvalsh(hessian).min() > 0
     assert function(x).shape == () and function(x.astype("float32")).dtype == jnp.float32

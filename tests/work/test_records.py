@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,6 +76,14 @@ def test_median_interval_covers_at_least_as_often_as_it_says(n):
     samples = np.random.default_rng(0).exponential(size=(4_000, n))
     covered = np.mean([i.low < math.log(2) < i.high for i in map(median_interval, samples)])
     assert covered > 0.95 - 4.4 * (0.95 * 0.05 / 4_000) ** 0.5
+
+
+def test_intervals_against_scipy_stats():
+    samples = np.random.default_rng(1).normal(size=12)
+    expected = scipy.stats.t.interval(0.95, 11, samples.mean(), scipy.stats.sem(samples))
+    np.testing.assert_allclose(mean_interval(samples)[1:3], expected, rtol=1e-12)
+    found = median_interval(samples)  # the tables' k = 3 for n = 12
+    assert (found.low, found.high) == (np.sort(samples)[2], np.sort(samples)[9])
 
 
 def test_too_few_samples_for_an_interval():
