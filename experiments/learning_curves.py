@@ -53,7 +53,9 @@ def run(cfg: DictConfig, folder: Path) -> None:
     bar = tqdm(jobs, desc=NAME, unit="run", disable=_hidden(cfg.output.progress))
     for panel, line, seed in bar:
         bar.set_postfix_str(f"{panel} {line} seed {seed}")
-        records.append((panel, line, seed, train.run(_train_config(cfg, panel, line, seed))))
+        record = train.run(_train_config(cfg, panel, line, seed))
+        records.append((panel, line, seed, record))
+        bar.write(f"{NAME}: {train.summary(record)}")
     titles = {panel: experiment.panels[panel].title for panel in experiment.panels}
     _write_tables(records, titles, folder)
 
@@ -144,11 +146,12 @@ def describe(folder: Path) -> str:
             chosen = [r for r in runs if (r["panel"], r["estimator"]) == (panel, estimator)]
             samples = {c: [float(r[c]) for r in chosen] for c in _RUN_COLUMNS[3:]}
             time, reference = _time_to(target, line), _time_to(target, by_estimator["backprop"])
+            ratio = f"{time / reference:.3f}" if time is not None and reference else "not reached"
             lines.append(
                 f"| {titles[panel]} | {style.name(estimator)} | {len(chosen)} "
                 f"| {chosen[0]['num_steps']} "
                 f"| {mean_interval(samples['milliseconds_per_step'])} "
-                f"| {f'{time / reference:.3f}' if time and reference else 'not reached'} "
+                f"| {ratio} "
                 f"| {mean_interval(samples['valid_loss'])} "
                 f"| {mean_interval(samples['test_accuracy'])} |"
             )
@@ -215,7 +218,8 @@ def _plot(axis: Axes, x: np.ndarray, samples: np.ndarray, estimator: str) -> Non
 @hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
 def main(cfg: DictConfig) -> None:
     folder = Path(cfg.output.root)
-    run(cfg, folder)
+    if not cfg.draw_only:
+        run(cfg, folder)
     draw(folder)
     print(f"{folder / NAME}.png")
 

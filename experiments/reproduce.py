@@ -27,10 +27,11 @@ def run(cfg: DictConfig) -> dict[str, str]:
             if not cfg.draw_only:
                 module.run(cfg, folder)
             module.draw(folder)
-            sections[name] = module.describe(folder)
         except Exception as error:  # whatever it is, the other experiments shall run
             traceback.print_exc()
             failures[name] = f"{type(error).__name__}: {error}"
+        if (folder / f"{name}.json").exists():  # of this time, or if it failed of the last
+            sections[name] = module.describe(folder)
     print(f"report: {report.write(folder, cfg.preset, sections, failures)}")
     return failures
 

@@ -32,7 +32,9 @@ def run(cfg: DictConfig) -> RunRecord:
     folder = run_folder(cfg.output.root, _label(cfg), identity, cfg.seed)
     if (record := finished_run(folder)) is not None:
         return record
-    learning_rate = instantiate(cfg.optimizer.learning_rate)
+    learning_rate = cfg.optimizer.learning_rate  # a schedule's config, or a number
+    if isinstance(learning_rate, DictConfig):
+        learning_rate = instantiate(learning_rate)
     return train(
         problem(cfg),
         instantiate(cfg.estimator.value_and_grad, _convert_="all"),
@@ -47,6 +49,17 @@ def run(cfg: DictConfig) -> RunRecord:
     )
 
 
+def summary(record: RunRecord) -> str:
+    """A finished run in one line."""
+    final = record.info["final"]
+    label = record.folder.parent.name.rpartition("-")[0]
+    return (
+        f"{label} seed {record.info['seed']}: {final['step']} steps in {final['seconds']:.1f} s, "
+        f"train loss {final['train_loss']:.4f}, valid loss {final['valid_loss']:.4f}, "
+        f"valid accuracy {final['valid_accuracy']:.4f}, test accuracy {final['test_accuracy']:.4f}"
+    )
+
+
 def _label(cfg: DictConfig) -> str:
     return f"{cfg.model.name}-{cfg.estimator.label}"
 
@@ -55,7 +68,7 @@ def _identifying(config: dict) -> dict:
     """The part of a resolved config that decides the numbers: all but the seed and the names."""
     return {
         "model": config["model"]["make"],
-        "dataset": config["dataset"]["name"],
+        "dataset": config["dataset"],
         "estimator": config["estimator"]["value_and_grad"],
         "optimizer": config["optimizer"],
         **{key: config[key] for key in ("num_steps", "batch_size", "eval_every", "steps_per_call")},
@@ -77,13 +90,7 @@ def _problem(make: str, dataset: str, folder: str | None) -> Problem:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(cfg: DictConfig) -> None:
     record = run(cfg)
-    final = record.info["final"]
-    print(
-        f"{_label(cfg)} seed {cfg.seed}: {final['step']} steps in {final['seconds']:.1f} s, "
-        f"train loss {final['train_loss']:.4f}, valid loss {final['valid_loss']:.4f}, "
-        f"valid accuracy {final['valid_accuracy']:.4f}, "
-        f"test accuracy {final['test_accuracy']:.4f}\nrecorded in {record.folder}"
-    )
+    print(f"{summary(record)}\nrecorded in {record.folder}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,15 @@ from fwdgrad.core.tangents import TangentDistribution
 from fwdgrad.core.trees import Array, PyTree
 
 
+def check_callable(fun: Any) -> None:
+    """Raises TypeError unless `fun` can be called."""
+    if not callable(fun):
+        raise TypeError(
+            f"fun must be a function fun(params, *args, **kwargs) of the loss; found "
+            f"{type(fun).__name__}."
+        )
+
+
 def check_key(key: Any) -> None:
     """Raises TypeError or ValueError unless `key` is one typed PRNG key."""
     make_one = "Make one with jax.random.key(seed)"
@@ -90,57 +99,87 @@ def check_sample(tangents: Any, tangent: PyTree, params: PyTree) -> None:
 
 def check_loss(fun: Callable[..., Any], output: Any, has_aux: bool) -> tuple[Array, PyTree]:
     """Takes `fun`'s output apart into (loss, aux); raises unless the loss is a real scalar."""
-    name = getattr(fun, "__qualname__", repr(fun))
     if has_aux:
         if not (isinstance(output, tuple) and len(output) == 2):
             raise TypeError(
-                f"fun ({name}) must return a pair (loss, aux) because has_aux=True; found "
+                f"fun{_named(fun)} must return a pair (loss, aux) because has_aux=True; found "
                 f"{type(output).__name__}. Return the pair, or leave has_aux out."
             )
         loss, aux = output
     else:
         if isinstance(output, tuple):
             raise TypeError(
-                f"fun ({name}) must return a scalar loss; found a tuple. If it is "
+                f"fun{_named(fun)} must return a scalar loss; found a tuple. If it is "
                 "(loss, aux), say has_aux=True."
             )
         loss, aux = output, None
     if not isinstance(loss, (jax.Array, np.ndarray, np.generic, int, float, complex)):
-        raise TypeError(f"fun ({name}) must return a scalar loss; found {type(loss).__name__}.")
+        raise TypeError(f"fun{_named(fun)} must return a scalar loss; found {type(loss).__name__}.")
     shape, dtype = jnp.shape(loss), jnp.result_type(loss)
     if shape != ():
         raise TypeError(
-            f"fun ({name}) must return a scalar loss, of shape (); found shape {shape}. "
+            f"fun{_named(fun)} must return a scalar loss, of shape (); found shape {shape}. "
             "Reduce it, for example with .mean()."
         )
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
-            f"fun ({name}) must return a real floating-point loss; found dtype {dtype}. "
+            f"fun{_named(fun)} must return a real floating-point loss; found dtype {dtype}. "
             "Cast an integer with .astype(jnp.float32); take the real part of a complex number."
         )
     return jnp.asarray(loss), aux
 
 
-def check_no_custom_vjp(fun: Callable[..., Any], *args: Any) -> None:
-    """Raises TypeError if `fun(*args)` calls a function defined by `jax.custom_vjp`.
+def _named(fun: Callable[..., Any]) -> str:
+    name = getattr(fun, "__qualname__", None)  # a partial or a module has none
+    return f" ({name})" if name else ""
 
-    JAX's own message does not say which function of a large model is meant (and under `jit`
-    it comes only when the program is lowered), so this traces `fun` and reads the names and
-    places off the jaxpr. If `fun` cannot be traced because it needs the values of its
-    arguments, nothing is raised.
+
+def check_no_custom_vjp(loss: Callable[[PyTree], Any], theta: PyTree) -> None:
+    """Raises TypeError if a tangent of `theta` reaches a function defined by `jax.custom_vjp`.
+
+    JAX's own message does not say which function of a large model is meant, and under `jit` it
+    comes only when the program is lowered. So this traces the pushforward, in whose jaxpr such
+    a function has become the primitive `custom_lin`, and then the loss itself, whose jaxpr has
+    the names and places. If the loss cannot be traced because it needs the values of its
+    parameters, nothing is raised.
     """
+
+    def pushforward(theta: PyTree, tangent: PyTree) -> Any:
+        return jax.jvp(lambda t: loss(t)[0], (theta,), (tangent,))
+
     try:
-        jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
-    except jax.errors.ConcretizationTypeError:
+        reached = "custom_lin" in set(_primitives(jax.make_jaxpr(pushforward)(theta, theta).jaxpr))
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
         return
-    places = sorted(set(_custom_vjp_places(jaxpr)))
-    if not places:
-        return
-    raise TypeError(
-        "fun calls a function that is defined by jax.custom_vjp and so has no forward-mode "
-        f"rule: {'; '.join(places)}. Define it by jax.custom_jvp instead (JAX derives the "
-        "reverse mode from that), or use a version of it without custom derivatives."
-    )
+    if reached:
+        raise_for_custom_vjp(loss, theta)
+
+
+def raise_for_custom_vjp(loss: Callable[[PyTree], Any], theta: PyTree) -> None:
+    """Raises the TypeError that names the `custom_vjp` functions that `loss` calls."""
+    jaxpr = jax.make_jaxpr(lambda t: loss(t)[0])(theta).jaxpr
+    if places := sorted(set(_custom_vjp_places(jaxpr))):
+        raise TypeError(
+            "fun calls a function that is defined by jax.custom_vjp and so has no forward-mode "
+            f"rule: {'; '.join(places)}. Define it by jax.custom_jvp instead (JAX derives the "
+            "reverse mode from that), or use a version of it without custom derivatives."
+        )
+
+
+def _inner_jaxprs(equation: Any) -> Iterator[Any]:
+    for value in equation.params.values():
+        for inner in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(inner, jex_core.ClosedJaxpr):
+                yield inner.jaxpr
+            elif isinstance(inner, jex_core.Jaxpr):
+                yield inner
+
+
+def _primitives(jaxpr: Any) -> Iterator[str]:
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in _inner_jaxprs(equation):
+            yield from _primitives(inner)
 
 
 def _custom_vjp_places(jaxpr: Any) -> Iterator[str]:
@@ -149,10 +188,6 @@ def _custom_vjp_places(jaxpr: Any) -> Iterator[str]:
             called = equation.params.get("call_jaxpr") or equation.params.get("fun_jaxpr")
             debug_info = getattr(getattr(called, "jaxpr", called), "debug_info", None)
             yield getattr(debug_info, "func_src_info", None) or "a function without a name"
-            continue  # a custom_vjp inside another's primal function is never reached
-        for value in equation.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(inner, jex_core.ClosedJaxpr):
-                    yield from _custom_vjp_places(inner.jaxpr)
-                elif isinstance(inner, jex_core.Jaxpr):
-                    yield from _custom_vjp_places(inner)
+        else:
+            for inner in _inner_jaxprs(equation):
+                yield from _custom_vjp_places(inner)

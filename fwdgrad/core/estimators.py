@@ -26,6 +26,7 @@ from fwdgrad.core.trees import (
     combine,
     partition,
     require_parameters,
+    split,
 )
 
 ValueAndGrad = Callable[..., tuple[Any, ...]]
@@ -45,7 +46,7 @@ def forward_value_and_grad(
 
     g = (1/K) Σ_k (∇f·v_k) v_k with K = `num_tangents` independent tangents; E[g] = ∇f.
     For one normal tangent E‖g‖² = (d + 2)‖∇f‖², d the number of parameters, so expect to
-    use a learning rate of about 1/d of backprop's, or K tangents to average over.
+    need a smaller learning rate than backprop could use, or many tangents to average over.
 
     Args:
       fun: `fun(params, *args, **kwargs)` returns a real scalar loss, or `(loss, aux)`.
@@ -62,7 +63,8 @@ def forward_value_and_grad(
 
     Returns:
       A function `(key, params, *args, **kwargs) -> (value, grad)`, with `(value, aux)` in
-      the place of value if `has_aux`. It is pure, so it composes with `jit`, `vmap`, `scan`
+      the place of value if `has_aux`. Key and params go by position, so that `fun` may have a
+      keyword argument `key` of its own. It is pure, so it composes with `jit`, `vmap`, `scan`
       and donation. `key` is one typed PRNG key, `params` any pytree. `grad` is a pytree
       like `params`: each floating leaf has its own shape and dtype, and every other leaf
       (integers, booleans, Python numbers, functions) is that of `params`, untouched; take
@@ -85,15 +87,19 @@ def forward_value_and_grad(
 
     Source: Baydin et al., Gradients without Backpropagation (2022).
     """
+    checks.check_callable(fun)
     checks.check_tangents(tangents)
     checks.check_positive_integer("num_tangents", num_tangents)
     if chunk_size is not None:
         checks.check_positive_integer("chunk_size", chunk_size)
     checks.check_clip(clip)
 
-    def value_and_grad(key: Array, params: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def value_and_grad(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         checks.check_key(key)
         loss, theta, rest = _on_parameters(fun, params, args, kwargs, has_aux)
+        # Where JAX is tracing, it objects to a custom_vjp only after this function has returned.
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((key, theta))):
+            checks.check_no_custom_vjp(loss, theta)
 
         def forward_pass(key: Array) -> _Estimate:
             tangent = tangents.sample(key, theta)
@@ -140,8 +146,9 @@ def backprop_value_and_grad(
     >>> float(value), grad["w"].tolist(), grad["steps"]
     (3.0, [2.0, 2.0, 2.0], 7)
     """
+    checks.check_callable(fun)
 
-    def value_and_grad(key: Array, params: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def value_and_grad(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         del key
         loss, theta, rest = _on_parameters(fun, params, args, kwargs, has_aux)
         (value, aux), grad = jax.value_and_grad(loss, has_aux=True)(theta)
@@ -181,14 +188,11 @@ def _pushforward(
     loss: Callable[[PyTree], tuple[Array, PyTree]], theta: PyTree, tangent: PyTree
 ) -> tuple[Array, Array, PyTree]:
     """(loss, ∇loss·tangent, aux) in one forward-mode pass."""
-    # Where JAX is tracing, it objects to a custom_vjp only after this function has returned.
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((theta, tangent))):
-        checks.check_no_custom_vjp(loss, theta)
     try:
         return jax.jvp(loss, (theta,), (tangent,), has_aux=True)
     except TypeError as error:
         if "custom_vjp" in str(error):
-            checks.check_no_custom_vjp(loss, theta)
+            checks.raise_for_custom_vjp(loss, theta)
         raise
 
 
@@ -218,10 +222,19 @@ def _mean_over_tangents(
         return forward_pass(key)
 
     def chunk_sum(keys: Array) -> _Estimate:
+        not_arrays: list[PyTree] = []  # of aux, which may hold anything, around the vmap
+
+        def mapped_pass(key: Array) -> _Estimate:
+            estimate = forward_pass(key)
+            arrays, rest = split(estimate.aux, lambda x: isinstance(x, jax.Array))
+            not_arrays.append(rest)
+            return estimate._replace(aux=arrays)
+
         axes: Any = _Estimate(value=None, aux=None, grad=0, clip_rate=0)  # type: ignore[arg-type]
-        each = jax.vmap(forward_pass, out_axes=axes)(keys)
+        each = jax.vmap(mapped_pass, out_axes=axes)(keys)
         grad, clip_rate = jax.tree.map(lambda x: x.sum(0), (each.grad, each.clip_rate))
-        return each._replace(grad=grad, clip_rate=clip_rate)
+        aux = combine(each.aux, not_arrays[-1])
+        return _Estimate(each.value, aux, grad, clip_rate)
 
     def add_chunk(total: PyTree, keys: Array) -> tuple[PyTree, None]:
         chunk = chunk_sum(keys)

@@ -8,6 +8,7 @@ the two apart and `combine` puts them together again, as `equinox.partition` doe
     params  =  combine(*partition(params))
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,13 +42,19 @@ def partition(tree: PyTree) -> tuple[PyTree, PyTree]:
     >>> partition({"w": jnp.float32(2), "steps": 3})
     ({'steps': None, 'w': Array(2., dtype=float32)}, {'steps': 3, 'w': None})
     """
-    differentiable = jax.tree.map(lambda x: jnp.asarray(x) if is_differentiable(x) else None, tree)
-    rest = jax.tree.map(lambda x: None if is_differentiable(x) else x, tree)
-    return differentiable, rest
+    differentiable, rest = split(tree, is_differentiable)
+    return jax.tree.map(jnp.asarray, differentiable), rest
+
+
+def split(tree: PyTree, chosen: Callable[[Any], bool]) -> tuple[PyTree, PyTree]:
+    """Splits `tree` into the leaves that are `chosen` and the rest, as `partition` does."""
+    first = jax.tree.map(lambda x: x if chosen(x) else None, tree)
+    rest = jax.tree.map(lambda x: None if chosen(x) else x, tree)
+    return first, rest
 
 
 def combine(differentiable: PyTree, rest: PyTree) -> PyTree:
-    """Puts together what `partition` took apart.
+    """Puts together what `partition` or `split` took apart.
 
     >>> combine({"w": jnp.float32(2), "steps": None}, {"w": None, "steps": 3})
     {'steps': 3, 'w': Array(2., dtype=float32)}

@@ -20,6 +20,7 @@ from fwdgrad.problems.idx import DataError, read_idx
 
 NUM_VALID = 5_000
 NUM_CLASSES = 10
+IMAGE_SHAPE = (28, 28)
 
 
 class Examples(NamedTuple):
@@ -108,7 +109,7 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
         raise ValueError(f"name must be one of {', '.join(_SOURCES)}; found {name!r}.")
     source = _SOURCES[name]
     if folder is not None:
-        paths = [_find(name, Path(folder), file) for file in _FILES]
+        paths = [_find(name, Path(folder).expanduser(), file) for file in _FILES]
     elif source.url is None:
         paths = [Path(__file__).parent / "data" / name / f"{file}.gz" for file in _FILES]
     else:
@@ -138,6 +139,11 @@ def _paired(paths: list[Path], arrays: list[np.ndarray]) -> Examples:
         raise DataError(
             f"{paths[0]} and {paths[1]} do not belong together: expected as many images as "
             f"labels, more than {NUM_VALID}, but found {len(images)} and {len(labels)}."
+        )
+    if images.shape[1:] != IMAGE_SHAPE:
+        raise DataError(
+            f"{paths[0]} is not what it should be: expected images of 28×28 pixels, found "
+            f"{images.shape[1]}×{images.shape[2]}."
         )
     if labels.max() >= NUM_CLASSES:
         raise DataError(

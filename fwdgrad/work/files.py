@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+_SUFFIX = ".unfinished"
+
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
@@ -24,11 +26,13 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The same folder, so that the rename stays within one file system.
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(
+        prefix=f".{path.name}-", suffix=_SUFFIX, dir=path.parent
+    )
     try:
-        # No translation of line ends: the same bytes on every system.
-        newline = None if "b" in mode else ""
-        with open(descriptor, mode, newline=newline) as file:
+        # The same bytes on every system.
+        text = {} if "b" in mode else {"newline": "", "encoding": "utf-8"}
+        with open(descriptor, mode, **text) as file:  # type: ignore[call-overload]
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -39,3 +43,9 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what `atomic_write` left in `folder` when its process was killed."""
+    for path in folder.glob(f".*-*{_SUFFIX}"):
+        path.unlink(missing_ok=True)

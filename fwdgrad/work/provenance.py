@@ -16,14 +16,14 @@ def provenance() -> dict[str, Any]:
     """The commit, versions and hardware of this process, as plain values for `run.json`.
 
     `commit` and `dirty` are None where the code does not lie in a git checkout; `dirty` says
-    whether a tracked file other than a result differs from the commit.
+    whether any file that git does not ignore, results apart, differs from the commit.
     """
     return {"code": _code(), "versions": _versions(), "hardware": _hardware()}
 
 
 def _code() -> dict[str, Any]:
     commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+    changes = _git("status", "--porcelain", "--", ".", ":!results")
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 

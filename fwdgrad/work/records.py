@@ -6,7 +6,8 @@ and a folder named after it, with a folder for each seed:
     <root>/<label>-<identity>/seed-<seed>/
         config.yaml      the resolved config, written by the experiment
         metrics.csv      one row an evaluation, the columns of `Metrics`
-        run.json         seed, status, final metrics, code, versions, hardware
+        run.json         seed, status, final metrics, the steps at which it was resumed; code,
+                         versions and hardware of the process that wrote it last
         checkpoint.eqx   the training state; the final one, once the run has finished
 """
 
@@ -96,7 +97,7 @@ def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """Reads a CSV file: a dict a row, from the column's name to the text of its entry."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -109,7 +110,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Reads a JSON file."""
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_run(folder: Path) -> RunRecord | None:

@@ -74,12 +74,14 @@ def make_stepper(
     """Initialises the state from `seed` and compiles the step."""
     init_key, steps_key = jax.random.split(jax.random.key(seed))
     value_and_grad = estimator(loss, has_report=True)
+    # Some optimizers (optax.contrib.reduce_on_plateau) want to know the loss as well.
+    update = optax.with_extra_args_support(optimizer).update
 
     def step_once(state: State, examples: PyTree, indices: Array) -> State:
         batch = jax.tree.map(lambda x: x[indices], examples)
         key = jax.random.fold_in(steps_key, state.step)
         value, grad, report = value_and_grad(key, state.params, batch)
-        updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
+        updates, opt_state = update(grad, state.opt_state, state.params, value=value, grad=grad)
         return State(
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,

@@ -23,7 +23,7 @@ from fwdgrad.core.checks import check_positive_integer
 from fwdgrad.core.trees import Array, PyTree
 from fwdgrad.work.checkpoints import load_checkpoint, save_checkpoint
 from fwdgrad.work.evaluation import make_evaluate
-from fwdgrad.work.files import atomic_write
+from fwdgrad.work.files import atomic_write, remove_leftovers
 from fwdgrad.work.provenance import provenance
 from fwdgrad.work.records import (
     Metrics,
@@ -106,7 +106,8 @@ def train(
       problem: parameters, loss and examples.
       estimator: loss function, has_report=True -> value and gradient, for example
         `fwdgrad.forward_value_and_grad` or a `functools.partial` of it.
-      optimizer: any optax optimizer.
+      optimizer: any optax optimizer; its update is given the loss as `value` too, but not the
+        loss function, so line searches and L-BFGS do not work.
       learning_rate: step -> rate, only for the record; the optimizer has its own.
       settings: how long and in what pieces.
       seed: for the initial parameters, the order of the examples and the tangents.
@@ -119,9 +120,15 @@ def train(
     Raises:
       DivergedError: a loss is not finite. What was recorded before stays in `folder`.
       CheckpointError: the checkpoint in `folder` is damaged.
+      ValueError: `seed` is negative, or `folder` holds a run of another seed or settings.
     """
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0; found {seed!r}.")
+    if (record := read_run(folder)) is not None:
+        _check_same_run(record, settings, seed)
     if (record := finished_run(folder)) is not None:
         return record
+    remove_leftovers(folder)
     stepper = make_stepper(
         problem.loss,
         problem.init,
@@ -144,6 +151,16 @@ def train(
     record = finished_run(folder)
     assert record is not None  # advance_to_end wrote it
     return record
+
+
+def _check_same_run(record: RunRecord, settings: Settings, seed: int) -> None:
+    found = {"seed": record.info["seed"], **record.info["settings"]}
+    wanted = {"seed": seed, **asdict(settings)}
+    if different := [f"{k} {found.get(k)}" for k in wanted if found.get(k) != wanted[k]]:
+        raise ValueError(
+            f"folder {record.folder} holds another run, with {', '.join(different)}. Name another "
+            "folder, or delete this one."
+        )
 
 
 def finished_run(folder: Path) -> RunRecord | None:
@@ -179,6 +196,8 @@ class _Run:
         progress = _Progress(stepper.state, np.zeros(()))
         progress = load_checkpoint(folder, progress) or progress
         self._state, self._seconds = progress.state, float(progress.seconds)
+        before = read_run(folder)
+        self._resumed_at = [*before.info["resumed_at"], self._step] if before else []
         # A row is written before the checkpoint that follows it, so there may be rows of steps
         # that this run has yet to repeat, but none is missing.
         self._rows = [row for row in read_metrics(folder) if row.step <= self._step]
@@ -281,6 +300,7 @@ class _Run:
                 "seed": self._seed,
                 "settings": asdict(self._settings),
                 "steps_made": self._step,
+                "resumed_at": self._resumed_at,
                 "seconds": self._seconds,
                 "compile_seconds": self._stepper.compile_seconds,
                 "started": self._started,

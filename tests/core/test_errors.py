@@ -56,6 +56,12 @@ both = pytest.mark.parametrize(
 
 
 @both
+def test_a_loss_that_is_no_function(estimator):
+    with pytest.raises(TypeError, match=r"fun must be a function.*found dict"):
+        estimator({"w": W})
+
+
+@both
 @pytest.mark.parametrize(
     ("params", "kind", "message"),
     [
@@ -141,6 +147,16 @@ def test_custom_vjp_is_named_with_its_place(fun, num_tangents, key):
     for call in calls:
         with pytest.raises(TypeError, match=message):
             call(key, W)
+
+
+@pytest.mark.parametrize("num_tangents", [1, 3])
+def test_custom_vjp_that_no_tangent_reaches_is_no_obstacle(num_tangents, key):
+    def fun(w):
+        return jnp.sum(w * clip_gradient(jnp.arange(3.0)) + clip_gradient(jax.lax.stop_gradient(w)))
+
+    estimate = fwdgrad.forward_value_and_grad(fun, num_tangents=num_tangents)
+    for call in (estimate, jax.jit(estimate)):
+        assert call(key, W)[0] == 6
 
 
 def test_other_type_errors_of_the_loss_pass_through(key):

@@ -80,7 +80,7 @@ def test_equals_hand_written_jvp(network, key):
 
 
 @pytest.mark.parametrize("dtype", ["float32"])
-@pytest.mark.parametrize("chunk_size", [None, 1, 3, 7, 8])
+@pytest.mark.parametrize("chunk_size", [None, 1, 3])
 def test_mean_of_independent_tangents_in_any_chunks(network, key, chunk_size):
     params, x = network
     one = jax.jit(fwdgrad.forward_value_and_grad(network_loss))
@@ -197,12 +197,13 @@ def test_other_leaves_come_back_untouched(estimator, key):
 @each_estimator
 def test_aux_nests_as_in_jax(estimator, key):
     def loss(w, x, *, scale):
-        return scale * jnp.sum(w * x), {"twice": 2 * x, "count": 3}
+        return scale * jnp.sum(w * x), {"twice": 2 * x, "count": 3, "name": "x", "f": jnp.tanh}
 
     w, x = jnp.ones(3), jnp.arange(3.0)
     (value, aux), grad = estimator(loss, has_aux=True)(key, w, x, scale=2.0)
     (expected, _), _ = jax.value_and_grad(loss, has_aux=True)(w, x, scale=2.0)
-    assert value == expected and grad.shape == (3,) and aux["count"] == 3
+    assert value == expected and grad.shape == (3,)
+    assert (aux["count"], aux["name"], aux["f"]) == (3, "x", jnp.tanh)
     np.testing.assert_array_equal(aux["twice"], 2 * x)
 
 
@@ -228,8 +229,18 @@ def test_transformations_change_nothing(estimator, key):
     assert_same(jax.jit(jax.vmap(estimate, in_axes=(0, None, None)))(keys, params, x), stacked)
     assert_same(jax.lax.scan(lambda c, k: (c, estimate(k, params, x)), 0, keys)[1], stacked)
     copy = jax.tree.map(jnp.copy, params)
-    assert_same(jax.jit(estimate, donate_argnames="params")(keys[0], copy, x), each[0])
+    assert_same(jax.jit(estimate, donate_argnums=1)(keys[0], copy, x), each[0])
     assert copy["w"].is_deleted()
+
+
+@each_estimator
+def test_loss_with_a_key_of_its_own(estimator, key):
+    def loss(w, *, key, params):
+        return jnp.sum(w * jax.random.bernoulli(key, 0.5, w.shape)) * params
+
+    w, other = jnp.arange(1.0, 9.0), jax.random.key(7)
+    value, _ = estimator(loss)(key, w, key=other, params=2.0)
+    np.testing.assert_allclose(value, loss(w, key=other, params=2.0))
 
 
 def test_backprop_is_jax_grad_and_ignores_the_key(key):
@@ -254,6 +265,20 @@ def test_dtypes_are_kept(estimator, dtype, key, x64):
     assert value.dtype == dtype and grad["w"].dtype == dtype and grad["other"].dtype == jnp.float32
 
 
+def test_half_precision_gradients_are_accumulated_in_float32(key):
+    """The mean of 256 tangents in bfloat16 differs from float32's by its own rounding alone."""
+    estimate = fwdgrad.forward_value_and_grad(
+        lambda w: jnp.sum(w.astype(jnp.float32) * jnp.arange(1.0, 9.0)),
+        tangents=fwdgrad.Rademacher(),  # exact in every dtype
+        num_tangents=256,
+        chunk_size=1,
+    )
+    estimate = jax.jit(estimate)
+    exact = estimate(key, jnp.ones(8, "float32"))[1]
+    half = estimate(key, jnp.ones(8, "bfloat16"))[1].astype(jnp.float32)
+    np.testing.assert_allclose(half, exact, rtol=2**-8)
+
+
 leaves = st.one_of(
     st.none(),
     st.integers(-3, 3),
@@ -275,7 +300,7 @@ pytrees = st.recursive(
 )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(pytrees, st.sampled_from([1, 3]))
 def test_any_pytree(tree, num_tangents):
     params = {"tree": tree, "w": jnp.ones(2)}
@@ -285,8 +310,14 @@ def test_any_pytree(tree, num_tangents):
         return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in floats)
 
     estimate = fwdgrad.forward_value_and_grad(loss, num_tangents=num_tangents)
-    _, grad = estimate(jax.random.key(0), params)
+    value, grad = estimate(jax.random.key(0), params)
     assert jax.tree.structure(grad) == jax.tree.structure(params)
+    # The same as of its floating leaves alone.
+    theta = fwdgrad.partition(params)[0]
+    expected_value, expected = estimate(jax.random.key(0), theta)
+    assert value == expected_value
+    found = fwdgrad.partition(grad)[0]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
     for g, x in zip(jax.tree.leaves(grad), jax.tree.leaves(params), strict=True):
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating):
             assert g.shape == x.shape and g.dtype == x.dtype

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 
 import fwdgrad
 from experiments import reproduce, style, train
-from fwdgrad.work import Settings
+from fwdgrad.problems import DataError, Examples, load_dataset
+from fwdgrad.work import DivergedError, Settings
 
 from .conftest import CONFIGS
 
@@ -85,6 +86,7 @@ def test_identity_is_of_what_decides_the_numbers(compose):
         ("model=cnn",),
         ("model.make.widths=[8]",),
         ("dataset=kmnist",),
+        ("dataset.folder=elsewhere",),
         ("tangents=sphere",),
         ("estimator=backprop",),
         ("estimator.value_and_grad.num_tangents=2",),
@@ -96,12 +98,61 @@ def test_identity_is_of_what_decides_the_numbers(compose):
     assert len({identity(), *(identity(*o) for o in different)}) == 1 + len(different)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model=cnn", "model.make.channels=2", "model.make.width=8", "estimator=forward"),
+        ("model=logistic", "optimizer=adam", "tangents=sphere"),
+        ("model=logistic", "optimizer._target_=optax.lion", "optimizer.learning_rate=0.001"),
+    ],
+    ids=["cnn", "adam-sphere", "lion"],
+)
+def test_what_the_readme_offers_trains(compose, tmp_path, monkeypatch, overrides):
+    def load_a_few(name, folder):
+        mnist = load_dataset(name, folder)
+        few = [Examples(*(array[:100] for array in part)) for part in mnist[:3]]
+        return mnist._replace(train=few[0], valid=few[1], test=few[2])
+
+    monkeypatch.setattr(train, "load_dataset", load_a_few)
+    train._problem.cache_clear()
+    cfg = compose("train", *overrides, "num_steps=3", "eval_every=2", f"output.root={tmp_path}")
+    record = train.run(cfg)
+    train._problem.cache_clear()
+    assert [row.step for row in record.metrics] == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("override", "kind", "message"),
+    [
+        ("num_steps=many", TypeError, "num_steps must be an integer of at least 1; found 'many'"),
+        ("dataset.folder=nowhere", DataError, "train-images-idx3-ubyte.gz is missing: expected"),
+        ("estimator.value_and_grad.num_tangents=0", ValueError, "num_tangents must be at least 1"),
+    ],
+)
+def test_bad_values_leave_nothing_half_made(compose, tmp_path, override, kind, message):
+    cfg = compose("train", "model=logistic", f"output.root={tmp_path}", override)
+    with pytest.raises(kind, match=message):
+        train.run(cfg)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_divergence_keeps_what_was_recorded(compose, tmp_path):
+    cfg = compose(
+        "train", "model=mlp", "model.make.widths=[8]", "num_steps=20", "estimator=backprop",
+        "learning_rate=1e38", f"output.root={tmp_path}",
+    )  # fmt: skip
+    with pytest.raises(DivergedError, match=r"the training loss is nan at step \d+ \(learning"):
+        train.run(cfg)
+    (table,) = tmp_path.glob("*/seed-0/metrics.csv")
+    assert len(table.read_text().splitlines()) == 2
+
+
 def test_defaults_are_the_papers(compose):
     cfg = compose("train", "model=mlp")
     assert cfg.batch_size == 64 and cfg.optimizer._target_ == "optax.sgd"
     assert cfg.optimizer.learning_rate == {
         "_target_": "fwdgrad.work.exponential_decay", "initial": 2e-4, "rate": 1e-4
     }  # fmt: skip
-    assert not cfg.optimizer.momentum
+    assert set(cfg.optimizer) == {"_target_", "learning_rate"}
     assert compose("train", "model=logistic").learning_rate == 1e-4
     assert compose("train", "model=cnn").learning_rate == 2e-4

@@ -2,6 +2,8 @@
 
 import csv
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,14 +11,20 @@ import pytest
 from experiments import learning_curves, overhead, reproduce, steps_per_call
 from fwdgrad.work.records import write_json, write_table
 
+from .conftest import CONFIGS
+
 
 def snapshot(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_smoke_preset_and_again(compose, tmp_path, capsys):
-    cfg = compose("reproduce", "preset=smoke", f"output.root={tmp_path}", "output.progress=false")
-    assert reproduce.run(cfg) == {}
+    overrides = ("preset=smoke", f"output.root={tmp_path}", "output.progress=false")
+    command = [sys.executable, "-m", "experiments.reproduce", *overrides]
+    result = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("seed 0: ") == 6 and "README.md" in result.stdout
+    cfg = compose("reproduce", *overrides)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         "README.md", "runs", "learning_curves.csv", "learning_curves_runs.csv",
@@ -121,8 +129,9 @@ def test_library_and_hand_written_steps_compile_to_the_same_work(key):
 def test_steps_per_call_benchmark(compose, tmp_path, capsys):
     cfg = compose(
         "steps_per_call", "~candidates.mlp", "~candidates.cnn", "candidates.logistic=[1,3]",
+        "~lines.forward-normal", "~lines.forward-rademacher",
         "rounds=2", f"output.root={tmp_path}",
     )  # fmt: skip
     rows = steps_per_call.run(cfg)
-    assert [(r[0], r[1], r[2]) for r in rows[:2]] == [("logistic", "backprop", n) for n in (1, 3)]
-    assert len(rows) == 6 and all(row[3] > 0 for row in rows)
+    assert [r[:3] for r in rows] == [("logistic", "backprop", n) for n in (1, 3)]
+    assert all(row[3] > 0 for row in rows)

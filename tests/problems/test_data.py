@@ -143,6 +143,14 @@ def test_files_that_do_not_belong_together(tmp_path):
         load_dataset("kmnist", tmp_path)
 
 
+def test_images_of_another_size(tmp_path):
+    write_small_dataset(tmp_path, packed=False)
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(idx_bytes(np.zeros((5_002, 32, 32))))
+    with pytest.raises(DataError, match=f"{path} .*expected images of 28×28 pixels, found 32×32"):
+        load_dataset("kmnist", tmp_path)
+
+
 def test_labels_out_of_range(tmp_path):
     write_small_dataset(tmp_path, packed=False)
     path = tmp_path / "t10k-labels-idx1-ubyte"

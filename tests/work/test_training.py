@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 import fwdgrad
@@ -76,9 +77,9 @@ def assert_same_run(found, expected):
     assert without_seconds(found.metrics) == without_seconds(expected.metrics)
     final, other = ({**r.info["final"], "seconds": 0} for r in (found, expected))
     assert final == other
-    # All of the final state but the seconds, which come last.
+    # All of the final state but the seconds and the file's sum, which come last.
     first, second = ((r.folder / "checkpoint.eqx").read_bytes() for r in (found, expected))
-    assert len(first) == len(second) and first[:-8] == second[:-8]
+    assert len(first) == len(second) and first[:-40] == second[:-40]
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,38 @@ def test_backprop_run_equals_a_plain_loop(problem, tmp_path, steps_per_call):
     )
 
 
+def test_forward_run_equals_a_plain_loop_with_a_tangent_of_its_own_every_step(problem, tmp_path):
+    record = run(problem, tmp_path, estimator=FORWARD)
+    init_key, steps_key = jax.random.split(jax.random.key(3))
+    params, batches = problem.init(init_key), Batches(100, 8, seed=3)
+    value_and_grad = jax.jit(FORWARD(problem.loss))
+    for step in range(50):
+        indices = batches.indices(step, 1, capacity=1)[0]
+        batch = jax.tree.map(lambda x: x[indices], problem.train)  # noqa: B023
+        _, grad = value_and_grad(jax.random.fold_in(steps_key, step), params, batch)
+        rate = 0.01 * np.exp(-1e-3 * step)
+        params = jax.tree.map(lambda p, g: p - rate * g, params, grad)  # noqa: B023
+    expected = problem.loss(params, problem.valid)
+    np.testing.assert_allclose(record.metrics[-1].valid_loss, expected, rtol=1e-3)
+
+
+def test_folder_of_another_run_is_refused(problem, tmp_path):
+    run(problem, tmp_path)
+    with pytest.raises(ValueError, match=f"folder {tmp_path} holds another run, with seed 3"):
+        run(problem, tmp_path, seed=4)
+    with pytest.raises(ValueError, match="holds another run, with num_steps 50, eval_every 20"):
+        run(problem, tmp_path, settings=Settings(60, 8, 30, 7))
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0; found -1"):
+        run(problem, tmp_path, seed=-1)
+
+
+def test_leftovers_of_a_killed_process_are_removed(problem, tmp_path):
+    (tmp_path / ".checkpoint.eqx-abc.unfinished").write_bytes(b"half")
+    run(problem, tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint.eqx", "config.yaml", "metrics.csv", "run.json"]
+
+
 def test_columns_and_record(problem, tmp_path):
     record = run(problem, tmp_path, config="seed: 3\n")
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
@@ -187,8 +220,16 @@ def test_interrupted_run_ends_with_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         run(problem, tmp_path / "again", checkpoint_seconds=checkpoint_seconds)
     assert read_run(tmp_path / "again").info["status"] == "running"
-    monkeypatch.undo()
-    assert_same_run(run(problem, tmp_path / "again"), alone)
+
+    again = []
+    monkeypatch.setattr(training._Run, "_advance", lambda *a: (again.append(a), advance(*a)))
+    record = run(problem, tmp_path / "again")
+    assert_same_run(record, alone)
+    # It went on from the last checkpoint, if there was one, and did not begin once more.
+    kept = calls if checkpoint_seconds == 0 else 0
+    assert len(made) + len(again) == 8 + calls - kept
+    assert record.info["resumed_at"] == [sum(made[:kept])]
+    assert len([row for row in record.metrics if row.seconds == 0]) == 1
 
 
 def test_where_calls_end_changes_no_bit(problem, tmp_path):
@@ -251,7 +292,11 @@ def test_nan_in_the_validation_set_alone(problem, tmp_path):
         run(broken, tmp_path)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b"", lambda b: b"x" * len(b)])
+def flip_a_bit(content):
+    return content[:300] + bytes([content[300] ^ 1]) + content[301:]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b"", flip_a_bit])
 def test_damaged_checkpoint(problem, tmp_path, damage):
     run(problem, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
@@ -296,12 +341,22 @@ def test_evaluation_in_pieces_is_the_mean(n):
     np.testing.assert_allclose(means["b"], (x**2).mean(), rtol=1e-4)
 
 
-def test_any_optimizer_with_a_state(problem, tmp_path):
+OPTIMIZERS = {
+    "adam": optax.adam,
+    "needs the loss": lambda rate: optax.chain(
+        optax.sgd(rate), optax.contrib.reduce_on_plateau(patience=1000)
+    ),
+    "has a key in its state": lambda rate: optax.noisy_sgd(rate, eta=1e-6, key=jax.random.key(0)),
+}
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_any_optimizer(problem, tmp_path, make):
     schedule = exponential_decay(0.05, 0.0)
     record = train(
         problem,
         fwdgrad.backprop_value_and_grad,
-        optax.adam(schedule),
+        make(schedule),
         schedule,
         Settings(200, 8, 100, 25),
         seed=0,
