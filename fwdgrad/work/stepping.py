@@ -6,7 +6,7 @@ one program serves calls of every length, and where the calls begin and end (at 
 evaluation, at a checkpoint, at the end) changes no bit of the result.
 
 With `steps_per_call=1` there is no loop. That is for the programs that XLA compiles badly
-inside one: on a CPU, the backward pass of a convolution.
+inside one: on a CPU, convolutions, in forward and in reverse mode.
 """
 
 import time
