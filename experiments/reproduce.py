@@ -5,6 +5,7 @@ interrupted goes on, and what is finished is not repeated. An experiment that fa
 keep the others from running; the report names it, and the exit status is 1.
 """
 
+import contextlib
 import sys
 import traceback
 from pathlib import Path
@@ -30,7 +31,8 @@ def run(cfg: DictConfig) -> dict[str, str]:
         except Exception as error:  # whatever it is, the other experiments shall run
             traceback.print_exc()
             failures[name] = f"{type(error).__name__}: {error}"
-        if (folder / f"{name}.json").exists():  # of this time, or if it failed of the last
+        # Of this time; or, if it failed, of the last time that it did not.
+        with contextlib.suppress(OSError):
             sections[name] = module.describe(folder)
     print(f"report: {report.write(folder, cfg.preset, sections, failures)}")
     return failures
