@@ -10,9 +10,12 @@
 """
 
 from fwdgrad.core import (
+    Factored,
+    LowRank,
     Normal,
     Rademacher,
     Sphere,
+    Split,
     TangentDistribution,
     backprop_value_and_grad,
     combine,
@@ -23,9 +26,12 @@ from fwdgrad.core import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Factored",
+    "LowRank",
     "Normal",
     "Rademacher",
     "Sphere",
+    "Split",
     "TangentDistribution",
     "backprop_value_and_grad",
     "combine",

@@ -1,14 +1,15 @@
 """Errors for what a user passes in: each names the argument, what was found, and the remedy."""
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex_core
 
+from fwdgrad.core.factored import Factored, is_factored
 from fwdgrad.core.tangents import TangentDistribution
 from fwdgrad.core.trees import Array, PyTree
 
@@ -72,28 +73,48 @@ def check_tangents(tangents: Any) -> None:
         )
     if not isinstance(tangents, TangentDistribution):
         raise TypeError(
-            f"tangents must have a method sample(key, params), such as fwdgrad.Normal(); "
+            "tangents must have a method sample(key, params, splits), such as fwdgrad.Normal(); "
             f"found {tangents!r}."
         )
+    try:
+        inspect.signature(tangents.sample).bind(None, None, None)
+    except TypeError:
+        raise TypeError(
+            "the sample of tangents must take three arguments, sample(key, params, splits); found "
+            f"sample{inspect.signature(tangents.sample)} of {tangents!r}. Add splits, which a "
+            "distribution without factors can ignore."
+        ) from None
 
 
 def check_sample(tangents: Any, tangent: PyTree, params: PyTree) -> None:
     """Raises ValueError unless the sampled `tangent` fits `params` leaf by leaf."""
-    found: Any = jax.tree.structure(tangent)
+    found: Any = jax.tree.structure(tangent, is_leaf=is_factored)
     expected: Any = jax.tree.structure(params)
     if found != expected:
         raise ValueError(
             f"tangents={tangents!r} sampled a tangent of structure {found}; its sample(key, "
-            f"params) must return the structure of params, {expected}."
+            f"params, splits) must return the structure of params, {expected}."
         )
     for (path, x), v in zip(
-        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(tangent), strict=True
+        jax.tree_util.tree_leaves_with_path(params),
+        jax.tree.leaves(tangent, is_leaf=is_factored),
+        strict=True,
     ):
-        if (jnp.shape(v), jnp.result_type(v)) != (x.shape, x.dtype):
+        name = f"params{jax.tree_util.keystr(path)}"
+        if not isinstance(v, Factored):
+            v = jnp.asarray(v)
+        elif not v.is_consistent:
             raise ValueError(
-                f"tangents={tangents!r} sampled {jnp.result_type(v)}{list(jnp.shape(v))} for "
-                f"params{jax.tree_util.keystr(path)}; its sample(key, params) must return that "
-                f"leaf's shape and dtype, {x.dtype}{list(x.shape)}."
+                f"tangents={tangents!r} sampled factors {v.left.dtype}{list(v.left.shape)} and "
+                f"{v.right.dtype}{list(v.right.shape)} for {name}; both must have its dtype "
+                f"{x.dtype} and the shape (rank, *axes), each axis of the size in "
+                f"{list(x.shape)} or 1."
+            )
+        if (v.shape, v.dtype) != (x.shape, x.dtype):
+            raise ValueError(
+                f"tangents={tangents!r} sampled {v.dtype}{list(v.shape)} for {name}; its "
+                f"sample(key, params, splits) must return that leaf's shape and dtype, "
+                f"{x.dtype}{list(x.shape)}."
             )
 
 
@@ -134,60 +155,12 @@ def _named(fun: Callable[..., Any]) -> str:
     return f" ({name})" if name else ""
 
 
-def check_no_custom_vjp(loss: Callable[[PyTree], Any], theta: PyTree) -> None:
-    """Raises TypeError if a tangent of `theta` reaches a function defined by `jax.custom_vjp`.
-
-    JAX's own message does not say which function of a large model is meant, and under `jit` it
-    comes only when the program is lowered. So this traces the pushforward, in whose jaxpr such
-    a function has become the primitive `custom_lin`, and then the loss itself, whose jaxpr has
-    the names and places. If the loss cannot be traced because it needs the values of its
-    parameters, nothing is raised.
-    """
-
-    def pushforward(theta: PyTree, tangent: PyTree) -> Any:
-        return jax.jvp(lambda t: loss(t)[0], (theta,), (tangent,))
-
-    try:
-        reached = "custom_lin" in set(_primitives(jax.make_jaxpr(pushforward)(theta, theta).jaxpr))
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
-        return
-    if reached:
-        raise_for_custom_vjp(loss, theta)
-
-
-def raise_for_custom_vjp(loss: Callable[[PyTree], Any], theta: PyTree) -> None:
-    """Raises the TypeError that names the `custom_vjp` functions that `loss` calls."""
-    jaxpr = jax.make_jaxpr(lambda t: loss(t)[0])(theta).jaxpr
-    if places := sorted(set(_custom_vjp_places(jaxpr))):
-        raise TypeError(
-            "fun calls a function that is defined by jax.custom_vjp and so has no forward-mode "
-            f"rule: {'; '.join(places)}. Define it by jax.custom_jvp instead (JAX derives the "
-            "reverse mode from that), or use a version of it without custom derivatives."
-        )
-
-
-def _inner_jaxprs(equation: Any) -> Iterator[Any]:
-    for value in equation.params.values():
-        for inner in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(inner, jex_core.ClosedJaxpr):
-                yield inner.jaxpr
-            elif isinstance(inner, jex_core.Jaxpr):
-                yield inner
-
-
-def _primitives(jaxpr: Any) -> Iterator[str]:
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for inner in _inner_jaxprs(equation):
-            yield from _primitives(inner)
-
-
-def _custom_vjp_places(jaxpr: Any) -> Iterator[str]:
-    for equation in jaxpr.eqns:
-        if equation.primitive.name.startswith("custom_vjp_call"):
-            called = equation.params.get("call_jaxpr") or equation.params.get("fun_jaxpr")
-            debug_info = getattr(getattr(called, "jaxpr", called), "debug_info", None)
-            yield getattr(debug_info, "func_src_info", None) or "a function without a name"
-        else:
-            for inner in _inner_jaxprs(equation):
-                yield from _custom_vjp_places(inner)
+def raise_for_custom_vjp(equation: Any) -> None:
+    """Raises the TypeError that names the `custom_vjp` function of an equation, and its place."""
+    debug_info = equation.params["call_jaxpr"].jaxpr.debug_info
+    name = getattr(debug_info, "func_src_info", None) or "a function without a name"
+    raise TypeError(
+        "fun calls a function that is defined by jax.custom_vjp and so has no forward-mode "
+        f"rule: {name}. Define it by jax.custom_jvp instead (JAX derives the reverse mode from "
+        "that), or leave enter_custom_vjp=False out, to differentiate what it computes."
+    )

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.core import checks
+from fwdgrad.core.factored import Factored, is_factored, weighted_sum
+from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.tangents import Normal, TangentDistribution
 from fwdgrad.core.trees import (
     Array,
@@ -26,7 +28,6 @@ from fwdgrad.core.trees import (
     combine,
     partition,
     require_parameters,
-    split,
 )
 
 ValueAndGrad = Callable[..., tuple[Any, ...]]
@@ -39,6 +40,7 @@ def forward_value_and_grad(
     num_tangents: int = 1,
     chunk_size: int | None = None,
     clip: float | None = None,
+    enter_custom_vjp: bool = True,
     has_aux: bool = False,
     has_report: bool = False,
 ) -> ValueAndGrad:
@@ -57,6 +59,10 @@ def forward_value_and_grad(
         evaluated once. The estimate does not depend on it, but for rounding.
       clip: if given, each directional derivative d_k is clipped to [−clip, clip]. This
         bounds the step after a rare large d_k, and biases the estimate towards zero.
+      enter_custom_vjp: what to do where a tangent reaches a function defined by
+        `jax.custom_vjp`, which has no forward-mode rule. By default what it computes is
+        differentiated, and its reverse rule is not used: a straight-through estimator has the
+        derivative of its rounding, zero. If false, it is an error that names the function.
       has_aux: as in `jax.value_and_grad`.
       has_report: if true, a third output follows, a dict of scalars about the estimate:
         `clip_rate`, the fraction of the K directional derivatives that were clipped.
@@ -72,7 +78,8 @@ def forward_value_and_grad(
 
     Raises:
       TypeError: an argument is of a wrong kind; the loss is not a real scalar; a parameter
-        is complex; `key` is not a typed key; `fun` calls a `custom_vjp` function.
+        is complex; `key` is not a typed key; a tangent reaches a `custom_vjp` function and
+        `enter_custom_vjp` is false.
       ValueError: `num_tangents` or `chunk_size` below 1; `clip` not positive; no leaf of
         `params` is a floating-point array; `key` is an array of keys; the sampled tangent
         does not fit `params`.
@@ -97,25 +104,38 @@ def forward_value_and_grad(
     def value_and_grad(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         checks.check_key(key)
         loss, theta, rest = _on_parameters(fun, params, args, kwargs, has_aux)
-        # Where JAX is tracing, it objects to a custom_vjp only after this function has returned.
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((key, theta))):
-            checks.check_no_custom_vjp(loss, theta)
+        leaves, structure = jax.tree.flatten(theta)
+        pushforward = Pushforward(loss, theta)
 
-        def forward_pass(key: Array) -> _Estimate:
-            tangent = tangents.sample(key, theta)
+        def sample(key: Array) -> list[Array | Factored]:
+            tangent = tangents.sample(key, theta, pushforward.splits)
             checks.check_sample(tangents, tangent, theta)
-            value, derivative, aux = _pushforward(loss, theta, tangent)
-            clipped = jnp.zeros((), jnp.float32)
-            if clip is not None:
-                clipped = (jnp.abs(derivative) > clip).astype(jnp.float32)
-                derivative = jnp.clip(derivative, -clip, clip)
-            return _Estimate(value, aux, _scale(tangent, derivative), clipped)
+            return jax.tree.leaves(tangent, is_leaf=is_factored)
 
-        estimate = _mean_over_tangents(forward_pass, key, num_tangents, chunk_size)
-        grad = jax.tree.map(lambda g, x: g.astype(x.dtype), estimate.grad, theta)
-        value = (estimate.value, estimate.aux) if has_aux else estimate.value
-        report = ({"clip_rate": estimate.clip_rate},) if has_report else ()
-        return value, combine(grad, rest), *report
+        def sum_over(keys: Array) -> _Sum:
+            count = len(keys)
+            if count == 1:
+                drawn = jax.tree.map(lambda x: x[None], sample(keys[0]))
+            else:
+                drawn = jax.vmap(sample)(keys)
+            value, derivatives, aux = pushforward(
+                drawn, num_tangents=count, enter_custom_vjp=enter_custom_vjp
+            )
+            num_clipped = jnp.zeros((), jnp.float32)
+            if clip is not None:
+                num_clipped = jnp.sum(jnp.abs(derivatives) > clip, dtype=jnp.float32)
+                derivatives = jnp.clip(derivatives, -clip, clip)
+            grad = [
+                weighted_sum(v, derivatives / num_tangents, accumulation_dtype(x.dtype))
+                for v, x in zip(drawn, leaves, strict=True)
+            ]
+            return _Sum(value, aux, grad, num_clipped)
+
+        total = _sum_over_tangents(sum_over, key, num_tangents, chunk_size)
+        grad = [g.astype(x.dtype) for g, x in zip(total.grad, leaves, strict=True)]
+        value = (total.value, total.aux) if has_aux else total.value
+        report = ({"clip_rate": total.num_clipped / num_tangents},) if has_report else ()
+        return value, combine(jax.tree.unflatten(structure, grad), rest), *report
 
     return value_and_grad
 
@@ -158,13 +178,13 @@ def backprop_value_and_grad(
     return value_and_grad
 
 
-class _Estimate(NamedTuple):
-    """The loss, and a mean (or, on the way to it, a sum) over tangents."""
+class _Sum(NamedTuple):
+    """The loss, and sums over some of the tangents."""
 
     value: Array
     aux: PyTree
-    grad: PyTree  # in accumulation dtypes
-    clip_rate: Array
+    grad: list[Array]  # of d_k v_k / K, in accumulation dtypes
+    num_clipped: Array
 
 
 def _on_parameters(
@@ -184,70 +204,30 @@ def _on_parameters(
     return loss, theta, rest
 
 
-def _pushforward(
-    loss: Callable[[PyTree], tuple[Array, PyTree]], theta: PyTree, tangent: PyTree
-) -> tuple[Array, Array, PyTree]:
-    """(loss, ∇loss·tangent, aux) in one forward-mode pass."""
-    try:
-        return jax.jvp(loss, (theta,), (tangent,), has_aux=True)
-    except TypeError as error:
-        if "custom_vjp" in str(error):
-            checks.raise_for_custom_vjp(loss, theta)
-        raise
+def _sum_over_tangents(
+    sum_over: Callable[[Array], _Sum], key: Array, num_tangents: int, chunk_size: int | None
+) -> _Sum:
+    """The sum over `num_tangents` keys, `chunk_size` of them at a time.
 
-
-def _scale(tangent: PyTree, derivative: Array) -> PyTree:
-    """The tangent times the derivative, in the accumulation dtype of each leaf."""
-
-    def scale(v: Array) -> Array:
-        dtype = accumulation_dtype(v.dtype)
-        return derivative.astype(dtype) * v.astype(dtype)
-
-    return jax.tree.map(scale, tangent)
-
-
-def _mean_over_tangents(
-    forward_pass: Callable[[Array], _Estimate],
-    key: Array,
-    num_tangents: int,
-    chunk_size: int | None,
-) -> _Estimate:
-    """The mean of `forward_pass` over `num_tangents` keys, `chunk_size` of them at a time.
-
-    Within a chunk the passes are mapped by `vmap`: only the tangents carry the mapped axis,
-    so the primal is evaluated once for the chunk. (`jax.linearize` would evaluate it once for
-    all chunks, but only by keeping every intermediate value, as reverse mode does.)
+    The tangents of a chunk go through the loss together, with the primal evaluated once.
+    (`jax.linearize` would evaluate it once for all chunks, but only by keeping every
+    intermediate value, as reverse mode does.)
     """
     if num_tangents == 1:
-        return forward_pass(key)
+        return sum_over(key[None])
 
-    def chunk_sum(keys: Array) -> _Estimate:
-        not_arrays: list[PyTree] = []  # of aux, which may hold anything, around the vmap
-
-        def mapped_pass(key: Array) -> _Estimate:
-            estimate = forward_pass(key)
-            arrays, rest = split(estimate.aux, lambda x: isinstance(x, jax.Array))
-            not_arrays.append(rest)
-            return estimate._replace(aux=arrays)
-
-        axes: Any = _Estimate(value=None, aux=None, grad=0, clip_rate=0)  # type: ignore[arg-type]
-        each = jax.vmap(mapped_pass, out_axes=axes)(keys)
-        grad, clip_rate = jax.tree.map(lambda x: x.sum(0), (each.grad, each.clip_rate))
-        aux = combine(each.aux, not_arrays[-1])
-        return _Estimate(each.value, aux, grad, clip_rate)
-
-    def add_chunk(total: PyTree, keys: Array) -> tuple[PyTree, None]:
-        chunk = chunk_sum(keys)
-        return jax.tree.map(jnp.add, total, (chunk.grad, chunk.clip_rate)), None
+    def add_chunk(sums: PyTree, keys: Array) -> tuple[PyTree, None]:
+        chunk = sum_over(keys)
+        return jax.tree.map(jnp.add, sums, (chunk.grad, chunk.num_clipped)), None
 
     # The remainder, or else the first whole chunk, comes first and gives value and aux; then
     # all that is left are whole chunks, for one scan.
     keys = jax.random.split(key, num_tangents)
     chunk = min(chunk_size or num_tangents, num_tangents)
     head = num_tangents % chunk or chunk
-    total = chunk_sum(keys[:head])
-    sums = (total.grad, total.clip_rate)
-    if head < num_tangents:
-        sums, _ = jax.lax.scan(add_chunk, sums, keys[head:].reshape(-1, chunk))
-    grad, clip_rate = jax.tree.map(lambda x: x / num_tangents, sums)
-    return total._replace(grad=grad, clip_rate=clip_rate)
+    total = sum_over(keys[:head])
+    if head == num_tangents:
+        return total
+    sums = (total.grad, total.num_clipped)
+    (grad, num_clipped), _ = jax.lax.scan(add_chunk, sums, keys[head:].reshape(-1, chunk))
+    return total._replace(grad=grad, num_clipped=num_clipped)

@@ -19,7 +19,7 @@ class Given:
     def __init__(self, tangent):
         self.tangent = tangent
 
-    def sample(self, key, params):
+    def sample(self, key, params, splits):
         return self.tangent
 
 
@@ -75,8 +75,10 @@ def test_equals_hand_written_jvp(network, key):
     tangent = fwdgrad.Normal().sample(key, params)
     value, derivative = jax.jvp(lambda p: network_loss(p, x), (params,), (tangent,))
     found_value, found = fwdgrad.forward_value_and_grad(network_loss)(key, params, x)
-    assert found_value == value
-    jax.tree.map(lambda g, v: np.testing.assert_array_equal(g, derivative * v), found, tangent)
+    np.testing.assert_allclose(found_value, value, rtol=1e-6)  # its products share contractions
+    jax.tree.map(
+        lambda g, v: np.testing.assert_allclose(g, derivative * v, rtol=2e-6), found, tangent
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32"])

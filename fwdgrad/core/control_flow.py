@@ -1,0 +1,176 @@
+"""Rules for calls and control flow: their bodies are propagated through in turn.
+
+A loop's body becomes one that carries the tangents beside the values. A weight that is the same
+in every turn keeps its factors, and so does a stack of weights that is scanned over; what a
+loop carries is written out, because its form would change from turn to turn.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex_core
+from jax.extend.core import primitives
+
+from fwdgrad.core import checks
+from fwdgrad.core.factored import Factored, Tangent, dense
+from fwdgrad.core.jaxprs import CALLS, called, reached
+from fwdgrad.core.propagation import Context, Rule, propagate
+from fwdgrad.core.trees import Array
+
+
+def _call(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    if equation.primitive is primitives.custom_vjp_call_p and not context.enter_custom_vjp:
+        checks.raise_for_custom_vjp(equation)
+    return propagate(context, called(equation), primals, tangents)
+
+
+def _cond(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    index, *operands = primals
+    branches = equation.params["branches"]
+    active = [t is not None for t in tangents[1:]]
+    outputs_active = [
+        any(x) for x in zip(*(reached(b.jaxpr, active) for b in branches), strict=True)
+    ]
+
+    def dual(branch: Any) -> Any:
+        def run(operands: list[Any], tangents: list[Tangent]) -> tuple[list[Any], list[Tangent]]:
+            outputs, pushed = propagate(context, branch, operands, tangents)
+            return outputs, _filled(context, outputs, pushed, outputs_active)
+
+        return run
+
+    return jax.lax.switch(index, [dual(b) for b in branches], operands, tangents[1:])
+
+
+def _while(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    params = equation.params
+    n, m = params["cond_nconsts"], params["body_nconsts"]
+    cond_consts, body_consts, init = primals[:n], primals[n : n + m], primals[n + m :]
+    const_tangents = tangents[n : n + m]
+    body = params["body_jaxpr"]
+    active = _carried(body.jaxpr, const_tangents, tangents[n + m :])
+
+    def condition(carry: tuple[list[Any], list[Tangent]]) -> Array:
+        return jex_core.jaxpr_as_fun(params["cond_jaxpr"])(*cond_consts, *carry[0])[0]
+
+    def turn(carry: tuple[list[Any], list[Tangent]]) -> tuple[list[Any], list[Tangent]]:
+        values, duals = carry
+        outputs, pushed = propagate(
+            context, body, [*body_consts, *values], [*const_tangents, *duals]
+        )
+        return outputs, _filled(context, outputs, pushed, active)
+
+    start = _filled(context, init, _arrays(context, equation, tangents[n + m :]), active)
+    return jax.lax.while_loop(condition, turn, (init, start))
+
+
+def _scan(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    params = equation.params
+    n, m = params["num_consts"], params["num_consts"] + params["num_carry"]
+    body = params["jaxpr"]
+    consts, init, xs = primals[:n], primals[n:m], primals[m:]
+    const_tangents = tangents[:n]
+    slices = [_Slices(v) for v in tangents[m:]]
+    active = _carried(body.jaxpr, const_tangents, tangents[n:m], tangents[m:])
+    num_carry = params["num_carry"]
+
+    def turn(
+        carry: tuple[list[Any], list[Tangent]], x: tuple[list[Any], list[Any]]
+    ) -> tuple[Any, Any]:
+        (values, duals), (values_x, scanned) = carry, x
+        duals_x = [s.at(each) for s, each in zip(slices, scanned, strict=True)]
+        outputs, pushed = propagate(
+            context, body, [*consts, *values, *values_x], [*const_tangents, *duals, *duals_x]
+        )
+        carried = _filled(context, outputs[:num_carry], pushed[:num_carry], active)
+        stacked = [context.written_out(equation, t) for t in pushed[num_carry:]]
+        return (outputs[:num_carry], carried), (outputs[num_carry:], stacked)
+
+    start = _filled(context, init, _arrays(context, equation, tangents[n:m]), active)
+    (last, last_tangents), (ys, ys_tangents) = jax.lax.scan(
+        turn,
+        (init, start),
+        (xs, [s.scanned for s in slices]),
+        length=params["length"],
+        reverse=params["reverse"],
+        unroll=params["unroll"],
+    )
+    moved = [None if t is None else jnp.moveaxis(t, 0, 1) for t in ys_tangents]  # K first again
+    return [*last, *ys], [*last_tangents, *moved]
+
+
+class _Slices:
+    """A tangent that is scanned over: its parts that have the scanned axis, and how to rebuild."""
+
+    def __init__(self, tangent: Tangent):
+        self.tangent = tangent
+        self.scanned: Any = None
+        if isinstance(tangent, Factored):
+            factors = (tangent.left, tangent.right)
+            self.scanned = [
+                jnp.moveaxis(f, 2, 0) if f.shape[2] == tangent.shape[0] else None for f in factors
+            ]
+        elif tangent is not None:
+            self.scanned = jnp.moveaxis(tangent, 1, 0)
+
+    def at(self, scanned: Any) -> Tangent:
+        """The tangent of one slice, from `scanned` at it."""
+        if not isinstance(self.tangent, Factored):
+            return scanned
+        whole = (self.tangent.left, self.tangent.right)
+        left, right = (f[:, :, 0] if s is None else s for f, s in zip(whole, scanned, strict=True))
+        return Factored(left, right, self.tangent.shape[1:], self.tangent.origin)
+
+
+def _carried(
+    jaxpr: Any,
+    consts: Sequence[Tangent],
+    init: Sequence[Tangent],
+    xs: Sequence[Tangent] = (),
+) -> list[bool]:
+    """Which values that a loop carries can have a tangent in some turn: the least fixed point."""
+    active = [t is not None for t in init]
+    while True:
+        inputs = [*(t is not None for t in consts), *active, *(t is not None for t in xs)]
+        outputs = reached(jaxpr, inputs)[: len(active)]
+        after = [a or b for a, b in zip(active, outputs, strict=True)]
+        if after == active:
+            return active
+        active = after
+
+
+def _arrays(context: Context, equation: Any, tangents: Sequence[Tangent]) -> list[Tangent]:
+    return [context.written_out(equation, t) for t in tangents]
+
+
+def _filled(
+    context: Context, values: Sequence[Any], tangents: Sequence[Tangent], active: Sequence[bool]
+) -> list[Tangent]:
+    """Tangents as arrays where they are `active`, zeros among them, and None elsewhere."""
+
+    def fill(x: Any, t: Tangent, wanted: bool) -> Tangent:
+        if not wanted:
+            return None
+        if t is None:
+            return jnp.zeros((context.num_tangents, *jnp.shape(x)), jnp.result_type(x))
+        return dense(t)
+
+    return [fill(*each) for each in zip(values, tangents, active, strict=True)]
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys((p.name for p in CALLS), _call),
+    primitives.cond_p.name: _cond,
+    primitives.while_p.name: _while,
+    primitives.scan_p.name: _scan,
+}

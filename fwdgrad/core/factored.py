@@ -1,0 +1,189 @@
+"""The forms of a tangent, and the algebra of the factored one.
+
+To a primal of shape s belong K tangents, pushed forward together, in the cheapest form at hand:
+
+    None        all K are zero
+    an array    dense, of shape (K, *s)
+    Factored    V[k, i] = Σ_ρ left[k, ρ, i] · right[k, ρ, i], low rank in ρ
+
+The two factors are held in *broadcastable* form: each has all the axes of s, but is of size 1
+along those on which it does not depend. The rank-one matrix a cᵀ is a[:, None] · c[None, :]. So a
+transpose, a slice or a reshape of the tangent is the same operation on each factor, and a
+batch of matrices is two factors that share the batch's axes.
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from fwdgrad.core.trees import Array
+
+# Sums of at most this many products are spelled out, so that XLA fuses them into whatever
+# reads them and no array of the full shape is kept; longer ones are one matrix product.
+SPELLED_OUT = 8
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("left", "right"),
+    meta_fields=("shape", "origin"),
+)
+class Factored:
+    """Tangents V = Σ_ρ left_ρ · right_ρ of an array, by factors that broadcast to its shape.
+
+    Attributes:
+      left, right: arrays (*lead, rank, *axes), where each of `axes` has the size of `shape` or 1.
+        A distribution samples them without `lead`; in propagation `lead` is (K,).
+      shape: the shape of the array whose tangent this is.
+      origin: the parameters it comes from, for `explain`; empty once it has been used.
+
+    >>> a, c = jnp.array([[[1.0], [2.0]]]), jnp.array([[[3.0, 4.0, 5.0]]])  # rank 1
+    >>> write_out(Factored(a, c, shape=(2, 3))).tolist()
+    [[3.0, 4.0, 5.0], [6.0, 8.0, 10.0]]
+    """
+
+    __slots__ = ("left", "origin", "right", "shape")
+
+    def __init__(
+        self, left: Array, right: Array, shape: tuple[int, ...], origin: tuple[str, ...] = ()
+    ):
+        self.left, self.right, self.shape, self.origin = left, right, shape, origin
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the factors, which is that of the array."""
+        return self.left.dtype
+
+    @property
+    def rank(self) -> int:
+        """The number of products that are summed."""
+        return self.left.shape[self.left.ndim - len(self.shape) - 1]
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the factors, without `lead`, fit each other and the shape."""
+        return (
+            self.left.dtype == self.right.dtype
+            and self.left.ndim == self.right.ndim == 1 + len(self.shape)
+            and self.left.shape[0] == self.right.shape[0]
+            and all(
+                m in (1, n)
+                for f in (self.left, self.right)
+                for m, n in zip(f.shape[1:], self.shape, strict=True)
+            )
+        )
+
+    @property
+    def pays(self) -> bool:
+        """Whether the factors together are smaller than the array they stand for."""
+        lead = self.left.shape[: self.left.ndim - len(self.shape) - 1]
+        return self.left.size + self.right.size < math.prod((*lead, *self.shape))
+
+    def __repr__(self) -> str:
+        return f"Factored({self.dtype}{list(self.shape)}, rank {self.rank})"
+
+    def map(
+        self, fun: Callable[[Array], Array], shape: tuple[int, ...] | None = None
+    ) -> "Factored":
+        """Applies `fun` to every single factor of shape `axes`; the result has `shape`."""
+        for _ in range(self.left.ndim - len(self.shape)):
+            fun = jax.vmap(fun)
+        return self.replace(fun(self.left), fun(self.right), shape)
+
+    def replace(
+        self, left: Array, right: Array, shape: tuple[int, ...] | None = None
+    ) -> "Factored":
+        """The same tangent's successor with other factors."""
+        return Factored(left, right, self.shape if shape is None else shape, self.origin)
+
+
+Tangent: TypeAlias = Array | Factored | None
+
+
+def is_factored(x: Any) -> bool:
+    """Whether x is a factored tangent: what ends a pytree of tangents."""
+    return isinstance(x, Factored)
+
+
+def write_out(tangent: Factored) -> Array:
+    """The dense array (*lead, *shape) that `tangent` stands for."""
+    left, right, axis = tangent.left, tangent.right, tangent.left.ndim - len(tangent.shape) - 1
+    if tangent.rank <= SPELLED_OUT:
+        parts = [
+            jax.lax.index_in_dim(left, i, axis, keepdims=False)
+            * jax.lax.index_in_dim(right, i, axis, keepdims=False)
+            for i in range(tangent.rank)
+        ]
+        total = functools.reduce(operator.add, parts)
+    else:
+        total = _sum_of_products(left, right, axis)
+    return jnp.broadcast_to(total, (*left.shape[:axis], *tangent.shape))
+
+
+def _sum_of_products(left: Array, right: Array, axis: int) -> Array:
+    """Σ_ρ left · right over `axis` as one contraction; axes of size 1 are kept."""
+    sizes = list(zip(left.shape, right.shape, strict=True))
+    batch = [i for i, (n, m) in enumerate(sizes) if i != axis and n == m]
+    only_left = [i for i, (n, m) in enumerate(sizes) if n > m]
+    only_right = [i for i, (n, m) in enumerate(sizes) if n < m]
+    return jnp.einsum(
+        jnp.squeeze(left, only_right),
+        [i for i in range(left.ndim) if i not in only_right],
+        jnp.squeeze(right, only_left),
+        [i for i in range(right.ndim) if i not in only_left],
+        sorted([*batch, *only_left, *only_right]),
+    )
+
+
+def add(x: Tangent, y: Tangent) -> Tangent:
+    """x + y in the cheapest form: factored while the factors together are the smaller."""
+    if x is None or y is None:
+        return y if x is None else x
+    if isinstance(x, Factored) and isinstance(y, Factored) and x.shape == y.shape:
+        joined = _join(x, y)
+        if joined.pays:
+            return joined
+    return dense(x) + dense(y)
+
+
+def _join(x: Factored, y: Factored) -> Factored:
+    """Their sum, of rank x.rank + y.rank."""
+
+    def concatenate(a: Array, b: Array) -> Array:
+        axis = a.ndim - len(x.shape) - 1
+        sizes = [max(n, m) for n, m in zip(a.shape, b.shape, strict=True)]
+        expanded = [
+            jnp.broadcast_to(f, [f.shape[i] if i == axis else n for i, n in enumerate(sizes)])
+            for f in (a, b)
+        ]
+        return jnp.concatenate(expanded, axis)
+
+    left, right = concatenate(x.left, y.left), concatenate(x.right, y.right)
+    return Factored(left, right, x.shape, tuple(dict.fromkeys(x.origin + y.origin)))
+
+
+def dense(tangent: Array | Factored) -> Array:
+    """The tangent as an array."""
+    return write_out(tangent) if isinstance(tangent, Factored) else tangent
+
+
+def weighted_sum(tangent: Array | Factored, weights: Array, dtype: Any) -> Array:
+    """Σ_k weights[k] V[k] in `dtype`, written out: (K, *shape) becomes `shape`.
+
+    Of factors it is one factored tangent of rank K·rank, so that with few of them no array but
+    the result has its size, and with an update that reads it right away not even that one.
+    """
+    weights = weights.astype(dtype)
+    if not isinstance(tangent, Factored):
+        if len(weights) == 1:
+            return weights[0] * tangent[0].astype(dtype)
+        return jnp.tensordot(weights, tangent.astype(dtype), 1)
+    left, right = tangent.left.astype(dtype), tangent.right.astype(dtype)
+    left = left * weights.reshape(-1, *(1,) * (left.ndim - 1))
+    merged = [f.reshape(-1, *f.shape[2:]) for f in (left, right)]
+    return write_out(Factored(merged[0], merged[1], tangent.shape))

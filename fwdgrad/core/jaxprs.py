@@ -1,0 +1,76 @@
+"""Reading jaxprs by JAX's public surface: what an equation calls, computes, and where it stands."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend import core as jex_core
+from jax.extend import source_info_util
+from jax.extend.core import primitives
+
+Equation = Any  # jax.extend.core.JaxprEqn
+
+# Primitives that do nothing but call a jaxpr, and the parameter that holds it.
+CALLS = {
+    primitives.jit_p: "jaxpr",
+    primitives.remat_p: "jaxpr",
+    primitives.closed_call_p: "call_jaxpr",
+    primitives.custom_vjp_call_p: "call_jaxpr",
+}
+
+
+def closed(jaxpr: Any) -> Any:
+    """A ClosedJaxpr, from one or from a Jaxpr without constants."""
+    if isinstance(jaxpr, jex_core.ClosedJaxpr):
+        return jaxpr
+    return jex_core.ClosedJaxpr(jaxpr, ())
+
+
+def called(equation: Equation) -> Any:
+    """The ClosedJaxpr that the equation calls and is nothing besides, or None."""
+    name = CALLS.get(equation.primitive)
+    return None if name is None else closed(equation.params[name])
+
+
+def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
+    """Evaluates one equation at `values`; returns a list, also of a single output."""
+    params = equation.primitive.get_bind_params(equation.params)
+    functions, params = params if isinstance(params, tuple) else ((), params)  # JAX 0.10.0, later
+    outputs = equation.primitive.bind(*functions, *values, **params)
+    return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+def context_of(equation: Equation) -> ExitStack:
+    """The context in which to evaluate the equation: names and places as in the user's code."""
+    info = equation.source_info
+    names = source_info_util.current_name_stack() + info.name_stack
+    stack = ExitStack()
+    stack.enter_context(source_info_util.user_context(info.traceback, name_stack=names))
+    stack.enter_context(equation.ctx.manager)
+    return stack
+
+
+def place(equation: Equation) -> str:
+    """Where in the user's code the equation comes from: 'file.py:12:3 (function)'."""
+    return source_info_util.summarize(equation.source_info)
+
+
+def is_inexact(variable: Any) -> bool:
+    """Whether a variable of a jaxpr is real or complex, so that it can have a tangent."""
+    dtype = getattr(variable.aval, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+
+def reached(jaxpr: Any, active: Sequence[bool]) -> list[bool]:
+    """Which outputs of a jaxpr can have a tangent if the inputs that are `active` have one.
+
+    It may say yes of an output whose tangent is zero, never no of one whose tangent is not.
+    """
+    variables = {v for v, a in zip(jaxpr.invars, active, strict=True) if a}
+    for equation in jaxpr.eqns:
+        if equation.primitive is not primitives.stop_gradient_p and any(
+            not isinstance(v, jex_core.Literal) and v in variables for v in equation.invars
+        ):
+            variables.update(v for v in equation.outvars if is_inexact(v))
+    return [not isinstance(v, jex_core.Literal) and v in variables for v in jaxpr.outvars]

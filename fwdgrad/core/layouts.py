@@ -1,0 +1,289 @@
+"""Rules for primitives that only rearrange, scale or add: the tangent keeps its factors.
+
+All of them are linear in the operand, so the tangent goes through the same operation; on a
+factored tangent it acts on each factor, whose axes of size 1 stay of size 1.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import primitives
+
+from fwdgrad.core.factored import Factored, Tangent, add
+from fwdgrad.core.jaxprs import bind
+from fwdgrad.core.propagation import Context, Rule
+from fwdgrad.core.trees import Array
+
+# fun(parameters of the equation, tangent, the other operands) -> tangent of the output
+Transform = Callable[[dict[str, Any], Factored, list[Any]], Tangent]
+
+
+def _of_first_operand(transform: Transform) -> Rule:
+    """The rule of a primitive that is linear in its first operand, given the others."""
+
+    def rule(
+        context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+    ) -> tuple[list[Any], list[Tangent]]:
+        tangent = tangents[0]
+        if not isinstance(tangent, Factored) or any(t is not None for t in tangents[1:]):
+            return NotImplemented
+        result = transform(equation.params, tangent, primals[1:])
+        if result is None:
+            return NotImplemented
+        context.observe(equation, tangent, True)
+        return bind(equation, primals), [result]
+
+    return rule
+
+
+def _transpose(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
+    order = params["permutation"]
+    return v.map(lambda f: f.transpose(order), tuple(v.shape[i] for i in order))
+
+
+def _broadcast(params: dict[str, Any], v: Factored, sizes: list[Any]) -> Factored | None:
+    if sizes:  # dynamic shapes
+        return None
+    shape, axes = params["shape"], params["broadcast_dimensions"]
+
+    def new_axes(f: Array) -> Array:
+        kept = dict(zip(axes, f.shape, strict=True))
+        return f.reshape([kept.get(i, 1) for i in range(len(shape))])
+
+    return v.map(new_axes, tuple(shape))
+
+
+def _squeeze(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
+    removed = {i % len(v.shape) for i in params["dimensions"]}
+    shape = tuple(n for i, n in enumerate(v.shape) if i not in removed)
+    return v.map(lambda f: lax.squeeze(f, sorted(removed)), shape)
+
+
+def _reverse(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
+    return v.map(lambda f: lax.rev(f, params["dimensions"]))
+
+
+def _slice(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
+    starts, limits = params["start_indices"], params["limit_indices"]
+    strides = params["strides"] or (1,) * len(starts)
+
+    def cut(f: Array) -> Array:
+        return f[
+            tuple(
+                slice(None) if n == 1 < size else slice(start, limit, stride)
+                for n, size, start, limit, stride in zip(
+                    f.shape, v.shape, starts, limits, strides, strict=True
+                )
+            )
+        ]
+
+    shape = tuple(
+        -(-(limit - start) // stride)
+        for start, limit, stride in zip(starts, limits, strides, strict=True)
+    )
+    return v.map(cut, shape)
+
+
+def _dynamic_slice(params: dict[str, Any], v: Factored, starts: list[Any]) -> Factored:
+    sizes = params["slice_sizes"]
+
+    def cut(f: Array) -> Array:
+        whole = [n == 1 < size for n, size in zip(f.shape, v.shape, strict=True)]
+        return lax.dynamic_slice(
+            f,
+            [jnp.zeros_like(s) if w else s for w, s in zip(whole, starts, strict=True)],
+            [1 if w else n for w, n in zip(whole, sizes, strict=True)],
+        )
+
+    return v.map(cut, tuple(sizes))
+
+
+def _reshape(params: dict[str, Any], v: Factored, sizes: list[Any]) -> Factored | None:
+    new_shape = params["new_sizes"]
+    if sizes or params.get("dimensions") is not None or 0 in v.shape:
+        return None
+    groups = axis_groups(v.shape, new_shape)
+
+    def regroup(f: Array) -> Array:
+        # Along axes that are merged or split, a factor is either constant, all 1, and stays so,
+        # or has to be of full size along each of them.
+        full, result = list(f.shape), [1] * len(new_shape)
+        for old, new in groups:
+            if any(f.shape[i] > 1 for i in old):
+                for i in old:
+                    full[i] = v.shape[i]
+                for j in new:
+                    result[j] = new_shape[j]
+        return jnp.broadcast_to(f, full).reshape(result)
+
+    result = v.map(regroup, tuple(new_shape))
+    return result if result.pays else None
+
+
+def axis_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The finest way to part the axes of two shapes into runs of equal size, in order.
+
+    >>> axis_groups((2, 12, 5), (24, 5, 1))
+    [([0, 1], [0]), ([2], [1, 2])]
+    """
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) and j < len(new):
+        first, second, size, other = [i], [j], old[i], new[j]
+        i, j = i + 1, j + 1
+        while size != other:
+            if size < other:
+                first.append(i)
+                size, i = size * old[i], i + 1
+            else:
+                second.append(j)
+                other, j = other * new[j], j + 1
+        groups.append((first, second))
+    # What is left of one shape is of size 1.
+    groups = groups or [([], [])]
+    groups[-1][0].extend(range(i, len(old)))
+    groups[-1][1].extend(range(j, len(new)))
+    return groups
+
+
+def _convert(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored | None:
+    dtype = params["new_dtype"]
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return None
+    return v.map(lambda f: f.astype(dtype))
+
+
+def _same(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
+    return v
+
+
+def _negate(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
+    return v.replace(-v.left, v.right)
+
+
+def _divide(params: dict[str, Any], v: Factored, divisors: list[Any]) -> Factored | None:
+    (divisor,) = divisors
+    return v.replace(v.left / divisor, v.right) if jnp.shape(divisor) == () else None
+
+
+def _pad(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
+    return _padded(v, params["padding_config"])
+
+
+def _padded(v: Factored, config: Sequence[tuple[int, int, int]]) -> Factored:
+    """The tangent with zeros around it.
+
+    Every factor that depends on a padded axis is padded along it; where none does, the left one
+    is written out along it first.
+    """
+    n = len(v.shape)
+    shapes = {"left": v.left.shape[-n:], "right": v.right.shape[-n:]}
+    depends = {
+        side: [i for i in range(n) if config[i] != (0, 0, 0) and shape[i] == v.shape[i]]
+        for side, shape in shapes.items()
+    }
+    depends["left"] += [
+        i
+        for i in range(n)
+        if config[i] != (0, 0, 0) and i not in (*depends["left"], *depends["right"])
+    ]
+
+    def pad(f: Array, axes: list[int]) -> Array:
+        lead = f.shape[:-n]
+        f = jnp.broadcast_to(
+            f, (*lead, *(v.shape[i] if i in axes else f.shape[i - n] for i in range(n)))
+        )
+        widths = [config[i] if i in axes else (0, 0, 0) for i in range(n)]
+        return lax.pad(f, jnp.zeros((), f.dtype), [*[(0, 0, 0)] * len(lead), *widths])
+
+    shape = tuple(
+        low + high + m + max(m - 1, 0) * inner
+        for m, (low, high, inner) in zip(v.shape, config, strict=True)
+    )
+    return v.replace(pad(v.left, depends["left"]), pad(v.right, depends["right"]), shape)
+
+
+def _multiply(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    """A product with one number, on either side of it."""
+    pairs = list(zip(primals, tangents, strict=True))
+    for (number, its_tangent), (_, v) in (pairs, pairs[::-1]):
+        if its_tangent is None and isinstance(v, Factored) and jnp.shape(number) == ():
+            context.observe(equation, v, True)
+            return bind(equation, primals), [v.replace(v.left * number, v.right)]
+    return NotImplemented
+
+
+def _concatenate(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    """The sum of the parts, each in its place among zeros: the ranks add up."""
+    if not all(v is None or isinstance(v, Factored) for v in tangents):
+        return NotImplemented
+    total = equation.outvars[0].aval.shape
+    stack = equation.primitive.name == "stack"
+    axis = equation.params["axis" if stack else "dimension"]
+    start = 0
+    result: Tangent = None
+    for x, v in zip(primals, tangents, strict=True):
+        size = 1 if stack else x.shape[axis]
+        if isinstance(v, Factored):
+            context.observe(equation, v, True)
+            if stack:
+                v = v.map(
+                    lambda f: jnp.expand_dims(f, axis), (*total[:axis], 1, *total[axis + 1 :])
+                )
+            config = [(0, 0, 0)] * len(total)
+            config[axis] = (start, total[axis] - start - size, 0)
+            result = add(result, _padded(v, config))
+        start += size
+    return bind(equation, primals), [result]
+
+
+def _sum(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    """A sum or a difference of factored tangents, or of one and a constant."""
+    shape = equation.outvars[0].aval.shape
+    if not all(v is None or (isinstance(v, Factored) and v.shape == shape) for v in tangents):
+        return NotImplemented
+    first, second = tangents
+    if equation.primitive is primitives.sub_p and isinstance(second, Factored):
+        second = _negate({}, second, [])
+    for v in tangents:
+        if isinstance(v, Factored):
+            context.observe(equation, v, True)
+    return bind(equation, primals), [add(first, second)]
+
+
+def _stop_gradient(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    return bind(equation, primals), [None]
+
+
+RULES: dict[str, Rule] = {
+    primitives.stop_gradient_p.name: _stop_gradient,
+    primitives.transpose_p.name: _of_first_operand(_transpose),
+    primitives.broadcast_in_dim_p.name: _of_first_operand(_broadcast),
+    primitives.squeeze_p.name: _of_first_operand(_squeeze),
+    primitives.rev_p.name: _of_first_operand(_reverse),
+    primitives.slice_p.name: _of_first_operand(_slice),
+    primitives.dynamic_slice_p.name: _of_first_operand(_dynamic_slice),
+    primitives.reshape_p.name: _of_first_operand(_reshape),
+    primitives.convert_element_type_p.name: _of_first_operand(_convert),
+    primitives.copy_p.name: _of_first_operand(_same),
+    primitives.name_p.name: _of_first_operand(_same),
+    primitives.neg_p.name: _of_first_operand(_negate),
+    primitives.div_p.name: _of_first_operand(_divide),
+    primitives.pad_p.name: _of_first_operand(_pad),
+    primitives.mul_p.name: _multiply,
+    primitives.concatenate_p.name: _concatenate,
+    "stack": _concatenate,  # of JAX 0.10.2; not among the public primitives
+    primitives.add_p.name: _sum,
+    primitives.sub_p.name: _sum,
+    primitives.add_jaxvals_p.name: _sum,
+}

@@ -1,0 +1,120 @@
+"""Tangents of low rank: drawn, kept and pushed forward as factors."""
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from fwdgrad.core.checks import check_positive_integer
+from fwdgrad.core.factored import Factored
+from fwdgrad.core.splits import Split
+from fwdgrad.core.tangents import Splits, random_bits
+from fwdgrad.core.trees import Array, PyTree
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Low-rank matrices, V = r^(−½) Σ_ρ a_ρ c_ρᵀ with independent factors, for every weight matrix.
+
+    The entries of all a_ρ (m) and c_ρ (n) are independent signs, or standard normal, so
+    E[V_ij V_kl] = δ_ik δ_jl and the estimate is unbiased. With signs and rank one
+    E‖g‖² = d ‖∇f‖², as of dense signs. In general a leaf G (m × n) of ∇f contributes
+
+        ‖G‖² (d + (q − m n)/r + 2 (1 − 1/r)),    q = m n (signs), (m + 2)(n + 2) (normal).
+
+    A step costs much less than with dense tangents: x V = (x a) cᵀ is two thin products, and
+    only m + n numbers are drawn and kept. What is not free is the fourth moment of ∇f·v, which
+    is larger at rank one (the squared derivative varies more from step to step), and falls to
+    that of a dense tangent as the rank grows.
+
+    Which leaves are matrices, and along which axes, is read off the loss (`fwdgrad.explain`
+    shows it): operands of matrix products, batches of them, and kernels of convolutions. Any
+    other leaf (biases, scales, embeddings) and one whose factors would be no smaller gets a dense
+    tangent of the same entries.
+
+    Args:
+      rank: r, the number of products.
+      factors: "rademacher" or "normal", the distribution of all entries.
+
+    Raises:
+      TypeError, ValueError: rank is not an integer of at least 1; factors is none of the two.
+
+    >>> params = {"w": jnp.zeros((30, 20)), "b": jnp.zeros(20)}
+    >>> tangent = LowRank().sample(jax.random.key(0), params)
+    >>> tangent["w"], tangent["b"].shape
+    (Factored(float32[30, 20], rank 1), (20,))
+    """
+
+    rank: int = 1
+    factors: Literal["rademacher", "normal"] = "rademacher"
+
+    def __post_init__(self) -> None:
+        check_positive_integer("rank", self.rank)
+        if self.factors not in ("rademacher", "normal"):
+            raise ValueError(f'factors must be "rademacher" or "normal"; found {self.factors!r}.')
+
+    def sample(self, key: Array, params: PyTree, splits: Splits = None) -> PyTree:
+        """Without `splits`, matrices are split into rows and columns."""
+        leaves, structure = jax.tree.flatten(params)
+        if splits is None:
+            splits = [Split((0,), (1,)) if x.ndim == 2 else None for x in leaves]
+        shapes = [self._shapes(x, split) for x, split in zip(leaves, splits, strict=True)]
+        entries = iter(
+            self._draw(
+                key, [(s, x.dtype) for x, each in zip(leaves, shapes, strict=True) for s in each]
+            )
+        )
+        tangents: list[Any] = []
+        for x, each in zip(leaves, shapes, strict=True):
+            drawn = [next(entries) for _ in each]
+            if len(drawn) == 2:
+                left, right = drawn
+                scale = jnp.asarray(self.rank**-0.5, x.dtype)
+                tangents.append(Factored(left * scale if self.rank > 1 else left, right, x.shape))
+            else:
+                tangents += drawn
+        return jax.tree.unflatten(structure, tangents)
+
+    def _shapes(self, leaf: Array, split: Split | None) -> list[tuple[int, ...]]:
+        """The shapes of what is drawn for a leaf: two factors, or the leaf."""
+        if split is not None:
+            rows, columns = split.sizes(leaf.shape)
+            if self.rank * (rows + columns) < rows * columns:
+                return [
+                    (self.rank, *(1 if i in others else n for i, n in enumerate(leaf.shape)))
+                    for others in (split.columns, split.rows)
+                ]
+        return [leaf.shape]
+
+    def _draw(self, key: Array, wanted: list[tuple[tuple[int, ...], Any]]) -> list[Array]:
+        """Arrays of the wanted shapes and dtypes, cut from one draw.
+
+        There are few numbers, so what a call of the generator costs is the call.
+        """
+        sizes = [math.prod(shape) for shape, _ in wanted]
+        if self.factors == "rademacher":
+            flat = random_bits(key, sum(sizes))
+        else:
+            widest = functools.reduce(jnp.promote_types, (d for _, d in wanted), jnp.float32)
+            flat = jax.random.normal(key, (sum(sizes),), widest)
+        ends = list(itertools.accumulate(sizes, initial=0))
+        parts = [flat[i:j] for i, j in itertools.pairwise(ends)]
+        return [
+            self._entries(p, dtype).reshape(shape)
+            for p, (shape, dtype) in zip(parts, wanted, strict=True)
+        ]
+
+    def _entries(self, drawn: Array, dtype: Any) -> Array:
+        """Signs from bits, by a lookup; normals as they are.
+
+        XLA fuses cheap arithmetic into whatever reads it, here down to the generator, which would
+        then run for each entry of the weight that is updated. It does not fuse a lookup that way:
+        a step of the paper's MLP takes 4.2 ms instead of 5.5.
+        """
+        if self.factors == "rademacher":
+            return jnp.array([1, -1], dtype)[drawn]
+        return drawn.astype(dtype)

@@ -1,0 +1,62 @@
+"""What the propagation is held against: `jax.jvp` with the tangents written out."""
+
+import jax
+import numpy as np
+
+import fwdgrad
+from fwdgrad.core.factored import dense, is_factored
+from fwdgrad.core.pushforward import Pushforward
+
+ROUNDING = {"float32": 2e-4, "float64": 1e-11}
+
+
+def draw(pushforward, params, distribution, num_tangents, key):
+    """`num_tangents` tangents of the leaves of `params`, (K, ...) each, as the estimator draws."""
+    keys = jax.random.split(key, num_tangents)
+    sample = jax.vmap(lambda k: distribution.sample(k, params, pushforward.splits))(keys)
+    return jax.tree.leaves(sample, is_leaf=is_factored)
+
+
+def push_both_ways(fun, params, *, rank=1, num_tangents=1, jit=True, key=None):
+    """The loss and its derivatives by the library and by JAX, and what the library observed.
+
+    Returns (found, expected, {(primitive, structure kept)}, whether each leaf is factored).
+    """
+    pushforward = Pushforward(lambda p: (fun(p), None), params)
+    distribution = fwdgrad.LowRank(rank=rank)
+    tangents = draw(
+        pushforward, params, distribution, num_tangents, jax.random.key(3) if key is None else key
+    )
+    events = set()
+
+    def observe(equation, tangent, kept):
+        events.add((equation.primitive.name, kept))
+
+    def found(tangents):
+        return pushforward(tangents, num_tangents=num_tangents, observer=observe)[:2]
+
+    structure = jax.tree.structure(params)
+
+    def expected(tangents):
+        written_out = jax.tree.unflatten(structure, [dense(v) for v in tangents])
+        outputs, pushed = jax.vmap(lambda v: jax.jvp(fun, (params,), (v,)), out_axes=(None, 0))(
+            written_out
+        )
+        return outputs, pushed
+
+    compile_or_not = jax.jit if jit else (lambda f: f)
+    return (
+        compile_or_not(found)(tangents),
+        compile_or_not(expected)(tangents),
+        events,
+        [is_factored(v) for v in tangents],
+    )
+
+
+def assert_same(found, expected, rounding):
+    """Value and derivatives agree to rounding, relative to the largest derivative."""
+    (value, derivatives), (expected_value, expected_derivatives) = found, expected
+    np.testing.assert_allclose(value, expected_value, rtol=rounding, atol=rounding)
+    scale = max(1e-3, np.abs(expected_derivatives).max())
+    np.testing.assert_allclose(derivatives, expected_derivatives, atol=rounding * scale, rtol=0)
+    assert np.asarray(derivatives).dtype == np.asarray(expected_derivatives).dtype
