@@ -15,12 +15,16 @@ COLOURS = {
     "forward-normal": "#0072B2",
     "forward-rademacher": "#D55E00",
     "forward-sphere": "#009E73",
+    "forward-low_rank": "#CC79A7",
+    "backprop-checkpointed": "#56B4E9",
 }
 NAMES = {
     "backprop": "Backprop",
     "forward-normal": "Forward gradient, normal",
     "forward-rademacher": "Forward gradient, Rademacher",
     "forward-sphere": "Forward gradient, sphere",
+    "forward-low_rank": "Forward gradient, low-rank",
+    "backprop-checkpointed": "Backprop, checkpointed",
 }
 
 plt.rcParams.update(

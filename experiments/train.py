@@ -24,6 +24,8 @@ from fwdgrad.work import (
     train,
 )
 
+SETTINGS = ("num_steps", "batch_size", "eval_every", "steps_per_call", "compiler_options")
+
 
 def run(cfg: DictConfig) -> RunRecord:
     """Runs a composed `train` config, or goes on with it, or returns what is already there."""
@@ -40,7 +42,7 @@ def run(cfg: DictConfig) -> RunRecord:
         instantiate(cfg.estimator.value_and_grad, _convert_="all"),
         instantiate(cfg.optimizer, learning_rate=learning_rate, _convert_="all"),
         learning_rate if callable(learning_rate) else lambda step: learning_rate,
-        Settings(cfg.num_steps, cfg.batch_size, cfg.eval_every, cfg.steps_per_call),
+        Settings(**{key: config[key] for key in SETTINGS}),
         seed=cfg.seed,
         folder=folder,
         config=OmegaConf.to_yaml(cfg, resolve=True),
@@ -71,7 +73,7 @@ def _identifying(config: dict) -> dict:
         "dataset": config["dataset"],
         "estimator": config["estimator"]["value_and_grad"],
         "optimizer": config["optimizer"],
-        **{key: config[key] for key in ("num_steps", "batch_size", "eval_every", "steps_per_call")},
+        **{key: config[key] for key in SETTINGS},
     }
 
 

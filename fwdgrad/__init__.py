@@ -10,6 +10,7 @@
 """
 
 from fwdgrad.core import (
+    Explanation,
     Factored,
     LowRank,
     Normal,
@@ -19,6 +20,7 @@ from fwdgrad.core import (
     TangentDistribution,
     backprop_value_and_grad,
     combine,
+    explain,
     forward_value_and_grad,
     partition,
 )
@@ -26,6 +28,7 @@ from fwdgrad.core import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Explanation",
     "Factored",
     "LowRank",
     "Normal",
@@ -35,6 +38,7 @@ __all__ = [
     "TangentDistribution",
     "backprop_value_and_grad",
     "combine",
+    "explain",
     "forward_value_and_grad",
     "partition",
 ]

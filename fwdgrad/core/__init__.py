@@ -4,6 +4,7 @@ Knows JAX and pytrees; never data sets, models, configuration or plots.
 """
 
 from fwdgrad.core.estimators import backprop_value_and_grad, forward_value_and_grad
+from fwdgrad.core.explanation import Explanation, explain
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.low_rank import LowRank
 from fwdgrad.core.splits import Split
@@ -11,6 +12,7 @@ from fwdgrad.core.tangents import Normal, Rademacher, Sphere, TangentDistributio
 from fwdgrad.core.trees import combine, partition
 
 __all__ = [
+    "Explanation",
     "Factored",
     "LowRank",
     "Normal",
@@ -20,6 +22,7 @@ __all__ = [
     "TangentDistribution",
     "backprop_value_and_grad",
     "combine",
+    "explain",
     "forward_value_and_grad",
     "partition",
 ]

@@ -85,7 +85,7 @@ class _Dot:
         They are merged into a free axis of x, so that the product has the axes it would have
         without them: XLA transposes an operand with more.
         """
-        lead, free = x.shape[:extra], self.free(side, x.ndim - extra)
+        free = self.free(side, x.ndim - extra)
         if not free:
             x = x[..., None]
         axis = free[0] if free else x.ndim - extra - 1

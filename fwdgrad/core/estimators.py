@@ -31,6 +31,13 @@ from fwdgrad.core.trees import (
 )
 
 ValueAndGrad = Callable[..., tuple[Any, ...]]
+Tangents = list[Array | Factored]
+
+
+class Drawn(NamedTuple):
+    """Tangents drawn ahead by `value_and_grad.draw`, to be given to it in the place of the key."""
+
+    tangents: Tangents
 
 
 def forward_value_and_grad(
@@ -76,6 +83,10 @@ def forward_value_and_grad(
       (integers, booleans, Python numbers, functions) is that of `params`, untouched; take
       the floating ones out with `fwdgrad.partition(grad)[0]`, for optax.
 
+      Unless it works in chunks, the function has an attribute `draw`, a function of the same
+      arguments that only draws the tangents; what it returns can be given in the place of the
+      key. A loop of very short steps saves time if `jax.vmap` draws for all of them before it.
+
     Raises:
       TypeError: an argument is of a wrong kind; the loss is not a real scalar; a parameter
         is complex; `key` is not a typed key; a tangent reaches a `custom_vjp` function and
@@ -101,23 +112,34 @@ def forward_value_and_grad(
         checks.check_positive_integer("chunk_size", chunk_size)
     checks.check_clip(clip)
 
-    def value_and_grad(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        checks.check_key(key)
-        loss, theta, rest = _on_parameters(fun, params, args, kwargs, has_aux)
-        leaves, structure = jax.tree.flatten(theta)
-        pushforward = Pushforward(loss, theta)
+    def sample_each(pushforward: Pushforward, theta: PyTree, keys: Array) -> Tangents:
+        """A tangent for each key: for each leaf of theta an array (K, ...) or its factors."""
 
-        def sample(key: Array) -> list[Array | Factored]:
+        def sample(key: Array) -> Tangents:
             tangent = tangents.sample(key, theta, pushforward.splits)
             checks.check_sample(tangents, tangent, theta)
             return jax.tree.leaves(tangent, is_leaf=is_factored)
 
-        def sum_over(keys: Array) -> _Sum:
-            count = len(keys)
-            if count == 1:
-                drawn = jax.tree.map(lambda x: x[None], sample(keys[0]))
-            else:
-                drawn = jax.vmap(sample)(keys)
+        if len(keys) == 1:
+            return jax.tree.map(lambda x: x[None], sample(keys[0]))
+        return jax.vmap(sample)(keys)
+
+    def draw(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> Drawn:
+        checks.check_key(key)
+        loss, theta, _ = on_parameters(fun, params, args, kwargs, has_aux)
+        keys = _split(key, num_tangents)
+        return Drawn(sample_each(Pushforward(loss, theta), theta, keys))
+
+    def value_and_grad(
+        key: Array | Drawn, params: PyTree, /, *args: Any, **kwargs: Any
+    ) -> tuple[Any, ...]:
+        if not isinstance(key, Drawn):
+            checks.check_key(key)
+        loss, theta, rest = on_parameters(fun, params, args, kwargs, has_aux)
+        leaves, structure = jax.tree.flatten(theta)
+        pushforward = Pushforward(loss, theta)
+
+        def sum_along(drawn: Tangents, count: int) -> _Sum:
             value, derivatives, aux = pushforward(
                 drawn, num_tangents=count, enter_custom_vjp=enter_custom_vjp
             )
@@ -131,12 +153,20 @@ def forward_value_and_grad(
             ]
             return _Sum(value, aux, grad, num_clipped)
 
-        total = _sum_over_tangents(sum_over, key, num_tangents, chunk_size)
+        def sum_over(keys: Array) -> _Sum:
+            return sum_along(sample_each(pushforward, theta, keys), len(keys))
+
+        if isinstance(key, Drawn):
+            total = sum_along(key.tangents, num_tangents)
+        else:
+            total = _sum_over_tangents(sum_over, _split(key, num_tangents), chunk_size)
         grad = [g.astype(x.dtype) for g, x in zip(total.grad, leaves, strict=True)]
         value = (total.value, total.aux) if has_aux else total.value
         report = ({"clip_rate": total.num_clipped / num_tangents},) if has_report else ()
         return value, combine(jax.tree.unflatten(structure, grad), rest), *report
 
+    if chunk_size is None or chunk_size >= num_tangents:
+        value_and_grad.draw = draw  # type: ignore[attr-defined]
     return value_and_grad
 
 
@@ -170,7 +200,7 @@ def backprop_value_and_grad(
 
     def value_and_grad(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         del key
-        loss, theta, rest = _on_parameters(fun, params, args, kwargs, has_aux)
+        loss, theta, rest = on_parameters(fun, params, args, kwargs, has_aux)
         (value, aux), grad = jax.value_and_grad(loss, has_aux=True)(theta)
         report: tuple[dict, ...] = ({},) if has_report else ()
         return (value, aux) if has_aux else value, combine(grad, rest), *report
@@ -187,7 +217,7 @@ class _Sum(NamedTuple):
     num_clipped: Array
 
 
-def _on_parameters(
+def on_parameters(
     fun: Callable[..., Any],
     params: PyTree,
     args: tuple[Any, ...],
@@ -204,17 +234,20 @@ def _on_parameters(
     return loss, theta, rest
 
 
+def _split(key: Array, num_tangents: int) -> Array:
+    """A key for each tangent; of one, the key itself."""
+    return key[None] if num_tangents == 1 else jax.random.split(key, num_tangents)
+
+
 def _sum_over_tangents(
-    sum_over: Callable[[Array], _Sum], key: Array, num_tangents: int, chunk_size: int | None
+    sum_over: Callable[[Array], _Sum], keys: Array, chunk_size: int | None
 ) -> _Sum:
-    """The sum over `num_tangents` keys, `chunk_size` of them at a time.
+    """The sum over the keys' tangents, `chunk_size` of them at a time.
 
     The tangents of a chunk go through the loss together, with the primal evaluated once.
     (`jax.linearize` would evaluate it once for all chunks, but only by keeping every
     intermediate value, as reverse mode does.)
     """
-    if num_tangents == 1:
-        return sum_over(key[None])
 
     def add_chunk(sums: PyTree, keys: Array) -> tuple[PyTree, None]:
         chunk = sum_over(keys)
@@ -222,11 +255,11 @@ def _sum_over_tangents(
 
     # The remainder, or else the first whole chunk, comes first and gives value and aux; then
     # all that is left are whole chunks, for one scan.
-    keys = jax.random.split(key, num_tangents)
-    chunk = min(chunk_size or num_tangents, num_tangents)
-    head = num_tangents % chunk or chunk
+    number = len(keys)
+    chunk = min(chunk_size or number, number)
+    head = number % chunk or chunk
     total = sum_over(keys[:head])
-    if head == num_tangents:
+    if head == number:
         return total
     sums = (total.grad, total.num_clipped)
     (grad, num_clipped), _ = jax.lax.scan(add_chunk, sums, keys[head:].reshape(-1, chunk))

@@ -1,5 +1,6 @@
 """Reading jaxprs by JAX's public surface: what an equation calls, computes, and where it stands."""
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -52,8 +53,15 @@ def context_of(equation: Equation) -> ExitStack:
 
 
 def place(equation: Equation) -> str:
-    """Where in the user's code the equation comes from: 'file.py:12:3 (function)'."""
-    return source_info_util.summarize(equation.source_info)
+    """Where in the user's code the equation comes from: 'models/mlp.py:12:3 (MLP.__call__)'.
+
+    That is the innermost frame outside of installed packages, so it names the line of a model and
+    not the line of the library whose layer it uses.
+    """
+    frames = source_info_util.summarize(equation.source_info, num_frames=100).split("\n")
+    own = [frame for frame in frames if f"{os.sep}site-packages{os.sep}" not in frame]
+    file, colon, rest = (own or frames)[-1].partition(":")
+    return os.sep.join(file.split(os.sep)[-2:]) + colon + rest
 
 
 def is_inexact(variable: Any) -> bool:

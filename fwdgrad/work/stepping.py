@@ -6,11 +6,15 @@ one program serves calls of every length, and where the calls begin and end (at 
 evaluation, at a checkpoint, at the end) changes no bit of the result.
 
 With `steps_per_call=1` there is no loop. That is for the programs that XLA compiles badly
-inside one: on a CPU, convolutions, in forward and in reverse mode.
+inside one: on a CPU, convolutions, in forward and in reverse mode. `compiler_options` are for
+such cases too. What is fastest is measured by `experiments.step_cost`.
+
+What the steps of a call draw at random is drawn before its loop, for all of them at once, if it is
+little: in a step of microseconds the few operations of a draw would be seen.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +26,8 @@ from fwdgrad.core.trees import Array, PyTree
 
 # loss function, has_report=True -> (key, params, batch) -> (value, grad, report)
 Estimator = Callable[..., Callable[..., tuple[Any, ...]]]
+
+_MOST_BYTES = 2**24  # drawn ahead: less than a few minibatches
 
 
 class State(NamedTuple):
@@ -70,17 +76,17 @@ def make_stepper(
     seed: int,
     batch_size: int,
     steps_per_call: int,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Stepper:
-    """Initialises the state from `seed` and compiles the step."""
+    """Initialises the state from `seed` and compiles the step, with XLA's options if given."""
     init_key, steps_key = jax.random.split(jax.random.key(seed))
     value_and_grad = estimator(loss, has_report=True)
     # Some optimizers (optax.contrib.reduce_on_plateau) want to know the loss as well.
     update = optax.with_extra_args_support(optimizer).update
 
-    def step_once(state: State, examples: PyTree, indices: Array) -> State:
+    def step_once(state: State, examples: PyTree, indices: Array, source: PyTree) -> State:
         batch = jax.tree.map(lambda x: x[indices], examples)
-        key = jax.random.fold_in(steps_key, state.step)
-        value, grad, report = value_and_grad(key, state.params, batch)
+        value, grad, report = value_and_grad(source, state.params, batch)
         updates, opt_state = update(grad, state.opt_state, state.params, value=value, grad=grad)
         return State(
             params=optax.apply_updates(state.params, updates),
@@ -93,15 +99,21 @@ def make_stepper(
         )
 
     def advance(state: State, examples: PyTree, indices: Array, count: Array) -> State:
+        steps = state.step + jnp.arange(steps_per_call)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(steps_key, steps)
         if steps_per_call == 1:
-            return step_once(state, examples, indices[0])
+            return step_once(state, examples, indices[0], keys[0])
+        batch = jax.tree.map(lambda x: x[indices[0]], examples)
+        sources = draw_ahead(value_and_grad, keys, state.params, batch)
 
         def unfinished(carry: tuple[Array, State]) -> Array:
             return (carry[0] < count) & jnp.isfinite(carry[1].loss)
 
         def body(carry: tuple[Array, State]) -> tuple[Array, State]:
             i, state = carry
-            return i + 1, step_once(state, examples, indices[i])
+            return i + 1, step_once(
+                state, examples, indices[i], jax.tree.map(lambda x: x[i], sources)
+            )
 
         return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 
@@ -126,11 +138,31 @@ def make_stepper(
     compiled = (
         jax.jit(advance, donate_argnums=0)
         .lower(state, examples, indices, jax.ShapeDtypeStruct((), jnp.int32))
-        .compile()
+        .compile(dict(compiler_options or {}))
     )
     return Stepper(
         state, lambda s, e, i, n: compiled(s, e, i, np.int32(n)), time.perf_counter() - start
     )
+
+
+def draw_ahead(
+    value_and_grad: Callable[..., Any], keys: Array, params: PyTree, batch: PyTree
+) -> Any:
+    """What the steps of a loop draw from, stacked: draws of theirs if they are small, or `keys`.
+
+    Args:
+      value_and_grad: as an estimator makes it. If it has an attribute `draw`, a function of the
+        same arguments, what that returns may take the key's place.
+      keys: one for each step.
+      params, batch: as a step has them; of the batch only the shapes matter.
+    """
+    draw = getattr(value_and_grad, "draw", None)
+    if draw is None:
+        return keys
+    drawn = jax.eval_shape(draw, keys[0], params, batch)
+    if len(keys) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(drawn)) > _MOST_BYTES:
+        return keys
+    return jax.vmap(lambda key: draw(key, params, batch))(keys)
 
 
 class Batches:

@@ -68,16 +68,18 @@ class Settings:
       batch_size: examples in a minibatch.
       eval_every: steps between two rows of `metrics.csv`.
       steps_per_call: the most steps in one compiled call (see `fwdgrad.work.stepping`).
+      compiler_options: XLA's, by name, for compiling the step.
     """
 
     num_steps: int
     batch_size: int
     eval_every: int
     steps_per_call: int
+    compiler_options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            check_positive_integer(name, value)
+        for name in ("num_steps", "batch_size", "eval_every", "steps_per_call"):
+            check_positive_integer(name, getattr(self, name))
 
 
 class _Progress(NamedTuple):
@@ -138,6 +140,7 @@ def train(
         seed=seed,
         batch_size=settings.batch_size,
         steps_per_call=settings.steps_per_call,
+        compiler_options=settings.compiler_options,
     )
     run = _Run(problem, stepper, learning_rate, settings, seed, folder)
     with atomic_write(folder / "config.yaml") as file:

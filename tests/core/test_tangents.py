@@ -8,6 +8,8 @@ with probability FAILURE, shared by the entries that one test compares (the unio
 quantile, FAILURE is that of the normal approximation. The seeds are fixed.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from jax.flatten_util import ravel_pytree
 
 import fwdgrad
 from fwdgrad.core import checks
+from fwdgrad.core.factored import dense, is_factored
 
 FAILURE = 1e-8
 
@@ -54,10 +57,23 @@ def sphere_variance(d, u):
     return 2 * d**2 * (d - 1) / (d + 2)  # ‖v‖² = d; (u·v)²/d ~ Beta(½, (d − 1)/2)
 
 
+def low_rank_variance(d, u):
+    """By all sign vectors: u is the gradient of (b, (b, b), w), w a cᵀ with 2 × 3 entries.
+
+    ‖v‖² = d and E (u·v)² = 1, so Var = d² (E (u·v)⁴ − 1).
+    """
+    signs = np.array(list(itertools.product([-1, 1], repeat=4 + 5)))
+    vectors, a, c = signs[:, :4], signs[:, 4:6], signs[:, 6:]
+    products = (a[:, :, None] * c[:, None, :]).reshape(-1, 6)
+    along = np.concatenate([vectors, products], 1) @ u
+    return d**2 * (np.mean(along**4) - 1)
+
+
 # distribution, E[vᵢ⁴], E[vᵢ²vⱼ²], E‖g‖²/‖∇f‖², Var ‖g‖²/‖∇f‖⁴, all as functions of d
 DISTRIBUTIONS = [
     (fwdgrad.Normal(), lambda d: 3.0, lambda d: 1.0, lambda d: d + 2, normal_variance),
     (fwdgrad.Rademacher(), lambda d: 1.0, lambda d: 1.0, lambda d: d, rademacher_variance),
+    (fwdgrad.LowRank(), lambda d: 1.0, lambda d: 1.0, lambda d: d, low_rank_variance),
     (
         fwdgrad.Sphere(),
         lambda d: 3 * d / (d + 2),
@@ -78,11 +94,15 @@ each_row = pytest.mark.parametrize(
 PARAMS = {"w": jnp.zeros((2, 3)), "b": (jnp.zeros(3), jnp.zeros(()))}  # d = 10
 
 
+def written_out(tangent):
+    return jax.tree.map(dense, tangent, is_leaf=is_factored)
+
+
 def samples(distribution, key, number, params=PARAMS):
     """An array (number, d) of flat tangents."""
 
     def flat(key):
-        return ravel_pytree(distribution.sample(key, params))[0]
+        return ravel_pytree(written_out(distribution.sample(key, params)))[0]
 
     return np.asarray(jax.jit(jax.vmap(flat))(jax.random.split(key, number)), np.float64)
 
@@ -108,16 +128,17 @@ def test_structure_shapes_and_dtypes(distribution, dtype, key, x64):
 
 @each_distribution
 def test_leaves_of_one_shape_get_different_tangents(distribution, key):
-    tangent = distribution.sample(key, [jnp.zeros(64), jnp.zeros(64)])
+    tangent = written_out(distribution.sample(key, [jnp.zeros(64), jnp.zeros(64)]))
     correlation = np.corrcoef(*map(np.asarray, tangent))[0, 1]
     assert abs(correlation) < z() / 64**0.5
 
 
 @each_distribution
 def test_one_key_gives_one_tangent(distribution, key):
-    first, second = (distribution.sample(key, PARAMS) for _ in range(2))
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-    other = distribution.sample(jax.random.fold_in(key, 1), PARAMS)
+    params = {"w": jnp.zeros((20, 30))}
+    first, second = (written_out(distribution.sample(key, params)) for _ in range(2))
+    np.testing.assert_array_equal(first["w"], second["w"])
+    other = written_out(distribution.sample(jax.random.fold_in(key, 1), params))
     assert not np.array_equal(other["w"], first["w"])
 
 
@@ -142,8 +163,13 @@ def test_mean_and_squared_norm_of_the_estimate(
 ):
     number, d = 1_000_000, 10
     gradient = np.linspace(-1, 2, d, dtype=np.float32)
-    estimate = fwdgrad.forward_value_and_grad(lambda w: w @ gradient, tangents=distribution)
-    estimates = jax.jit(jax.vmap(lambda k: estimate(k, jnp.zeros(d))[1]))
+
+    def loss(params):  # linear, with "w" as the matrix of a product, and its gradient `gradient`
+        vectors = ravel_pytree(params["b"])[0] @ gradient[:4]
+        return vectors + jnp.sum((jnp.eye(2) @ params["w"]) * gradient[4:].reshape(2, 3))
+
+    estimate = fwdgrad.forward_value_and_grad(loss, tangents=distribution)
+    estimates = jax.jit(jax.vmap(lambda k: ravel_pytree(estimate(k, PARAMS)[1])[0]))
     g = np.asarray(estimates(jax.random.split(key, number)), np.float64)
     # E gᵢ² = E[vᵢ²vⱼ²] (‖∇f‖² − ∇fᵢ²) + E[vᵢ⁴] ∇fᵢ²; odd moments are zero by symmetry.
     norm2 = np.sum(gradient**2)

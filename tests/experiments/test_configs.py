@@ -36,7 +36,8 @@ def test_every_option_of_train(compose, group, option):
     assert isinstance(instantiate(cfg.tangents.distribution), fwdgrad.TangentDistribution)
     assert isinstance(instantiate(cfg.optimizer, _convert_="all"), optax.GradientTransformation)
     assert callable(instantiate(cfg.model.make, _convert_="all"))
-    Settings(cfg.num_steps, cfg.batch_size, cfg.eval_every, cfg.steps_per_call)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    Settings(**{key: config[key] for key in train.SETTINGS})
 
 
 @pytest.mark.parametrize("preset", GROUPS["preset"])

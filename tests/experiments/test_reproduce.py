@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import learning_curves, overhead, reproduce, steps_per_call
+from experiments import learning_curves, overhead, reproduce, step_cost
 from fwdgrad.work.records import write_json, write_table
 
 from .conftest import CONFIGS
@@ -106,7 +106,10 @@ def test_overhead_benchmark(compose, tmp_path):
 
 
 def test_library_and_hand_written_steps_compile_to_the_same_work(key):
-    """The exact side of the overhead benchmark: XLA counts the same operations and bytes."""
+    """The exact side of the overhead benchmark: XLA counts the same operations.
+
+    Bytes differ a little, where primal and tangent share a product instead of taking two.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -122,16 +125,30 @@ def test_library_and_hand_written_steps_compile_to_the_same_work(key):
 
     library = cost(fwdgrad.forward_value_and_grad(loss))
     by_hand = cost(lambda *args: overhead.by_hand(loss, *args))
-    for quantity in ("flops", "bytes accessed", "transcendentals"):
+    for quantity in ("flops", "transcendentals"):
         assert library[quantity] == by_hand[quantity]
+    assert library["bytes accessed"] < 1.1 * by_hand["bytes accessed"]
 
 
-def test_steps_per_call_benchmark(compose, tmp_path, capsys):
+def test_step_cost(compose, tmp_path):
+    """The whole experiment on small models; what it says of them is not tested."""
     cfg = compose(
-        "steps_per_call", "~candidates.mlp", "~candidates.cnn", "candidates.logistic=[1,3]",
-        "~lines.forward-normal", "~lines.forward-rademacher",
-        "rounds=2", f"output.root={tmp_path}",
+        "step_cost", "~models.cnn", "models.mlp.overrides=['model=mlp','model.make.widths=[16]']",
+        "models.logistic.forms=[{steps_per_call:2,compiler_options:{}}]",
+        "models.mlp.forms=[{steps_per_call:1,compiler_options:{}}]",
+        "models.logistic.rounds=6", "models.mlp.rounds=6", "selection_rounds=1",
+        f"output.root={tmp_path}",
     )  # fmt: skip
-    rows = steps_per_call.run(cfg)
-    assert [r[:3] for r in rows] == [("logistic", "backprop", n) for n in (1, 3)]
-    assert all(row[3] > 0 for row in rows)
+    step_cost.run(cfg)
+    step_cost.draw(tmp_path)
+    with (tmp_path / "step_cost.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["model"], r["estimator"]) for r in rows] == [
+        (m, e) for m in ("logistic", "mlp") for e in step_cost.ESTIMATORS
+    ]
+    for row in rows:
+        low, middle, high = (float(row[k]) for k in ("seconds_low", "seconds", "seconds_high"))
+        assert 0 < low <= middle <= high and int(row["temp_bytes"]) >= 0
+        assert row["estimator"] != "loss" or float(row["relative_cost"]) == 1
+    assert (tmp_path / "step_cost.png").exists() and (tmp_path / "step_cost.pdf").exists()
+    assert "| mlp | forward_lowrank |" in step_cost.describe(tmp_path)

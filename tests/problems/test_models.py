@@ -57,10 +57,26 @@ def test_one_key_for_each_layer(key):
     assert not np.allclose(first.weight, second.weight)
 
 
-def test_max_pool_is_reduce_window(key):
-    x = jax.random.normal(key, (3, 6, 4))
-    expected = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2), (1, 2, 2), "VALID")
-    np.testing.assert_array_equal(models._max_pool(x), expected)
+@pytest.mark.parametrize("pooling", ["select", "reduce"])
+def test_max_pool_is_reduce_window(pooling, key):
+    x, v = jax.random.normal(key, (2, 3, 6, 4))
+
+    def window(x):
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2), (1, 2, 2), "VALID")
+
+    found = jax.jvp(models._POOLINGS[pooling], (x,), (v,))
+    jax.tree.map(np.testing.assert_array_equal, found, jax.jvp(window, (x,), (v,)))
+
+
+def test_tangent_of_a_tie_is_that_of_one_input():
+    v = jnp.arange(4.0).reshape(1, 2, 2)
+    maximum, tangent = jax.jvp(models._POOLINGS["select"], (jnp.zeros((1, 2, 2)),), (v,))
+    assert maximum == 0 and tangent == 0
+
+
+def test_unknown_pooling(key):
+    with pytest.raises(ValueError, match="pooling must be one of select, reduce; found 'mean'"):
+        CNN(pooling="mean", key=key)
 
 
 def test_problem_standardises_and_scores_each_example(key):

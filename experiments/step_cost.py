@@ -1,0 +1,299 @@
+"""What a training step costs, beside the loss alone: python -m experiments.step_cost
+
+For each model of the paper: the loss, backprop, checkpointed backprop, and forward gradients with
+dense normal and with low-rank tangents. Each is tried in several forms (steps in one compiled
+call, XLA's options) and timed in its fastest, all in turns in one process, on minibatches that
+are at hand, parameters donated and updated by SGD, compilation apart. The choice and the timing
+are separate measurements, so that choosing the fastest does not flatter it.
+
+Leaves in `output.root`: `step_cost.csv` (a row for each model and estimator: medians with 95 %
+intervals; `relative_cost` is R, over the loss alone, a median of the ratios of each turn, and
+`relative_to_backprop` the same over the fastest backprop), `step_cost_forms.csv` (what each form
+took), `step_cost.json` (the share of drawing the tangents, provenance), the figure `step_cost`,
+and README.md.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from jax import Array
+from matplotlib.axes import Axes
+from omegaconf import DictConfig, OmegaConf
+
+import fwdgrad
+from experiments import style, train
+from fwdgrad.core.estimators import Drawn
+from fwdgrad.core.trees import PyTree
+from fwdgrad.problems import Problem
+from fwdgrad.work import interleaved_seconds, median_interval
+from fwdgrad.work.files import atomic_write
+from fwdgrad.work.provenance import provenance
+from fwdgrad.work.records import read_json, read_table, write_json, write_table
+from fwdgrad.work.stepping import draw_ahead
+
+NAME = "step_cost"
+ESTIMATORS = ("loss", "backprop", "backprop_checkpointed", "forward_dense", "forward_lowrank")
+_COLUMNS = (
+    "model",
+    "estimator",
+    "batch_size",
+    "seconds",
+    "seconds_low",
+    "seconds_high",
+    "relative_cost",
+    "relative_to_backprop",
+    "temp_bytes",
+    "compile_seconds",
+)
+_FORM_COLUMNS = ("model", "estimator", "steps_per_call", "form", "seconds", "chosen")
+_RATE = 1e-6
+
+# keys of all steps, params, batch -> what each step draws from, stacked
+Draw = Callable[[Array, PyTree, PyTree], PyTree]
+# what it draws from, params, batch -> new params, a scalar
+Step = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, Array]]
+
+
+def _steps(problem: Problem) -> dict[str, tuple[Draw, Step]]:
+    """What a step of each estimator draws ahead, as in training, and the step."""
+
+    def update(value_and_grad: Callable[..., Any]) -> tuple[Draw, Step]:
+        def step(source: PyTree, params: PyTree, batch: PyTree) -> tuple[PyTree, Array]:
+            value, grad = value_and_grad(source, params, batch)
+            return jax.tree.map(lambda p, g: p - _RATE * g, params, grad), value
+
+        return partial(draw_ahead, value_and_grad), step
+
+    def loss(source: PyTree, params: PyTree, batch: PyTree) -> tuple[PyTree, Array]:
+        return params, problem.loss(params, batch)
+
+    def drawing(source: PyTree, params: PyTree, batch: PyTree) -> tuple[PyTree, Array]:
+        """Reads what was drawn and does nothing with it."""
+        drawn = source if isinstance(source, Drawn) else low_rank.draw(source, params, batch)
+        return params, sum(x.sum() for x in jax.tree.leaves(drawn))
+
+    forward = partial(fwdgrad.forward_value_and_grad, problem.loss)
+    low_rank: Any = forward(tangents=fwdgrad.LowRank())
+    backprop = fwdgrad.backprop_value_and_grad
+    return {
+        "loss": (lambda keys, params, batch: keys, loss),
+        "backprop": update(backprop(problem.loss)),
+        "backprop_checkpointed": update(backprop(jax.checkpoint(problem.loss))),
+        "forward_dense": update(forward(tangents=fwdgrad.Normal())),
+        "forward_lowrank": update(low_rank),
+        "drawing": (partial(draw_ahead, low_rank), drawing),
+    }
+
+
+class _Program:
+    """A compiled call of one or more steps, ready to be called again and again."""
+
+    def __init__(
+        self, draw: Draw, step: Step, problem: Problem, batches: PyTree, form: dict[str, Any]
+    ):
+        self._num_steps = form["steps_per_call"]
+        num_batches = len(jax.tree.leaves(batches)[0])
+
+        def run(params: PyTree, batches: PyTree, keys: Array) -> tuple[PyTree, Array]:
+            def batch(i: Any) -> PyTree:
+                return jax.tree.map(lambda x: x[i % num_batches], batches)
+
+            if self._num_steps == 1:  # no loop
+                return step(keys[0], params, batch(0))
+            sources = draw(keys, params, batch(0))
+
+            def body(carry: tuple[PyTree, Array], i: Array) -> tuple[tuple[PyTree, Array], None]:
+                params, total = carry
+                source = jax.tree.map(lambda x: x[i], sources)
+                params, value = step(source, params, batch(i))
+                return (params, total + value), None
+
+            return jax.lax.scan(body, (params, jnp.float32(0)), jnp.arange(self._num_steps))[0]
+
+        keys = jax.random.split(jax.random.key(1), self._num_steps)
+        self._params = problem.init(jax.random.key(0))
+        self._arguments = (batches, keys)
+        start = time.perf_counter()
+        lowered = jax.jit(run, donate_argnums=0).lower(self._params, *self._arguments)
+        self._compiled = lowered.compile(form["compiler_options"])
+        self.compile_seconds = time.perf_counter() - start
+        memory: Any = self._compiled.memory_analysis()
+        self.temp_bytes = memory.temp_size_in_bytes
+
+    def __call__(self) -> Array:
+        self._params, total = self._compiled(self._params, *self._arguments)
+        return total
+
+    def seconds_per_step(self, samples: np.ndarray) -> np.ndarray:
+        """What a step took, from what calls took."""
+        return samples / self._num_steps
+
+
+def run(cfg: DictConfig) -> None:
+    """Times every model and writes the tables."""
+    folder = Path(cfg.output.root)
+    rows, form_rows, shares = [], [], {}
+    for model, settings in cfg.models.items():
+        forms: Any = OmegaConf.to_container(settings.forms, resolve=True)
+        programs, tried = _fastest(cfg, settings.overrides, forms)
+        form_rows += [(model, *row) for row in tried]
+        timed = interleaved_seconds(programs, rounds=settings.rounds)
+        seconds = {name: programs[name].seconds_per_step(x) for name, x in timed.items()}
+        best = min(("backprop", "backprop_checkpointed"), key=lambda n: np.median(seconds[n]))
+        for name in ESTIMATORS:
+            value, low, high, _ = median_interval(seconds[name])
+            relative = np.median(seconds[name] / seconds["loss"])
+            to_backprop = np.median(seconds[name] / seconds[best])
+            program = programs[name]
+            costs = (program.temp_bytes, program.compile_seconds)
+            rows.append(
+                (model, name, cfg.batch_size, value, low, high, relative, to_backprop, *costs)
+            )
+            print(
+                f"{model:10} {name:22} {1e3 * value:9.4g} ms  R {relative:5.3g}  {to_backprop:.3f}"
+            )
+        share = median_interval(seconds["drawing"] / seconds["forward_lowrank"])
+        shares[model] = share._asdict()
+    write_table(folder / f"{NAME}.csv", _COLUMNS, rows)
+    write_table(folder / f"{NAME}_forms.csv", _FORM_COLUMNS, form_rows)
+    rounds = {model: settings.rounds for model, settings in cfg.models.items()}
+    information = {"drawing_share": shares, "rounds": rounds, "provenance": [provenance()]}
+    write_json(folder / f"{NAME}.json", information)
+
+
+def _fastest(
+    cfg: DictConfig, overrides: list[str], forms: list[dict[str, Any]]
+) -> tuple[dict[str, _Program], list[tuple[Any, ...]]]:
+    """The program of each estimator in its fastest form, and what every form took."""
+    problems = [
+        train.problem(
+            hydra.compose(
+                "train",
+                overrides=[f"dataset={cfg.dataset.name}", *overrides, *form.get("overrides", ())],
+            )
+        )
+        for form in forms
+    ]
+    generator = np.random.default_rng(cfg.seed)
+    examples = problems[0].train
+    chosen = generator.integers(0, len(examples[1]), (cfg.num_batches, cfg.batch_size))
+    batches = jax.tree.map(lambda x: x[chosen], examples)
+    programs, rows = {}, []
+    for name in _steps(problems[0]):
+        candidates = [
+            _Program(*_steps(problem)[name], problem, batches, form)
+            for problem, form in zip(problems, forms, strict=True)
+        ]
+        timed = interleaved_seconds(dict(enumerate(candidates)), rounds=cfg.selection_rounds)
+        seconds = [np.median(candidates[i].seconds_per_step(x)) for i, x in timed.items()]
+        fastest = int(np.argmin(seconds))
+        programs[name] = candidates[fastest]
+        for i, form in enumerate(forms):
+            options = [f"{k}={v!r}" for k, v in form["compiler_options"].items()]
+            described = " ".join([*form.get("overrides", ()), *options])
+            rows.append((name, form["steps_per_call"], described, seconds[i], int(i == fastest)))
+    return programs, rows
+
+
+def draw(folder: Path) -> None:
+    """Draws the figure from the table in `folder`: time and memory, a column for each model."""
+    rows = read_table(folder / f"{NAME}.csv")
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    figure, axes = plt.subplots(
+        2, len(models), figsize=(7.2, 3.4), squeeze=False, sharey=True, sharex="row"
+    )
+    for i, model in enumerate(models):
+        of_model = [r for r in rows if r["model"] == model][::-1]
+        axes[0, i].set_title(model, loc="left", fontweight="bold")
+        _bars(axes[0, i], of_model, "time", i == 0)
+        _bars(axes[1, i], of_model, "memory", i == 0)
+    style.save(figure, folder, NAME)
+
+
+def _bars(axes: Axes, rows: list[dict[str, str]], quantity: str, first: bool) -> None:
+    loss = next(r for r in rows if r["estimator"] == "loss")
+    for i, row in enumerate(rows):
+        if quantity == "time":
+            value, base = float(row["relative_cost"]), float(loss["seconds"])
+            low, high = (float(row[k]) / base for k in ("seconds_low", "seconds_high"))
+            text = f"{value:.2f}  ({1e3 * float(row['seconds']):.3g} ms)"
+            error = [[max(0, value - low)], [max(0, high - value)]]
+        else:
+            value, error = float(row["temp_bytes"]) / 2**20, None
+            text = f"{value:.3g}"
+        axes.barh(i, value, color=style.colour(_LABELS[row["estimator"]]), height=0.7, xerr=error)
+        axes.annotate(text, (value, i), (4, 0), textcoords="offset points", va="center", fontsize=6)
+    axes.set_yticks(range(len(rows)), [_NAMES[r["estimator"]] for r in rows])
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(
+        "R: time over the loss alone" if quantity == "time" else "temporary memory (MiB)"
+    )
+    if quantity == "memory":
+        axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * (1.6 if quantity == "time" else 12))
+
+
+_LABELS = {
+    "loss": "",
+    "backprop": "backprop",
+    "backprop_checkpointed": "backprop-checkpointed",
+    "forward_dense": "forward-normal",
+    "forward_lowrank": "forward-low_rank",
+}
+_NAMES = {name: style.name(label) if label else "Loss alone" for name, label in _LABELS.items()}
+
+
+def describe(folder: Path) -> str:
+    """The table in Markdown, with what is not in it."""
+    rows = read_table(folder / f"{NAME}.csv")
+    information = read_json(folder / f"{NAME}.json")
+    lines = [
+        "## The cost of a training step",
+        "",
+        f"![Time and memory of a step]({NAME}.png)",
+        "",
+        "Medians with 95 % intervals, timed in turns in one process; R is the median of the ratios "
+        "to the loss alone of the same turn. Each estimator in its fastest form "
+        f"([{NAME}_forms.csv]({NAME}_forms.csv)).",
+        "",
+        "| model | estimator | ms a step | R | over the best backprop | temporary MiB "
+        "| compilation (s) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        value, low, high = (
+            f"{1e3 * float(r[k]):.4g}" for k in ("seconds", "seconds_low", "seconds_high")
+        )
+        lines.append(
+            f"| {r['model']} | {r['estimator']} | {value} [{low}, {high}] | "
+            f"{float(r['relative_cost']):.2f} | {float(r['relative_to_backprop']):.3f} | "
+            f"{float(r['temp_bytes']) / 2**20:.3g} | {float(r['compile_seconds']):.2f} |"
+        )
+    shares = [
+        f"{model} {s['value']:.1%} [{s['low']:.1%}, {s['high']:.1%}] (n = {s['n']})"
+        for model, s in information["drawing_share"].items()
+    ]
+    lines += ["", f"Drawing low-rank tangents takes, of a low-rank step: {'; '.join(shares)}."]
+    return "\n".join(lines)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="step_cost")
+def main(cfg: DictConfig) -> None:
+    run(cfg)
+    folder = Path(cfg.output.root)
+    draw(folder)
+    with atomic_write(folder / "README.md") as file:
+        file.write(f"{describe(folder)}\n")
+
+
+if __name__ == "__main__":
+    main()
