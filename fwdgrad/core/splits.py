@@ -21,7 +21,9 @@ from fwdgrad.core.layouts import axis_groups
 class Split(NamedTuple):
     """Two groups of axes of an array that is used as a matrix, `rows` × `columns`.
 
-    Axes in neither group are a batch's: the array is a stack of matrices, each for itself.
+    The rows are the axes that a product contracts (of a kernel: input channels and taps), the
+    columns those it keeps. Axes in neither group are a batch's: the array is a stack of matrices,
+    each for itself.
     """
 
     rows: tuple[int, ...]

@@ -35,7 +35,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys):
     assert {(r["panel"], r["estimator"]) for r in rows} == {
         (panel, line)
         for panel in ("logistic", "mlp")
-        for line in ("backprop", "forward-normal", "forward-rademacher")
+        for line in ("backprop", "forward-normal", "forward-low_rank")
     }
     report = (tmp_path / "README.md").read_text()
     assert report.count("| Logistic regression |") == report.count("| MLP 1024–1024–10 |") == 3
