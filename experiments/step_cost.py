@@ -29,11 +29,11 @@ from matplotlib.axes import Axes
 from omegaconf import DictConfig, OmegaConf
 
 import fwdgrad
-from experiments import style, train
+from experiments import pytorch_step, style, train
 from fwdgrad.core.estimators import Drawn
 from fwdgrad.core.trees import PyTree
 from fwdgrad.problems import Problem
-from fwdgrad.work import interleaved_seconds, median_interval
+from fwdgrad.work import Interval, interleaved_seconds, median_interval
 from fwdgrad.work.files import atomic_write
 from fwdgrad.work.provenance import provenance
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
@@ -140,13 +140,20 @@ class _Program:
 def run(cfg: DictConfig) -> None:
     """Times every model and writes the tables."""
     folder = Path(cfg.output.root)
-    rows, form_rows, shares = [], [], {}
+    rows, form_rows, shares, pytorch = [], [], {}, {}
     for model, settings in cfg.models.items():
         forms: Any = OmegaConf.to_container(settings.forms, resolve=True)
-        programs, tried = _fastest(cfg, settings.overrides, forms)
+        problem, programs, tried = _fastest(cfg, settings.overrides, forms)
         form_rows += [(model, *row) for row in tried]
-        timed = interleaved_seconds(programs, rounds=settings.rounds)
-        seconds = {name: programs[name].seconds_per_step(x) for name, x in timed.items()}
+        torch = _pytorch(problem, cfg.batch_size) if settings.pytorch else {}
+        timed = interleaved_seconds({**programs, **torch}, rounds=settings.rounds)
+        seconds = {name: programs[name].seconds_per_step(timed[name]) for name in programs}
+        for name in torch:
+            ratio = median_interval(seconds["forward_lowrank"] / timed[name])
+            pytorch[name] = {
+                "seconds": median_interval(timed[name])._asdict(),
+                "lowrank_over_it": ratio._asdict(),
+            }
         best = min(("backprop", "backprop_checkpointed"), key=lambda n: np.median(seconds[n]))
         for name in ESTIMATORS:
             value, low, high, _ = median_interval(seconds[name])
@@ -165,14 +172,19 @@ def run(cfg: DictConfig) -> None:
     write_table(folder / f"{NAME}.csv", _COLUMNS, rows)
     write_table(folder / f"{NAME}_forms.csv", _FORM_COLUMNS, form_rows)
     rounds = {model: settings.rounds for model, settings in cfg.models.items()}
-    information = {"drawing_share": shares, "rounds": rounds, "provenance": [provenance()]}
+    information = {
+        "drawing_share": shares,
+        "pytorch": pytorch,
+        "rounds": rounds,
+        "provenance": [provenance()],
+    }
     write_json(folder / f"{NAME}.json", information)
 
 
 def _fastest(
     cfg: DictConfig, overrides: list[str], forms: list[dict[str, Any]]
-) -> tuple[dict[str, _Program], list[tuple[Any, ...]]]:
-    """The program of each estimator in its fastest form, and what every form took."""
+) -> tuple[Problem, dict[str, _Program], list[tuple[Any, ...]]]:
+    """The problem, each estimator's program in its fastest form, and what every form took."""
     problems = [
         train.problem(
             hydra.compose(
@@ -200,7 +212,14 @@ def _fastest(
             options = [f"{k}={v!r}" for k, v in form["compiler_options"].items()]
             described = " ".join([*form.get("overrides", ()), *options])
             rows.append((name, form["steps_per_call"], described, seconds[i], int(i == fastest)))
-    return programs, rows
+    return problems[0], programs, rows
+
+
+def _pytorch(problem: Problem, batch_size: int) -> dict[str, Callable[[], float]]:
+    if not pytorch_step.is_installed():
+        return {}
+    images, labels = (np.asarray(x[:batch_size]) for x in problem.train)
+    return pytorch_step.cnn_steps(images, labels)
 
 
 def draw(folder: Path) -> None:
@@ -283,6 +302,13 @@ def describe(folder: Path) -> str:
         for model, s in information["drawing_share"].items()
     ]
     lines += ["", f"Drawing low-rank tangents takes, of a low-rank step: {'; '.join(shares)}."]
+    for name, measured in information["pytorch"].items():
+        milliseconds, ratio = (Interval(**measured[k]) for k in ("seconds", "lowrank_over_it"))
+        lines.append(
+            f"\nA step of backprop of the CNN in PyTorch ({name}) takes "
+            f"{1e3 * milliseconds.value:.4g} ms [{1e3 * milliseconds.low:.4g}, "
+            f"{1e3 * milliseconds.high:.4g}]; a low-rank step over it: {ratio}."
+        )
     return "\n".join(lines)
 
 

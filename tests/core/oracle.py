@@ -17,16 +17,18 @@ def draw(pushforward, params, distribution, num_tangents, key):
     return jax.tree.leaves(sample, is_leaf=is_factored)
 
 
-def push_both_ways(fun, params, *, rank=1, num_tangents=1, jit=True, key=None):
+# Many small programs that run once: what they cost is compiling them.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def push_both_ways(fun, params, *, rank=1, num_tangents=1):
     """The loss and its derivatives by the library and by JAX, and what the library observed.
 
     Returns (found, expected, {(primitive, structure kept)}, whether each leaf is factored).
     """
     pushforward = Pushforward(lambda p: (fun(p), None), params)
     distribution = fwdgrad.LowRank(rank=rank)
-    tangents = draw(
-        pushforward, params, distribution, num_tangents, jax.random.key(3) if key is None else key
-    )
+    tangents = draw(pushforward, params, distribution, num_tangents, jax.random.key(3))
     events = set()
 
     def observe(equation, tangent, kept):
@@ -44,13 +46,8 @@ def push_both_ways(fun, params, *, rank=1, num_tangents=1, jit=True, key=None):
         )
         return outputs, pushed
 
-    compile_or_not = jax.jit if jit else (lambda f: f)
-    return (
-        compile_or_not(found)(tangents),
-        compile_or_not(expected)(tangents),
-        events,
-        [is_factored(v) for v in tangents],
-    )
+    both = jax.jit(lambda v: (found(v), expected(v))).lower(tangents).compile(QUICKLY)
+    return *both(tangents), events, [is_factored(v) for v in tangents]
 
 
 def assert_same(found, expected, rounding):

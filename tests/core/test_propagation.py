@@ -18,8 +18,6 @@ from jax import lax
 import fwdgrad
 from tests.core.oracle import ROUNDING, assert_same, push_both_ways
 
-both_dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
-
 
 def normal(seed, shape, dtype="float32"):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
@@ -113,10 +111,9 @@ def lstm(dtype):
 MODELS = [mlp, cnn, linen_cnn, residual_block, layer_norm, attention, lstm]
 
 
-@both_dtypes
 @pytest.mark.parametrize("make", MODELS)
-@pytest.mark.parametrize(("rank", "num_tangents"), [(1, 1), (2, 3)])
-def test_models(make, rank, num_tangents, dtype, x64):
+@pytest.mark.parametrize(("dtype", "rank", "num_tangents"), [("float32", 1, 1), ("float64", 2, 3)])
+def test_models(make, dtype, rank, num_tangents, x64):
     model, loss = make(jnp.dtype(dtype))
     params, static = fwdgrad.partition(model)
     x = normal(1, (4, 32), dtype)
@@ -168,7 +165,7 @@ def test_convolutions(layout, options, x64):
         )
         return jnp.mean(jnp.sin(y))
 
-    for rank, num_tangents in ((1, 1), (2, 3)):
+    for rank, num_tangents in ((2, 3),) if layout[0] != "NCHW" else ((1, 1), (2, 3)):
         found, expected, events, factored = push_both_ways(
             loss, params, rank=rank, num_tangents=num_tangents
         )
@@ -198,14 +195,17 @@ def test_products(equation, shapes, x64):
         y = jnp.einsum(equation, params.get("a", a), params.get("b", b))
         return jnp.mean(jnp.sin(y * params["s"]))
 
-    for given_params in ({"b": b}, {"a": a}, {"a": a, "b": b}):
-        for rank, num_tangents in ((1, 1), (2, 3)):
-            params = {**given_params, "s": jnp.ones((), "float64")}
-            found, expected, events, _ = push_both_ways(
-                loss, params, rank=rank, num_tangents=num_tangents
-            )
-            assert_same(found, expected, 1e-11)
-            assert not any(kept is False for _, kept in events)
+    for given_params, rank, num_tangents in (
+        ({"b": b}, 1, 1),
+        ({"a": a}, 2, 3),
+        ({"a": a, "b": b}, 2, 3),
+    ):
+        params = {**given_params, "s": jnp.ones((), "float64")}
+        found, expected, events, _ = push_both_ways(
+            loss, params, rank=rank, num_tangents=num_tangents
+        )
+        assert_same(found, expected, 1e-11)
+        assert not any(kept is False for _, kept in events)
 
 
 LAYOUTS = {
@@ -238,13 +238,10 @@ def test_layouts_keep_the_factors(name, x64):
     def loss(params):
         return jnp.mean(jnp.sin(x @ arrange(params["w"])))
 
-    for num_tangents in (1, 2):
-        found, expected, events, factored = push_both_ways(
-            loss, {"w": w}, num_tangents=num_tangents
-        )
-        assert_same(found, expected, 1e-6 if name == "convert" else 1e-11)
-        assert factored == [True] and ("dot_general", True) in events
-        assert not any(kept is False for _, kept in events), events
+    found, expected, events, factored = push_both_ways(loss, {"w": w}, num_tangents=2)
+    assert_same(found, expected, 1e-6 if name == "convert" else 1e-11)
+    assert factored == [True] and ("dot_general", True) in events
+    assert not any(kept is False for _, kept in events), events
 
 
 ELSEWHERE = {
@@ -346,18 +343,13 @@ def nested(w, x):
 @pytest.mark.parametrize("num_tangents", [1, 2])
 def test_control_flow(loss, num_tangents, x64):
     w, x = normal(0, (8, 8), "float64"), normal(1, (8, 8), "float64")
-    found, expected, _, factored = push_both_ways(
+    found, expected, events, factored = push_both_ways(
         functools.partial(loss, x=x), w, num_tangents=num_tangents
     )
     assert_same(found, expected, 1e-11)
     assert factored == [loss is not scan_carried]
-
-
-@pytest.mark.parametrize("loss", [scan_constant, scan_stacked, loop, cond, nested])
-def test_a_weight_keeps_its_factors_inside_of_control_flow(loss):
-    w, x = normal(0, (8, 8)), normal(1, (8, 8))
-    *_, events, _ = push_both_ways(functools.partial(loss, x=x), w)
-    assert ("dot_general", True) in events and not any(not kept for _, kept in events)
+    if loss in (scan_constant, scan_stacked, loop, cond, nested):  # factors go inside
+        assert ("dot_general", True) in events and not any(not kept for _, kept in events)
 
 
 @jax.custom_vjp
@@ -460,7 +452,7 @@ def random_function(program):
     return loss
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(steps, st.sampled_from([(1, 1), (2, 3)]), st.sampled_from(["float32", "float64"]))
 def test_random_functions(program, rank_and_number, dtype):
     with jax.enable_x64(True):

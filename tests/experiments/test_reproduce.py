@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import learning_curves, overhead, reproduce, step_cost
+from experiments import learning_curves, overhead, pytorch_step, reproduce, step_cost
 from fwdgrad.work.records import write_json, write_table
 
 from .conftest import CONFIGS
@@ -152,3 +152,10 @@ def test_step_cost(compose, tmp_path):
         assert row["estimator"] != "loss" or float(row["relative_cost"]) == 1
     assert (tmp_path / "step_cost.png").exists() and (tmp_path / "step_cost.pdf").exists()
     assert "| mlp | forward_lowrank |" in step_cost.describe(tmp_path)
+
+
+def test_pytorch_step():
+    pytest.importorskip("torch")
+    images = np.random.default_rng(0).normal(size=(2, 28, 28)).astype(np.float32)
+    losses = {name: step() for name, step in pytorch_step.cnn_steps(images, np.arange(2)).items()}
+    assert len(losses) == 2 and all(1 < loss < 4 for loss in losses.values())  # near log 10
