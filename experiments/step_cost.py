@@ -232,33 +232,32 @@ def draw(folder: Path) -> None:
     for i, model in enumerate(models):
         of_model = [r for r in rows if r["model"] == model][::-1]
         axes[0, i].set_title(model, loc="left", fontweight="bold")
-        _bars(axes[0, i], of_model, "time", i == 0)
-        _bars(axes[1, i], of_model, "memory", i == 0)
+        _bars(axes[0, i], of_model, "time")
+        _bars(axes[1, i], of_model, "memory")
+        axes[0, i].set_xlabel("R: time over the loss alone")
+        axes[1, i].set_xlabel("temporary memory (MiB)")
+    axes[0, 0].set_xlim(0, 1.7 * max(float(r["relative_cost"]) for r in rows))
+    memory = [float(r["temp_bytes"]) / 2**20 for r in rows]
+    axes[1, 0].set(xscale="log", xlim=(min(memory) / 3, max(memory) * 8))
     style.save(figure, folder, NAME)
 
 
-def _bars(axes: Axes, rows: list[dict[str, str]], quantity: str, first: bool) -> None:
-    loss = next(r for r in rows if r["estimator"] == "loss")
+def _bars(axes: Axes, rows: list[dict[str, str]], quantity: str) -> None:
+    base = next(float(r["seconds"]) for r in rows if r["estimator"] == "loss")
     for i, row in enumerate(rows):
         if quantity == "time":
-            value, base = float(row["relative_cost"]), float(loss["seconds"])
+            value = float(row["relative_cost"])
             low, high = (float(row[k]) / base for k in ("seconds_low", "seconds_high"))
-            text = f"{value:.2f}  ({1e3 * float(row['seconds']):.3g} ms)"
             error = [[max(0, value - low)], [max(0, high - value)]]
+            text, end = f"{value:.2f}  ({1e3 * float(row['seconds']):.3g} ms)", max(value, high)
         else:
             value, error = float(row["temp_bytes"]) / 2**20, None
-            text = f"{value:.3g}"
-        axes.barh(i, value, color=style.colour(_LABELS[row["estimator"]]), height=0.7, xerr=error)
-        axes.annotate(text, (value, i), (4, 0), textcoords="offset points", va="center", fontsize=6)
+            text, end = f"{value:.3g}", value
+        colour = style.colour(_LABELS[row["estimator"]])
+        axes.barh(i, value, color=colour, height=0.7, xerr=error, error_kw={"lw": 0.8})
+        axes.annotate(text, (end, i), (3, 0), textcoords="offset points", va="center", fontsize=6)
     axes.set_yticks(range(len(rows)), [_NAMES[r["estimator"]] for r in rows])
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(
-        "R: time over the loss alone" if quantity == "time" else "temporary memory (MiB)"
-    )
-    if quantity == "memory":
-        axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high * (1.6 if quantity == "time" else 12))
 
 
 _LABELS = {
