@@ -118,6 +118,16 @@ def check_sample(tangents: Any, tangent: PyTree, params: PyTree) -> None:
             )
 
 
+def check_drawn(tangents: PyTree, num_tangents: int) -> None:
+    """Raises ValueError unless tangents that were drawn ahead are as many as are to be averaged."""
+    found = {len(x) if jnp.ndim(x) else 0 for x in jax.tree.leaves(tangents)}
+    if found != {num_tangents}:
+        raise ValueError(
+            f"key holds tangents drawn ahead, {sorted(found)} of them for a leaf, and "
+            f"num_tangents is {num_tangents}. Draw them by the draw of the same estimator."
+        )
+
+
 def check_loss(fun: Callable[..., Any], output: Any, has_aux: bool) -> tuple[Array, PyTree]:
     """Takes `fun`'s output apart into (loss, aux); raises unless the loss is a real scalar."""
     if has_aux:

@@ -19,18 +19,18 @@ from jax import lax
 from jax.extend.core import primitives
 
 from fwdgrad.core.factored import Factored, Tangent, add
-from fwdgrad.core.jaxprs import bind
+from fwdgrad.core.jaxprs import bind, has_explicit_axes
 from fwdgrad.core.propagation import Context, Rule
-from fwdgrad.core.trees import Array
+from fwdgrad.core.trees import Array, accumulation_dtype
 
 
 def _dot_general(
     context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
 ) -> tuple[list[Any], list[Tangent]]:
-    if equation.params.get("out_sharding") is not None:
+    if equation.params.get("out_sharding") is not None or has_explicit_axes():
         return NotImplemented
     tangents = list(tangents)
-    dot = _Dot(equation.params)
+    dot = _Dot(equation)
     terms: list[Tangent] = []
     for side, v in enumerate(tangents):
         if isinstance(v, Factored):
@@ -70,7 +70,9 @@ class _Dot:
     Sides are 0, left, and 1, right. Output axes are: batch, free of the left, free of the right.
     """
 
-    def __init__(self, params: dict[str, Any]):
+    def __init__(self, equation: Any):
+        params = equation.params
+        self.output_shape = equation.outvars[0].aval.shape
         contract, batch = params["dimension_numbers"]
         self.contract, self.batch = [list(c) for c in contract], [list(b) for b in batch]
         self.options = {k: params[k] for k in ("precision", "preferred_element_type")}
@@ -122,10 +124,7 @@ class _Dot:
         sizes = [outer.shape[lead + len(batch) + i] for i in range(len(free))]
         arranged = [*sizes, *others] if side == 0 else [*others, *sizes]
         outer = outer.reshape(*outer.shape[: lead + len(batch)], *arranged).astype(inner.dtype)
-        shape = tuple(
-            max(i, o) for i, o in zip(inner.shape[lead:], outer.shape[lead:], strict=True)
-        )
-        return Factored(inner, outer, shape)
+        return Factored(inner, outer, self.output_shape)
 
 
 def _conv_general_dilated(
@@ -133,7 +132,7 @@ def _conv_general_dilated(
 ) -> tuple[list[Any], list[Tangent]]:
     x, kernel = primals
     x_tangent, kernel_tangent = tangents
-    if not isinstance(kernel_tangent, Factored):
+    if not isinstance(kernel_tangent, Factored) or has_explicit_axes():
         return NotImplemented
     product: Tangent = _Convolution(equation).with_factors(x, kernel_tangent)
     context.observe(equation, kernel_tangent, product is not None)
@@ -155,7 +154,7 @@ class _Convolution:
     MAX_TAPS, MIN_CHANNELS, MAX_STRIDE = 25, 8, 2
 
     def __init__(self, equation: Any):
-        self.equation, self.params = equation, equation.params
+        self.params = equation.params
         self.lhs, self.rhs, self.out = self.params["dimension_numbers"]
         self.groups = self.params["feature_group_count"]
         self.num_outputs = equation.invars[1].aval.shape[self.rhs[0]]
@@ -235,7 +234,8 @@ class _Convolution:
                 self.lhs, (0, 1, *range(2, 2 + spatial)), self.out
             ),
             precision=self.params["precision"],
-            preferred_element_type=self.params["preferred_element_type"],
+            # Half precisions would be rounded once for each plane.
+            preferred_element_type=accumulation_dtype(self.output.dtype),
         )
         channels = self.out[1]
         shape = planes.shape
@@ -262,7 +262,7 @@ class _Convolution:
                 start, size = at * step, self.output.shape[axis]
                 window[2 + axis] = slice(start, start + (size - 1) * stride + 1, stride)
             total = total + planes[:, :, i][tuple(window)]
-        return total
+        return total.astype(self.output.dtype)
 
 
 RULES: dict[str, Rule] = {

@@ -1,5 +1,7 @@
 """Rules for calls and control flow: their bodies are propagated through in turn.
 
+What has parameters that are not understood here is left to `jax.jvp`.
+
 A loop's body becomes one that carries the tangents beside the values. A weight that is the same
 in every turn keeps its factors, and so does a stack of weights that is scanned over; what a
 loop carries is written out, because its form would change from turn to turn.
@@ -31,6 +33,8 @@ def _call(
 def _cond(
     context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
 ) -> tuple[list[Any], list[Tangent]]:
+    if equation.params.get("branches_platforms") is not None:  # one branch for each platform
+        return NotImplemented
     index, *operands = primals
     branches = equation.params["branches"]
     active = [t is not None for t in tangents[1:]]
@@ -52,6 +56,8 @@ def _while(
     context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
 ) -> tuple[list[Any], list[Tangent]]:
     params = equation.params
+    if params["cond_jaxpr"].out_avals[0].shape:  # of vmap: each example ends at its own turn
+        return NotImplemented
     n, m = params["cond_nconsts"], params["body_nconsts"]
     cond_consts, body_consts, init = primals[:n], primals[n : n + m], primals[n + m :]
     const_tangents = tangents[n : n + m]
@@ -162,7 +168,8 @@ def _filled(
         if not wanted:
             return None
         if t is None:
-            return jnp.zeros((context.num_tangents, *jnp.shape(x)), jnp.result_type(x))
+            zeros = jnp.zeros_like(x)  # with the sharding of x
+            return jnp.broadcast_to(zeros, (context.num_tangents, *zeros.shape))
         return dense(t)
 
     return [fill(*each) for each in zip(values, tangents, active, strict=True)]

@@ -67,9 +67,10 @@ def forward_value_and_grad(
       clip: if given, each directional derivative d_k is clipped to [−clip, clip]. This
         bounds the step after a rare large d_k, and biases the estimate towards zero.
       enter_custom_vjp: what to do where a tangent reaches a function defined by
-        `jax.custom_vjp`, which has no forward-mode rule. By default what it computes is
-        differentiated, and its reverse rule is not used: a straight-through estimator has the
-        derivative of its rounding, zero. If false, it is an error that names the function.
+        `jax.custom_vjp`, which has no forward-mode rule, in the loss or in what it calls or
+        loops over. By default what it computes is differentiated, and its reverse rule is not
+        used: a straight-through estimator has the derivative of its rounding, zero. If false,
+        it is an error that names the function.
       has_aux: as in `jax.value_and_grad`.
       has_report: if true, a third output follows, a dict of scalars about the estimate:
         `clip_rate`, the fraction of the K directional derivatives that were clipped.
@@ -78,9 +79,10 @@ def forward_value_and_grad(
       A function `(key, params, *args, **kwargs) -> (value, grad)`, with `(value, aux)` in
       the place of value if `has_aux`. Key and params go by position, so that `fun` may have a
       keyword argument `key` of its own. It is pure, so it composes with `jit`, `vmap`, `scan`
-      and donation. `key` is one typed PRNG key, `params` any pytree. `grad` is a pytree
-      like `params`: each floating leaf has its own shape and dtype, and every other leaf
-      (integers, booleans, Python numbers, functions) is that of `params`, untouched; take
+      and donation. Call it under `jit`: by itself it evaluates the loss operation by operation,
+      also where the loss is jitted. `key` is one typed PRNG key, `params` any pytree. `grad` is
+      a pytree like `params`: each floating leaf has its own shape and dtype, and every other
+      leaf (integers, booleans, Python numbers, functions) is that of `params`, untouched; take
       the floating ones out with `fwdgrad.partition(grad)[0]`, for optax.
 
       Unless it works in chunks, the function has an attribute `draw`, a function of the same
@@ -157,6 +159,7 @@ def forward_value_and_grad(
             return sum_along(sample_each(pushforward, theta, keys), len(keys))
 
         if isinstance(key, Drawn):
+            checks.check_drawn(key.tangents, num_tangents)
             total = sum_along(key.tangents, num_tangents)
         else:
             total = _sum_over_tangents(sum_over, _split(key, num_tangents), chunk_size)

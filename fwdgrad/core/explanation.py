@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from fwdgrad.core import checks
 from fwdgrad.core.estimators import backprop_value_and_grad, forward_value_and_grad, on_parameters
@@ -14,7 +15,7 @@ from fwdgrad.core.jaxprs import place
 from fwdgrad.core.low_rank import LowRank
 from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.tangents import TangentDistribution
-from fwdgrad.core.trees import Array, PyTree, combine, split
+from fwdgrad.core.trees import Array, PyTree, combine, partition, split
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,13 @@ class Explanation:
 
     Attributes:
       leaves: one entry for each differentiable leaf.
-      traced: whether the loss can be traced; if not, all tangents are pushed forward dense.
-      forward, backprop: the costs of a step; backprop's is None where JAX cannot do it.
+      traced: whether the loss is propagated through; if not, all tangents are written out.
+      forward, backprop: the costs of a step; None where it cannot be compiled.
     """
 
     leaves: tuple[LeafExplanation, ...]
     traced: bool
-    forward: Cost
+    forward: Cost | None
     backprop: Cost | None
 
     def __str__(self) -> str:
@@ -84,8 +85,8 @@ class Explanation:
         lines = _aligned(rows)
         if not self.traced:
             lines.append(
-                "The loss asks for the value of a parameter, so it cannot be traced: all tangents "
-                "are written out and pushed forward by jax.jvp."
+                "The loss asks for the value of a parameter or works with mutable arrays: all "
+                "tangents are written out and pushed forward by jax.jvp of the whole loss."
             )
         costs: list[tuple[str, ...]] = [
             ("a step, by XLA's account", "forward", "backprop", "ratio")
@@ -95,10 +96,9 @@ class Explanation:
             ("bytes accessed", "bytes_accessed"),
             ("temporary bytes", "temporary_bytes"),
         ):
-            found = getattr(self.forward, attribute)
-            other = None if self.backprop is None else getattr(self.backprop, attribute)
-            numbers = ("—", "—") if not other else (f"{other:,.0f}", f"{found / other:.2f}")
-            costs.append((name, f"{found:,.0f}", *numbers))
+            pair = [c and getattr(c, attribute) for c in (self.forward, self.backprop)]
+            ratio = f"{pair[0] / pair[1]:.2f}" if pair[0] and pair[1] else "—"
+            costs.append((name, *("—" if x is None else f"{x:,.0f}" for x in pair), ratio))
         return "\n".join([*lines, "", *_aligned(costs, right=True)])
 
 
@@ -118,7 +118,8 @@ def explain(
     and the update p − η g, beside those of backprop. Nothing is evaluated, but both are compiled.
 
     Args:
-      fun, params, args: as `forward_value_and_grad(fun)(key, params, *args)` takes them.
+      fun, params, args: as `forward_value_and_grad(fun)(key, params, *args)` takes them; bind
+        keyword arguments of fun by `functools.partial`.
       tangents, num_tangents, has_aux: as `forward_value_and_grad` takes them.
 
     Returns:
@@ -158,7 +159,11 @@ def explain(
         one = jax.tree.map(lambda x: x[None], leaves)
         return pushforward(one, observer=observer)[:2]
 
-    jax.eval_shape(push, jax.random.key(0))
+    traced = pushforward.jaxpr is not None
+    if traced:
+        jax.eval_shape(push, jax.random.key(0))
+    else:
+        lost = {name: {"jax.jvp of the whole loss": None} for name in pushforward.names}
     leaves = [
         LeafExplanation(
             name=name,
@@ -167,44 +172,48 @@ def explain(
             rank=v.rank if is_factored(v) else None,
             size=v.left.size + v.right.size if is_factored(v) else math.prod(v.shape),
             used=tuple(used[name]),
-            lost=tuple(lost[name]),
+            lost=tuple(lost[name]) if is_factored(v) else (),
             reason="" if is_factored(v) else _reason(tangents, uses),
         )
         for name, v, uses in zip(pushforward.names, drawn, pushforward.uses, strict=True)
     ]
-    forward = _cost(value_and_grad, params, args)
-    assert forward is not None
+    backprop = backprop_value_and_grad(fun, has_aux=has_aux)
     return Explanation(
         tuple(leaves),
-        pushforward.jaxpr is not None,
-        forward,
-        _cost(backprop_value_and_grad(fun, has_aux=has_aux), params, args),
+        traced,
+        _cost(value_and_grad, params, args) if traced else None,
+        _cost(backprop, params, args, may_fail=True) if traced else None,
     )
 
 
 def _reason(tangents: TangentDistribution, uses: list[Any]) -> str:
     """Why a leaf's tangent is dense."""
     if any(use.split is not None for use in uses):
-        return f"{tangents!r} draws it dense: factors would be no smaller"
+        return f"drawn dense by {tangents!r}"
     if not uses:
         return "the loss does not read it"
     return "no matrix: read by " + ", ".join(f"{u.operation} at {u.place}" for u in uses[:2])
 
 
-def _cost(value_and_grad: Callable[..., Any], params: PyTree, args: tuple[Any, ...]) -> Cost | None:
-    arrays, rest = split((params, args), lambda x: isinstance(x, jax.Array))
+def _cost(
+    value_and_grad: Callable[..., Any],
+    params: PyTree,
+    args: tuple[Any, ...],
+    may_fail: bool = False,
+) -> Cost | None:
+    theta, rest = partition(params)
+    arrays, others = split(args, lambda x: isinstance(x, (jax.Array, np.ndarray)))
 
-    def step(key: Array, arrays: PyTree) -> PyTree:
-        params, args = combine(arrays, rest)
-        _, grad, *_ = value_and_grad(key, params, *args)
-        theta, _ = split(params, lambda x: isinstance(x, jax.Array))
-        updates, _ = split(grad, lambda x: isinstance(x, jax.Array))
-        return jax.tree.map(lambda p, g: p - 1e-3 * g if p is not g else p, theta, updates)
+    def step(key: Array, theta: PyTree, arrays: PyTree) -> PyTree:
+        _, grad = value_and_grad(key, combine(theta, rest), *combine(arrays, others))
+        return jax.tree.map(lambda p, g: p - 1e-3 * g, theta, partition(grad)[0])
 
     try:
-        compiled = jax.jit(step).lower(jax.random.key(0), arrays).compile()
-    except (TypeError, ValueError, NotImplementedError):
-        return None  # a while_loop has no reverse mode
+        compiled = jax.jit(step).lower(jax.random.key(0), theta, arrays).compile()
+    except Exception:
+        if may_fail:  # a while_loop has no reverse mode
+            return None
+        raise
     analysis, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     return Cost(
         analysis.get("flops", math.nan),

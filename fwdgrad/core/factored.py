@@ -15,7 +15,7 @@ batch of matrices is two factors that share the batch's axes.
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -145,26 +145,62 @@ def add(x: Tangent, y: Tangent) -> Tangent:
     if x is None or y is None:
         return y if x is None else x
     if isinstance(x, Factored) and isinstance(y, Factored) and x.shape == y.shape:
-        joined = _join(x, y)
-        if joined.pays:
-            return joined
+        # Their ranks add up, and each factor needs the axes of both, so the other way round may
+        # fit better: the sum of a cᵀ and of the transpose of another one.
+        joined = min((_Join(x, y), _Join(x, _exchanged(y))), key=lambda join: join.size)
+        if joined.size < math.prod(x.shape) * x.left.shape[0]:
+            return joined()
     return dense(x) + dense(y)
 
 
-def _join(x: Factored, y: Factored) -> Factored:
-    """Their sum, of rank x.rank + y.rank."""
+def _exchanged(v: Factored) -> Factored:
+    return v.replace(v.right, v.left)
 
-    def concatenate(a: Array, b: Array) -> Array:
-        axis = a.ndim - len(x.shape) - 1
-        sizes = [max(n, m) for n, m in zip(a.shape, b.shape, strict=True)]
-        expanded = [
-            jnp.broadcast_to(f, [f.shape[i] if i == axis else n for i, n in enumerate(sizes)])
-            for f in (a, b)
-        ]
-        return jnp.concatenate(expanded, axis)
 
-    left, right = concatenate(x.left, y.left), concatenate(x.right, y.right)
-    return Factored(left, right, x.shape, tuple(dict.fromkeys(x.origin + y.origin)))
+class _Join:
+    """The sum of two factored tangents (K, ...), of rank x.rank + y.rank."""
+
+    def __init__(self, x: Factored, y: Factored):
+        self.x, self.y = x, y
+        pairs = ((x.left, y.left), (x.right, y.right))
+        self.axes = [tuple(map(max, a.shape[2:], b.shape[2:])) for a, b in pairs]
+        number = x.left.shape[0] * (x.rank + y.rank)
+        self.size = number * sum(math.prod(axes) for axes in self.axes)
+
+    def __call__(self) -> Factored:
+        def concatenate(a: Array, b: Array, axes: tuple[int, ...]) -> Array:
+            return jnp.concatenate([jnp.broadcast_to(f, (*f.shape[:2], *axes)) for f in (a, b)], 1)
+
+        left = concatenate(self.x.left, self.y.left, self.axes[0])
+        right = concatenate(self.x.right, self.y.right, self.axes[1])
+        origin = tuple(dict.fromkeys(self.x.origin + self.y.origin))
+        return Factored(left, right, self.x.shape, origin)
+
+
+def stack(tangents: Sequence[Factored | None], axis: int, shape: tuple[int, ...]) -> Factored:
+    """Tangents stacked along a new axis into one of `shape`: of their largest rank, not the sum.
+
+    Both factors get the new axis; ranks that a part does not have are zero in its slice.
+    """
+    parts = [v for v in tangents if v is not None]
+    rank, number = max(v.rank for v in parts), parts[0].left.shape[0]
+
+    def stacked(factors: Sequence[Array | None]) -> Array:
+        known = [f for f in factors if f is not None]
+        axes = functools.reduce(lambda a, b: tuple(map(max, a, b)), (f.shape[2:] for f in known))
+
+        def full(f: Array | None) -> Array:
+            if f is None:
+                return jnp.zeros((number, rank, *axes), known[0].dtype)
+            missing = [(0, 0)] * f.ndim
+            missing[1] = (0, rank - f.shape[1])
+            return jnp.broadcast_to(jnp.pad(f, missing), (number, rank, *axes))
+
+        return jnp.stack([full(f) for f in factors], 2 + axis)
+
+    left = stacked([None if v is None else v.left for v in tangents])
+    right = stacked([None if v is None else v.right for v in tangents])
+    return Factored(left, right, shape, tuple(dict.fromkeys(n for v in parts for n in v.origin)))
 
 
 def dense(tangent: Array | Factored) -> Array:

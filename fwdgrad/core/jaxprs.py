@@ -1,10 +1,16 @@
-"""Reading jaxprs by JAX's public surface: what an equation calls, computes, and where it stands."""
+"""Reading jaxprs: what an equation calls and computes, and where in the user's code it stands.
+
+All that is used of JAX's insides is behind `jax.extend` and in the fields of equations that JAX's
+own guide to writing interpreters uses, and it is here, but for the parameters of the primitives
+that have rules.
+"""
 
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend import source_info_util
@@ -62,6 +68,21 @@ def place(equation: Equation) -> str:
     own = [frame for frame in frames if f"{os.sep}site-packages{os.sep}" not in frame]
     file, colon, rest = (own or frames)[-1].partition(":")
     return os.sep.join(file.split(os.sep)[-2:]) + colon + rest
+
+
+def has_explicit_axes() -> bool:
+    """Whether arrays may be sharded by type (`AxisType.Explicit`): not every reshape is legal."""
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    return any(kind == jax.sharding.AxisType.Explicit for kind in kinds)
+
+
+def uses_references(jaxpr: Any) -> bool:
+    """Whether a jaxpr reads or writes mutable arrays (`jax.new_ref`), in it or in what it calls."""
+    return any(
+        equation.primitive in (primitives.get_p, primitives.swap_p)
+        or any(map(uses_references, jex_core.jaxprs_in_params(equation.params)))
+        for equation in jaxpr.eqns
+    )
 
 
 def is_inexact(variable: Any) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives
 
-from fwdgrad.core.factored import Factored, Tangent, add
+from fwdgrad.core.factored import Factored, Tangent, add, stack
 from fwdgrad.core.jaxprs import bind
 from fwdgrad.core.propagation import Context, Rule
 from fwdgrad.core.trees import Array
@@ -221,26 +221,31 @@ def _concatenate(
     context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
 ) -> tuple[list[Any], list[Tangent]]:
     """The sum of the parts, each in its place among zeros: the ranks add up."""
-    if not all(v is None or isinstance(v, Factored) for v in tangents):
+    parts = [v for v in tangents if isinstance(v, Factored)]
+    if len(parts) < sum(v is not None for v in tangents):
         return NotImplemented
-    total = equation.outvars[0].aval.shape
-    stack = equation.primitive.name == "stack"
-    axis = equation.params["axis" if stack else "dimension"]
+    total, axis = equation.outvars[0].aval.shape, equation.params["dimension"]
     start = 0
     result: Tangent = None
     for x, v in zip(primals, tangents, strict=True):
-        size = 1 if stack else x.shape[axis]
         if isinstance(v, Factored):
-            context.observe(equation, v, True)
-            if stack:
-                v = v.map(
-                    lambda f: jnp.expand_dims(f, axis), (*total[:axis], 1, *total[axis + 1 :])
-                )
             config = [(0, 0, 0)] * len(total)
-            config[axis] = (start, total[axis] - start - size, 0)
+            config[axis] = (start, total[axis] - start - x.shape[axis], 0)
             result = add(result, _padded(v, config))
-        start += size
-    return bind(equation, primals), [result]
+        start += x.shape[axis]
+    return _observed(context, equation, parts, bind(equation, primals), result)
+
+
+def _stack(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    parts = [v if isinstance(v, Factored) else None for v in tangents]
+    if any(v is not None and p is None for v, p in zip(tangents, parts, strict=True)):
+        return NotImplemented
+    shape = equation.outvars[0].aval.shape
+    result = stack(parts, equation.params["axis"], shape)
+    known = [v for v in parts if v is not None]
+    return _observed(context, equation, known, bind(equation, primals), result)
 
 
 def _sum(
@@ -248,15 +253,39 @@ def _sum(
 ) -> tuple[list[Any], list[Tangent]]:
     """A sum or a difference of factored tangents, or of one and a constant."""
     shape = equation.outvars[0].aval.shape
-    if not all(v is None or (isinstance(v, Factored) and v.shape == shape) for v in tangents):
+    parts = [v for v in tangents if isinstance(v, Factored) and v.shape == shape]
+    if len(parts) < sum(v is not None for v in tangents):
         return NotImplemented
     first, second = tangents
     if equation.primitive is primitives.sub_p and isinstance(second, Factored):
         second = _negate({}, second, [])
-    for v in tangents:
-        if isinstance(v, Factored):
-            context.observe(equation, v, True)
-    return bind(equation, primals), [add(first, second)]
+    return _observed(context, equation, parts, bind(equation, primals), add(first, second))
+
+
+def _observed(
+    context: Context, equation: Any, parts: list[Factored], outputs: list[Any], result: Tangent
+) -> tuple[list[Any], list[Tangent]]:
+    for v in parts:
+        context.observe(equation, v, isinstance(result, Factored))
+    return outputs, [result]
+
+
+def _split(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    (v,), axis = tangents, equation.params["axis"]
+    if not isinstance(v, Factored):
+        return NotImplemented
+    results: list[Tangent] = []
+    start = 0
+    for size in equation.params["sizes"]:
+        starts, limits = [0] * len(v.shape), list(v.shape)
+        starts[axis], limits[axis] = start, start + size
+        cut = {"start_indices": starts, "limit_indices": limits, "strides": None}
+        results.append(_slice(cut, v, []))
+        start += size
+    context.observe(equation, v, True)
+    return bind(equation, primals), results
 
 
 def _stop_gradient(
@@ -282,7 +311,9 @@ RULES: dict[str, Rule] = {
     primitives.pad_p.name: _of_first_operand(_pad),
     primitives.mul_p.name: _multiply,
     primitives.concatenate_p.name: _concatenate,
-    "stack": _concatenate,  # of JAX 0.10.2; not among the public primitives
+    "stack": _stack,  # this one and the next are not among the public primitives
+    "split": _split,
+    primitives.sharding_constraint_p.name: _of_first_operand(_same),
     primitives.add_p.name: _sum,
     primitives.sub_p.name: _sum,
     primitives.add_jaxvals_p.name: _sum,

@@ -10,8 +10,9 @@ an array or `Factored` (`fwdgrad.core.factored`). For an equation y = f(x) it ev
     is control flow or a call that is entered (`control_flow`);
  3. else by `jax.jvp` of the one equation, with ẋ written out.
 
-So it is always right, because 3 is, and fast where it matters. The primal is evaluated once,
-whatever K. Its oracle is `jax.jvp` of the whole function with the tangents written out.
+So it is right where JAX's own rules are, because 3 is, and fast where it matters. The primal is
+evaluated once, whatever K. Its oracle is `jax.jvp` of the whole function with the tangents written
+out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -90,6 +91,11 @@ def propagate(
             outputs, their_tangents = _evaluate(
                 context, equation, [x for x, _ in pairs], [t for _, t in pairs]
             )
+        for v, t in zip(equation.outvars, their_tangents, strict=True):
+            expected = (
+                v.aval.shape if isinstance(t, Factored) else (context.num_tangents, *v.aval.shape)
+            )
+            assert t is None or t.shape == expected, (equation.primitive, t.shape, expected)
         values.update(zip(equation.outvars, outputs, strict=True))
         duals.update(zip(equation.outvars, their_tangents, strict=True))
         for v in equation.invars:  # nothing is kept alive longer than it is read
@@ -139,6 +145,10 @@ def jvp(
         outputs, pushed = push(*(t[0] for t in active.values()))
         pushed = [t[None] for t in pushed]
     else:
-        outputs, pushed = jax.vmap(push, out_axes=(None, 0))(*active.values())
+        try:
+            outputs, pushed = jax.vmap(push, out_axes=(None, 0))(*active.values())
+        except ValueError:  # a primitive (a Pallas kernel) that maps its primal along
+            outputs = fun(list(primals))
+            pushed = jax.vmap(lambda *their_tangents: push(*their_tangents)[1])(*active.values())
     remaining = iter(pushed)
     return outputs, [next(remaining) if kept else None for kept in inexact]

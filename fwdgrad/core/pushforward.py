@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.core.factored import Factored, Tangent, dense
+from fwdgrad.core.jaxprs import uses_references
 from fwdgrad.core.propagation import Context, Observer, jvp, propagate
 from fwdgrad.core.rules import RULES
 from fwdgrad.core.splits import Split, Use, choose_split, find_uses
@@ -17,12 +18,13 @@ from fwdgrad.core.trees import Array, PyTree, combine, split
 class Pushforward:
     """A loss at given parameters, ready to be evaluated along tangents.
 
-    A loss that cannot be traced, because its Python code asks for the value of a parameter, is
-    pushed forward by `jax.jvp` as a whole, with its tangents written out.
+    A loss that cannot be traced, because its Python code asks for the value of a parameter, or that
+    works with mutable arrays, is pushed forward by `jax.jvp` as a whole, with its tangents written
+    out.
 
     Attributes:
       names: of the leaves, 'params' and the path.
-      jaxpr: the loss's ClosedJaxpr, or None if it cannot be traced.
+      jaxpr: the loss's ClosedJaxpr, or None if it is pushed forward as a whole.
     """
 
     def __init__(self, loss: Callable[[PyTree], tuple[Array, PyTree]], theta: PyTree):
@@ -35,6 +37,8 @@ class Pushforward:
         try:
             self.jaxpr = jax.make_jaxpr(self._flat)(*self._leaves)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+            self.jaxpr = None
+        if self.jaxpr is not None and uses_references(self.jaxpr.jaxpr):
             self.jaxpr = None
 
     def _flat(self, *leaves: Array) -> list[Array]:

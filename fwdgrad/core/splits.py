@@ -121,6 +121,8 @@ def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]
         slices = [[a._replace(of=a.of[1:]) for a in known] for known in operands[m:]]
         _walk(params["jaxpr"].jaxpr, [*operands[:n], *carried, *slices], record)
         return nothing
+    if primitive.name == "split":
+        return [operands[0] for _ in equation.outvars]
     if rearranged := _rearranged(equation, operands):
         return [rearranged]
     for side, known in enumerate(operands):
@@ -192,6 +194,7 @@ _UNCHANGED = {
     primitives.copy_p,
     primitives.name_p,
     primitives.neg_p,
+    primitives.sharding_constraint_p,
 }
 
 
