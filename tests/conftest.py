@@ -1,7 +1,14 @@
 """Fixtures for all tests."""
 
+import os
+
 import jax
 import pytest
+
+# Most of what the tests take is compiling small programs that run once: LLVM need not try hard.
+# XLA's own passes are as ever. Read when the first backend is made, so before any test.
+_QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 

@@ -169,3 +169,28 @@ def test_other_type_errors_of_the_loss_pass_through(key):
 
     with pytest.raises(TypeError, match=re.escape("about custom_vjp, but not JAX's")):
         fwdgrad.forward_value_and_grad(broken)(key, W)
+
+
+def test_tangents_drawn_ahead_for_another_number(key):
+    drawn = fwdgrad.forward_value_and_grad(loss, num_tangents=8).draw(key, W)
+    with pytest.raises(ValueError, match=r"key holds tangents.*\[8\] of them.*num_tangents is 2"):
+        fwdgrad.forward_value_and_grad(loss, num_tangents=2)(drawn, W)
+
+
+def test_factors_that_do_not_fit(key):
+    class Wrong:
+        def sample(self, key, params, splits):
+            return fwdgrad.Factored(jnp.ones((1, 3, 1)), jnp.ones((1, 1, 5)), (3, 4))
+
+    message = r"float32\[1, 3, 1\] and float32\[1, 1, 5\] for params; both must have.*\[3, 4\] or 1"
+    with pytest.raises(ValueError, match=message):
+        fwdgrad.forward_value_and_grad(loss, tangents=Wrong())(key, jnp.ones((3, 4)))
+
+
+def test_a_distribution_without_splits():
+    class Old:
+        def sample(self, key, params):
+            return params
+
+    with pytest.raises(TypeError, match=r"three arguments, sample\(key, params, splits\).*Add"):
+        fwdgrad.forward_value_and_grad(loss, tangents=Old())

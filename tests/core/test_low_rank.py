@@ -137,7 +137,7 @@ def test_bad_options(options, kind, message):
 axes = st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.booleans()), min_size=0, max_size=4)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(axes, st.sampled_from([1, 2, 11]), st.integers(1, 3))
 def test_written_out_and_summed(axes, rank, number):
     rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import fwdgrad
+from fwdgrad.core.factored import Factored, add, dense, stack
 from tests.core.oracle import ROUNDING, assert_same, push_both_ways
 
 
@@ -396,6 +397,70 @@ def test_a_loss_that_asks_for_a_parameters_value(num_tangents):
         loss, tangents=fwdgrad.LowRank(), num_tangents=num_tangents
     )
     assert estimate(jax.random.key(0), w)[0] == 4 and estimate(jax.random.key(0), -w)[0] == -4
+
+
+def vmapped_loop(w, x):
+    """Each row ends at its own turn: the loop's condition is an array."""
+
+    def each(row):
+        return lax.while_loop(lambda s: jnp.sum(s) < 1, lambda s: s + jnp.abs(s @ w) + 0.1, row)
+
+    return jnp.mean(jax.vmap(each)(x) ** 2)
+
+
+def by_platform(w, x):
+    return jnp.mean(lax.platform_dependent(x @ w, cpu=jnp.sin, default=jnp.cos))
+
+
+def broadcast_weight(w, x):
+    return jnp.mean(jnp.sin(jnp.einsum("bi,gij->gbj", x, jnp.broadcast_to(w, (3, 8, 8)))))
+
+
+def nothing(w, x):
+    return jnp.sum(jnp.sin(x[:0] @ w)) + jnp.sum(x @ w[:, :0]) + jnp.sum(x @ w)
+
+
+def references(w, x):
+    reference = jax.new_ref(x @ w)
+    reference[0] = reference[0] * 2
+    return jnp.mean(reference[...] ** 2)
+
+
+def split(w, x):
+    first, second = jnp.split(w, 2, axis=1)
+    return jnp.mean(jnp.tanh(x @ first) * (x @ second))
+
+
+@pytest.mark.parametrize(
+    "loss", [vmapped_loop, by_platform, broadcast_weight, nothing, references, split]
+)
+def test_what_has_gone_wrong_once(loss, x64):
+    w, x = normal(0, (8, 8), "float64"), normal(1, (8, 8), "float64") / 10
+    for num_tangents in (1, 2):
+        found, expected, *_ = push_both_ways(
+            functools.partial(loss, x=x), w, num_tangents=num_tangents
+        )
+        assert_same(found, expected, 1e-11)
+
+
+def test_a_stack_has_the_rank_of_its_parts():
+    """And so each slice of it in a scan; the parts may have different ranks, or no tangent."""
+    v = Factored(normal(0, (2, 1, 3, 1)), normal(1, (2, 1, 1, 4)), (3, 4))
+    u = Factored(normal(2, (2, 3, 3, 1)), normal(3, (2, 3, 1, 4)), (3, 4))
+    for axis in range(3):
+        shape = (*(3, 4)[:axis], 3, *(3, 4)[axis:])
+        found = stack([v, None, u], axis, shape)
+        assert found.rank == 3 and found.shape == shape
+        expected = jnp.stack([dense(v), jnp.zeros((2, 3, 4)), dense(u)], 1 + axis)
+        np.testing.assert_allclose(dense(found), expected, atol=1e-6)
+
+
+def test_a_sum_with_a_transpose_stays_factored():
+    v = Factored(normal(0, (1, 1, 9, 1)), normal(1, (1, 1, 1, 9)), (9, 9))
+    transposed = v.map(lambda f: f.T)
+    total = add(v, transposed)
+    assert isinstance(total, Factored) and total.rank == 2
+    np.testing.assert_allclose(dense(total), dense(v) + dense(transposed), atol=1e-6)
 
 
 # Random functions of everything above.

@@ -1,0 +1,78 @@
+"""What `explain` says: forms, places of use and loss, costs, on usual and on odd losses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import fwdgrad
+
+X = jnp.ones((5, 20))
+
+
+def layer(params, x):
+    return jax.nn.relu(x @ params["used"])  # the line that `explain` should name
+
+
+def loss(params, x):
+    hidden = layer(params, x) @ (params["lost"] + jnp.sin(params["lost"]))
+    return jnp.mean(hidden @ params["scaled"] * params["gain"]) + params["table"][3].sum()
+
+
+PARAMS = {
+    "used": jnp.ones((20, 30)),
+    "lost": jnp.ones((30, 20)),
+    "scaled": jnp.ones((20, 10)),
+    "gain": jnp.ones(10),
+    "table": jnp.ones((40, 8)),
+    "activation": jnp.tanh,
+    "count": np.arange(3),
+}
+
+
+def test_forms_and_places():
+    explanation = fwdgrad.explain(loss, PARAMS, X)
+    leaves = {leaf.name[8:-2]: leaf for leaf in explanation.leaves}
+    assert {name: leaf.rank for name, leaf in leaves.items()} == {
+        "used": 1, "lost": None, "scaled": 1, "gain": None, "table": None
+    }  # fmt: skip
+    assert leaves["used"].size == 50 and leaves["lost"].size == 600
+    (use,) = leaves["used"].used
+    assert use.startswith("dot_general at core/test_explanation.py:14:") and "(layer)" in use
+    assert leaves["lost"].reason.startswith("no matrix: read by sin at core/test_explanation.py:18")
+    assert explanation.traced and explanation.forward.operations > 0
+    text = str(explanation)
+    for part in ("params['used']", "rank 1", "used by dot_general", "temporary bytes", "ratio"):
+        assert part in text
+
+
+def test_a_structure_that_is_lost_is_said_to_be():
+    def tied(w):
+        return jnp.mean(jnp.tanh(X @ w)) + jnp.sum(w**2)
+
+    (leaf,) = fwdgrad.explain(tied, jnp.ones((20, 30))).leaves
+    assert leaf.rank == 1 and leaf.used[0].startswith("dot_general")
+    assert any(place.startswith(("square", "integer_pow", "mul")) for place in leaf.lost)
+    assert "LOST, written out for" in str(fwdgrad.explain(tied, jnp.ones((20, 30))))
+
+
+def test_dense_distributions_numpy_and_several_tangents():
+    explanation = fwdgrad.explain(
+        lambda w: jnp.mean(X @ w), np.ones((20, 30), np.float32), tangents=fwdgrad.Normal(),
+        num_tangents=2,
+    )  # fmt: skip
+    assert explanation.leaves[0].reason == "drawn dense by Normal()"
+
+
+def test_no_reverse_mode_and_no_trace():
+    def loop(w):
+        return jnp.sum(lax.while_loop(lambda s: s.sum() < 9, lambda s: s + jnp.abs(s @ w), X))
+
+    explanation = fwdgrad.explain(loop, jnp.ones((20, 20)))
+    assert explanation.backprop is None and "—" in str(explanation)
+
+    def asks(w):
+        return jnp.sum(X @ w) if w[0, 0] > 0 else jnp.sum(w)
+
+    explanation = fwdgrad.explain(asks, jnp.ones((20, 20)))
+    assert not explanation.traced and "asks for the value of a parameter" in str(explanation)
