@@ -35,9 +35,8 @@ def closed(jaxpr: Any) -> Any:
 
 
 def called(equation: Equation) -> Any:
-    """The ClosedJaxpr that the equation calls and is nothing besides, or None."""
-    name = CALLS.get(equation.primitive)
-    return None if name is None else closed(equation.params[name])
+    """The ClosedJaxpr that an equation of one of `CALLS` calls."""
+    return closed(equation.params[CALLS[equation.primitive]])
 
 
 def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:

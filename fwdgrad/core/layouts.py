@@ -179,30 +179,28 @@ def _padded(v: Factored, config: Sequence[tuple[int, int, int]]) -> Factored:
     is written out along it first.
     """
     n = len(v.shape)
-    shapes = {"left": v.left.shape[-n:], "right": v.right.shape[-n:]}
-    depends = {
-        side: [i for i in range(n) if config[i] != (0, 0, 0) and shape[i] == v.shape[i]]
-        for side, shape in shapes.items()
-    }
-    depends["left"] += [
-        i
-        for i in range(n)
-        if config[i] != (0, 0, 0) and i not in (*depends["left"], *depends["right"])
-    ]
+    padded = [i for i in range(n) if config[i] != (0, 0, 0)]
 
-    def pad(f: Array, axes: list[int]) -> Array:
+    def depends(f: Array) -> set[int]:
+        return {i for i in padded if f.shape[i - n] == v.shape[i]}
+
+    def pad(f: Array, axes: set[int]) -> Array:
         lead = f.shape[:-n]
-        f = jnp.broadcast_to(
-            f, (*lead, *(v.shape[i] if i in axes else f.shape[i - n] for i in range(n)))
-        )
+        own = [v.shape[i] if i in axes else f.shape[i - n] for i in range(n)]
         widths = [config[i] if i in axes else (0, 0, 0) for i in range(n)]
-        return lax.pad(f, jnp.zeros((), f.dtype), [*[(0, 0, 0)] * len(lead), *widths])
+        return lax.pad(
+            jnp.broadcast_to(f, (*lead, *own)),
+            jnp.zeros((), f.dtype),
+            [*[(0, 0, 0)] * len(lead), *widths],
+        )
 
+    of_left, of_right = depends(v.left), depends(v.right)
+    of_left |= set(padded) - of_right
     shape = tuple(
         low + high + m + max(m - 1, 0) * inner
         for m, (low, high, inner) in zip(v.shape, config, strict=True)
     )
-    return v.replace(pad(v.left, depends["left"]), pad(v.right, depends["right"]), shape)
+    return v.replace(pad(v.left, of_left), pad(v.right, of_right), shape)
 
 
 def _multiply(

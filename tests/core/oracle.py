@@ -1,6 +1,7 @@
 """What the propagation is held against: `jax.jvp` with the tangents written out."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import fwdgrad
@@ -8,6 +9,10 @@ from fwdgrad.core.factored import dense, is_factored
 from fwdgrad.core.pushforward import Pushforward
 
 ROUNDING = {"float32": 2e-4, "float64": 1e-11}
+
+
+def normal(seed, shape, dtype="float32"):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
 def draw(pushforward, params, distribution, num_tangents, key):
