@@ -140,7 +140,10 @@ class _Program:
 def run(cfg: DictConfig) -> None:
     """Times every model and writes the tables."""
     folder = Path(cfg.output.root)
-    rows, form_rows, shares, pytorch = [], [], {}, {}
+    rows, form_rows = [], []
+    shares: dict[str, dict] = {}
+    ratios: dict[str, dict[str, dict]] = {}
+    pytorch: dict[str, dict] = {}
     for model, settings in cfg.models.items():
         forms: Any = OmegaConf.to_container(settings.forms, resolve=True)
         problem, programs, tried = _fastest(cfg, settings.overrides, forms)
@@ -158,15 +161,14 @@ def run(cfg: DictConfig) -> None:
         for name in ESTIMATORS:
             value, low, high, _ = median_interval(seconds[name])
             relative = np.median(seconds[name] / seconds["loss"])
-            to_backprop = np.median(seconds[name] / seconds[best])
+            to_backprop = median_interval(seconds[name] / seconds[best])
+            ratios.setdefault(model, {})[name] = to_backprop._asdict()
             program = programs[name]
             costs = (program.temp_bytes, program.compile_seconds)
             rows.append(
-                (model, name, cfg.batch_size, value, low, high, relative, to_backprop, *costs)
+                (model, name, cfg.batch_size, value, low, high, relative, to_backprop.value, *costs)
             )
-            print(
-                f"{model:10} {name:22} {1e3 * value:9.4g} ms  R {relative:5.3g}  {to_backprop:.3f}"
-            )
+            print(f"{model:10} {name:22} {1e3 * value:9.4g} ms  R {relative:5.3g}  {to_backprop}")
         share = median_interval(seconds["drawing"] / seconds["forward_lowrank"])
         shares[model] = share._asdict()
     write_table(folder / f"{NAME}.csv", _COLUMNS, rows)
@@ -174,6 +176,7 @@ def run(cfg: DictConfig) -> None:
     rounds = {model: settings.rounds for model, settings in cfg.models.items()}
     information = {
         "drawing_share": shares,
+        "relative_to_backprop": ratios,
         "pytorch": pytorch,
         "rounds": rounds,
         "provenance": [provenance()],
@@ -293,7 +296,7 @@ def describe(folder: Path) -> str:
         )
         lines.append(
             f"| {r['model']} | {r['estimator']} | {value} [{low}, {high}] | "
-            f"{float(r['relative_cost']):.2f} | {float(r['relative_to_backprop']):.3f} | "
+            f"{float(r['relative_cost']):.2f} | {_ratio(information, r)} | "
             f"{float(r['temp_bytes']) / 2**20:.3g} | {float(r['compile_seconds']):.2f} |"
         )
     shares = [
@@ -309,6 +312,10 @@ def describe(folder: Path) -> str:
             f"{1e3 * milliseconds.high:.4g}]; a low-rank step over it: {ratio}."
         )
     return "\n".join(lines)
+
+
+def _ratio(information: dict, row: dict[str, str]) -> Interval:
+    return Interval(**information["relative_to_backprop"][row["model"]][row["estimator"]])
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="step_cost")

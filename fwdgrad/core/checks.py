@@ -86,8 +86,8 @@ def check_tangents(tangents: Any) -> None:
         ) from None
 
 
-def check_sample(tangents: Any, tangent: PyTree, params: PyTree) -> None:
-    """Raises ValueError unless the sampled `tangent` fits `params` leaf by leaf."""
+def checked_sample(tangents: Any, tangent: PyTree, params: PyTree) -> list[Array | Factored]:
+    """The leaves of the sampled `tangent`; raises ValueError unless they fit those of `params`."""
     found: Any = jax.tree.structure(tangent, is_leaf=is_factored)
     expected: Any = jax.tree.structure(params)
     if found != expected:
@@ -95,15 +95,13 @@ def check_sample(tangents: Any, tangent: PyTree, params: PyTree) -> None:
             f"tangents={tangents!r} sampled a tangent of structure {found}; its sample(key, "
             f"params, splits) must return the structure of params, {expected}."
         )
-    for (path, x), v in zip(
-        jax.tree_util.tree_leaves_with_path(params),
-        jax.tree.leaves(tangent, is_leaf=is_factored),
-        strict=True,
-    ):
+    leaves = [
+        v if isinstance(v, Factored) else jnp.asarray(v)
+        for v in jax.tree.leaves(tangent, is_leaf=is_factored)
+    ]
+    for (path, x), v in zip(jax.tree_util.tree_leaves_with_path(params), leaves, strict=True):
         name = f"params{jax.tree_util.keystr(path)}"
-        if not isinstance(v, Factored):
-            v = jnp.asarray(v)
-        elif not v.is_consistent:
+        if isinstance(v, Factored) and not v.is_consistent:
             raise ValueError(
                 f"tangents={tangents!r} sampled factors {v.left.dtype}{list(v.left.shape)} and "
                 f"{v.right.dtype}{list(v.right.shape)} for {name}; both must have its dtype "
@@ -116,16 +114,30 @@ def check_sample(tangents: Any, tangent: PyTree, params: PyTree) -> None:
                 f"sample(key, params, splits) must return that leaf's shape and dtype, "
                 f"{x.dtype}{list(x.shape)}."
             )
+    return leaves
 
 
-def check_drawn(tangents: PyTree, num_tangents: int) -> None:
-    """Raises ValueError unless tangents that were drawn ahead are as many as are to be averaged."""
-    found = {len(x) if jnp.ndim(x) else 0 for x in jax.tree.leaves(tangents)}
-    if found != {num_tangents}:
+def check_drawn(tangents: list[Array | Factored], params: PyTree, num_tangents: int) -> None:
+    """Raises ValueError unless tangents that were drawn ahead fit `params` and are as many."""
+    remedy = "Draw them by the draw of the same estimator, for these parameters."
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if len(tangents) != len(leaves):
         raise ValueError(
-            f"key holds tangents drawn ahead, {sorted(found)} of them for a leaf, and "
-            f"num_tangents is {num_tangents}. Draw them by the draw of the same estimator."
+            f"key holds tangents drawn ahead for {len(tangents)} leaves; params has {len(leaves)}. "
+            f"{remedy}"
         )
+    for (path, x), v in zip(leaves, tangents, strict=True):
+        if isinstance(v, Factored):
+            lead = v.left.shape[: v.left.ndim - x.ndim - 1]
+            found = (*lead, *v.shape)
+        else:
+            found = v.shape
+        if found != (num_tangents, *x.shape) or v.dtype != x.dtype:
+            raise ValueError(
+                f"key holds tangents drawn ahead for params{jax.tree_util.keystr(path)} that are "
+                f"{v.dtype}{list(found)}; with num_tangents={num_tangents} they must be "
+                f"{x.dtype}{[num_tangents, *x.shape]}. {remedy} Of a stack of draws, take one."
+            )
 
 
 def check_loss(fun: Callable[..., Any], output: Any, has_aux: bool) -> tuple[Array, PyTree]:

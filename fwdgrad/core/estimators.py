@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.core import checks
-from fwdgrad.core.factored import Factored, is_factored, weighted_sum
+from fwdgrad.core.factored import Factored, weighted_sum
 from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.tangents import Normal, TangentDistribution
 from fwdgrad.core.trees import (
@@ -70,7 +70,9 @@ def forward_value_and_grad(
         `jax.custom_vjp`, which has no forward-mode rule, in the loss or in what it calls or
         loops over. By default what it computes is differentiated, and its reverse rule is not
         used: a straight-through estimator has the derivative of its rounding, zero. If false,
-        it is an error that names the function.
+        it is an error that names the function. (A loss that works with mutable arrays, or that
+        asks for the value of a parameter, goes to `jax.jvp` as a whole, and there such a function
+        is JAX's own error either way.)
       has_aux: as in `jax.value_and_grad`.
       has_report: if true, a third output follows, a dict of scalars about the estimate:
         `clip_rate`, the fraction of the K directional derivatives that were clipped.
@@ -78,12 +80,12 @@ def forward_value_and_grad(
     Returns:
       A function `(key, params, *args, **kwargs) -> (value, grad)`, with `(value, aux)` in
       the place of value if `has_aux`. Key and params go by position, so that `fun` may have a
-      keyword argument `key` of its own. It is pure, so it composes with `jit`, `vmap`, `scan`
-      and donation. Call it under `jit`: by itself it evaluates the loss operation by operation,
-      also where the loss is jitted. `key` is one typed PRNG key, `params` any pytree. `grad` is
-      a pytree like `params`: each floating leaf has its own shape and dtype, and every other
-      leaf (integers, booleans, Python numbers, functions) is that of `params`, untouched; take
-      the floating ones out with `fwdgrad.partition(grad)[0]`, for optax.
+      keyword argument `key` of its own; give it another one. It is pure, so it composes with
+      `jit`, `vmap`, `scan` and donation. Call it under `jit`: by itself it evaluates the loss
+      operation by operation, also where the loss is jitted. `key` is one typed PRNG key, `params`
+      any pytree. `grad` is a pytree like `params`: each floating leaf has its own shape and dtype,
+      and every other leaf (integers, booleans, Python numbers, functions) is that of `params`,
+      untouched; take the floating ones out with `fwdgrad.partition(grad)[0]`, for optax.
 
       Unless it works in chunks, the function has an attribute `draw`, a function of the same
       arguments that only draws the tangents; what it returns can be given in the place of the
@@ -119,8 +121,7 @@ def forward_value_and_grad(
 
         def sample(key: Array) -> Tangents:
             tangent = tangents.sample(key, theta, pushforward.splits)
-            checks.check_sample(tangents, tangent, theta)
-            return jax.tree.leaves(tangent, is_leaf=is_factored)
+            return checks.checked_sample(tangents, tangent, theta)
 
         if len(keys) == 1:
             return jax.tree.map(lambda x: x[None], sample(keys[0]))
@@ -159,7 +160,7 @@ def forward_value_and_grad(
             return sum_along(sample_each(pushforward, theta, keys), len(keys))
 
         if isinstance(key, Drawn):
-            checks.check_drawn(key.tangents, num_tangents)
+            checks.check_drawn(key.tangents, theta, num_tangents)
             total = sum_along(key.tangents, num_tangents)
         else:
             total = _sum_over_tangents(sum_over, _split(key, num_tangents), chunk_size)

@@ -141,12 +141,11 @@ def explain(
     loss, theta, _ = on_parameters(fun, params, args, {}, has_aux)
     pushforward = Pushforward(loss, theta)
 
-    def sample(key: Array) -> PyTree:
+    def sample(key: Array) -> list[Array | Factored]:
         tangent = tangents.sample(key, theta, pushforward.splits)
-        checks.check_sample(tangents, tangent, theta)
-        return tangent
+        return checks.checked_sample(tangents, tangent, theta)
 
-    drawn = jax.tree.leaves(jax.eval_shape(sample, jax.random.key(0)), is_leaf=is_factored)
+    drawn = jax.eval_shape(sample, jax.random.key(0))
     used: dict[str, dict[str, None]] = {name: {} for name in pushforward.names}
     lost: dict[str, dict[str, None]] = {name: {} for name in pushforward.names}
 
@@ -155,8 +154,7 @@ def explain(
             (used if kept else lost)[name][f"{equation.primitive.name} at {place(equation)}"] = None
 
     def push(key: Array) -> Any:
-        leaves = jax.tree.leaves(sample(key), is_leaf=is_factored)
-        one = jax.tree.map(lambda x: x[None], leaves)
+        one = jax.tree.map(lambda x: x[None], sample(key))
         return pushforward(one, observer=observer)[:2]
 
     traced = pushforward.jaxpr is not None

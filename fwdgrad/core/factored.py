@@ -137,6 +137,7 @@ def _sum_of_products(left: Array, right: Array, axis: int) -> Array:
         jnp.squeeze(right, only_left),
         [i for i in range(right.ndim) if i not in only_left],
         sorted([*batch, *only_left, *only_right]),
+        precision=jax.lax.Precision.HIGHEST,  # an accelerator's default may have fewer bits
     )
 
 
@@ -218,7 +219,7 @@ def weighted_sum(tangent: Array | Factored, weights: Array, dtype: Any) -> Array
     if not isinstance(tangent, Factored):
         if len(weights) == 1:
             return weights[0] * tangent[0].astype(dtype)
-        return jnp.tensordot(weights, tangent.astype(dtype), 1)
+        return jnp.tensordot(weights, tangent.astype(dtype), 1, precision=jax.lax.Precision.HIGHEST)
     left, right = tangent.left.astype(dtype), tangent.right.astype(dtype)
     left = left * weights.reshape(-1, *(1,) * (left.ndim - 1))
     merged = [f.reshape(-1, *f.shape[2:]) for f in (left, right)]

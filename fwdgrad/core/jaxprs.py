@@ -76,12 +76,42 @@ def has_explicit_axes() -> bool:
 
 
 def uses_references(jaxpr: Any) -> bool:
-    """Whether a jaxpr reads or writes mutable arrays (`jax.new_ref`), in it or in what it calls."""
+    """Whether a jaxpr makes or reads mutable arrays (`jax.new_ref`), in it or in what it calls."""
     return any(
-        equation.primitive in (primitives.get_p, primitives.swap_p)
+        any(isinstance(v.aval, jax.ref.AbstractRef) for v in (*equation.invars, *equation.outvars))
         or any(map(uses_references, jex_core.jaxprs_in_params(equation.params)))
         for equation in jaxpr.eqns
     )
+
+
+def find_custom_vjp(equation: Equation) -> Equation | None:
+    """The first call of a `custom_vjp` function in an equation, however deep, or None."""
+    if equation.primitive is primitives.custom_vjp_call_p:
+        return equation
+    inner = (e for jaxpr in jex_core.jaxprs_in_params(equation.params) for e in jaxpr.eqns)
+    return next((found for e in inner if (found := find_custom_vjp(e)) is not None), None)
+
+
+def without_custom_vjp(equation: Equation) -> Equation:
+    """The equation with every such call replaced by one of what the function computes."""
+    if find_custom_vjp(equation) is None:
+        return equation
+    if equation.primitive is primitives.custom_vjp_call_p:
+        params = {"call_jaxpr": _without_custom_vjp(called(equation))}
+        return equation.replace(primitive=primitives.closed_call_p, params=params)
+    params = jax.tree.map(_without_custom_vjp, equation.params, is_leaf=_is_jaxpr)
+    return equation.replace(params=params)
+
+
+def _is_jaxpr(x: Any) -> bool:
+    return isinstance(x, (jex_core.Jaxpr, jex_core.ClosedJaxpr))
+
+
+def _without_custom_vjp(x: Any) -> Any:
+    """The same of a jaxpr in an equation's parameters; any other parameter is as it was."""
+    if isinstance(x, jex_core.ClosedJaxpr):
+        return jex_core.ClosedJaxpr(_without_custom_vjp(x.jaxpr), x.consts)
+    return x.replace(eqns=[*map(without_custom_vjp, x.eqns)]) if _is_jaxpr(x) else x
 
 
 def is_inexact(variable: Any) -> bool:

@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex_core
 
+from fwdgrad.core import checks
 from fwdgrad.core.factored import Factored, Tangent, dense
-from fwdgrad.core.jaxprs import bind, context_of
+from fwdgrad.core.jaxprs import bind, context_of, find_custom_vjp, place, without_custom_vjp
 from fwdgrad.core.trees import Array
 
 # rule(context, equation, primals, tangents) -> (outputs, their tangents), or NotImplemented.
@@ -91,11 +92,7 @@ def propagate(
             outputs, their_tangents = _evaluate(
                 context, equation, [x for x, _ in pairs], [t for _, t in pairs]
             )
-        for v, t in zip(equation.outvars, their_tangents, strict=True):
-            expected = (
-                v.aval.shape if isinstance(t, Factored) else (context.num_tangents, *v.aval.shape)
-            )
-            assert t is None or t.shape == expected, (equation.primitive, t.shape, expected)
+        _check_shapes(context, equation, their_tangents)
         values.update(zip(equation.outvars, outputs, strict=True))
         duals.update(zip(equation.outvars, their_tangents, strict=True))
         for v in equation.invars:  # nothing is kept alive longer than it is read
@@ -116,7 +113,30 @@ def _evaluate(
         if result is not NotImplemented:
             return result
     arrays = [context.written_out(equation, t) for t in tangents]
-    return jvp(lambda values: bind(equation, values), primals, arrays, context.num_tangents)
+    if (inner := find_custom_vjp(equation)) is not None:
+        if not context.enter_custom_vjp:
+            checks.raise_for_custom_vjp(inner)
+        equation = without_custom_vjp(equation)
+
+    def fun(values: list[Any]) -> list[Any]:
+        return bind(equation, values)
+
+    try:
+        return jvp(fun, primals, arrays, context.num_tangents)
+    except (ValueError, NotImplementedError):  # it cannot be mapped: Pallas, ragged_dot
+        return jvp(fun, primals, arrays, context.num_tangents, one_by_one=True)
+
+
+def _check_shapes(context: Context, equation: Any, tangents: Sequence[Tangent]) -> None:
+    """Raises unless the tangents of an equation's outputs fit them: a rule of ours is at fault."""
+    for v, t in zip(equation.outvars, tangents, strict=True):
+        lead = () if isinstance(t, Factored) else (context.num_tangents,)
+        expected = (*lead, *v.aval.shape)
+        if t is not None and t.shape != expected:
+            raise AssertionError(
+                f"fwdgrad: the tangent of {equation.primitive.name} at {place(equation)} has the "
+                f"shape {t.shape} instead of {expected}; please report this."
+            )
 
 
 def jvp(
@@ -124,8 +144,13 @@ def jvp(
     primals: Sequence[Any],
     tangents: Sequence[Array | None],
     num_tangents: int,
+    *,
+    one_by_one: bool = False,
 ) -> tuple[list[Any], list[Tangent]]:
-    """`jax.jvp` for K dense tangents (K, ...), where `None` is zero."""
+    """`jax.jvp` for K dense tangents (K, ...), where `None` is zero.
+
+    They are mapped over, or pushed forward one by one.
+    """
     active = {i: t for i, t in enumerate(tangents) if t is not None}
 
     def of_active(*values: Any) -> list[Any]:
@@ -144,11 +169,10 @@ def jvp(
     if num_tangents == 1:  # not mapped: some primitives are slower with one more axis
         outputs, pushed = push(*(t[0] for t in active.values()))
         pushed = [t[None] for t in pushed]
+    elif one_by_one:
+        outputs = fun(list(primals))
+        pushed = jax.lax.map(lambda their_tangents: push(*their_tangents)[1], [*active.values()])
     else:
-        try:
-            outputs, pushed = jax.vmap(push, out_axes=(None, 0))(*active.values())
-        except ValueError:  # a primitive (a Pallas kernel) that maps its primal along
-            outputs = fun(list(primals))
-            pushed = jax.vmap(lambda *their_tangents: push(*their_tangents)[1])(*active.values())
+        outputs, pushed = jax.vmap(push, out_axes=(None, 0))(*active.values())
     remaining = iter(pushed)
     return outputs, [next(remaining) if kept else None for kept in inexact]

@@ -38,7 +38,8 @@ class Pushforward:
             self.jaxpr = jax.make_jaxpr(self._flat)(*self._leaves)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
             self.jaxpr = None
-        if self.jaxpr is not None and uses_references(self.jaxpr.jaxpr):
+        self._uses_references = self.jaxpr is not None and uses_references(self.jaxpr.jaxpr)
+        if self._uses_references:
             self.jaxpr = None
 
     def _flat(self, *leaves: Array) -> list[Array]:
@@ -70,7 +71,14 @@ class Pushforward:
         pushed: Sequence[Tangent]
         if self.jaxpr is None:
             arrays = [dense(v) for v in tangents]
-            outputs, pushed = jvp(lambda xs: self._flat(*xs), self._leaves, arrays, num_tangents)
+            outputs, pushed = jvp(
+                lambda xs: self._flat(*xs),
+                self._leaves,
+                arrays,
+                num_tangents,
+                # Mapped over the tangents, what is written to a reference would be mapped too.
+                one_by_one=num_tangents > 1 and self._uses_references,
+            )
         else:
             context = Context(RULES, num_tangents, enter_custom_vjp, observer)
             named = [

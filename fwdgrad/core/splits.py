@@ -57,7 +57,10 @@ def find_uses(jaxpr: Any) -> list[list[Use]]:
         if use not in uses[parameter]:
             uses[parameter].append(use)
 
-    _walk(jaxpr.jaxpr, [_whole(i, aval.shape) for i, aval in enumerate(jaxpr.in_avals)], record)
+    whole = [_whole(i, aval.shape) for i, aval in enumerate(jaxpr.in_avals)]
+    for known in _walk(jaxpr.jaxpr, whole, record):
+        for axes in known:
+            uses[axes.parameter].append(Use("return", "the end of the loss", None))
     return uses
 
 
@@ -104,22 +107,30 @@ def _walk(jaxpr: Any, inputs: Sequence[Known], record: Record) -> list[Known]:
 def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]:
     primitive, params = equation.primitive, equation.params
     nothing: list[Known] = [[] for _ in equation.outvars]
+
+    def lost(known: Sequence[Known]) -> None:
+        """What is not followed: what a loop carries, and what a body returns."""
+        for axes in (a for each in known for a in each):
+            record(axes.parameter, equation, None)
+
     if primitive in CALLS:
         return _walk(called(equation).jaxpr, operands, record)
     if primitive is primitives.cond_p:
         for branch in params["branches"]:
-            _walk(branch.jaxpr, operands[1:], record)
+            lost(_walk(branch.jaxpr, operands[1:], record))
         return nothing
     if primitive is primitives.while_p:
         n, m = params["cond_nconsts"], params["body_nconsts"]
         carried: list[Known] = [[] for _ in operands[n + m :]]
-        _walk(params["body_jaxpr"].jaxpr, [*operands[n : n + m], *carried], record)
+        lost(operands[n + m :])
+        lost(_walk(params["body_jaxpr"].jaxpr, [*operands[n : n + m], *carried], record))
         return nothing
     if primitive is primitives.scan_p:
         n, m = params["num_consts"], params["num_consts"] + params["num_carry"]
         carried = [[] for _ in operands[n:m]]
         slices = [[a._replace(of=a.of[1:]) for a in known] for known in operands[m:]]
-        _walk(params["jaxpr"].jaxpr, [*operands[:n], *carried, *slices], record)
+        lost(operands[n:m])
+        lost(_walk(params["jaxpr"].jaxpr, [*operands[:n], *carried, *slices], record))
         return nothing
     if primitive.name == "split":
         return [operands[0] for _ in equation.outvars]

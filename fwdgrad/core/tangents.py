@@ -65,13 +65,15 @@ def _sample_each_leaf(draw: Callable[[Array, Array], Array], key: Array, params:
     return jax.tree.unflatten(structure, tangents)
 
 
-def _normal(key: Array, leaf: Array) -> Array:
+def normals(key: Array, leaf: Array) -> Array:
+    """Independent normal numbers, of the leaf's shape but of its accumulation dtype."""
     # Drawn in float32 even for float16 and bfloat16: JAX's half-precision normals come
     # from a uniform of 8 to 11 bits, whose tail is cut off, so their variance is not one.
     return jax.random.normal(key, leaf.shape, accumulation_dtype(leaf.dtype))
 
 
-def _signs(key: Array, leaf: Array) -> Array:
+def signs(key: Array, leaf: Array) -> Array:
+    """Independent signs, of the leaf's shape and dtype."""
     return (1 - 2 * random_bits(key, leaf.size).astype(leaf.dtype)).reshape(leaf.shape)
 
 
@@ -81,7 +83,7 @@ def random_bits(key: Array, size: int) -> Array:
     # a training step of the paper's MLP took 14.2 ms on two CPU cores instead of 7.0 (medians
     # of 7 rounds of 50 steps, in turns): the generator was the dearest part of the step.
     words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
-    return ((words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1).reshape(-1)[:size]
+    return ((words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1).reshape(-1)[:size]
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Normal:
     """
 
     def sample(self, key: Array, params: PyTree, splits: Splits = None) -> PyTree:
-        return _sample_each_leaf(lambda k, x: _normal(k, x).astype(x.dtype), key, params)
+        return _sample_each_leaf(lambda k, x: normals(k, x).astype(x.dtype), key, params)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Rademacher:
     """
 
     def sample(self, key: Array, params: PyTree, splits: Splits = None) -> PyTree:
-        return _sample_each_leaf(_signs, key, params)
+        return _sample_each_leaf(signs, key, params)
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,8 @@ class Sphere:
     """
 
     def sample(self, key: Array, params: PyTree, splits: Splits = None) -> PyTree:
-        normals = _sample_each_leaf(_normal, key, params)
-        leaves = jax.tree.leaves(normals)
+        directions = _sample_each_leaf(normals, key, params)
+        leaves = jax.tree.leaves(directions)
         squared_norm: Any = sum(jnp.sum(jnp.square(z)) for z in leaves)
         scale = jnp.sqrt(sum(z.size for z in leaves) / squared_norm)
-        return jax.tree.map(lambda z, x: (scale * z).astype(x.dtype), normals, params)
+        return jax.tree.map(lambda z, x: (scale * z).astype(x.dtype), directions, params)

@@ -173,8 +173,24 @@ def test_other_type_errors_of_the_loss_pass_through(key):
 
 def test_tangents_drawn_ahead_for_another_number(key):
     drawn = fwdgrad.forward_value_and_grad(loss, num_tangents=8).draw(key, W)
-    with pytest.raises(ValueError, match=r"key holds tangents.*\[8\] of them.*num_tangents is 2"):
+    with pytest.raises(ValueError, match=r"key holds tangents.*\[8, .*with num_tangents=2 they"):
         fwdgrad.forward_value_and_grad(loss, num_tangents=2)(drawn, W)
+
+
+def test_tangents_drawn_ahead_for_other_parameters(key):
+    def total(params):
+        return sum(jnp.sum(x) for x in jax.tree.leaves(params))
+
+    estimate = fwdgrad.forward_value_and_grad(total, num_tangents=2)
+    drawn, w = estimate.draw(key, jnp.ones((3, 4))), jnp.ones((3, 4))
+    with pytest.raises(ValueError, match="drawn ahead for 1 leaves; params has 2"):
+        estimate(drawn, {"w": w, "v": w})
+    message = r"for params that are float32\[2, 3, 4\]; with num_tangents=2 .* float32\[2, 2, 4\]"
+    with pytest.raises(ValueError, match=message):
+        estimate(drawn, w[:-1])
+    stack = jax.vmap(lambda k: estimate.draw(k, w))(jax.random.split(key, 2))
+    with pytest.raises(ValueError, match=r"float32\[2, 2, 3, 4\].* Of a stack of draws, take one"):
+        estimate(stack, w)
 
 
 def test_factors_that_do_not_fit(key):

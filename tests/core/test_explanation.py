@@ -56,6 +56,21 @@ def test_a_structure_that_is_lost_is_said_to_be():
     assert "LOST, written out for" in str(fwdgrad.explain(tied, jnp.ones((20, 30))))
 
 
+def test_what_a_loop_carries_or_a_branch_returns_is_said_to_be_read():
+    def loss(params):
+        carried, _ = lax.scan(lambda h, x: (jnp.tanh(h + x @ params["w"]), None), params["h"], X)
+        chosen = lax.cond(carried.sum() > 0, lambda b: b, lambda b: 2 * b, params["b"])
+        return jnp.sum(carried) + jnp.sum(chosen)
+
+    params = {"w": jnp.ones((20, 30)), "h": jnp.ones(30), "b": jnp.ones(4), "unread": jnp.ones(2)}
+    reasons = {leaf.name: leaf.reason for leaf in fwdgrad.explain(loss, params).leaves}
+    assert reasons["params['h']"].startswith("no matrix: read by scan at ")
+    assert reasons["params['b']"].startswith("no matrix: read by cond at ")
+    assert reasons["params['unread']"] == "the loss does not read it"
+    (leaf,) = fwdgrad.explain(lambda p: p, jnp.ones(())).leaves
+    assert leaf.reason == "no matrix: read by return at the end of the loss"
+
+
 def test_dense_distributions_numpy_and_several_tangents():
     explanation = fwdgrad.explain(
         lambda w: jnp.mean(X @ w), np.ones((20, 30), np.float32), tangents=fwdgrad.Normal(),

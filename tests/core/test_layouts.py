@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from fwdgrad.core import layouts, splits
 from fwdgrad.core.factored import Factored, add, dense, stack
 from tests.core.oracle import assert_same, normal, push_both_ways
 
@@ -43,6 +44,14 @@ def test_layouts_keep_the_factors(name, x64):
     assert_same(found, expected, 1e-6 if name == "convert" else 1e-11)
     assert factored == [True] and ("dot_general", True) in events
     assert not any(kept is False for _, kept in events), events
+
+
+def test_what_keeps_factors_is_followed_to_find_them():
+    """Each primitive with a rule here is one that `splits` looks through, so that they agree."""
+    followed = {p.name for p in (*splits._UNCHANGED, *splits._REARRANGED)}
+    by_hand = {"mul", "div", "concatenate", "stack", "split", "add", "sub"}
+    ignored = {"stop_gradient", "add_any"}  # no tangent goes through; only of JAX's own sums
+    assert set(layouts.RULES) == followed | by_hand | ignored
 
 
 def test_a_stack_has_the_rank_of_its_parts():

@@ -46,6 +46,24 @@ def test_average_over_all_factors_is_the_gradient(rank, dtype, rounding, x64):
     np.testing.assert_allclose(np.mean(np.sum(g**2, (1, 2))), second_moment, rtol=rounding)
 
 
+@pytest.mark.parametrize("factors", ["rademacher", "normal"])
+def test_large_dense_leaves_are_drawn_by_themselves(factors, key):
+    """Of their own keys: equal shapes get other numbers, and what is small is as it was."""
+    big = jnp.zeros((20_000,), jnp.bfloat16)
+    params = {"a": big, "b": big, "c": jnp.zeros(20_000), "w": jnp.zeros((30, 20))}
+    tangent = fwdgrad.LowRank(factors=factors).sample(key, params)
+    for name in "abc":
+        entries = np.asarray(tangent[name], np.float64)
+        assert tangent[name].dtype == params[name].dtype
+        # Var v² is 2 for normals, so that of its mean over n is 2/n; Chebyshev, 1e-4, and bf16.
+        assert abs(np.mean(entries**2) - 1) < 100 * (2 / 20_000) ** 0.5
+        assert factors == "normal" or set(entries) == {-1, 1}
+    a, b, c = (np.asarray(tangent[name], np.float64) for name in "abc")
+    for x, y in ((a, b), (a, c), (b, c)):  # the mean of products of independent entries
+        assert abs(np.mean(x * y)) < 100 * (1 / 20_000) ** 0.5 and (x != y).any()
+    assert isinstance(tangent["w"], Factored)
+
+
 @pytest.mark.parametrize(("rank", "factors"), [(1, "normal"), (3, "normal"), (3, "rademacher")])
 def test_second_moment_by_sampling(rank, factors, key):
     """E‖g‖² = ‖G‖² (m n + (q − m n)/r + 2 (1 − 1/r)), q = (m + 2)(n + 2) or m n.

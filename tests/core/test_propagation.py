@@ -167,6 +167,41 @@ def test_custom_vjp_is_entered(x64):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), found, expected)
 
 
+def custom_vjp_in_a_mapped_loop(w, x):
+    def each(row):
+        return lax.while_loop(
+            lambda s: jnp.sum(s) < 1, lambda s: s + jnp.abs(clipped(s @ w)) + 0.1, row
+        )
+
+    return jnp.mean(jax.vmap(each)(x))
+
+
+def custom_vjp_by_platform(w, x):
+    return jnp.mean(lax.platform_dependent(x @ w, cpu=clipped, default=jnp.cos))
+
+
+def custom_vjp_in_a_solver(w, x):
+    def solve(_, b):
+        return clipped(b) / 2
+
+    return jnp.sum(lax.custom_linear_solve(lambda v: 2 * v, clipped(x[0] @ w), solve, solve))
+
+
+@pytest.mark.parametrize(
+    "loss", [custom_vjp_in_a_mapped_loop, custom_vjp_by_platform, custom_vjp_in_a_solver]
+)
+def test_custom_vjp_is_entered_wherever_it_is(loss, x64, monkeypatch):
+    w, x = normal(0, (8, 8), "float64"), normal(1, (8, 8), "float64") / 10
+    estimate = fwdgrad.forward_value_and_grad(loss, tangents=fwdgrad.LowRank(), num_tangents=2)
+    refusing = fwdgrad.forward_value_and_grad(loss, enter_custom_vjp=False)
+    found = estimate(jax.random.key(0), w, x)
+    with pytest.raises(TypeError, match=r"custom_vjp and so has no forward-mode rule: clipped at"):
+        refusing(jax.random.key(0), w, x)
+    monkeypatch.setattr(f"{__name__}.clipped", jnp.sin)
+    expected = estimate(jax.random.key(0), w, x)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), found, expected)
+
+
 def test_custom_jvp_rules_are_used():
     @jax.custom_jvp
     def double(x):
@@ -218,13 +253,26 @@ def references(w, x):
     return jnp.mean(reference[...] ** 2)
 
 
+def frozen_reference(w, x):
+    return jnp.sum(jax.ref.freeze(jax.new_ref(jnp.tanh(x @ w))))
+
+
 def split(w, x):
     first, second = jnp.split(w, 2, axis=1)
     return jnp.mean(jnp.tanh(x @ first) * (x @ second))
 
 
 @pytest.mark.parametrize(
-    "loss", [vmapped_loop, by_platform, broadcast_weight, nothing, references, split]
+    "loss",
+    [
+        vmapped_loop,
+        by_platform,
+        broadcast_weight,
+        nothing,
+        references,
+        frozen_reference,
+        split,
+    ],
 )
 def test_what_has_gone_wrong_once(loss, x64):
     w, x = normal(0, (8, 8), "float64"), normal(1, (8, 8), "float64") / 10
@@ -233,3 +281,18 @@ def test_what_has_gone_wrong_once(loss, x64):
             functools.partial(loss, x=x), w, num_tangents=num_tangents
         )
         assert_same(found, expected, 1e-11)
+
+
+def test_what_cannot_be_mapped_over_tangents(x64):
+    """A product of ragged groups can be mapped over its first axis alone."""
+
+    def loss(w, x):
+        groups = jnp.stack([w, 2 * w])
+        return jnp.mean(jnp.sin(lax.ragged_dot(x, groups, jnp.array([3, 5]))))
+
+    w, x = normal(0, (8, 8), "float64"), normal(1, (8, 8), "float64")
+    key = jax.random.key(0)
+    both = fwdgrad.forward_value_and_grad(loss, num_tangents=2)(key, w, x)
+    each = [fwdgrad.forward_value_and_grad(loss)(k, w, x) for k in jax.random.split(key, 2)]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *each)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), both, mean)

@@ -122,7 +122,7 @@ def test_structure_shapes_and_dtypes(distribution, dtype, key, x64):
         "rest": [jnp.zeros(33, dtype), None, jnp.zeros(0, dtype)],
     }
     tangent = distribution.sample(key, params)
-    checks.check_sample(distribution, tangent, params)
+    checks.checked_sample(distribution, tangent, params)
     assert all(bool(jnp.all(jnp.isfinite(v))) for v in jax.tree.leaves(tangent))
 
 
@@ -214,3 +214,9 @@ def test_half_precision_normals_have_variance_one(dtype, key):
     # Rounding adds a relative error of at most 2⁻⁸, so to the variance at most 2⁻¹⁶/3 · 4.
     assert abs(np.mean(v**2) - 1) < z() * (2 / 400_000) ** 0.5 + 1e-4
     assert np.abs(v).max() > 4
+
+
+@each_distribution
+def test_drawing_needs_no_rank_promotion(distribution, key):
+    with jax.numpy_rank_promotion("raise"):
+        distribution.sample(key, {"w": jnp.ones((40, 30)), "b": jnp.ones(30)})
