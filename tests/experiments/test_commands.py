@@ -16,6 +16,7 @@ from experiments import train
 ROOT = Path(__file__).parents[2]
 MLP = [
     "model=mlp",
+    "model.make.widths=[64]",
     "estimator=forward",
     "tangents=rademacher",
     "num_steps=100",
