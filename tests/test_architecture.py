@@ -1,6 +1,7 @@
 """The house: which room may import which, what the front door needs, what the README says."""
 
 import ast
+import graphlib
 import importlib
 import re
 import subprocess
@@ -57,6 +58,20 @@ def test_a_room_imports_from_the_floors_below_alone(path):
             assert floor_of(imported) in allowed or (imported == "fwdgrad" and floor == FLOORS[-1])
         else:
             assert top in sys.stdlib_module_names | EXTERNAL[floor], imported
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Modules alone: a package's `__init__` is its front door, which gathers."""
+    names = {name_of(path) for path in MODULES if path.name != "__init__.py"}
+    imports = {name_of(path): set(imports_of(path)) & names for path in MODULES}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):  # from package import module
+                found = {f"{node.module}.{alias.name}" for alias in node.names}
+                imports[name_of(path)] |= found & names
+    assert imports["fwdgrad.core.pushforward"] >= {"fwdgrad.core.trees", "fwdgrad.core.rules"}
+    assert "fwdgrad.core.checks" in imports["fwdgrad.core.estimators"]
+    tuple(graphlib.TopologicalSorter(imports).static_order())  # raises CycleError
 
 
 def test_work_knows_no_estimator_and_no_distribution_by_name():

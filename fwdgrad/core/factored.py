@@ -16,7 +16,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,22 @@ from fwdgrad.core.trees import Array
 # Sums of at most this many products are spelled out, so that XLA fuses them into whatever
 # reads them and no array of the full shape is kept; longer ones are one matrix product.
 SPELLED_OUT = 8
+
+
+class Split(NamedTuple):
+    """Two groups of axes of an array that is used as a matrix, `rows` × `columns`.
+
+    The rows are the axes that a product contracts (of a kernel: input channels and taps), the
+    columns those it keeps. Axes in neither group are a batch's: the array is a stack of matrices,
+    each for itself.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    def sizes(self, shape: Sequence[int]) -> tuple[int, int]:
+        """The numbers of rows and of columns of an array of this shape."""
+        return math.prod(shape[i] for i in self.rows), math.prod(shape[i] for i in self.columns)
 
 
 @functools.partial(

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.core.checks import check_positive_integer
-from fwdgrad.core.factored import Factored
-from fwdgrad.core.splits import Split
+from fwdgrad.core.factored import Factored, Split
 from fwdgrad.core.tangents import Splits, normals, random_bits, signs
 from fwdgrad.core.trees import Array, PyTree
 

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.core.factored import Factored, Tangent, dense
+from fwdgrad.core.factored import Factored, Split, Tangent, dense
 from fwdgrad.core.jaxprs import uses_references
 from fwdgrad.core.propagation import Context, Observer, jvp, propagate
 from fwdgrad.core.rules import RULES
-from fwdgrad.core.splits import Split, Use, choose_split, find_uses
+from fwdgrad.core.splits import Use, choose_split, find_uses
 from fwdgrad.core.trees import Array, PyTree, combine, split
 
 

@@ -14,24 +14,9 @@ from typing import Any, NamedTuple
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
+from fwdgrad.core.factored import Split
 from fwdgrad.core.jaxprs import CALLS, called, place
 from fwdgrad.core.layouts import axis_groups
-
-
-class Split(NamedTuple):
-    """Two groups of axes of an array that is used as a matrix, `rows` × `columns`.
-
-    The rows are the axes that a product contracts (of a kernel: input channels and taps), the
-    columns those it keeps. Axes in neither group are a batch's: the array is a stack of matrices,
-    each for itself.
-    """
-
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-
-    def sizes(self, shape: Sequence[int]) -> tuple[int, int]:
-        """The numbers of rows and of columns of an array of this shape."""
-        return math.prod(shape[i] for i in self.rows), math.prod(shape[i] for i in self.columns)
 
 
 class Use(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.core.splits import Split
+from fwdgrad.core.factored import Split
 from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
 
 Splits: TypeAlias = Sequence[Split | None] | None

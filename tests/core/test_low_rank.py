@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fwdgrad
-from fwdgrad.core.factored import Factored, dense, weighted_sum, write_out
-from fwdgrad.core.splits import Split
+from fwdgrad.core.factored import Factored, Split, dense, weighted_sum, write_out
 from tests.core.test_estimators import Given
 
 
