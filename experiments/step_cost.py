@@ -13,7 +13,6 @@ took), `step_cost.json` (the share of drawing the tangents, provenance), the fig
 and README.md.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import Any
 
 import hydra
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from jax import Array
@@ -37,7 +35,7 @@ from fwdgrad.work import Interval, interleaved_seconds, median_interval
 from fwdgrad.work.files import atomic_write
 from fwdgrad.work.provenance import provenance
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
-from fwdgrad.work.stepping import draw_ahead
+from fwdgrad.work.step_program import Step, StepProgram, loss_step, sgd_step
 
 NAME = "step_cost"
 ESTIMATORS = ("loss", "backprop", "backprop_checkpointed", "forward_dense", "forward_lowrank")
@@ -54,87 +52,27 @@ _COLUMNS = (
     "compile_seconds",
 )
 _FORM_COLUMNS = ("model", "estimator", "steps_per_call", "form", "seconds", "chosen")
-_RATE = 1e-6
-
-# keys of all steps, params, batch -> what each step draws from, stacked
-Draw = Callable[[Array, PyTree, PyTree], PyTree]
-# what it draws from, params, batch -> new params, a scalar
-Step = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, Array]]
 
 
-def _steps(problem: Problem) -> dict[str, tuple[Draw, Step]]:
-    """What a step of each estimator draws ahead, as in training, and the step."""
+def _steps(problem: Problem) -> dict[str, Step]:
+    """What a step of each estimator does; and drawing the tangents alone."""
+    forward = partial(fwdgrad.forward_value_and_grad, problem.loss)
+    backprop = fwdgrad.backprop_value_and_grad
+    low_rank: Any = forward(tangents=fwdgrad.LowRank())
 
-    def update(value_and_grad: Callable[..., Any]) -> tuple[Draw, Step]:
-        def step(source: PyTree, params: PyTree, batch: PyTree) -> tuple[PyTree, Array]:
-            value, grad = value_and_grad(source, params, batch)
-            return jax.tree.map(lambda p, g: p - _RATE * g, params, grad), value
-
-        return partial(draw_ahead, value_and_grad), step
-
-    def loss(source: PyTree, params: PyTree, batch: PyTree) -> tuple[PyTree, Array]:
-        return params, problem.loss(params, batch)
-
-    def drawing(source: PyTree, params: PyTree, batch: PyTree) -> tuple[PyTree, Array]:
+    def read(source: PyTree, params: PyTree, batch: PyTree) -> tuple[PyTree, Array]:
         """Reads what was drawn and does nothing with it."""
         drawn = source if isinstance(source, Drawn) else low_rank.draw(source, params, batch)
         return params, sum(x.sum() for x in jax.tree.leaves(drawn))
 
-    forward = partial(fwdgrad.forward_value_and_grad, problem.loss)
-    low_rank: Any = forward(tangents=fwdgrad.LowRank())
-    backprop = fwdgrad.backprop_value_and_grad
-    return {
-        "loss": (lambda keys, params, batch: keys, loss),
-        "backprop": update(backprop(problem.loss)),
-        "backprop_checkpointed": update(backprop(jax.checkpoint(problem.loss))),
-        "forward_dense": update(forward(tangents=fwdgrad.Normal())),
-        "forward_lowrank": update(low_rank),
-        "drawing": (partial(draw_ahead, low_rank), drawing),
+    steps = {
+        "loss": loss_step(problem.loss),
+        "backprop": sgd_step(backprop(problem.loss)),
+        "backprop_checkpointed": sgd_step(backprop(jax.checkpoint(problem.loss))),
+        "forward_dense": sgd_step(forward(tangents=fwdgrad.Normal())),
+        "forward_lowrank": sgd_step(low_rank),
     }
-
-
-class _Program:
-    """A compiled call of one or more steps, ready to be called again and again."""
-
-    def __init__(
-        self, draw: Draw, step: Step, problem: Problem, batches: PyTree, form: dict[str, Any]
-    ):
-        self._num_steps = form["steps_per_call"]
-        num_batches = len(jax.tree.leaves(batches)[0])
-
-        def run(params: PyTree, batches: PyTree, keys: Array) -> tuple[PyTree, Array]:
-            def batch(i: Any) -> PyTree:
-                return jax.tree.map(lambda x: x[i % num_batches], batches)
-
-            if self._num_steps == 1:  # no loop
-                return step(keys[0], params, batch(0))
-            sources = draw(keys, params, batch(0))
-
-            def body(carry: tuple[PyTree, Array], i: Array) -> tuple[tuple[PyTree, Array], None]:
-                params, total = carry
-                source = jax.tree.map(lambda x: x[i], sources)
-                params, value = step(source, params, batch(i))
-                return (params, total + value), None
-
-            return jax.lax.scan(body, (params, jnp.float32(0)), jnp.arange(self._num_steps))[0]
-
-        keys = jax.random.split(jax.random.key(1), self._num_steps)
-        self._params = problem.init(jax.random.key(0))
-        self._arguments = (batches, keys)
-        start = time.perf_counter()
-        lowered = jax.jit(run, donate_argnums=0).lower(self._params, *self._arguments)
-        self._compiled = lowered.compile(form["compiler_options"])
-        self.compile_seconds = time.perf_counter() - start
-        memory: Any = self._compiled.memory_analysis()
-        self.temp_bytes = memory.temp_size_in_bytes
-
-    def __call__(self) -> Array:
-        self._params, total = self._compiled(self._params, *self._arguments)
-        return total
-
-    def seconds_per_step(self, samples: np.ndarray) -> np.ndarray:
-        """What a step took, from what calls took."""
-        return samples / self._num_steps
+    return {**steps, "drawing": steps["forward_lowrank"]._replace(make=read)}
 
 
 def run(cfg: DictConfig) -> None:
@@ -186,7 +124,7 @@ def run(cfg: DictConfig) -> None:
 
 def _fastest(
     cfg: DictConfig, overrides: list[str], forms: list[dict[str, Any]]
-) -> tuple[Problem, dict[str, _Program], list[tuple[Any, ...]]]:
+) -> tuple[Problem, dict[str, StepProgram], list[tuple[Any, ...]]]:
     """The problem, each estimator's program in its fastest form, and what every form took."""
     problems = [
         train.problem(
@@ -204,7 +142,13 @@ def _fastest(
     programs, rows = {}, []
     for name in _steps(problems[0]):
         candidates = [
-            _Program(*_steps(problem)[name], problem, batches, form)
+            StepProgram(
+                _steps(problem)[name],
+                problem.init(jax.random.key(0)),
+                batches,
+                steps_per_call=form["steps_per_call"],
+                compiler_options=form["compiler_options"],
+            )
             for problem, form in zip(problems, forms, strict=True)
         ]
         timed = interleaved_seconds(dict(enumerate(candidates)), rounds=cfg.selection_rounds)

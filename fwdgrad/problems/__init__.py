@@ -6,7 +6,7 @@ Knows the core's types at most; never how a problem is trained. Needs Equinox an
 from fwdgrad.problems.datasets import Dataset, Examples, load_dataset
 from fwdgrad.problems.functions import TEST_FUNCTIONS, beale, rosenbrock, sphere, styblinski_tang
 from fwdgrad.problems.idx import DataError, read_idx
-from fwdgrad.problems.models import CNN, MLP, LogisticRegression
+from fwdgrad.problems.models import CNN, MLP, DeepNetwork, LogisticRegression
 from fwdgrad.problems.problem import Problem, image_classification
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "TEST_FUNCTIONS",
     "DataError",
     "Dataset",
+    "DeepNetwork",
     "Examples",
     "LogisticRegression",
     "Problem",

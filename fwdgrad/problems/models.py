@@ -59,6 +59,34 @@ class MLP(eqx.Module):
         return self.layers[-1](x)
 
 
+class DeepNetwork(eqx.Module):
+    """`depth` linear layers of one width, without biases, with a ReLU after all but the last.
+
+    What the paper scales with depth, and not a classifier: it maps (..., width) to the same shape.
+    Weights are (inputs, outputs), and a minibatch goes through whole: on a CPU these products are
+    faster, deep down, than those of a vmapped `weight @ x`.
+
+    Weights are normal with variance 2/width (He et al. 2015), so that the signal neither dies nor
+    grows in a hundred layers; numbers near zero are slow to compute with.
+
+    >>> DeepNetwork(width=16, depth=3, key=jax.random.key(0))(jax.numpy.zeros((5, 16))).shape
+    (5, 16)
+    """
+
+    weights: list[Array]
+
+    def __init__(self, width: int, depth: int, *, key: Array):
+        self.weights = [
+            jax.random.normal(k, (width, width)) * (2 / width) ** 0.5
+            for k in jax.random.split(key, depth)
+        ]
+
+    def __call__(self, x: Array) -> Array:
+        for weight in self.weights[:-1]:
+            x = jax.nn.relu(x @ weight)
+        return x @ self.weights[-1]
+
+
 class CNN(eqx.Module):
     """Four 3×3 convolutions of `channels`, then linear layers of `width` and 10.
 

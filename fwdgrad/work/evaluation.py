@@ -1,6 +1,8 @@
 """Means over a whole set of examples, in pieces that fit in memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +14,16 @@ _PIECE = 1_000  # examples; an MLP of width 1024 needs about 10 MB for as many
 
 def make_evaluate(
     scores: Callable[[PyTree, PyTree], dict[str, Array]],
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[[PyTree, PyTree], dict[str, float]]:
     """Makes a function (parameters, examples) -> the mean of each score over all examples.
 
     Args:
       scores: (parameters, batch) -> a dict of arrays (n,), one entry an example.
+      compiler_options: XLA's.
     """
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=dict(compiler_options or {}))
     def totals(params: PyTree, batch: PyTree) -> dict[str, Array]:
         return jax.tree.map(jnp.sum, scores(params, batch))
 

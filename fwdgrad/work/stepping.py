@@ -145,24 +145,22 @@ def make_stepper(
     )
 
 
-def draw_ahead(
-    value_and_grad: Callable[..., Any], keys: Array, params: PyTree, batch: PyTree
-) -> Any:
+def draw_ahead(value_and_grad: Callable[..., Any], keys: Array, *args: PyTree) -> Any:
     """What the steps of a loop draw from, stacked: draws of theirs if they are small, or `keys`.
 
     Args:
       value_and_grad: as an estimator makes it. If it has an attribute `draw`, a function of the
         same arguments, what that returns may take the key's place.
       keys: one for each step.
-      params, batch: as a step has them; of the batch only the shapes matter.
+      args: parameters and minibatch as a step has them; of the latter only the shapes matter.
     """
     draw = getattr(value_and_grad, "draw", None)
     if draw is None:
         return keys
-    drawn = jax.eval_shape(draw, keys[0], params, batch)
+    drawn = jax.eval_shape(draw, keys[0], *args)
     if len(keys) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(drawn)) > _MOST_BYTES:
         return keys
-    return jax.vmap(lambda key: draw(key, params, batch))(keys)
+    return jax.vmap(lambda key: draw(key, *args))(keys)
 
 
 class Batches:

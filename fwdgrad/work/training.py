@@ -194,13 +194,15 @@ class _Run:
         self._settings, self._seed, self._folder = settings, seed, folder
         num_examples = jax.tree.leaves(problem.train)[0].shape[0]
         self._batches = Batches(num_examples, settings.batch_size, seed)
-        self._evaluate = make_evaluate(problem.scores)
+        self._evaluate = make_evaluate(problem.scores, settings.compiler_options)
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._opened = time.monotonic() - stepper.compile_seconds
         progress = _Progress(stepper.state, np.zeros(()))
         progress = load_checkpoint(folder, progress) or progress
         self._state, self._seconds = progress.state, float(progress.seconds)
         before = read_run(folder)
         self._resumed_at = [*before.info["resumed_at"], self._step] if before else []
+        self._wall_before = before.info["wall_seconds"] if before else 0.0
         # A row is written before the checkpoint that follows it, so there may be rows of steps
         # that this run has yet to repeat, but none is missing.
         self._rows = [row for row in read_metrics(folder) if row.step <= self._step]
@@ -231,6 +233,7 @@ class _Run:
                     self._reset_losses()
                 if time.monotonic() - saved >= checkpoint_seconds:
                     self._save()
+                    self.write_info("running")
                     saved = time.monotonic()
                 bar.set_postfix(loss=f"{float(self._state.loss):.4f}", refresh=False)
                 bar.update(self._step - step)
@@ -306,6 +309,7 @@ class _Run:
                 "resumed_at": self._resumed_at,
                 "seconds": self._seconds,
                 "compile_seconds": self._stepper.compile_seconds,
+                "wall_seconds": self._wall_before + time.monotonic() - self._opened,
                 "started": self._started,
                 "written": datetime.now(UTC).isoformat(timespec="seconds"),
                 **more,
