@@ -1,15 +1,21 @@
-"""Figures 3 and 4 of the paper: learning curves on MNIST, forward gradients beside backprop.
+"""Figures 3, 4 and 5 of the paper: learning curves on MNIST, forward gradients beside backprop.
 
 One row of panels for each model: loss against iterations, loss against time, time against
-iterations, accuracy against time. Part of `reproduce`; alone:
+iterations, accuracy against time; with R and T as the paper defines them. Part of `reproduce`;
+alone:
 
     python -m experiments.learning_curves preset=quick
 
 Leaves in the preset's folder `learning_curves.csv` (a row an evaluation),
-`learning_curves_runs.csv` (a row a run) and the figure `learning_curves`.
+`learning_curves_runs.csv` (a row a run), `learning_curves_costs.csv` (what a step costs beside
+the loss alone), `learning_curves.json` and the figure `learning_curves`.
 """
 
+import math
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import hydra
 import matplotlib.pyplot as plt
@@ -18,10 +24,23 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig
-from tqdm import tqdm
 
-from experiments import style, train
-from fwdgrad.work import Metrics, RunRecord, mean_interval
+from experiments import jobs, style, train
+from experiments.costs import read_costs, step_costs, write_costs
+from experiments.curves import (
+    Curve,
+    final,
+    mean_of,
+    over_seeds,
+    plot,
+    ratios_of_times,
+    read_curves,
+    time_to,
+    times_to_best,
+    write_curves,
+)
+from experiments.paper import Finding, compare
+from fwdgrad.work import Interval, RunRecord, mean_interval
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
 
 NAME = "learning_curves"
@@ -43,53 +62,48 @@ _RUN_COLUMNS = (
 def run(cfg: DictConfig, folder: Path) -> None:
     """Trains every panel, line and seed that has no finished run yet, and writes the tables."""
     experiment = cfg.experiments[NAME]
-    jobs = [
+    runs = [
         (panel, line, seed)
-        for panel in experiment.panels
-        for seed in experiment.seeds
+        for panel in experiment.shown
+        for seed in experiment.panels[panel].seeds or experiment.seeds
         for line in experiment.lines
     ]
     records: list[tuple[str, str, int, RunRecord]] = []
-    bar = tqdm(jobs, desc=NAME, unit="run", disable=_hidden(cfg.output.progress))
+    bar = jobs.progress(runs, cfg, NAME)
     for panel, line, seed in bar:
         bar.set_postfix_str(f"{panel} {line} seed {seed}")
         record = train.run(_train_config(cfg, panel, line, seed))
         records.append((panel, line, seed, record))
         bar.write(f"{NAME}: {train.summary(record)}")
-    titles = {panel: experiment.panels[panel].title for panel in experiment.panels}
-    _write_tables(records, titles, folder)
-
-
-def _hidden(progress: bool | None) -> bool | None:
-    return None if progress is None else not progress
+    costs = {}
+    for panel in experiment.shown:
+        configs = {line: _train_config(cfg, panel, line, seed=0) for line in experiment.lines}
+        costs[panel] = step_costs(configs, folder / "runs" / NAME, **experiment.costs[panel])
+    _write_tables(cfg, records, costs, folder)
 
 
 def _train_config(cfg: DictConfig, panel: str, line: str, seed: int) -> DictConfig:
     experiment = cfg.experiments[NAME]
     settings = experiment.panels[panel]
-    return hydra.compose(
-        "train",
-        overrides=[
+    return jobs.train_config(
+        cfg,
+        [
             *settings.overrides,
             *experiment.lines[line],
             f"num_steps={settings.num_steps}",
             f"eval_every={settings.eval_every}",
             f"seed={seed}",
-            f"output.root={cfg.output.root}/runs",
-            f"output.progress={'null' if cfg.output.progress is None else cfg.output.progress}",
-            f"output.checkpoint_seconds={cfg.output.checkpoint_seconds}",
         ],
     )
 
 
 def _write_tables(
-    records: list[tuple[str, str, int, RunRecord]], titles: dict[str, str], folder: Path
+    cfg: DictConfig,
+    records: list[tuple[str, str, int, RunRecord]],
+    costs: dict[str, dict[str, Any]],
+    folder: Path,
 ) -> None:
-    write_table(
-        folder / f"{NAME}.csv",
-        ("panel", "estimator", "seed", *Metrics._fields),
-        [(*names, *row) for *names, record in records for row in record.metrics],
-    )
+    write_curves(folder / f"{NAME}.csv", records)
     runs = []
     for *names, record in records:
         final = record.info["final"]
@@ -101,18 +115,32 @@ def _write_tables(
         }
         runs.append((*names, *(values[column] for column in _RUN_COLUMNS[3:])))
     write_table(folder / f"{NAME}_runs.csv", _RUN_COLUMNS, runs)
-    sources = [{k: r.info[k] for k in ("code", "versions", "hardware")} for *_, r in records]
-    unique = [s for i, s in enumerate(sources) if s not in sources[:i]]
-    write_json(folder / f"{NAME}.json", {"titles": titles, "provenance": unique})
+    write_costs(folder / f"{NAME}_costs.csv", costs)
+    experiment = cfg.experiments[NAME]
+    panels = {panel: experiment.panels[panel] for panel in experiment.shown}
+    information = {
+        "titles": {panel: settings.title for panel, settings in panels.items()},
+        "shortened": {
+            panel: f"{settings.num_steps:,} of {settings.paper_steps:,}"
+            for panel, settings in panels.items()
+            if settings.num_steps < settings.paper_steps
+        },
+        **jobs.sources([*(record.info for *_, record in records), *costs.values()]),
+    }
+    write_json(folder / f"{NAME}.json", information)
 
 
 def draw(folder: Path) -> None:
     """Draws the figure from the tables in `folder`."""
-    curves, titles = _read_curves(folder), read_json(folder / f"{NAME}.json")["titles"]
-    figure, axes = plt.subplots(len(curves), 4, figsize=(11, 2.6 * len(curves)), squeeze=False)
-    for row, (panel, lines) in zip(axes, curves.items(), strict=True):
-        _draw_row(row, lines)
-        row[0].set_title(titles[panel], loc="left", fontweight="bold")
+    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
+    costs = read_costs(folder / f"{NAME}_costs.csv")
+    figure, axes = plt.subplots(len(panels), 4, figsize=(11, 2.6 * len(panels)), squeeze=False)
+    for row, (panel, lines) in zip(axes, panels.items(), strict=True):
+        _draw_row(row, lines, costs[panel])
+        title = information["titles"][panel]
+        if panel in information["shortened"]:
+            title += f" ({information['shortened'][panel]} iterations)"
+        row[0].set_title(title, loc="left", fontweight="bold")
     handles, labels = axes[0, 2].get_legend_handles_labels()
     for label, ls in (("validation", "-"), ("training", ":")):
         handles.append(Line2D([], [], color="#777777", ls=ls))
@@ -121,84 +149,30 @@ def draw(folder: Path) -> None:
     style.save(figure, folder, NAME)
 
 
-def describe(folder: Path) -> str:
-    """The report's section: the figure, and a table of its final numbers, in Markdown."""
-    curves, titles = _read_curves(folder), read_json(folder / f"{NAME}.json")["titles"]
-    runs = read_table(folder / f"{NAME}_runs.csv")
-    lines = [
-        "## Learning curves (the paper's figures 3 and 4)",
-        "",
-        f"![Learning curves]({NAME}.png)",
-        "",
-        "Means over the seeds, with 95 % intervals (Student's t) shaded in the figure and in "
-        "brackets below. Time is training time alone: compilation, evaluation and logging are "
-        "off the clock. The training loss is the mean over the minibatches since the evaluation "
-        "before, so it lags by half that distance. T is the time at which the mean validation "
-        "loss reaches backprop's lowest, T_b for backprop itself.",
-        "",
-        "| model | estimator | seeds | steps | ms a step | T / T_b | validation loss "
-        "| test accuracy |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for panel, by_estimator in curves.items():
-        target = by_estimator["backprop"]["valid_loss"].mean(0).min()
-        for estimator, line in by_estimator.items():
-            chosen = [r for r in runs if (r["panel"], r["estimator"]) == (panel, estimator)]
-            samples = {c: [float(r[c]) for r in chosen] for c in _RUN_COLUMNS[3:]}
-            time, reference = _time_to(target, line), _time_to(target, by_estimator["backprop"])
-            ratio = f"{time / reference:.3f}" if time is not None and reference else "not reached"
-            lines.append(
-                f"| {titles[panel]} | {style.name(estimator)} | {len(chosen)} "
-                f"| {chosen[0]['num_steps']} "
-                f"| {mean_interval(samples['milliseconds_per_step'])} "
-                f"| {ratio} "
-                f"| {mean_interval(samples['valid_loss'])} "
-                f"| {mean_interval(samples['test_accuracy'])} |"
-            )
-    return "\n".join(lines)
-
-
-def _read_curves(folder: Path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """From panel, estimator and column of `metrics.csv` to an array (seeds, rows)."""
-    runs: dict[tuple[str, str, str], list[list[float]]] = {}
-    for row in read_table(folder / f"{NAME}.csv"):
-        key = (row["panel"], row["estimator"], row["seed"])
-        runs.setdefault(key, []).append([float(row[column]) for column in Metrics._fields])
-    curves: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-    for panel, estimator in dict.fromkeys(key[:2] for key in runs):
-        table = np.stack([np.array(v) for k, v in runs.items() if k[:2] == (panel, estimator)])
-        columns = {column: table[:, :, i] for i, column in enumerate(Metrics._fields)}
-        curves.setdefault(panel, {})[estimator] = columns
-    return curves
-
-
-def _time_to(loss: float, line: dict[str, np.ndarray]) -> float | None:
-    """When the mean validation loss first falls to `loss`, between rows interpolated."""
-    seconds, losses = line["seconds"].mean(0), line["valid_loss"].mean(0)
-    reached = np.flatnonzero(losses <= loss)
-    if len(reached) == 0:
-        return None
-    i = reached[0]
-    if i == 0:
-        return float(seconds[0])
-    return float(np.interp(loss, losses[[i, i - 1]], seconds[[i, i - 1]]))
-
-
-def _draw_row(axes: np.ndarray, lines: dict[str, dict[str, np.ndarray]]) -> None:
+def _draw_row(
+    axes: np.ndarray, lines: dict[str, Curve], costs: dict[str, dict[str, Interval]]
+) -> None:
     by_step, by_time, cost, accuracy = axes
-    target = lines["backprop"]["valid_loss"].mean(0).min()
+    means = {estimator: mean_of(line) for estimator, line in lines.items()}
+    target = float(means["backprop"]["valid_loss"].min())
+    times = {estimator: time_to(target, mean) for estimator, mean in means.items()}
     for estimator, line in lines.items():
         steps, seconds = line["step"][0], line["seconds"].mean(0)
-        _plot(by_step, steps, line["valid_loss"], estimator)
+        plot(by_step, steps, line["valid_loss"], estimator)
         # The first row is the loss of one minibatch, the others means over many.
         trained = line["train_loss"].mean(0)[1:]
         by_step.plot(steps[1:], trained, color=style.colour(estimator), ls=":", lw=0.9)
-        _plot(by_time, seconds, line["valid_loss"], estimator)
-        _plot(cost, steps, line["seconds"], estimator)
-        _plot(accuracy, seconds, line["valid_accuracy"], estimator)
-        if (time := _time_to(target, line)) is not None:
+        plot(by_time, seconds, line["valid_loss"], estimator)
+        plot(cost, steps, line["seconds"], estimator)
+        plot(accuracy, seconds, line["valid_accuracy"], estimator)
+        if math.isfinite(time := times[estimator]):
             by_time.plot(time, target, "o", ms=4, color=style.colour(estimator))
+    steps = lines["backprop"]["step"][0]
+    base = costs["loss"]["seconds"].value
+    cost.plot(steps, base * steps, color="#777777", ls="--", label="Loss alone")
     by_time.axhline(target, color=style.colour("backprop"), lw=0.6, ls="--")
+    _write_beside(by_time, lines, [_time_text(e, times) for e in lines])
+    _write_beside(cost, lines, [_cost_text(e, costs) for e in lines])
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(5))
     by_step.set(xlabel="iteration", ylabel="loss (nats)")
@@ -207,21 +181,116 @@ def _draw_row(axes: np.ndarray, lines: dict[str, dict[str, np.ndarray]]) -> None
     accuracy.set(xlabel="training time (s)", ylabel="validation accuracy")
 
 
-def _plot(axis: Axes, x: np.ndarray, samples: np.ndarray, estimator: str) -> None:
-    """The mean over the first axis of `samples` against x, its interval shaded."""
-    intervals = [mean_interval(column) for column in samples.T]
-    mean, low, high = (np.array([i[k] for i in intervals]) for k in range(3))
-    axis.plot(x, mean, color=style.colour(estimator), label=style.name(estimator))
-    axis.fill_between(x, low, high, color=style.colour(estimator), alpha=0.2, lw=0)
+def _time_text(estimator: str, times: dict[str, float]) -> str:
+    time, reference = times[estimator], times["backprop"]
+    if estimator == "backprop":
+        return f"$T_b$ {reference:.3g} s"
+    if not math.isfinite(time):
+        return "$T_f$ not reached"
+    return f"$T_f$ {time:.3g} s, $T_f/T_b$ {time / reference:.3f}"
+
+
+def _cost_text(estimator: str, costs: dict[str, dict[str, Interval]]) -> str:
+    relative = costs[estimator]["relative_cost"].value
+    if estimator == "backprop":
+        return f"$R_b$ {relative:.3g}"
+    return f"$R_f$ {relative:.3g}, $R_f/R_b$ {costs[estimator]['over_reference'].value:.3f}"
+
+
+def _write_beside(axis: Axes, estimators: Iterable[str], texts: Iterable[str]) -> None:
+    """A line for each estimator, in its colour, above the panel, where no curve is."""
+    for i, (estimator, text) in enumerate(zip(estimators, texts, strict=True)):
+        axis.annotate(
+            text, (1, 1), (0, 2 + 8 * (2 - i)), xycoords="axes fraction",
+            textcoords="offset points", ha="right", va="bottom", fontsize=6.5,
+            color=style.colour(estimator),
+        )  # fmt: skip
+
+
+def describe(folder: Path) -> str:
+    """The report's section: the figure, and a table of its final numbers, in Markdown."""
+    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
+    costs = read_costs(folder / f"{NAME}_costs.csv")
+    runs = read_table(folder / f"{NAME}_runs.csv")
+    lines = [
+        "## Learning curves (the paper's figures 3, 4 and 5)",
+        "",
+        f"![Learning curves]({NAME}.png)",
+        "",
+        "Means over the seeds, with 95 % intervals (Student's t) shaded in the figure and in "
+        "brackets below. Time is training time alone: compilation, evaluation and logging are "
+        "off the clock. The training loss is the mean over the minibatches since the evaluation "
+        "before, so it lags by half that distance. T is the time at which a seed's validation "
+        "loss reaches the lowest of backprop's with the same seed, T_b for backprop itself, and "
+        "then the same for a loss 5 % above the lowest; in the figure, as in the paper, it is that "
+        "of the mean curves. R is the time of a step over the loss alone on the same minibatch, "
+        "timed in turns: the median of the ratios, with its 95 % interval.",
+        "",
+        "| model | estimator | seeds | steps | ms a step | R | R / R_b | T / T_b | within 5 % "
+        "| validation loss | test accuracy |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for panel, by_estimator in panels.items():
+        title = information["titles"][panel]
+        for estimator in by_estimator:
+            chosen = [r for r in runs if (r["panel"], r["estimator"]) == (panel, estimator)]
+            samples = {c: [float(r[c]) for r in chosen] for c in _RUN_COLUMNS[3:]}
+            ratios = [str(_ratio(by_estimator, estimator, within)) for within in (0, 0.05)]
+            lines.append(
+                f"| {title} | {style.name(estimator)} | {len(chosen)} | {chosen[0]['num_steps']} "
+                f"| {mean_interval(samples['milliseconds_per_step'])} "
+                f"| {costs[panel][estimator]['relative_cost']} "
+                f"| {costs[panel][estimator]['over_reference']} "
+                f"| {' | '.join(ratios)} "
+                f"| {mean_interval(samples['valid_loss'])} "
+                f"| {mean_interval(samples['test_accuracy'])} |"
+            )
+    for panel, steps in information["shortened"].items():
+        lines += ["", f"{information['titles'][panel]} is shortened to {steps} iterations."]
+    return "\n".join(lines)
+
+
+def _ratio(lines: dict[str, Curve], estimator: str, within: float = 0.0) -> Interval | str:
+    return over_seeds(ratios_of_times(lines, estimator, "backprop", within))
+
+
+def findings(folder: Path) -> list[Finding]:
+    """What the tables say of the paper's numbers."""
+    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
+    costs = read_costs(folder / f"{NAME}_costs.csv")
+    found = []
+    for panel, lines in panels.items():
+        times = times_to_best(lines, "backprop")
+        costs_of = {e: costs[panel][e] for e in lines}
+        dense, low_rank = "forward-normal", "forward-low_rank"
+        relative, over = "relative_cost", "over_reference"
+        of_steps: dict[str, tuple[Interval | str, Interval | str]] = {
+            "R_f": (costs_of[dense][relative], costs_of[low_rank][relative]),
+            "R_b": (costs_of["backprop"][relative], ""),
+            "R_ratio": (costs_of[dense][over], costs_of[low_rank][over]),
+        }
+        of_training: dict[str, tuple[Interval | str, Interval | str]] = {
+            "T_f": (over_seeds(times[dense]), over_seeds(times[low_rank])),
+            "T_b": (over_seeds(times["backprop"]), ""),
+            "T_ratio": (_ratio(lines, dense), _ratio(lines, low_rank)),
+        }
+        for key in ("loss", "accuracy"):
+            ends = {e: final(line, f"valid_{key}") for e, line in lines.items()}
+            of_training[f"{key}_f"] = (ends[dense], ends[low_rank])
+            of_training[f"{key}_b"] = (ends["backprop"], "")
+        if panel == "mlp_2e-4":
+            found.append(compare("replications.slower", *of_steps["R_ratio"]))
+        steps = information["shortened"].get(panel, "")
+        found += [compare(f"{panel}.{k}", *pair) for k, pair in of_steps.items()]
+        found += [
+            compare(f"{panel}.{k}", *pair, shortened=steps) for k, pair in of_training.items()
+        ]
+    return [f for f in found if f is not None]
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
 def main(cfg: DictConfig) -> None:
-    folder = Path(cfg.output.root)
-    if not cfg.draw_only:
-        run(cfg, folder)
-    draw(folder)
-    print(f"{folder / NAME}.png")
+    jobs.alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":

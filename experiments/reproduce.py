@@ -1,8 +1,9 @@
 """The main job: every figure and the report, python -m experiments.reproduce preset=quick
 
-Presets are in configs/preset: `smoke` (tests) and `quick` (minutes on two cores). What was
-interrupted goes on, and what is finished is not repeated. An experiment that fails does not
-keep the others from running; the report names it, and the exit status is 1.
+Presets are in configs/preset: `smoke` (tests), `quick` (minutes on two cores) and `paper` (the
+paper's iterations; hours). What was interrupted goes on, and what is finished is not repeated. An
+experiment that fails does not keep the others from running; the report names it, and the exit
+status is 1.
 """
 
 import contextlib
@@ -13,17 +14,32 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from experiments import learning_curves, report
+from experiments import (
+    depth_scaling,
+    fair_comparison,
+    jobs,
+    learning_curves,
+    report,
+    trajectories,
+)
+from experiments.paper import Finding
 
-EXPERIMENTS = {module.NAME: module for module in (learning_curves,)}
+# In the order of the report. Each has run(cfg, folder), and of what that leaves in the folder
+# draw(folder), describe(folder), a section of the report, and findings(folder).
+EXPERIMENTS = {
+    module.NAME: module
+    for module in (trajectories, learning_curves, depth_scaling, fair_comparison)
+}
 
 
 def run(cfg: DictConfig) -> dict[str, str]:
     """Runs, draws and reports all experiments; returns those that failed, and why."""
     folder = Path(cfg.output.root)
     sections, failures = {}, {}
-    for name in cfg.experiments:
-        module = EXPERIMENTS[name]
+    findings: list[Finding] = []
+    bar = jobs.progress(list(EXPERIMENTS.items()), cfg, "reproduce")
+    for name, module in bar:
+        bar.set_postfix_str(name)
         try:
             if not cfg.draw_only:
                 module.run(cfg, folder)
@@ -34,7 +50,8 @@ def run(cfg: DictConfig) -> dict[str, str]:
         # Of this time; or, if it failed, of the last time that it did not.
         with contextlib.suppress(OSError):
             sections[name] = module.describe(folder)
-    print(f"report: {report.write(folder, cfg.preset, sections, failures)}")
+            findings += module.findings(folder)
+    print(f"report: {report.write(folder, cfg.preset, sections, findings, failures)}")
     return failures
 
 

@@ -58,6 +58,8 @@ def name(estimator: str) -> str:
 def save(figure: Figure, folder: Path, stem: str) -> None:
     """Writes `stem`.png and `stem`.pdf, the same bytes for the same figure, and closes it."""
     folder.mkdir(parents=True, exist_ok=True)
+    figure.draw_without_rendering()  # lays it out, once for both files
+    figure.set_layout_engine("none")
     figure.savefig(folder / f"{stem}.png", metadata={"Software": None})
     figure.savefig(folder / f"{stem}.pdf", metadata={"CreationDate": None})
     plt.close(figure)

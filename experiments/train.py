@@ -8,6 +8,7 @@ A run that was interrupted goes on when it is started again; a finished one is n
 """
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -29,11 +30,9 @@ SETTINGS = ("num_steps", "batch_size", "eval_every", "steps_per_call", "compiler
 
 def run(cfg: DictConfig) -> RunRecord:
     """Runs a composed `train` config, or goes on with it, or returns what is already there."""
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    identity = config_identity(_identifying(config))
-    folder = run_folder(cfg.output.root, _label(cfg), identity, cfg.seed)
-    if (record := finished_run(folder)) is not None:
+    if (record := finished_run(folder(cfg))) is not None:
         return record
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     learning_rate = cfg.optimizer.learning_rate  # a schedule's config, or a number
     if isinstance(learning_rate, DictConfig):
         learning_rate = instantiate(learning_rate)
@@ -44,7 +43,7 @@ def run(cfg: DictConfig) -> RunRecord:
         learning_rate if callable(learning_rate) else lambda step: learning_rate,
         Settings(**{key: config[key] for key in SETTINGS}),
         seed=cfg.seed,
-        folder=folder,
+        folder=folder(cfg),
         config=OmegaConf.to_yaml(cfg, resolve=True),
         checkpoint_seconds=cfg.output.checkpoint_seconds,
         show_progress=cfg.output.progress,
@@ -62,12 +61,15 @@ def summary(record: RunRecord) -> str:
     )
 
 
-def _label(cfg: DictConfig) -> str:
-    return f"{cfg.model.name}-{cfg.estimator.label}"
+def folder(cfg: DictConfig) -> Path:
+    """Where a run is recorded: named after model, estimator, what decides the numbers, and seed."""
+    label = f"{cfg.model.name}-{cfg.estimator.label}"
+    return run_folder(cfg.output.root, label, config_identity(identifying(cfg)), cfg.seed)
 
 
-def _identifying(config: dict) -> dict:
-    """The part of a resolved config that decides the numbers: all but the seed and the names."""
+def identifying(cfg: DictConfig) -> dict[str, Any]:
+    """The part of a config that decides a run's numbers: all but the seed and the names."""
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     return {
         "model": config["model"]["make"],
         "dataset": config["dataset"],

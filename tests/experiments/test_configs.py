@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 import fwdgrad
 from experiments import reproduce, style, train
-from fwdgrad.problems import DataError, Examples, load_dataset
+from fwdgrad.problems import TEST_FUNCTIONS, DataError, Examples, load_dataset
 from fwdgrad.work import DivergedError, Settings
 
 from .conftest import CONFIGS
@@ -45,11 +45,18 @@ def test_every_preset_and_all_its_runs(compose, preset):
     cfg = compose("reproduce", f"preset={preset}")
     assert cfg.preset == preset and cfg.output.root == f"results/{preset}"
     assert set(cfg.experiments) == set(GROUPS["experiment"]) == set(reproduce.EXPERIMENTS)
-    curves = cfg.experiments.learning_curves
-    for panel in curves.panels.values():
-        for line, overrides in curves.lines.items():
-            run = compose("train", *panel.overrides, *overrides, f"num_steps={panel.num_steps}")
-            assert run.estimator.label == line and line in style.COLOURS
+    for name in ("learning_curves", "fair_comparison"):
+        experiment = cfg.experiments[name]
+        for panel in experiment.panels.values():
+            for line, overrides in experiment.lines.items():
+                run = compose("train", *panel.overrides, *overrides, f"num_steps={panel.num_steps}")
+                assert run.estimator.label == line and line in style.COLOURS
+    curves, paths = cfg.experiments.learning_curves, cfg.experiments.trajectories
+    assert set(curves.costs) == set(curves.panels)
+    for names in paths.figures.values():
+        for settings in (paths.functions[name] for name in names):
+            objective = TEST_FUNCTIONS[settings.function]
+            assert objective.dimension in (None, len(settings.start))
 
 
 @pytest.mark.parametrize("name", [path.stem for path in CONFIGS.glob("*.yaml")])
@@ -77,8 +84,7 @@ def test_mistyped_keys_and_groups(compose, override, message):
 
 def test_identity_is_of_what_decides_the_numbers(compose):
     def identity(*overrides):
-        config = OmegaConf.to_container(compose("train", *overrides), resolve=True)
-        return train.config_identity(train._identifying(config))
+        return train.config_identity(train.identifying(compose("train", *overrides)))
 
     assert identity() == identity("seed=5") == identity("output.root=elsewhere")
     assert identity("estimator=backprop") == identity("estimator=backprop", "tangents=sphere")

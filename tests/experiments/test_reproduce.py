@@ -1,6 +1,7 @@
-"""The main job and the benchmarks, small: what they leave, and that nothing is done twice."""
+"""The main job, small: what it leaves, that nothing is done twice, and that figures redraw."""
 
 import csv
+import math
 import shutil
 import subprocess
 import sys
@@ -8,154 +9,190 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import learning_curves, overhead, pytorch_step, reproduce, step_cost
-from fwdgrad.work.records import write_json, write_table
+from experiments import (
+    deep_network,
+    depth_scaling,
+    fair_comparison,
+    learning_curves,
+    reproduce,
+    train,
+    trajectories,
+)
+from fwdgrad.work import DivergedError, Metrics
+from fwdgrad.work.records import read_json, write_json, write_table
 
 from .conftest import CONFIGS
+
+FIGURES = {
+    "trajectories", "trajectories_more", "learning_curves", "depth_scaling", "fair_comparison"
+}  # fmt: skip
 
 
 def snapshot(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_smoke_preset_and_again(compose, tmp_path, capsys):
+def table(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_smoke_preset_and_again(compose, tmp_path):
     overrides = ("preset=smoke", f"output.root={tmp_path}", "output.progress=false")
     command = [sys.executable, "-m", "experiments.reproduce", *overrides]
     result = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("seed 0: ") == 6 and "README.md" in result.stdout
-    cfg = compose("reproduce", *overrides)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {
-        "README.md", "runs", "learning_curves.csv", "learning_curves_runs.csv",
-        "learning_curves.json", "learning_curves.png", "learning_curves.pdf",
+    assert result.stdout.count("seed 0: ") == 3 + 3 and "README.md" in result.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "README.md", "runs", "learning_curves_runs.csv", "learning_curves_costs.csv",
+        "fair_comparison_tuning.csv",
+        *(f"{name}.{kind}" for name in FIGURES for kind in ("csv", "json", "png", "pdf")),
     }  # fmt: skip
-    with (tmp_path / "learning_curves.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {(r["panel"], r["estimator"]) for r in rows} == {
-        (panel, line)
-        for panel in ("logistic", "mlp")
-        for line in ("backprop", "forward-normal", "forward-low_rank")
-    }
     report = (tmp_path / "README.md").read_text()
-    assert report.count("| Logistic regression |") == report.count("| MLP 1024–1024–10 |") == 3
-    assert "learning_curves.png" in report and "jax 0." in report
+    assert "not in this preset" in report  # the facts of deeper networks
+    for name in FIGURES:
+        assert f"]({name}.png)" in report
 
+    rows = table(tmp_path / "depth_scaling.csv")
+    assert [(r["axis"], r["depth"], r["batch_size"]) for r in rows[::4]] == [
+        ("depth", "2", "3"), ("batch_size", "2", "3")
+    ]  # fmt: skip
+    assert [r["estimator"] for r in rows[:4]] == list(depth_scaling.ESTIMATORS)
+    for row in rows:
+        assert float(row["seconds_low"]) <= float(row["seconds"]) <= float(row["seconds_high"])
+        assert int(row["parameter_bytes"]) == 4 * int(row["depth"]) * 16**2
+
+    cfg = compose("reproduce", *overrides)
     before = snapshot(tmp_path)
-    assert reproduce.run(cfg) == {}
+    for module in reproduce.EXPERIMENTS.values():
+        module.run(cfg, tmp_path)
     assert snapshot(tmp_path) == before
 
     # Anyone can redraw from the tables alone.
     shutil.rmtree(tmp_path / "runs")
-    redraw = compose("reproduce", "preset=smoke", f"output.root={tmp_path}", "draw_only=true")
+    redraw = compose("reproduce", *overrides, "draw_only=true")
     assert reproduce.run(redraw) == {}
     assert snapshot(tmp_path) == {p: b for p, b in before.items() if p.parts[0] != "runs"}
 
 
-def test_a_failure_is_reported_by_name(compose, tmp_path, monkeypatch, capsys):
+def test_a_failure_is_reported_by_name(compose, tmp_path, monkeypatch):
     def fail(cfg, folder):
         raise OSError("disk full")
 
+    monkeypatch.setattr(reproduce, "EXPERIMENTS", {"learning_curves": learning_curves})
     monkeypatch.setattr(learning_curves, "run", fail)
     cfg = compose("reproduce", "preset=smoke", f"output.root={tmp_path}")
     assert reproduce.run(cfg) == {"learning_curves": "OSError: disk full"}
     assert "**learning_curves failed:** OSError: disk full" in (tmp_path / "README.md").read_text()
 
 
-def line(seconds, losses):
-    return {"seconds": np.array([seconds, seconds]), "valid_loss": np.array([losses, losses])}
-
-
-@pytest.mark.parametrize(("loss", "time"), [(2.5, 5.0), (1.0, 20.0), (3.0, 0.0), (0.9, None)])
-def test_time_to_loss_interpolates(loss, time):
-    assert learning_curves._time_to(loss, line([0.0, 10.0, 20.0], [3.0, 2.0, 1.0])) == time
-
-
-def test_report_finds_a_known_ratio_of_times(tmp_path):
-    """Two seeds of two lines, of which one is twice as fast."""
-    columns = ("panel", "estimator", "seed", *learning_curves.Metrics._fields)
-    rows = [
-        ("p", estimator, seed, step, factor * step, 0.1, 1 - step / 10, 1 - step / 10, step / 10)
-        for estimator, factor in (("backprop", 2.0), ("forward-normal", 1.0))
-        for seed in (0, 1)
-        for step in (0, 4, 8)
-    ]
-    write_table(tmp_path / "learning_curves.csv", columns, rows)
+def test_learning_curves_find_a_known_ratio_of_times(tmp_path):
+    """Two seeds of three lines, of which one is twice as fast and one never gets there."""
+    columns = ("panel", "estimator", "seed", *Metrics._fields)
+    speeds = {"backprop": (2.0, 1), "forward-normal": (1.0, 1), "forward-low_rank": (1.0, 0.5)}
+    write_table(
+        tmp_path / "learning_curves.csv",
+        columns,
+        [("p", name, seed, step, factor * step, 0.1, *[1 - far * step / 10] * 2, far * step / 10)
+         for name, (factor, far) in speeds.items() for seed in (0, 1) for step in (0, 4, 8)],
+    )  # fmt: skip
     write_table(
         tmp_path / "learning_curves_runs.csv",
         learning_curves._RUN_COLUMNS,
-        [("p", e, s, 8, 16, ms + s, 1, 0.2, 0.2, 0.8, 0.8 + s / 100)
-         for e, ms in (("backprop", 2), ("forward-normal", 1)) for s in (0, 1)],
+        [("p", name, seed, 8, 16, 2 + seed, 1, 0.2, 0.2, 0.8, 0.8 + seed / 100)
+         for name in speeds for seed in (0, 1)],
     )  # fmt: skip
-    write_json(tmp_path / "learning_curves.json", {"titles": {"p": "Title"}, "provenance": []})
+    write_table(
+        tmp_path / "learning_curves_costs.csv",
+        ("panel", "estimator", "quantity", "value", "low", "high", "n"),
+        [("p", name, quantity, 2.5, 2, 3, 9)
+         for name in ("loss", *speeds)
+         for quantity in ("seconds", "relative_cost", "over_reference")],
+    )  # fmt: skip
+    write_json(
+        tmp_path / "learning_curves.json",
+        {"titles": {"p": "Title"}, "shortened": {"p": "8 of 20"}, "provenance": []},
+    )
     learning_curves.draw(tmp_path)
     text = learning_curves.describe(tmp_path)
-    assert "| Title | Backprop | 2 | 8 | 2.5 [-3.853, 8.853] | 1.000 |" in text
-    assert "| Title | Forward gradient, normal | 2 | 8 | 1.5 [-4.853, 7.853] | 0.500 |" in text
-
-
-def test_overhead_benchmark(compose, tmp_path):
-    cfg = compose(
-        "overhead", "model=logistic", "rounds=7", "num_steps=2", f"output.root={tmp_path}"
+    assert (
+        "| Title | Backprop | 2 | 8 | 2.5 [-3.853, 8.853] | 2.5 [2, 3] | 2.5 [2, 3] | 1 [" in text
     )
-    result = overhead.run(cfg)
-    assert result["ratio"].n == 7 and result["ratio"].low <= result["ratio"].value
-    with (tmp_path / "overhead.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 7 and all(float(r["library_ms"]) > 0 for r in rows)
+    assert "| 2.5 [2, 3] | 0.5 [0.5, 0.5] | 0.5 [0.5, 0.5] | 0.2 [0.2, 0.2] | 0.805" in text
+    assert "| reached by 0 of 2 |" in text
+    assert "Title is shortened to 8 of 20 iterations." in text
 
 
-def test_library_and_hand_written_steps_compile_to_the_same_work(key):
-    """The exact side of the overhead benchmark: XLA counts the same operations.
+def test_a_rate_that_diverges_is_not_chosen(compose, tmp_path, monkeypatch):
+    """In tuning, or later with another seed."""
+    made = []
 
-    Bytes differ a little, where primal and tangent share a product instead of taking two.
-    """
-    import jax
-    import jax.numpy as jnp
+    def run(config):
+        rate = config.learning_rate
+        made.append((rate, config.seed))
+        if rate == 3 or (rate == 2 and config.seed == 1):
+            raise DivergedError("nan")
+        record = original(config)
+        final = {**record.info["final"], "valid_loss": 1 / rate}  # larger is better
+        return record._replace(info={**record.info, "final": final})
 
-    import fwdgrad
+    original, panel = train.run, "experiments.fair_comparison.panels.logistic"
+    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(fair_comparison, "read_run", lambda folder: original(first))
+    overrides = [
+        "preset=smoke", f"output.root={tmp_path}", "experiments.fair_comparison.shown=[logistic]",
+        "experiments.fair_comparison.seeds=[0,1]",
+        f"{panel}.rates=[1,2,3]", f"{panel}.tuning_steps=4", f"{panel}.num_steps=8",
+        f"{panel}.num_rows=2",
+        "~experiments.fair_comparison.lines.forward-normal",
+        "~experiments.fair_comparison.lines.forward-low_rank",
+    ]  # fmt: skip
+    cfg = compose("reproduce", *overrides)
+    first = fair_comparison._train_config(cfg, "logistic", "backprop", 1, 4, 0)
+    fair_comparison.run(cfg, tmp_path)
+    assert fair_comparison._tuning(tmp_path, "logistic") == {
+        "backprop": {1.0: 1.0, 2.0: math.inf, 3.0: math.inf}
+    }
+    assert made[3:] == [(2, 0), (2, 1), (1, 0), (1, 1)]
+    assert len({seed for _, seed in made[:3]} & {0, 1}) == 0
+    fair_comparison.draw(tmp_path)
+    assert "| 1 (end of the grid) | 2 | 8 |" in fair_comparison.describe(tmp_path)
 
-    def loss(params, batch):
-        return jnp.mean(jnp.tanh(batch @ params["w"] + params["b"]) ** 2)
 
-    params, batch = {"w": jnp.ones((5, 3)), "b": jnp.ones(3)}, jnp.ones((4, 5))
-
-    def cost(estimate):
-        return jax.jit(estimate).lower(key, params, batch).compile().cost_analysis()
-
-    library = cost(fwdgrad.forward_value_and_grad(loss))
-    by_hand = cost(lambda *args: overhead.by_hand(loss, *args))
-    for quantity in ("flops", "transcendentals"):
-        assert library[quantity] == by_hand[quantity]
-    assert library["bytes accessed"] < 1.1 * by_hand["bytes accessed"]
-
-
-def test_step_cost(compose, tmp_path):
-    """The whole experiment on small models; what it says of them is not tested."""
+def test_trajectories_go_down(compose, tmp_path):
+    """Backprop's path is gradient descent; and the paper's starts have the paper's values."""
     cfg = compose(
-        "step_cost", "~models.cnn", "models.mlp.overrides=['model=mlp','model.make.widths=[16]']",
-        "models.logistic.forms=[{steps_per_call:2,compiler_options:{}}]",
-        "models.mlp.forms=[{steps_per_call:1,compiler_options:{}}]",
-        "models.logistic.rounds=6", "models.mlp.rounds=6", "selection_rounds=1",
-        f"output.root={tmp_path}",
+        "reproduce", "preset=smoke", f"output.root={tmp_path}",
+        "experiments.trajectories.figures={trajectories:[beale,rosenbrock]}",
     )  # fmt: skip
-    step_cost.run(cfg)
-    step_cost.draw(tmp_path)
-    with (tmp_path / "step_cost.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(r["model"], r["estimator"]) for r in rows] == [
-        (m, e) for m in ("logistic", "mlp") for e in step_cost.ESTIMATORS
-    ]
-    for row in rows:
-        low, middle, high = (float(row[k]) for k in ("seconds_low", "seconds", "seconds_high"))
-        assert 0 < low <= middle <= high and int(row["temp_bytes"]) >= 0
-        assert row["estimator"] != "loss" or float(row["relative_cost"]) == 1
-    assert (tmp_path / "step_cost.png").exists() and (tmp_path / "step_cost.pdf").exists()
-    assert "| mlp | forward_lowrank |" in step_cost.describe(tmp_path)
+    trajectories.run(cfg, tmp_path)
+    paths = trajectories._read(tmp_path, "trajectories")
+    for name, value in (("beale", 14.203125), ("rosenbrock", 104.0)):
+        for line in paths[name].values():
+            np.testing.assert_allclose(line["value"][:, 0], value)
+            assert (line["value"][:, -1] < value / 2).all()
+        values = paths[name]["backprop"]["value"]
+        assert (np.diff(values, axis=1) < 0).all() and (values[0] == values[1]).all()
+    assert read_json(tmp_path / "trajectories.json")["functions"]["beale"]["title"] == "Beale"
+    assert not math.isnan(trajectories._minimum({"function": "sphere", "start": [1] * 3}))
+    assert {f.key for f in trajectories.findings(tmp_path)} == {
+        "beale.final", "beale.time", "rosenbrock.final", "rosenbrock.time"
+    }  # fmt: skip
 
 
-def test_pytorch_step():
-    pytest.importorskip("torch")
-    images = np.random.default_rng(0).normal(size=(2, 28, 28)).astype(np.float32)
-    losses = {name: step() for name, step in pytorch_step.cnn_steps(images, np.arange(2)).items()}
-    assert len(losses) == 2 and all(1 < loss < 4 for loss in losses.values())  # near log 10
+def test_segments_that_are_checkpointed_compute_the_same(key):
+    config = {"depth": 7, "batch_size": 3, "width": 8}
+    import jax
+
+    for depth in (1, 2, 7):
+        steps, network, batches = deep_network.steps({**config, "depth": depth})
+        found, expected = (
+            steps[name].make(key, network, batches[0]) for name in
+            ("backprop-checkpointed", "backprop")
+        )  # fmt: skip
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("name", sorted(reproduce.EXPERIMENTS))
+def test_every_experiment_runs_alone(name):
+    assert callable(reproduce.EXPERIMENTS[name].main)

@@ -1,0 +1,97 @@
+"""What a training step costs, of the estimators of several `train` configs of one problem."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from experiments import train
+from fwdgrad.work import Interval
+from fwdgrad.work.measurements import measured_once
+from fwdgrad.work.records import read_table, write_table
+from fwdgrad.work.step_program import Step, StepProgram, loss_step, relative_costs, sgd_step
+
+_NUM_BATCHES = 4  # at hand, which the steps take in turns
+
+
+def step_costs(
+    configs: Mapping[str, DictConfig], folder: Path, *, rounds: int, steps_per_call: int
+) -> dict[str, Any]:
+    """Times a step of each line beside the loss alone, all in turns, unless that has been done.
+
+    Args:
+      configs: line -> `train` config, with the line `backprop` among them.
+      folder: where the measurement is kept.
+      rounds: how often each is timed.
+      steps_per_call: steps in a compiled call.
+
+    Returns:
+      A record of `measured_once` whose result is line -> quantity -> interval, for the lines and
+      `loss`; the quantities are those of `relative_costs`.
+    """
+    form = {"rounds": rounds, "steps_per_call": steps_per_call}
+    lines = {line: train.identifying(config) for line, config in configs.items()}
+
+    def measure() -> dict[str, Any]:
+        some = configs["backprop"]
+        problem = train.problem(some)
+        steps = {"loss": loss_step(problem.loss)}
+        steps.update({line: _step(config) for line, config in configs.items()})
+        programs = {
+            name: _program(step, some, _NUM_BATCHES, steps_per_call) for name, step in steps.items()
+        }
+        costs = relative_costs(programs, rounds=rounds, unit="loss", reference="backprop")
+        return {name: {q: i._asdict() for q, i in c.items()} for name, c in costs.items()}
+
+    return measured_once(folder, "cost", {**form, "lines": lines}, measure)
+
+
+def operations_of_a_step(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Counts the floating-point operations of a step, by XLA's account: a record of them."""
+    identity = {"operations_of": train.identifying(config)}
+    return measured_once(
+        folder, "operations", identity, lambda: _program(_step(config), config, 1, 1).operations
+    )
+
+
+def _step(config: DictConfig) -> Step:
+    estimator = instantiate(config.estimator.value_and_grad, _convert_="all")
+    return sgd_step(estimator(train.problem(config).loss))
+
+
+def _program(step: Step, config: DictConfig, num_batches: int, steps_per_call: int) -> StepProgram:
+    problem, size = train.problem(config), config.batch_size
+    batches = jax.tree.map(
+        lambda x: x[: num_batches * size].reshape(num_batches, size, *x.shape[1:]), problem.train
+    )
+    return StepProgram(
+        step,
+        problem.init(jax.random.key(0)),
+        batches,
+        steps_per_call=steps_per_call,
+        compiler_options=config.compiler_options,
+    )
+
+
+def write_costs(path: Path, costs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes panel -> record of `step_costs` as a tidy table."""
+    rows = [
+        (panel, estimator, quantity, *(interval[field] for field in Interval._fields))
+        for panel, record in costs.items()
+        for estimator, quantities in record["result"].items()
+        for quantity, interval in quantities.items()
+    ]
+    write_table(path, ("panel", "estimator", "quantity", *Interval._fields), rows)
+
+
+def read_costs(path: Path) -> dict[str, dict[str, dict[str, Interval]]]:
+    """From panel, estimator (or `loss`) and quantity to an interval."""
+    costs: dict[str, dict[str, dict[str, Interval]]] = {}
+    for row in read_table(path):
+        value, low, high = (float(row[field]) for field in ("value", "low", "high"))
+        of_estimator = costs.setdefault(row["panel"], {}).setdefault(row["estimator"], {})
+        of_estimator[row["quantity"]] = Interval(value, low, high, int(row["n"]))
+    return costs

@@ -1,0 +1,99 @@
+"""Curves over several seeds: their means and intervals, and when they reach a loss."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from experiments import style
+from fwdgrad.work import Interval, Metrics, mean_interval
+from fwdgrad.work.records import RunRecord, read_table, write_table
+
+# From a column of `Metrics` to an array (seeds, rows).
+Curve = dict[str, np.ndarray]
+
+
+def write_curves(path: Path, records: Iterable[tuple[str, str, int, RunRecord]]) -> None:
+    """Writes the metrics of runs of (panel, estimator, seed, record), a row an evaluation."""
+    write_table(
+        path,
+        ("panel", "estimator", "seed", *Metrics._fields),
+        [(*names, *row) for *names, record in records for row in record.metrics],
+    )
+
+
+def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
+    """From panel and estimator to their curve."""
+    runs: dict[tuple[str, str, str], list[list[float]]] = {}
+    for row in read_table(path):
+        key = (row["panel"], row["estimator"], row["seed"])
+        runs.setdefault(key, []).append([float(row[column]) for column in Metrics._fields])
+    curves: dict[str, dict[str, Curve]] = {}
+    for panel, estimator in dict.fromkeys(key[:2] for key in runs):
+        table = np.stack([np.array(v) for k, v in runs.items() if k[:2] == (panel, estimator)])
+        columns = {column: table[:, :, i] for i, column in enumerate(Metrics._fields)}
+        curves.setdefault(panel, {})[estimator] = columns
+    return curves
+
+
+def mean_of(curve: Curve) -> Curve:
+    """The mean over the seeds, as a curve of one."""
+    return {column: samples.mean(0, keepdims=True) for column, samples in curve.items()}
+
+
+def time_to(loss: float, curve: Curve, seed: int = 0) -> float:
+    """When the validation loss of one seed first falls to `loss`; inf if it never does.
+
+    Between two rows time is interpolated by the loss.
+    """
+    seconds, losses = curve["seconds"][seed], curve["valid_loss"][seed]
+    reached = np.flatnonzero(losses <= loss)
+    if len(reached) == 0:
+        return float("inf")
+    i = reached[0]
+    if i == 0:
+        return float(seconds[0])
+    return float(np.interp(loss, losses[[i, i - 1]], seconds[[i, i - 1]]))
+
+
+def times_to_best(
+    curves: Mapping[str, Curve], reference: str, within: float = 0.0
+) -> dict[str, np.ndarray]:
+    """For each estimator and seed, when it reaches the reference's lowest loss of that seed.
+
+    `within` is by how much more than the lowest loss will do: 0.05 is 5 % more.
+    """
+    targets = curves[reference]["valid_loss"].min(1) * (1 + within)
+    return {
+        estimator: np.array([time_to(loss, curve, i) for i, loss in enumerate(targets)])
+        for estimator, curve in curves.items()
+    }
+
+
+def over_seeds(times: np.ndarray) -> Interval | str:
+    """The mean of times, or of ratios of times; in words, if not all seeds have one."""
+    reached = np.isfinite(times)
+    return mean_interval(times) if reached.all() else f"reached by {reached.sum()} of {len(times)}"
+
+
+def ratios_of_times(
+    curves: Mapping[str, Curve], estimator: str, reference: str, within: float = 0.0
+) -> np.ndarray:
+    """T of an estimator over T of the reference, for each seed; not finite where there is none."""
+    times = times_to_best(curves, reference, within)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a reference that has learnt nothing
+        return times[estimator] / times[reference]
+
+
+def plot(axis: Axes, x: np.ndarray, samples: np.ndarray, estimator: str) -> None:
+    """The mean over the first axis of `samples` against x, its interval shaded."""
+    intervals = [mean_interval(column) for column in samples.T]
+    mean, low, high = (np.array([i[k] for i in intervals]) for k in range(3))
+    axis.plot(x, mean, color=style.colour(estimator), label=style.name(estimator))
+    axis.fill_between(x, low, high, color=style.colour(estimator), alpha=0.2, lw=0)
+
+
+def final(curve: Curve, column: str) -> Interval:
+    """The last row's value, the mean over seeds with its interval."""
+    return mean_interval(curve[column][:, -1])

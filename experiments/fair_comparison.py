@@ -1,0 +1,261 @@
+"""What the paper lacks: each method at the learning rate that is best for it.
+
+For every model and method the rate is tuned on the validation set, all methods with the same grid
+and the same number of steps; then each trains at its own rate with several seeds. Loss against
+iterations, against training time and against floating-point operations. Part of `reproduce`; alone:
+
+    python -m experiments.fair_comparison preset=quick
+
+Leaves `fair_comparison.csv` (a row an evaluation), `fair_comparison_tuning.csv` (a row a rate
+tried), `fair_comparison.json` and the figure `fair_comparison`.
+"""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from omegaconf import DictConfig
+
+from experiments import jobs, style, train
+from experiments.costs import operations_of_a_step
+from experiments.curves import Curve, final, plot, read_curves, write_curves
+from experiments.paper import Finding, compare
+from fwdgrad.work import DivergedError, Interval, RunRecord, mean_interval, read_run
+from fwdgrad.work.records import read_json, read_table, write_json, write_table
+
+NAME = "fair_comparison"
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Tunes and trains what has not been, and writes the tables."""
+    experiment = cfg.experiments[NAME]
+    pairs = [(panel, line) for panel in experiment.shown for line in experiment.lines]
+    tuning: list[tuple[str, str, float, int, float]] = []
+    records: list[tuple[str, str, int, RunRecord]] = []
+    every: list[Any] = []
+    operations: dict[str, dict[str, float]] = {}
+    bar = jobs.progress(pairs, cfg, NAME)
+    for panel, line in bar:
+        settings = experiment.panels[panel]
+        tried: dict[float, float] = {}
+        for rate in settings.rates:
+            bar.set_postfix_str(f"{panel} {line} tuning, rate {rate:g}")
+            config = _train_config(cfg, panel, line, rate, settings.tuning_steps, _TUNING_SEED)
+            tried[rate], info = _valid_loss(config)
+            every.append(info)
+        while True:  # the best rate at which no seed diverges
+            best = min(tried, key=lambda rate: tried[rate])
+            if not math.isfinite(tried[best]):
+                raise DivergedError(
+                    f"{line} on {panel} diverges at every rate of {list(settings.rates)}; add "
+                    f"smaller ones to experiments.{NAME}.panels.{panel}.rates."
+                )
+            configs = [
+                _train_config(cfg, panel, line, best, settings.num_steps, seed)
+                for seed in experiment.seeds
+            ]
+            try:
+                runs = [train.run(config) for config in configs]
+            except DivergedError:
+                tried[best] = math.inf
+                continue
+            break
+        tuning += [(panel, line, rate, settings.tuning_steps, x) for rate, x in tried.items()]
+        for seed, record in zip(experiment.seeds, runs, strict=True):
+            records.append((panel, line, seed, record))
+            every.append(record.info)
+            bar.write(f"{NAME}: {train.summary(record)}")
+        config = configs[0]
+        counted = operations_of_a_step(config, folder / "runs" / NAME)
+        operations.setdefault(panel, {})[line] = counted["result"]
+        every.append(counted)
+    write_curves(folder / f"{NAME}.csv", records)
+    columns = ("panel", "estimator", "learning_rate", "num_steps", "valid_loss")
+    write_table(folder / f"{NAME}_tuning.csv", columns, tuning)
+    titles = {panel: experiment.panels[panel].title for panel in experiment.shown}
+    accuracies: dict[str, dict[str, list[float]]] = {}
+    for panel, line, _, record in records:
+        of_line = accuracies.setdefault(panel, {}).setdefault(line, [])
+        of_line.append(record.info["final"]["test_accuracy"])
+    write_json(
+        folder / f"{NAME}.json",
+        {
+            "titles": titles,
+            "operations": operations,
+            "test_accuracy": accuracies,
+            **jobs.sources(every),
+        },
+    )
+
+
+_TUNING_SEED = 1000  # of none of the runs that follow
+
+
+def _train_config(
+    cfg: DictConfig, panel: str, line: str, rate: float, num_steps: int, seed: int
+) -> DictConfig:
+    experiment = cfg.experiments[NAME]
+    settings = experiment.panels[panel]
+    return jobs.train_config(
+        cfg,
+        [
+            *settings.overrides,
+            *experiment.lines[line],
+            f"learning_rate={rate}",
+            f"num_steps={num_steps}",
+            f"eval_every={max(1, num_steps // settings.num_rows)}",
+            f"seed={seed}",
+        ],
+    )
+
+
+def _valid_loss(config: DictConfig) -> tuple[float, dict[str, Any]]:
+    """The last validation loss of a run, inf if it diverges, and the run's information."""
+    try:
+        record = train.run(config)
+    except DivergedError:
+        diverged = read_run(train.folder(config))
+        assert diverged is not None
+        return math.inf, diverged.info
+    return record.info["final"]["valid_loss"], record.info
+
+
+def draw(folder: Path) -> None:
+    """Draws the figure from the tables in `folder`."""
+    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
+    figure, axes = plt.subplots(len(panels), 4, figsize=(11, 2.5 * len(panels)), squeeze=False)
+    for row, (panel, lines) in zip(axes, panels.items(), strict=True):
+        row[0].set_title(information["titles"][panel], loc="left", fontweight="bold")
+        _draw_tuning(row[0], folder, panel)
+        for estimator, line in lines.items():
+            steps = line["step"][0]
+            gigaoperations = steps * information["operations"][panel][estimator] / 1e9
+            abscissas = (steps, line["seconds"].mean(0), gigaoperations)
+            for axis, x in zip(row[1:], abscissas, strict=True):
+                plot(axis, x, line["valid_loss"], estimator)
+        labels = ("iteration", "training time (s)", "operations (10⁹)")
+        for axis, label in zip(row[1:], labels, strict=True):
+            axis.set(xlabel=label, ylabel="validation loss (nats)", yscale="log")
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+    handles, names = axes[0, 1].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    style.save(figure, folder, NAME)
+
+
+def _tuning(folder: Path, panel: str) -> dict[str, dict[float, float]]:
+    """From estimator and learning rate to the validation loss, inf where it diverged."""
+    tried: dict[str, dict[float, float]] = {}
+    for row in read_table(folder / f"{NAME}_tuning.csv"):
+        if row["panel"] == panel:
+            of_estimator = tried.setdefault(row["estimator"], {})
+            of_estimator[float(row["learning_rate"])] = float(row["valid_loss"])
+    return tried
+
+
+def _best_rate(tried: dict[float, float]) -> float:
+    return min(tried, key=lambda rate: tried[rate])
+
+
+def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
+    """The loss at each rate tried; a cross above where it diverged, the chosen one filled."""
+    tuning = _tuning(folder, panel)
+    finite = [x for tried in tuning.values() for x in tried.values() if math.isfinite(x)]
+    for i, (estimator, tried) in enumerate(tuning.items()):
+        colour, best = style.colour(estimator), _best_rate(tried)
+        kept = {rate: x for rate, x in tried.items() if math.isfinite(x)}
+        axis.plot([*kept], [*kept.values()], "o-", color=colour, ms=3, mfc="white")
+        axis.plot(best, tried[best], "o", color=colour, ms=5)
+        diverged = [rate for rate in tried if rate not in kept]
+        height = max(finite) * (1.1 + 0.12 * i)
+        axis.plot(diverged, [height] * len(diverged), "x", color=colour, ms=4)
+    axis.set(xscale="log", xlabel="learning rate (× diverged)", ylabel="loss after tuning (nats)")
+    axis.set(yscale="log")
+
+
+def describe(folder: Path) -> str:
+    """The report's section: who wins, the figure, and a table, in Markdown."""
+    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
+    tuning = read_table(folder / f"{NAME}_tuning.csv")
+    lines = [
+        "## At the best rate of each (not in the paper)",
+        "",
+        f"![Each method at its best rate]({NAME}.png)",
+        "",
+        "The paper compares at equal rates. Here each method's rate is the one with the lowest "
+        "validation loss after the tuning steps, one seed, of the same grid for all; a rate at "
+        "which a run diverges is left out. Then, with that rate and other seeds:",
+        "",
+        "| model | estimator | rates tried, steps each | best rate | seeds | steps "
+        "| validation loss | test accuracy | training time (s) | 10⁹ operations |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    verdicts = []
+    for panel, by_estimator in panels.items():
+        title = information["titles"][panel]
+        for estimator, line in by_estimator.items():
+            tried = _tuning(folder, panel)[estimator]
+            of_line = [r for r in tuning if (r["panel"], r["estimator"]) == (panel, estimator)]
+            grid = f"{len(tried)} from {min(tried):g} to {max(tried):g}, {of_line[0]['num_steps']}"
+            best, steps = _best_rate(tried), int(line["step"][0, -1])
+            edge = " (end of the grid)" if best in (min(tried), max(tried)) else ""
+            accuracy = mean_interval(information["test_accuracy"][panel][estimator])
+            operations = steps * information["operations"][panel][estimator] / 1e9
+            lines.append(
+                f"| {title} | {style.name(estimator)} | {grid} | {best:g}{edge} "
+                f"| {len(line['step'])} | {steps} | {final(line, 'valid_loss')} | {accuracy} "
+                f"| {final(line, 'seconds')} | {operations:.4g} |"
+            )
+        verdicts.append(f"{title}: {_winners(by_estimator, information['operations'][panel])}")
+    return "\n".join([*lines, "", *verdicts])
+
+
+def _winners(lines: dict[str, Curve], operations: dict[str, float]) -> str:
+    """Who has the lowest mean loss with as many iterations, as much time, as many operations."""
+    means = {name: {k: x.mean(0) for k, x in line.items()} for name, line in lines.items()}
+    budgets = {
+        "iterations": {name: mean["step"] for name, mean in means.items()},
+        "time": {name: mean["seconds"] for name, mean in means.items()},
+        "operations": {name: mean["step"] * operations[name] for name, mean in means.items()},
+    }
+    sentences = []
+    for budget, spent in budgets.items():
+        limit = min(x[-1] for x in spent.values())
+        losses = {n: float(np.interp(limit, spent[n], means[n]["valid_loss"])) for n in means}
+        best = min(losses, key=lambda name: losses[name])
+        sentences.append(f"with equal {budget} {style.name(best).lower()} is ahead")
+    return "; ".join(sentences) + "."
+
+
+def findings(folder: Path) -> list[Finding]:
+    """What the tables say of what replications found, for the MLP."""
+    panels = read_curves(folder / f"{NAME}.csv")
+    if "mlp" not in panels:
+        return []
+    names = ("backprop", "forward-normal", "forward-low_rank")
+    losses = [panels["mlp"][name]["valid_loss"][:, -1] for name in names]
+    rates = [_best_rate(_tuning(folder, "mlp")[name]) for name in names]
+    wins = [mean_interval(losses[0] / x) for x in losses[1:]]
+    times_larger = [Interval(rates[0] / x, math.nan, math.nan, 1) for x in rates[1:]]
+    accuracies = read_json(folder / f"{NAME}.json")["test_accuracy"]["mlp"]
+    best = [mean_interval(accuracies[name]) for name in names[1:]]
+    found = [
+        compare("replications.backprop_wins", wins[0], wins[1]),
+        compare("replications.rates", times_larger[0], times_larger[1]),
+        compare("replications.accuracy", best[0], best[1]),
+    ]
+    return [f for f in found if f is not None]
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
+def main(cfg: DictConfig) -> None:
+    jobs.alone(cfg, sys.modules[__name__])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What the experiments share: their progress bars, and where their numbers come from."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+_SOURCES = ("code", "versions", "hardware")
+
+
+def progress(jobs: Sequence[Any], cfg: DictConfig, name: str) -> tqdm:
+    """A bar over the jobs of an experiment; `output.progress` null: if there is a terminal."""
+    hidden = None if cfg.output.progress is None else not cfg.output.progress
+    return tqdm(jobs, desc=name, unit="job", leave=False, disable=hidden)
+
+
+def train_config(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    """The `train` config of a run that belongs to a `reproduce` config."""
+    return hydra.compose(
+        "train",
+        overrides=[
+            *overrides,
+            f"output.root={cfg.output.root}/runs",
+            f"output.progress={'null' if cfg.output.progress is None else cfg.output.progress}",
+            f"output.checkpoint_seconds={cfg.output.checkpoint_seconds}",
+        ],
+    )
+
+
+def alone(cfg: DictConfig, experiment: Any) -> None:
+    """One experiment of a `reproduce` config by itself: the module with `run` and `draw`."""
+    folder = Path(cfg.output.root)
+    if not cfg.draw_only:
+        experiment.run(cfg, folder)
+    experiment.draw(folder)
+    print(f"{folder / experiment.NAME}.png")
+
+
+def sources(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where records come from: each source once, and how long making them all took."""
+    records = list(records)
+    every = [{key: record[key] for key in _SOURCES} for record in records]
+    return {
+        "provenance": [s for i, s in enumerate(every) if s not in every[:i]],
+        "wall_seconds": sum(record["wall_seconds"] for record in records),
+    }

@@ -1,0 +1,116 @@
+"""The statistics of curves, and how our numbers are held against the paper's."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from experiments import paper, report
+from experiments.curves import over_seeds, ratios_of_times, time_to
+from experiments.paper import CONTRADICTED, FACTS, REPRODUCED, UNCHECKED, compare
+from fwdgrad.work import Interval
+from fwdgrad.work.records import write_json
+
+
+def curve(*seeds):
+    """Of (seconds, losses) of each seed."""
+    seconds, losses = zip(*seeds, strict=True)
+    return {"seconds": np.array(seconds), "valid_loss": np.array(losses)}
+
+
+@pytest.mark.parametrize(
+    ("loss", "time"), [(2.5, 5.0), (1.0, 20.0), (3.0, 0.0), (0.9, math.inf), (1.5, 15.0)]
+)
+def test_time_to_loss_interpolates(loss, time):
+    assert time_to(loss, curve(([0.0, 10.0, 20.0], [3.0, 2.0, 1.0]))) == time
+
+
+def test_the_ratio_of_times_pairs_the_seeds():
+    slow = curve(([0.0, 10.0], [2.0, 1.0]), ([0.0, 20.0], [2.0, 1.0]))
+    fast = curve(([0.0, 5.0], [2.0, 1.0]), ([0.0, 5.0], [2.0, 1.0]))
+    curves = {"backprop": slow, "fast": fast}
+    ratio = over_seeds(ratios_of_times(curves, "fast", "backprop"))
+    assert ratio.value == pytest.approx((0.5 + 0.25) / 2) and ratio.n == 2
+    assert (ratios_of_times(curves, "backprop", "backprop") == 1).all()
+    never = curve(([0.0, 5.0], [2.0, 1.5]), ([0.0, 5.0], [2.0, 1.0]))
+    ratios = ratios_of_times({**curves, "never": never}, "never", "backprop")
+    assert over_seeds(ratios) == "reached by 1 of 2"
+
+
+def interval(value, low=math.nan, high=math.nan):
+    return Interval(value, low, high, 5)
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [
+        (interval(0.229), REPRODUCED),
+        (interval(0.25), REPRODUCED),  # within 10 %
+        (interval(0.26), CONTRADICTED),
+        (interval(0.26, 0.24, 0.28), REPRODUCED),
+        (interval(0.19, 0.18, 0.20), CONTRADICTED),
+        ("reached by 1 of 5", CONTRADICTED),
+    ],
+)
+def test_verdicts(ours, verdict):
+    assert FACTS["mlp_2e-4.T_ratio"].low == FACTS["mlp_2e-4.T_ratio"].high == 0.229
+    found = compare("mlp_2e-4.T_ratio", ours, interval(0.2))
+    assert found.verdict == verdict and found.low_rank == "0.2"
+    assert found.ours == str(ours)
+    assert found.why.endswith(".") and ("interval" in found.why) == (verdict == REPRODUCED)
+
+
+def test_seconds_are_of_the_papers_machine():
+    found = compare("logistic.T_f", interval(1.0))
+    assert found.verdict == UNCHECKED and found.why.startswith("Absolute times belong")
+    assert compare("no such fact", interval(1.0)) is None
+
+
+def test_a_shortened_run_contradicts_nothing():
+    found = compare("mlp_2e-4.loss_f", interval(2.3), interval(2.2), shortened="8 of 20")
+    assert found.verdict == UNCHECKED and found.why == "After 8 of 20 iterations."
+    assert (found.ours, found.low_rank) == ("2.3", "2.2")
+
+
+def test_the_report_has_every_fact_once(tmp_path):
+    information = {
+        "provenance": [
+            {
+                "code": {"commit": "abc", "dirty": True},
+                "versions": {"jax": "0.1", "torch": None},
+                "hardware": {
+                    "cpu": "some CPU", "cpu_cores": 2, "num_devices": 1, "device_kind": "cpu",
+                    "system": "Linux",
+                },
+            }
+        ],
+        "wall_seconds": 3725.4,
+    }  # fmt: skip
+    write_json(tmp_path / "one.json", information)
+    path = report.write(
+        tmp_path,
+        "quick",
+        {"one": "## Section"},
+        [compare("depth.R_ratio.1", interval(0.6, 0.5, 0.7), interval(0.5))],
+        {"two": "OSError: disk full"},
+    )
+    text = path.read_text()
+    assert "**two failed:** OSError: disk full" in text and "## Section" in text
+    assert "- one, 1:02:05 h of wall time" in text
+    assert "commit abc with uncommitted changes; some CPU, 2 cores" in text and "torch" not in text
+    rows = [line for line in text.splitlines() if re.search(r" \| [FQU] \| ", line)]
+    assert len(rows) == len(FACTS)
+    unchecked = sum(fact.unchecked != "" for fact in FACTS.values())
+    assert sum("cannot be checked here" in row for row in rows) == unchecked
+    assert sum("not in this preset" in row for row in rows) == len(FACTS) - unchecked - 1
+    assert "| 0.6 [0.5, 0.7] | 0.5 | reproduced | Our interval holds it. |" in text
+
+
+def test_every_fact_has_a_mark_a_range_and_a_reason():
+    """The reason is for the case that it is contradicted, or cannot be checked."""
+    for key, fact in FACTS.items():
+        assert fact.mark in "FQU" and fact.value
+        assert fact.contradicted != "" or fact.unchecked != "", key
+        assert fact.low <= fact.high or fact.unchecked, key
+    assert paper.TOLERANCE == 0.1
