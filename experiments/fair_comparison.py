@@ -10,10 +10,11 @@ Leaves `fair_comparison.csv` (a row an evaluation), `fair_comparison_tuning.csv`
 tried), `fair_comparison.json` and the figure `fair_comparison`.
 """
 
+import itertools
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 import matplotlib.pyplot as plt
@@ -30,75 +31,103 @@ from fwdgrad.work import DivergedError, Interval, RunRecord, mean_interval, read
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
 
 NAME = "fair_comparison"
+_TUNING_SEED = 1000  # of none of the runs that follow
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
     """Tunes and trains what has not been, and writes the tables."""
     experiment = cfg.experiments[NAME]
-    pairs = [(panel, line) for panel in experiment.shown for line in experiment.lines]
-    tuning: list[tuple[str, str, float, int, float]] = []
-    records: list[tuple[str, str, int, RunRecord]] = []
-    every: list[Any] = []
+    lines: dict[tuple[str, str], _Line] = {}
     operations: dict[str, dict[str, float]] = {}
-    bar = jobs.progress(pairs, cfg, NAME)
-    for panel, line in bar:
-        settings = experiment.panels[panel]
-        tried: dict[float, float] = {}
-        for rate in settings.rates:
-            bar.set_postfix_str(f"{panel} {line} tuning, rate {rate:g}")
-            config = _train_config(cfg, panel, line, rate, settings.tuning_steps, _TUNING_SEED)
-            tried[rate], info = _valid_loss(config)
-            every.append(info)
-        while True:  # the best rate at which no seed diverges
-            best = min(tried, key=lambda rate: tried[rate])
-            if not math.isfinite(tried[best]):
-                raise DivergedError(
-                    f"{line} on {panel} diverges at every rate of {list(settings.rates)}; add "
-                    f"smaller ones to experiments.{NAME}.panels.{panel}.rates."
-                )
-            configs = [
-                _train_config(cfg, panel, line, best, settings.num_steps, seed)
-                for seed in experiment.seeds
-            ]
-            try:
-                runs = [train.run(config) for config in configs]
-            except DivergedError:
-                tried[best] = math.inf
-                continue
-            break
-        tuning += [(panel, line, rate, settings.tuning_steps, x) for rate, x in tried.items()]
-        for seed, record in zip(experiment.seeds, runs, strict=True):
-            records.append((panel, line, seed, record))
-            every.append(record.info)
-            bar.write(f"{NAME}: {train.summary(record)}")
-        config = configs[0]
-        counted = operations_of_a_step(config, folder / "runs" / NAME)
-        operations.setdefault(panel, {})[line] = counted["result"]
-        every.append(counted)
-    write_curves(folder / f"{NAME}.csv", records)
-    columns = ("panel", "estimator", "learning_rate", "num_steps", "valid_loss")
-    write_table(folder / f"{NAME}_tuning.csv", columns, tuning)
-    titles = {panel: experiment.panels[panel].title for panel in experiment.shown}
     accuracies: dict[str, dict[str, list[float]]] = {}
-    for panel, line, _, record in records:
-        of_line = accuracies.setdefault(panel, {}).setdefault(line, [])
-        of_line.append(record.info["final"]["test_accuracy"])
-    write_json(
-        folder / f"{NAME}.json",
-        {
-            "titles": titles,
-            "operations": operations,
-            "test_accuracy": accuracies,
-            **jobs.sources(every),
-        },
+    sources: list[Any] = []
+    bar = jobs.progress(list(itertools.product(experiment.shown, experiment.lines)), cfg, NAME)
+    for panel, name in bar:
+        bar.set_postfix_str(f"{panel} {name}")
+        lines[panel, name] = line = _tune_and_train(cfg, panel, name, bar)
+        counted = operations_of_a_step(line.config, folder / "runs" / NAME)
+        operations.setdefault(panel, {})[name] = counted["result"]
+        accuracies.setdefault(panel, {})[name] = [
+            run.info["final"]["test_accuracy"] for run in line.runs.values()
+        ]
+        sources += [*line.tuning, *(run.info for run in line.runs.values()), counted]
+    write_curves(
+        folder / f"{NAME}.csv",
+        ((*names, seed, run) for names, line in lines.items() for seed, run in line.runs.items()),
+    )
+    write_table(
+        folder / f"{NAME}_tuning.csv",
+        ("panel", "estimator", "learning_rate", "num_steps", "valid_loss"),
+        [
+            (panel, name, rate, experiment.panels[panel].tuning_steps, loss)
+            for (panel, name), line in lines.items()
+            for rate, loss in line.tried.items()
+        ],
+    )
+    information = {
+        "titles": {panel: experiment.panels[panel].title for panel in experiment.shown},
+        "operations": operations,
+        "test_accuracy": accuracies,
+        **jobs.sources(sources),
+    }
+    write_json(folder / f"{NAME}.json", information)
+
+
+class _Line(NamedTuple):
+    """One method on one model.
+
+    Attributes:
+      tried: rate -> the validation loss after tuning, inf if a run failed, then or later.
+      tuning: the information of the tuning runs.
+      runs: seed -> the run at the best rate.
+      config: of one of these runs.
+    """
+
+    tried: dict[float, float]
+    tuning: list[dict[str, Any]]
+    runs: dict[int, RunRecord]
+    config: DictConfig
+
+
+def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> _Line:
+    """Tries every rate, then trains every seed at the best at which no run fails."""
+    experiment = cfg.experiments[NAME]
+    settings = experiment.panels[panel]
+    tried: dict[float, float] = {}
+    tuning = []
+    for rate in settings.rates:
+        config = _train_config(cfg, panel, name, rate, settings.tuning_steps, _TUNING_SEED)
+        tried[rate], information = _valid_loss(config)
+        tuning.append(information)
+    while math.isfinite(tried[best := _best_rate(tried)]):
+        configs = {
+            seed: _train_config(cfg, panel, name, best, settings.num_steps, seed)
+            for seed in experiment.seeds
+        }
+        runs = {}
+        try:
+            for seed, config in configs.items():
+                runs[seed] = train.run(config)
+                bar.write(f"{NAME}: {train.summary(runs[seed])}")
+        except DivergedError:
+            tried[best] = math.inf
+        if any(_has_failed(run) for run in runs.values()):
+            tried[best] = math.inf
+        if math.isfinite(tried[best]):
+            return _Line(tried, tuning, runs, config)
+    raise DivergedError(
+        f"{name} on {panel} diverges at every rate of {list(settings.rates)}; add smaller ones to "
+        f"experiments.{NAME}.panels.{panel}.rates."
     )
 
 
-_TUNING_SEED = 1000  # of none of the runs that follow
+def _has_failed(run: RunRecord) -> bool:
+    """Whether a run ends above where it began: it has diverged, if not to the end."""
+    return run.metrics[-1].valid_loss > run.metrics[0].valid_loss
 
 
 def _train_config(
-    cfg: DictConfig, panel: str, line: str, rate: float, num_steps: int, seed: int
+    cfg: DictConfig, panel: str, name: str, rate: float, num_steps: int, seed: int
 ) -> DictConfig:
     experiment = cfg.experiments[NAME]
     settings = experiment.panels[panel]
@@ -106,7 +135,7 @@ def _train_config(
         cfg,
         [
             *settings.overrides,
-            *experiment.lines[line],
+            *experiment.lines[name],
             f"learning_rate={rate}",
             f"num_steps={num_steps}",
             f"eval_every={max(1, num_steps // settings.num_rows)}",
@@ -116,14 +145,15 @@ def _train_config(
 
 
 def _valid_loss(config: DictConfig) -> tuple[float, dict[str, Any]]:
-    """The last validation loss of a run, inf if it diverges, and the run's information."""
+    """The last validation loss of a run, inf if it fails, and the run's information."""
     try:
         record = train.run(config)
     except DivergedError:
         diverged = read_run(train.folder(config))
         assert diverged is not None
         return math.inf, diverged.info
-    return record.info["final"]["valid_loss"], record.info
+    loss = record.info["final"]["valid_loss"]
+    return math.inf if _has_failed(record) else loss, record.info
 
 
 def draw(folder: Path) -> None:
@@ -174,7 +204,7 @@ def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
         diverged = [rate for rate in tried if rate not in kept]
         height = max(finite) * (1.1 + 0.12 * i)
         axis.plot(diverged, [height] * len(diverged), "x", color=colour, ms=4)
-    axis.set(xscale="log", xlabel="learning rate (× diverged)", ylabel="loss after tuning (nats)")
+    axis.set(xscale="log", xlabel="learning rate (× failed)", ylabel="loss after tuning (nats)")
     axis.set(yscale="log")
 
 
@@ -189,7 +219,8 @@ def describe(folder: Path) -> str:
         "",
         "The paper compares at equal rates. Here each method's rate is the one with the lowest "
         "validation loss after the tuning steps, one seed, of the same grid for all; a rate at "
-        "which a run diverges is left out. Then, with that rate and other seeds:",
+        "which a run diverges, or ends above where it began, is left out. Then, with that rate and "
+        "other seeds:",
         "",
         "| model | estimator | rates tried, steps each | best rate | seeds | steps "
         "| validation loss | test accuracy | training time (s) | 10⁹ operations |",
@@ -216,20 +247,20 @@ def describe(folder: Path) -> str:
 
 
 def _winners(lines: dict[str, Curve], operations: dict[str, float]) -> str:
-    """Who has the lowest mean loss with as many iterations, as much time, as many operations."""
+    """Who has the lowest mean loss at equal iterations, training time and operations."""
     means = {name: {k: x.mean(0) for k, x in line.items()} for name, line in lines.items()}
     budgets = {
         "iterations": {name: mean["step"] for name, mean in means.items()},
-        "time": {name: mean["seconds"] for name, mean in means.items()},
+        "training time": {name: mean["seconds"] for name, mean in means.items()},
         "operations": {name: mean["step"] * operations[name] for name, mean in means.items()},
     }
-    sentences = []
+    won: dict[str, list[str]] = {}
     for budget, spent in budgets.items():
         limit = min(x[-1] for x in spent.values())
         losses = {n: float(np.interp(limit, spent[n], means[n]["valid_loss"])) for n in means}
         best = min(losses, key=lambda name: losses[name])
-        sentences.append(f"with equal {budget} {style.name(best).lower()} is ahead")
-    return "; ".join(sentences) + "."
+        won.setdefault(best, []).append(f"equal {budget}")
+    return "; ".join(f"{style.name(n)} wins at {' and at '.join(b)}" for n, b in won.items()) + "."
 
 
 def findings(folder: Path) -> list[Finding]:

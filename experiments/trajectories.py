@@ -37,7 +37,7 @@ from fwdgrad.work.measurements import measured_once
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
 
 NAME = "trajectories"
-FIGURES = (NAME, f"{NAME}_more")  # the paper's, and other functions
+_MORE = f"{NAME}_more"  # the figure of other functions than the paper's, if there is one
 _SETTINGS = ("function", "start", "learning_rate", "num_steps")
 _NUM_ROWS = 60  # that are recorded of a path, and as many again, close at its start
 # Of each recorded point: x and y are its first two entries, distance is that from the minimum.
@@ -124,7 +124,7 @@ def _read(folder: Path, figure: str) -> _Paths:
 
 
 def _figures(folder: Path) -> list[str]:
-    return [name for name in FIGURES if (folder / f"{name}.csv").exists()]
+    return [NAME, _MORE] if (folder / f"{_MORE}.csv").exists() else [NAME]
 
 
 def draw(folder: Path) -> None:

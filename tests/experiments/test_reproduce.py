@@ -37,12 +37,12 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def test_smoke_preset_and_again(compose, tmp_path):
+def test_smoke_preset_and_again(compose, tmp_path, capsys):
     overrides = ("preset=smoke", f"output.root={tmp_path}", "output.progress=false")
-    command = [sys.executable, "-m", "experiments.reproduce", *overrides]
-    result = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("seed 0: ") == 3 + 3 and "README.md" in result.stdout
+    cfg = compose("reproduce", *overrides)
+    assert reproduce.run(cfg) == {}
+    printed = capsys.readouterr().out
+    assert printed.count("seed 0: ") == 3 + 3 and "README.md" in printed
     assert {path.name for path in tmp_path.iterdir()} == {
         "README.md", "runs", "learning_curves_runs.csv", "learning_curves_costs.csv",
         "fair_comparison_tuning.csv",
@@ -62,7 +62,6 @@ def test_smoke_preset_and_again(compose, tmp_path):
         assert float(row["seconds_low"]) <= float(row["seconds"]) <= float(row["seconds_high"])
         assert int(row["parameter_bytes"]) == 4 * int(row["depth"]) * 16**2
 
-    cfg = compose("reproduce", *overrides)
     before = snapshot(tmp_path)
     for module in reproduce.EXPERIMENTS.values():
         module.run(cfg, tmp_path)
@@ -73,6 +72,18 @@ def test_smoke_preset_and_again(compose, tmp_path):
     redraw = compose("reproduce", *overrides, "draw_only=true")
     assert reproduce.run(redraw) == {}
     assert snapshot(tmp_path) == {p: b for p, b in before.items() if p.parts[0] != "runs"}
+
+
+def test_the_command_fails_if_an_experiment_does(tmp_path):
+    """There is nothing to draw: the report names all experiments, and the exit status is 1."""
+    overrides = ("preset=smoke", f"output.root={tmp_path}", "draw_only=true")
+    command = [sys.executable, "-m", "experiments.reproduce", *overrides]
+    result = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert f"failed: {', '.join(reproduce.EXPERIMENTS)}" in result.stderr
+    report = (tmp_path / "README.md").read_text()
+    for name in reproduce.EXPERIMENTS:
+        assert f"**{name} failed:** FileNotFoundError" in report
 
 
 def test_a_failure_is_reported_by_name(compose, tmp_path, monkeypatch):
@@ -125,24 +136,31 @@ def test_learning_curves_find_a_known_ratio_of_times(tmp_path):
 
 def test_a_rate_that_diverges_is_not_chosen(compose, tmp_path, monkeypatch):
     """In tuning, or later with another seed."""
-    made = []
+    made, trained = [], {}
 
     def run(config):
         rate = config.learning_rate
         made.append((rate, config.seed))
         if rate == 3 or (rate == 2 and config.seed == 1):
             raise DivergedError("nan")
-        record = original(config)
-        final = {**record.info["final"], "valid_loss": 1 / rate}  # larger is better
-        return record._replace(info={**record.info, "final": final})
+        if config.num_steps not in trained:
+            trained[config.num_steps] = original(config)
+        record = trained[config.num_steps]
+        loss = 3 if rate == 1.5 else 1 / rate  # larger is better, but 1.5 ends above its start
+        rows = [
+            record.metrics[0]._replace(valid_loss=2),
+            record.metrics[-1]._replace(valid_loss=loss),
+        ]
+        final = {**record.info["final"], "valid_loss": loss}
+        return record._replace(info={**record.info, "final": final}, metrics=rows)
 
     original, panel = train.run, "experiments.fair_comparison.panels.logistic"
     monkeypatch.setattr(train, "run", run)
-    monkeypatch.setattr(fair_comparison, "read_run", lambda folder: original(first))
+    monkeypatch.setattr(fair_comparison, "read_run", lambda folder: trained[first.num_steps])
     overrides = [
         "preset=smoke", f"output.root={tmp_path}", "experiments.fair_comparison.shown=[logistic]",
         "experiments.fair_comparison.seeds=[0,1]",
-        f"{panel}.rates=[1,2,3]", f"{panel}.tuning_steps=4", f"{panel}.num_steps=8",
+        f"{panel}.rates=[1,1.5,2,3]", f"{panel}.tuning_steps=4", f"{panel}.num_steps=8",
         f"{panel}.num_rows=2",
         "~experiments.fair_comparison.lines.forward-normal",
         "~experiments.fair_comparison.lines.forward-low_rank",
@@ -151,10 +169,10 @@ def test_a_rate_that_diverges_is_not_chosen(compose, tmp_path, monkeypatch):
     first = fair_comparison._train_config(cfg, "logistic", "backprop", 1, 4, 0)
     fair_comparison.run(cfg, tmp_path)
     assert fair_comparison._tuning(tmp_path, "logistic") == {
-        "backprop": {1.0: 1.0, 2.0: math.inf, 3.0: math.inf}
+        "backprop": {1.0: 1.0, 1.5: math.inf, 2.0: math.inf, 3.0: math.inf}
     }
-    assert made[3:] == [(2, 0), (2, 1), (1, 0), (1, 1)]
-    assert len({seed for _, seed in made[:3]} & {0, 1}) == 0
+    assert made[4:] == [(2, 0), (2, 1), (1, 0), (1, 1)]
+    assert len({seed for _, seed in made[:4]} & {0, 1}) == 0
     fair_comparison.draw(tmp_path)
     assert "| 1 (end of the grid) | 2 | 8 |" in fair_comparison.describe(tmp_path)
 
