@@ -260,7 +260,7 @@ def _winners(lines: dict[str, Curve], operations: dict[str, float]) -> str:
         losses = {n: float(np.interp(limit, spent[n], means[n]["valid_loss"])) for n in means}
         best = min(losses, key=lambda name: losses[name])
         won.setdefault(best, []).append(f"equal {budget}")
-    return "; ".join(f"{style.name(n)} wins at {' and at '.join(b)}" for n, b in won.items()) + "."
+    return "; ".join(f"{style.name(n)} wins at {', '.join(b)}" for n, b in won.items()) + "."
 
 
 def findings(folder: Path) -> list[Finding]:
