@@ -129,19 +129,9 @@ def _has_failed(run: RunRecord) -> bool:
 def _train_config(
     cfg: DictConfig, panel: str, name: str, rate: float, num_steps: int, seed: int
 ) -> DictConfig:
-    experiment = cfg.experiments[NAME]
-    settings = experiment.panels[panel]
-    return jobs.train_config(
-        cfg,
-        [
-            *settings.overrides,
-            *experiment.lines[name],
-            f"learning_rate={rate}",
-            f"num_steps={num_steps}",
-            f"eval_every={max(1, num_steps // settings.num_rows)}",
-            f"seed={seed}",
-        ],
-    )
+    eval_every = max(1, num_steps // cfg.experiments[NAME].panels[panel].num_rows)
+    length = {"num_steps": num_steps, "eval_every": eval_every}
+    return jobs.train_config(cfg, NAME, panel, name, learning_rate=rate, **length, seed=seed)
 
 
 def _valid_loss(config: DictConfig) -> tuple[float, dict[str, Any]]:

@@ -17,15 +17,19 @@ def progress(jobs: Sequence[Any], cfg: DictConfig, name: str) -> tqdm:
     return tqdm(jobs, desc=name, unit="job", leave=False, disable=hidden)
 
 
-def train_config(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
-    """The `train` config of a run that belongs to a `reproduce` config."""
+def train_config(cfg: DictConfig, name: str, panel: str, line: str, **values: Any) -> DictConfig:
+    """The `train` config of a run of an experiment's panel and line, with values of its own."""
+    experiment = cfg.experiments[name]
+    output = cfg.output
     return hydra.compose(
         "train",
         overrides=[
-            *overrides,
-            f"output.root={cfg.output.root}/runs",
-            f"output.progress={'null' if cfg.output.progress is None else cfg.output.progress}",
-            f"output.checkpoint_seconds={cfg.output.checkpoint_seconds}",
+            *experiment.panels[panel].overrides,
+            *experiment.lines[line],
+            *(f"{key}={value}" for key, value in values.items()),
+            f"output.root={output.root}/runs",
+            f"output.progress={'null' if output.progress is None else output.progress}",
+            f"output.checkpoint_seconds={output.checkpoint_seconds}",
         ],
     )
 

@@ -83,18 +83,9 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 
 def _train_config(cfg: DictConfig, panel: str, line: str, seed: int) -> DictConfig:
-    experiment = cfg.experiments[NAME]
-    settings = experiment.panels[panel]
-    return jobs.train_config(
-        cfg,
-        [
-            *settings.overrides,
-            *experiment.lines[line],
-            f"num_steps={settings.num_steps}",
-            f"eval_every={settings.eval_every}",
-            f"seed={seed}",
-        ],
-    )
+    settings = cfg.experiments[NAME].panels[panel]
+    length = {"num_steps": settings.num_steps, "eval_every": settings.eval_every}
+    return jobs.train_config(cfg, NAME, panel, line, **length, seed=seed)
 
 
 def _write_tables(
