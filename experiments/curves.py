@@ -87,9 +87,14 @@ def ratios_of_times(
 
 
 def plot(axis: Axes, x: np.ndarray, samples: np.ndarray, estimator: str) -> None:
-    """The mean over the first axis of `samples` against x, its interval shaded."""
-    intervals = [mean_interval(column) for column in samples.T]
-    mean, low, high = (np.array([i[k] for i in intervals]) for k in range(3))
+    """The mean over the first axis of `samples` against x, its interval shaded.
+
+    On a logarithmic axis both are of the logarithms, so that no interval reaches below zero.
+    """
+    logarithmic = axis.get_yscale() == "log"
+    intervals = [mean_interval(c) for c in (np.log(samples) if logarithmic else samples).T]
+    lines = (np.array([interval[k] for interval in intervals]) for k in range(3))
+    mean, low, high = (np.exp(line) if logarithmic else line for line in lines)
     axis.plot(x, mean, color=style.colour(estimator), label=style.name(estimator))
     axis.fill_between(x, low, high, color=style.colour(estimator), alpha=0.2, lw=0)
 

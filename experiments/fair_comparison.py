@@ -153,6 +153,8 @@ def draw(folder: Path) -> None:
     for row, (panel, lines) in zip(axes, panels.items(), strict=True):
         row[0].set_title(information["titles"][panel], loc="left", fontweight="bold")
         _draw_tuning(row[0], folder, panel)
+        for axis in row[1:]:
+            axis.set_yscale("log")
         for estimator, line in lines.items():
             steps = line["step"][0]
             gigaoperations = steps * information["operations"][panel][estimator] / 1e9
@@ -161,7 +163,7 @@ def draw(folder: Path) -> None:
                 plot(axis, x, line["valid_loss"], estimator)
         labels = ("iteration", "training time (s)", "operations (10⁹)")
         for axis, label in zip(row[1:], labels, strict=True):
-            axis.set(xlabel=label, ylabel="validation loss (nats)", yscale="log")
+            axis.set(xlabel=label, ylabel="validation loss (nats)")
             axis.xaxis.set_major_locator(MaxNLocator(4))
     handles, names = axes[0, 1].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names))

@@ -10,8 +10,6 @@ import pytest
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if jax.__version_info__ <= (0, 10, 2):  # a later XLA may not know it, and would stop here
     _QUICK += " --xla_cpu_use_fusion_emitters=false"  # an older code generator, and a third faster
-if jax.__version_info__ <= (0, 10, 2):  # a later XLA may not know it, and would stop here
-    _QUICK += " --xla_cpu_use_fusion_emitters=false"  # an older code generator, and a third faster
 os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")

@@ -3,11 +3,12 @@
 import math
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from experiments import paper, report
-from experiments.curves import over_seeds, ratios_of_times, time_to
+from experiments.curves import over_seeds, plot, ratios_of_times, time_to
 from experiments.paper import CONTRADICTED, FACTS, REPRODUCED, UNCHECKED, compare
 from fwdgrad.work import Interval
 from fwdgrad.work.records import write_json
@@ -36,6 +37,21 @@ def test_the_ratio_of_times_pairs_the_seeds():
     never = curve(([0.0, 5.0], [2.0, 1.5]), ([0.0, 5.0], [2.0, 1.0]))
     ratios = ratios_of_times({**curves, "never": never}, "never", "backprop")
     assert over_seeds(ratios) == "reached by 1 of 2"
+
+
+def test_no_shaded_interval_reaches_below_zero_on_a_logarithmic_axis():
+    """There it is Student's of the logarithms, about the geometric mean."""
+    samples, bounds = np.array([[1.0, 2.0], [100.0, 8.0]]), {}
+    for scale in ("linear", "log"):
+        axis = plt.figure().subplots()
+        axis.set_yscale(scale)
+        plot(axis, np.arange(2), samples, "backprop")
+        (line,), (band,) = axis.lines, axis.collections
+        bounds[scale] = line.get_ydata(), band.get_paths()[0].vertices[:, 1].min()
+        plt.close()
+    np.testing.assert_allclose(bounds["linear"][0], [50.5, 5.0])
+    np.testing.assert_allclose(bounds["log"][0], [10.0, 4.0])
+    assert bounds["linear"][1] < 0 < bounds["log"][1]
 
 
 def interval(value, low=math.nan, high=math.nan):
