@@ -212,7 +212,8 @@ def describe(folder: Path) -> str:
         "The paper compares at equal rates. Here each method's rate is the one with the lowest "
         "validation loss after the tuning steps, one seed, of the same grid for all; a rate at "
         "which a run diverges, or ends above where it began, is left out. Then, with that rate and "
-        "other seeds:",
+        "other seeds (the figure has geometric means, with 95 % intervals of the logarithms; the "
+        "table and the winners are by arithmetic means):",
         "",
         "| model | estimator | rates tried, steps each | best rate | seeds | steps "
         "| validation loss | test accuracy | training time (s) | 10⁹ operations |",
