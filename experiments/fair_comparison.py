@@ -161,6 +161,8 @@ def draw(folder: Path) -> None:
             abscissas = (steps, line["seconds"].mean(0), gigaoperations)
             for axis, x in zip(row[1:], abscissas, strict=True):
                 plot(axis, x, line["valid_loss"], estimator)
+        for axis in row[1:]:
+            style.fit_lines(axis)
         labels = ("iteration", "training time (s)", "operations (10⁹)")
         for axis, label in zip(row[1:], labels, strict=True):
             axis.set(xlabel=label, ylabel="validation loss (nats)")

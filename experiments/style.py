@@ -7,6 +7,8 @@ import matplotlib
 matplotlib.use("Agg")  # before pyplot is imported anywhere: no display is needed
 
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
@@ -53,6 +55,16 @@ def colour(estimator: str) -> str:
 def name(estimator: str) -> str:
     """What a legend or a table calls an estimator's label."""
     return NAMES.get(estimator, estimator)
+
+
+def fit_lines(axis: Axes) -> None:
+    """The lines of an axis set its height; the intervals of few seeds may reach out of it."""
+    heights = np.concatenate([np.asarray(line.get_ydata()) for line in axis.lines])
+    heights = heights[np.isfinite(heights)]
+    low, high = axis.transData.transform([(1, heights.min()), (1, heights.max())])[:, 1]
+    margin = 0.1 * (high - low)
+    edges = axis.transData.inverted().transform([(0, low - margin), (0, high + margin)])
+    axis.set_ylim(edges[0, 1], edges[1, 1])
 
 
 def save(figure: Figure, folder: Path, stem: str) -> None:
