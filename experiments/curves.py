@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -57,33 +58,52 @@ def time_to(loss: float, curve: Curve, seed: int = 0) -> float:
     return float(np.interp(loss, losses[[i, i - 1]], seconds[[i, i - 1]]))
 
 
-def times_to_best(
-    curves: Mapping[str, Curve], reference: str, within: float = 0.0
-) -> dict[str, np.ndarray]:
-    """For each estimator and seed, when it reaches the reference's lowest loss of that seed.
-
-    `within` is by how much more than the lowest loss will do: 0.05 is 5 % more.
-    """
-    targets = curves[reference]["valid_loss"].min(1) * (1 + within)
-    return {
-        estimator: np.array([time_to(loss, curve, i) for i, loss in enumerate(targets)])
-        for estimator, curve in curves.items()
-    }
+def times_to_best(curves: Mapping[str, Curve], reference: str) -> dict[str, np.ndarray]:
+    """For each estimator and seed, when it reaches the reference's lowest loss of that seed."""
+    targets = curves[reference]["valid_loss"].min(1)
+    return {estimator: _times_to(targets, curve) for estimator, curve in curves.items()}
 
 
-def over_seeds(times: np.ndarray) -> Interval | str:
-    """The mean of times, or of ratios of times; in words, if not all seeds have one."""
+def _times_to(losses: np.ndarray, curve: Curve) -> np.ndarray:
+    return np.array([time_to(loss, curve, i) for i, loss in enumerate(losses)])
+
+
+class Unreached(NamedTuple):
+    """What stands for a time to a loss if not all of `n` seeds reach it, but `reached` of them."""
+
+    reached: int
+    n: int
+
+    def __str__(self) -> str:
+        return f"reached by {self.reached} of {self.n}"
+
+
+def over_seeds(times: np.ndarray) -> Interval | Unreached:
+    """The mean of times, or of ratios of times, if all seeds have one."""
     reached = np.isfinite(times)
-    return mean_interval(times) if reached.all() else f"reached by {reached.sum()} of {len(times)}"
+    return mean_interval(times) if reached.all() else Unreached(int(reached.sum()), len(times))
 
 
-def ratios_of_times(
-    curves: Mapping[str, Curve], estimator: str, reference: str, within: float = 0.0
-) -> np.ndarray:
+def ratios_of_times(curves: Mapping[str, Curve], estimator: str, reference: str) -> np.ndarray:
     """T of an estimator over T of the reference, for each seed; not finite where there is none."""
-    times = times_to_best(curves, reference, within)
+    times = times_to_best(curves, reference)
     with np.errstate(divide="ignore", invalid="ignore"):  # a reference that has learnt nothing
         return times[estimator] / times[reference]
+
+
+def ratios_to_common_loss(
+    curves: Mapping[str, Curve], estimator: str, reference: str
+) -> np.ndarray:
+    """For each seed the ratio of the times to the lowest loss that both reach.
+
+    That is the reference's lowest, and so the ratio that of T, if the estimator reaches it; else it
+    is the estimator's lowest.
+    """
+    both = [curves[name] for name in (estimator, reference)]
+    losses = np.maximum(*(curve["valid_loss"].min(1) for curve in both))
+    first, second = (_times_to(losses, curve) for curve in both)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return first / second
 
 
 def plot(axis: Axes, x: np.ndarray, samples: np.ndarray, estimator: str) -> None:

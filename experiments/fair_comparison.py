@@ -14,7 +14,7 @@ import itertools
 import math
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import hydra
 import matplotlib.pyplot as plt
@@ -23,21 +23,21 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig
 
-from experiments import jobs, style, train
+from experiments import jobs, style
 from experiments.costs import operations_of_a_step
 from experiments.curves import Curve, final, plot, read_curves, write_curves
 from experiments.paper import Finding, compare
-from fwdgrad.work import DivergedError, Interval, RunRecord, mean_interval, read_run
+from experiments.tuning import Rates, Tuned, read_rates, tune_and_train
+from fwdgrad.work import DivergedError, exact, mean_interval
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
 
 NAME = "fair_comparison"
-_TUNING_SEED = 1000  # of none of the runs that follow
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
     """Tunes and trains what has not been, and writes the tables."""
     experiment = cfg.experiments[NAME]
-    lines: dict[tuple[str, str], _Line] = {}
+    lines: dict[tuple[str, str], Tuned] = {}
     operations: dict[str, dict[str, float]] = {}
     accuracies: dict[str, dict[str, list[float]]] = {}
     sources: list[Any] = []
@@ -57,93 +57,41 @@ def run(cfg: DictConfig, folder: Path) -> None:
     )
     write_table(
         folder / f"{NAME}_tuning.csv",
-        ("panel", "estimator", "learning_rate", "num_steps", "valid_loss"),
+        ("panel", "estimator", "learning_rate", "num_steps", "valid_loss", "failed_seeds"),
         [
-            (panel, name, rate, experiment.panels[panel].tuning_steps, loss)
+            (panel, name, rate, experiment.panels[panel].tuning_steps, *rest)
             for (panel, name), line in lines.items()
-            for rate, loss in line.tried.items()
+            for rate, *rest in line.columns()
         ],
     )
     information = {
         "titles": {panel: experiment.panels[panel].title for panel in experiment.shown},
         "operations": operations,
         "test_accuracy": accuracies,
+        "differs": {panel: _differs(experiment.panels[panel]) for panel in experiment.shown},
         **jobs.sources(sources),
     }
     write_json(folder / f"{NAME}.json", information)
 
 
-class _Line(NamedTuple):
-    """One method on one model.
+def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> Tuned:
+    settings = cfg.experiments[NAME].panels[panel]
 
-    Attributes:
-      tried: rate -> the validation loss after tuning, inf if a run failed, then or later.
-      tuning: the information of the tuning runs.
-      runs: seed -> the run at the best rate.
-      config: of one of these runs.
-    """
+    def make_config(rate: float, seed: int, tuning: bool) -> DictConfig:
+        num_steps = settings.tuning_steps if tuning else settings.num_steps
+        length = {"num_steps": num_steps, "eval_every": max(1, num_steps // settings.num_rows)}
+        return jobs.train_config(cfg, NAME, panel, name, learning_rate=rate, **length, seed=seed)
 
-    tried: dict[float, float]
-    tuning: list[dict[str, Any]]
-    runs: dict[int, RunRecord]
-    config: DictConfig
+    def note(text: str) -> None:
+        bar.write(f"{NAME}: {text}")
 
-
-def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> _Line:
-    """Tries every rate, then trains every seed at the best at which no run fails."""
-    experiment = cfg.experiments[NAME]
-    settings = experiment.panels[panel]
-    tried: dict[float, float] = {}
-    tuning = []
-    for rate in settings.rates:
-        config = _train_config(cfg, panel, name, rate, settings.tuning_steps, _TUNING_SEED)
-        tried[rate], information = _valid_loss(config)
-        tuning.append(information)
-    while math.isfinite(tried[best := _best_rate(tried)]):
-        configs = {
-            seed: _train_config(cfg, panel, name, best, settings.num_steps, seed)
-            for seed in experiment.seeds
-        }
-        runs = {}
-        try:
-            for seed, config in configs.items():
-                runs[seed] = train.run(config)
-                bar.write(f"{NAME}: {train.summary(runs[seed])}")
-        except DivergedError:
-            tried[best] = math.inf
-        if any(_has_failed(run) for run in runs.values()):
-            tried[best] = math.inf
-        if math.isfinite(tried[best]):
-            return _Line(tried, tuning, runs, config)
-    raise DivergedError(
-        f"{name} on {panel} diverges at every rate of {list(settings.rates)}; add smaller ones to "
-        f"experiments.{NAME}.panels.{panel}.rates."
-    )
-
-
-def _has_failed(run: RunRecord) -> bool:
-    """Whether a run ends above where it began: it has diverged, if not to the end."""
-    return run.metrics[-1].valid_loss > run.metrics[0].valid_loss
-
-
-def _train_config(
-    cfg: DictConfig, panel: str, name: str, rate: float, num_steps: int, seed: int
-) -> DictConfig:
-    eval_every = max(1, num_steps // cfg.experiments[NAME].panels[panel].num_rows)
-    length = {"num_steps": num_steps, "eval_every": eval_every}
-    return jobs.train_config(cfg, NAME, panel, name, learning_rate=rate, **length, seed=seed)
-
-
-def _valid_loss(config: DictConfig) -> tuple[float, dict[str, Any]]:
-    """The last validation loss of a run, inf if it fails, and the run's information."""
     try:
-        record = train.run(config)
-    except DivergedError:
-        diverged = read_run(train.folder(config))
-        assert diverged is not None
-        return math.inf, diverged.info
-    loss = record.info["final"]["valid_loss"]
-    return math.inf if _has_failed(record) else loss, record.info
+        return tune_and_train(make_config, settings.rates, cfg.experiments[NAME].seeds, note)
+    except DivergedError as error:
+        raise DivergedError(
+            f"{name} on {panel} diverges at every rate of {list(settings.rates)}; add smaller ones "
+            f"to experiments.{NAME}.panels.{panel}.rates."
+        ) from error
 
 
 def draw(folder: Path) -> None:
@@ -172,30 +120,22 @@ def draw(folder: Path) -> None:
     style.save(figure, folder, NAME)
 
 
-def _tuning(folder: Path, panel: str) -> dict[str, dict[float, float]]:
-    """From estimator and learning rate to the validation loss, inf where it diverged."""
-    tried: dict[str, dict[float, float]] = {}
-    for row in read_table(folder / f"{NAME}_tuning.csv"):
-        if row["panel"] == panel:
-            of_estimator = tried.setdefault(row["estimator"], {})
-            of_estimator[float(row["learning_rate"])] = float(row["valid_loss"])
-    return tried
-
-
-def _best_rate(tried: dict[float, float]) -> float:
-    return min(tried, key=lambda rate: tried[rate])
+def _rates(folder: Path, panel: str) -> dict[str, Rates]:
+    """From estimator to the rates tried and the one chosen."""
+    rows = read_table(folder / f"{NAME}_tuning.csv")
+    return read_rates((row for row in rows if row["panel"] == panel), "valid_loss")
 
 
 def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
-    """The loss at each rate tried; a cross above where it diverged, the chosen one filled."""
-    tuning = _tuning(folder, panel)
-    finite = [x for tried in tuning.values() for x in tried.values() if math.isfinite(x)]
-    for i, (estimator, tried) in enumerate(tuning.items()):
-        colour, best = style.colour(estimator), _best_rate(tried)
-        kept = {rate: x for rate, x in tried.items() if math.isfinite(x)}
+    """The loss at each rate tried; a cross above where it failed, the chosen one filled."""
+    tuning = _rates(folder, panel)
+    finite = [x for rates in tuning.values() for x in rates.tried.values() if math.isfinite(x)]
+    for i, (estimator, rates) in enumerate(tuning.items()):
+        colour = style.colour(estimator)
+        kept = {rate: x for rate, x in rates.tried.items() if math.isfinite(x)}
         axis.plot([*kept], [*kept.values()], "o-", color=colour, ms=3, mfc="white")
-        axis.plot(best, tried[best], "o", color=colour, ms=5)
-        diverged = [rate for rate in tried if rate not in kept]
+        axis.plot(rates.chosen, kept[rates.chosen], "o", color=colour, ms=5)
+        diverged = [rate for rate in rates.tried if rate not in kept]
         height = max(finite) * (1.1 + 0.12 * i)
         axis.plot(diverged, [height] * len(diverged), "x", color=colour, ms=4)
     axis.set(xscale="log", xlabel="learning rate (× failed)", ylabel="loss after tuning (nats)")
@@ -205,7 +145,8 @@ def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
 def describe(folder: Path) -> str:
     """The report's section: who wins, the figure, and a table, in Markdown."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
-    tuning = read_table(folder / f"{NAME}_tuning.csv")
+    table = read_table(folder / f"{NAME}_tuning.csv")
+    tuning_steps = {row["panel"]: row["num_steps"] for row in table}
     lines = [
         "## At the best rate of each (not in the paper)",
         "",
@@ -213,9 +154,10 @@ def describe(folder: Path) -> str:
         "",
         "The paper compares at equal rates. Here each method's rate is the one with the lowest "
         "validation loss after the tuning steps, one seed, of the same grid for all; a rate at "
-        "which a run diverges, or ends above where it began, is left out. Then, with that rate and "
-        "other seeds (the figure has geometric means, with 95 % intervals of the logarithms; the "
-        "table and the winners are by arithmetic means):",
+        "which a run fails, that is diverges or ends above where it began, is left out. Then, with "
+        "that rate and other seeds; if a run of theirs fails, the rate is given up, which the "
+        "table says, and they all train at the next best. The figure has geometric means, with "
+        "95 % intervals of the logarithms; the table and the winners are by arithmetic means.",
         "",
         "| model | estimator | rates tried, steps each | best rate | seeds | steps "
         "| validation loss | test accuracy | training time (s) | 10⁹ operations |",
@@ -223,17 +165,14 @@ def describe(folder: Path) -> str:
     ]
     verdicts = []
     for panel, by_estimator in panels.items():
-        title = information["titles"][panel]
+        title, rates = information["titles"][panel], _rates(folder, panel)
         for estimator, line in by_estimator.items():
-            tried = _tuning(folder, panel)[estimator]
-            of_line = [r for r in tuning if (r["panel"], r["estimator"]) == (panel, estimator)]
-            grid = f"{len(tried)} from {min(tried):g} to {max(tried):g}, {of_line[0]['num_steps']}"
-            best, steps = _best_rate(tried), int(line["step"][0, -1])
-            edge = " (end of the grid)" if best in (min(tried), max(tried)) else ""
+            tried, steps = rates[estimator].tried, int(line["step"][0, -1])
+            grid = f"{len(tried)} from {min(tried):g} to {max(tried):g}, {tuning_steps[panel]}"
             accuracy = mean_interval(information["test_accuracy"][panel][estimator])
             operations = steps * information["operations"][panel][estimator] / 1e9
             lines.append(
-                f"| {title} | {style.name(estimator)} | {grid} | {best:g}{edge} "
+                f"| {title} | {style.name(estimator)} | {grid} | {rates[estimator]} "
                 f"| {len(line['step'])} | {steps} | {final(line, 'valid_loss')} | {accuracy} "
                 f"| {final(line, 'seconds')} | {operations:.4g} |"
             )
@@ -258,22 +197,39 @@ def _winners(lines: dict[str, Curve], operations: dict[str, float]) -> str:
     return "; ".join(f"{style.name(n)} wins at {', '.join(b)}" for n, b in won.items()) + "."
 
 
+def _differs(settings: DictConfig) -> str:
+    """In what a panel is not the full comparison, in words."""
+    steps, full = settings.num_steps, settings.full_steps
+    return jobs.changes(settings.overrides) or (
+        f"after {steps:,} of {full:,} iterations" if steps < full else ""
+    )
+
+
 def findings(folder: Path) -> list[Finding]:
     """What the tables say of what replications found, for the MLP."""
-    panels = read_curves(folder / f"{NAME}.csv")
+    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
     if "mlp" not in panels:
         return []
     names = ("backprop", "forward-normal", "forward-low_rank")
     losses = [panels["mlp"][name]["valid_loss"][:, -1] for name in names]
-    rates = [_best_rate(_tuning(folder, "mlp")[name]) for name in names]
-    wins = [mean_interval(losses[0] / x) for x in losses[1:]]
-    times_larger = [Interval(rates[0] / x, math.nan, math.nan, 1) for x in rates[1:]]
-    accuracies = read_json(folder / f"{NAME}.json")["test_accuracy"]["mlp"]
-    best = [mean_interval(accuracies[name]) for name in names[1:]]
+    rates = [_rates(folder, "mlp")[name] for name in names]
+    accuracies = [mean_interval(information["test_accuracy"]["mlp"][name]) for name in names]
+    differs = information["differs"]["mlp"]
+    edge = "a best rate is an end of the grid" if any(r.is_at_the_end for r in rates[:2]) else ""
+    times_larger = [rates[0].chosen / r.chosen for r in rates[1:]]
     found = [
-        compare("replications.backprop_wins", wins[0], wins[1]),
-        compare("replications.rates", times_larger[0], times_larger[1]),
-        compare("replications.accuracy", best[0], best[1]),
+        compare(
+            "replications.backprop_wins",
+            *(mean_interval(losses[0] / x) for x in losses[1:]),
+            differs=differs,
+        ),
+        compare(
+            "replications.rates",
+            *map(exact, times_larger),
+            differs=differs or edge,
+        ),
+        compare("replications.accuracy", *accuracies[1:], differs=differs),
+        compare("replications.backprop_accuracy", accuracies[0], differs=differs),
     ]
     return [f for f in found if f is not None]
 

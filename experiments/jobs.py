@@ -34,13 +34,19 @@ def train_config(cfg: DictConfig, name: str, panel: str, line: str, **values: An
     )
 
 
+def changes(overrides: Iterable[str]) -> str:
+    """In what overrides change a model itself, in words: '' if it is the paper's."""
+    changed = [override for override in overrides if override.startswith("model.")]
+    return f"with {', '.join(changed)}, which is not the paper's model" if changed else ""
+
+
 def alone(cfg: DictConfig, experiment: Any) -> None:
     """One experiment of a `reproduce` config by itself: the module with `run` and `draw`."""
     folder = Path(cfg.output.root)
     if not cfg.draw_only:
         experiment.run(cfg, folder)
     experiment.draw(folder)
-    print(f"{folder / experiment.NAME}.png")
+    print(f"drawn in {folder}")
 
 
 def sources(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.paper import FACTS, Finding, not_found
+from experiments.paper import FACTS, TOLERANCE, WIDEST, Finding, not_found
 from fwdgrad.work.files import atomic_write
 from fwdgrad.work.records import read_json
 
@@ -29,7 +29,10 @@ def write(
     parts = [
         f"# Results of the preset `{preset}`",
         f"Made by `python -m experiments.reproduce preset={preset}`; not edited by hand.",
-        *(f"**{name} failed:** {reason}" for name, reason in failures.items()),
+        *(
+            f"**{name} failed:** {reason} Of it there are at most results of an earlier time."
+            for name, reason in failures.items()
+        ),
         _numbers_of_the_paper(list(findings)),
         *sections.values(),
         _provenance({name: read_json(folder / f"{name}.json") for name in sections}),
@@ -46,9 +49,14 @@ def _numbers_of_the_paper(findings: list[Finding]) -> str:
         "",
         "Mark: F, read off the paper's own figure or caption; Q, quoted or used by several "
         "independent replications; U, remembered, with no source found to confirm it. Ours: means "
-        "over seeds, or medians over timed turns, with 95 % intervals. A number is reproduced if "
-        "the interval of the paper's own estimator (dense normal tangents, or backprop), widened "
-        "by 10 %, holds the paper's; low-rank tangents are beside it.",
+        "over seeds (n of them), or medians over n timed turns, with 95 % intervals; times and "
+        "their ratios are of this machine. The verdict is of the paper's own estimator (dense "
+        f"normal tangents, or backprop), and allows for {TOLERANCE:.0%}, since the paper's numbers "
+        "are read off plots: a number is contradicted if our interval is wholly elsewhere, "
+        f"reproduced if it is not and reaches at most {WIDEST:.0%} of its middle to either side, "
+        "or lies in a range of the paper's; otherwise, as with another setting, it "
+        "cannot be checked. A claim of a side ('above 1') is taken as it is, and all of our "
+        "interval must be there. Low-rank tangents are beside it.",
         "",
         "| figure | quantity | paper | mark | ours, the paper's estimator | ours, low-rank "
         "| verdict | why |",
@@ -73,6 +81,9 @@ def _provenance(information: Mapping[str, dict[str, Any]]) -> str:
     for name, of_experiment in information.items():
         hours, rest = divmod(round(of_experiment["wall_seconds"]), 3600)
         lines.append(f"- {name}, {hours}:{rest // 60:02}:{rest % 60:02} h of wall time")
+        machines = {str(source["hardware"]) for source in of_experiment["provenance"]}
+        if len(machines) > 1:
+            lines[-1] += "; **on several machines, so its times cannot be compared**"
         for source in of_experiment["provenance"]:
             code, hardware = source["code"], source["hardware"]
             commit = code["commit"] or "unknown"

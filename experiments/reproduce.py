@@ -6,7 +6,6 @@ experiment that fails does not keep the others from running; the report names it
 status is 1.
 """
 
-import contextlib
 import sys
 import traceback
 from pathlib import Path
@@ -46,13 +45,24 @@ def run(cfg: DictConfig) -> dict[str, str]:
             module.draw(folder)
         except Exception as error:  # whatever it is, the other experiments shall run
             traceback.print_exc()
-            failures[name] = f"{type(error).__name__}: {error}"
+            failures[name] = _in_a_line(error)
         # Of this time; or, if it failed, of the last time that it did not.
-        with contextlib.suppress(OSError):
-            sections[name] = module.describe(folder)
-            findings += module.findings(folder)
+        try:
+            section, found = module.describe(folder), module.findings(folder)
+        except Exception as error:
+            failures.setdefault(name, _in_a_line(error))
+            continue
+        sections[name] = section
+        if name in failures:
+            found = [f._replace(why=f"{f.why} Of an earlier time.".strip()) for f in found]
+        findings += found
     print(f"report: {report.write(folder, cfg.preset, sections, findings, failures)}")
     return failures
+
+
+def _in_a_line(error: Exception) -> str:
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")

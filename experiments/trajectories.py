@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import jobs, style
 from experiments.paper import Finding, compare
 from fwdgrad.problems import TEST_FUNCTIONS
-from fwdgrad.work import Interval, mean_interval
+from fwdgrad.work import Interval, exact, mean_interval
 from fwdgrad.work.descent import make_descend
 from fwdgrad.work.measurements import measured_once
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
@@ -209,9 +209,9 @@ def describe(folder: Path) -> str:
             "",
             f"![Descent on test functions]({name}.png)",
             "",
-            "Single runs are thin, their means thick. Geometric means over the runs with 95 % "
-            "intervals (Student's t of the logarithms); time is that of all iterations, over that "
-            "of backprop with the same seed.",
+            "Single runs are thin, their means thick. In the table are geometric means over the "
+            "runs with 95 % intervals (Student's t of the logarithms); time is that of all "
+            "iterations, over that of backprop with the same seed.",
             "",
             "| function | estimator | runs | iterations | final − minimum | time / backprop |",
             "|---|---|---|---|---|---|",
@@ -229,14 +229,20 @@ def describe(folder: Path) -> str:
 
 def _final_gap(line: dict[str, np.ndarray], settings: dict[str, Any]) -> Interval:
     """How far above the minimum runs end, the geometric mean."""
-    gaps = np.maximum(line["value"][:, -1] - _minimum(settings), np.finfo(np.float32).tiny)
-    mean, low, high, n = mean_interval(np.log(gaps))
-    return Interval(math.exp(mean), math.exp(low), math.exp(high), n)
+    gaps = line["value"][:, -1] - _minimum(settings)
+    return _geometric_mean(np.maximum(gaps, np.finfo(np.float32).tiny))
 
 
 def _time_ratio(lines: dict[str, dict[str, np.ndarray]], estimator: str) -> Interval:
     seconds = {name: lines[name]["seconds"][:, -1] for name in (estimator, "backprop")}
-    return mean_interval(seconds[estimator] / seconds["backprop"])
+    return _geometric_mean(seconds[estimator] / seconds["backprop"])
+
+
+def _geometric_mean(samples: np.ndarray) -> Interval:
+    if np.ptp(samples) == 0:  # every seed's is the same, as backprop's
+        return exact(float(samples[0]))
+    mean, low, high, n = mean_interval(np.log(samples))
+    return Interval(math.exp(mean), math.exp(low), math.exp(high), n)
 
 
 def findings(folder: Path) -> list[Finding]:
@@ -245,9 +251,14 @@ def findings(folder: Path) -> list[Finding]:
     for name in _figures(folder):
         functions = read_json(folder / f"{name}.json")["functions"]
         for function, lines in _read(folder, name).items():
-            line = lines["forward-normal"]
+            line, settings = lines["forward-normal"], functions[function]
+            start = exact(float(line["value"][0, 0]))
+            steps, of_paper = settings["num_steps"], settings.get("paper_steps", 0)
+            differs = f"after {steps:,} of {of_paper:,} iterations" if steps < of_paper else ""
+            gap = _final_gap(line, settings)
             found += [
-                compare(f"{function}.final", _final_gap(line, functions[function])),
+                compare(f"{function}.start", start),
+                compare(f"{function}.final", gap, differs=differs),
                 compare(f"{function}.time", _time_ratio(lines, "forward-normal")),
             ]
     return [f for f in found if f is not None]

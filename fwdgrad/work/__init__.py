@@ -4,7 +4,7 @@ Knows an estimator only through its call, and a problem only as parameters, loss
 """
 
 from fwdgrad.work.checkpoints import CheckpointError
-from fwdgrad.work.intervals import Interval, mean_interval, median_interval
+from fwdgrad.work.intervals import Interval, exact, mean_interval, median_interval
 from fwdgrad.work.provenance import provenance
 from fwdgrad.work.records import Metrics, RunRecord, config_identity, read_run, run_folder
 from fwdgrad.work.schedules import exponential_decay
@@ -19,6 +19,7 @@ __all__ = [
     "RunRecord",
     "Settings",
     "config_identity",
+    "exact",
     "exponential_decay",
     "finished_run",
     "interleaved_seconds",

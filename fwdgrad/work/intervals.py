@@ -9,7 +9,10 @@ from scipy import special
 
 
 class Interval(NamedTuple):
-    """An estimate with a confidence interval, and the number of samples it is from."""
+    """An estimate with a confidence interval, and the number of samples it is from.
+
+    The ends of a single sample's are nan; those of an exact number are the number.
+    """
 
     value: float
     low: float
@@ -17,9 +20,18 @@ class Interval(NamedTuple):
     n: int
 
     def __str__(self) -> str:
-        if math.isnan(self.low):
+        if math.isnan(self.low) or self.low == self.high:
             return f"{self.value:.4g}"
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def exact(number: float) -> Interval:
+    """A number that does not vary, as an interval of no width.
+
+    >>> print(exact(2.0))
+    2
+    """
+    return Interval(number, number, number, 1)
 
 
 def mean_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
