@@ -28,7 +28,7 @@ from experiments.costs import operations_of_a_step
 from experiments.curves import Curve, final, plot, read_curves, write_curves
 from experiments.paper import Finding, compare
 from experiments.tuning import Rates, Tuned, read_rates, tune_and_train
-from fwdgrad.work import DivergedError, exact, mean_interval
+from fwdgrad.work import DivergedError, mean_interval
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
 
 NAME = "fair_comparison"
@@ -42,15 +42,24 @@ def run(cfg: DictConfig, folder: Path) -> None:
     accuracies: dict[str, dict[str, list[float]]] = {}
     sources: list[Any] = []
     bar = jobs.progress(list(itertools.product(experiment.shown, experiment.lines)), cfg, NAME)
+    failed: list[tuple[str, str]] = []
     for panel, name in bar:
         bar.set_postfix_str(f"{panel} {name}")
-        lines[panel, name] = line = _tune_and_train(cfg, panel, name, bar)
+        try:
+            line = _tune_and_train(cfg, panel, name, bar)
+        except DivergedError as error:
+            failed.append((panel, name))
+            bar.write(f"{NAME}: {panel} {name}: {error}")
+            continue
+        lines[panel, name] = line
         counted = operations_of_a_step(line.config, folder / "runs" / NAME)
         operations.setdefault(panel, {})[name] = counted["result"]
         accuracies.setdefault(panel, {})[name] = [
             run.info["final"]["test_accuracy"] for run in line.runs.values()
         ]
-        sources += [*line.tuning, *(run.info for run in line.runs.values()), counted]
+        sources += [*line.others, *(run.info for run in line.runs.values()), counted]
+    if not lines:
+        raise DivergedError(f"every line fails at every rate of experiments.{NAME}.")
     write_curves(
         folder / f"{NAME}.csv",
         ((*names, seed, run) for names, line in lines.items() for seed, run in line.runs.items()),
@@ -68,7 +77,10 @@ def run(cfg: DictConfig, folder: Path) -> None:
         "titles": {panel: experiment.panels[panel].title for panel in experiment.shown},
         "operations": operations,
         "test_accuracy": accuracies,
-        "differs": {panel: _differs(experiment.panels[panel]) for panel in experiment.shown},
+        "differs": {
+            panel: jobs.differences(experiment.panels[panel]) for panel in experiment.shown
+        },
+        "failed": failed,
         **jobs.sources(sources),
     }
     write_json(folder / f"{NAME}.json", information)
@@ -85,13 +97,7 @@ def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> Tuned:
     def note(text: str) -> None:
         bar.write(f"{NAME}: {text}")
 
-    try:
-        return tune_and_train(make_config, settings.rates, cfg.experiments[NAME].seeds, note)
-    except DivergedError as error:
-        raise DivergedError(
-            f"{name} on {panel} diverges at every rate of {list(settings.rates)}; add smaller ones "
-            f"to experiments.{NAME}.panels.{panel}.rates."
-        ) from error
+    return tune_and_train(make_config, settings.rates, cfg.experiments[NAME].seeds, note)
 
 
 def draw(folder: Path) -> None:
@@ -177,6 +183,9 @@ def describe(folder: Path) -> str:
                 f"| {final(line, 'seconds')} | {operations:.4g} |"
             )
         verdicts.append(f"{title}: {_winners(by_estimator, information['operations'][panel])}")
+    for panel, name in information["failed"]:
+        title = information["titles"][panel]
+        verdicts.append(f"{title}: {style.name(name)} fails at every rate and is left out.")
     return "\n".join([*lines, "", *verdicts])
 
 
@@ -197,26 +206,17 @@ def _winners(lines: dict[str, Curve], operations: dict[str, float]) -> str:
     return "; ".join(f"{style.name(n)} wins at {', '.join(b)}" for n, b in won.items()) + "."
 
 
-def _differs(settings: DictConfig) -> str:
-    """In what a panel is not the full comparison, in words."""
-    steps, full = settings.num_steps, settings.full_steps
-    return jobs.changes(settings.overrides) or (
-        f"after {steps:,} of {full:,} iterations" if steps < full else ""
-    )
-
-
 def findings(folder: Path) -> list[Finding]:
     """What the tables say of what replications found, for the MLP."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
-    if "mlp" not in panels:
-        return []
     names = ("backprop", "forward-normal", "forward-low_rank")
+    if not set(names) <= set(panels.get("mlp", {})):
+        return []
     losses = [panels["mlp"][name]["valid_loss"][:, -1] for name in names]
     rates = [_rates(folder, "mlp")[name] for name in names]
     accuracies = [mean_interval(information["test_accuracy"]["mlp"][name]) for name in names]
     differs = information["differs"]["mlp"]
     edge = "a best rate is an end of the grid" if any(r.is_at_the_end for r in rates[:2]) else ""
-    times_larger = [rates[0].chosen / r.chosen for r in rates[1:]]
     found = [
         compare(
             "replications.backprop_wins",
@@ -225,7 +225,7 @@ def findings(folder: Path) -> list[Finding]:
         ),
         compare(
             "replications.rates",
-            *map(exact, times_larger),
+            *(rates[0].over(r) for r in rates[1:]),
             differs=differs or edge,
         ),
         compare("replications.accuracy", *accuracies[1:], differs=differs),

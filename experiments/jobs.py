@@ -34,10 +34,14 @@ def train_config(cfg: DictConfig, name: str, panel: str, line: str, **values: An
     )
 
 
-def changes(overrides: Iterable[str]) -> str:
-    """In what overrides change a model itself, in words: '' if it is the paper's."""
-    changed = [override for override in overrides if override.startswith("model.")]
-    return f"with {', '.join(changed)}, which is not the paper's model" if changed else ""
+def differences(settings: Mapping[str, Any], but_for: Iterable[str] = ()) -> str:
+    """In what settings differ from those under their key `full`, in words: '' if in nothing."""
+    found = []
+    for key, expected in settings["full"].items():
+        if key not in but_for and (value := settings[key]) != expected:
+            texts = (f"{x:,}" if isinstance(x, int) else str(x) for x in (value, expected))
+            found.append("{} is {}, not {}".format(key.replace("_", " "), *texts))
+    return "; ".join(found)
 
 
 def alone(cfg: DictConfig, experiment: Any) -> None:

@@ -87,7 +87,13 @@ def run(cfg: DictConfig, folder: Path) -> None:
     for panel in experiment.shown:
         configs = {line: _train_config(cfg, panel, line, seed=0) for line in experiment.lines}
         costs[panel] = step_costs(configs, folder / "runs" / NAME, **experiment.costs[panel])
-    _write_tables(cfg, _whole_seeds(records, diverged), diverged, costs, folder)
+    whole = _whole_seeds(records, diverged)
+    if not whole:
+        raise DivergedError(
+            f"with every seed a run diverges: {diverged}. Lower the learning rates of "
+            f"experiments.{NAME}.panels."
+        )
+    _write_tables(cfg, whole, diverged, costs, folder)
 
 
 def _whole_seeds(
@@ -95,13 +101,7 @@ def _whole_seeds(
 ) -> list[tuple[str, str, int, RunRecord]]:
     """The runs of the seeds with which no line of a panel diverged, so that lines go in pairs."""
     left_out = {(panel, seed) for panel, _, seed in diverged}
-    kept = [record for record in records if (record[0], record[2]) not in left_out]
-    if lost := {panel for panel, _ in left_out} - {panel for panel, *_ in kept}:
-        raise DivergedError(
-            f"with every seed a run of {', '.join(sorted(lost))} diverges: {diverged}. Leave the "
-            f"panel out of experiments.{NAME}.shown, or lower its learning rate."
-        )
-    return kept
+    return [record for record in records if (record[0], record[2]) not in left_out]
 
 
 def _train_config(cfg: DictConfig, panel: str, line: str, seed: int) -> DictConfig:
@@ -132,16 +132,21 @@ def _write_tables(
     write_costs(folder / f"{NAME}_costs.csv", costs)
     experiment = cfg.experiments[NAME]
     panels = {panel: experiment.panels[panel] for panel in experiment.shown}
+    every = [record.info for *_, record in records]
+    every += [train.recorded(_train_config(cfg, *names)) for names in diverged]
     information = {
         "titles": {panel: settings.title for panel, settings in panels.items()},
         "shortened": {
-            panel: f"{settings.num_steps:,} of {settings.paper_steps:,}"
+            panel: f"{settings.num_steps:,} of {settings.full.num_steps:,}"
             for panel, settings in panels.items()
-            if settings.num_steps < settings.paper_steps
+            if settings.num_steps < settings.full.num_steps
         },
-        "changed": {panel: jobs.changes(settings.overrides) for panel, settings in panels.items()},
+        "changed": {
+            panel: jobs.differences(settings, but_for=["num_steps"])
+            for panel, settings in panels.items()
+        },
         "diverged": diverged,
-        **jobs.sources([*(record.info for *_, record in records), *costs.values()]),
+        **jobs.sources([*every, *costs.values()]),
     }
     write_json(folder / f"{NAME}.json", information)
 
@@ -267,7 +272,7 @@ def describe(folder: Path) -> str:
         lines += ["", f"{information['titles'][panel]} is shortened to {steps} iterations."]
     for panel, line, seed in information["diverged"]:
         title = information["titles"][panel]
-        lines += ["", f"{title}: {style.name(line)} diverged; seed {seed} is left out of all."]
+        lines += ["", f"{title}: {style.name(line)} diverged with seed {seed}, left out of all."]
     return "\n".join(lines)
 
 
@@ -306,11 +311,16 @@ def findings(folder: Path) -> list[Finding]:
         )
         changed = information["changed"][panel]
         shortened = information["shortened"].get(panel, "")
-        after = changed or (f"after {shortened} iterations" if shortened else "")
+        lost = [f"seed {seed}, with which {line} diverged, is left out" for panel_of, line, seed
+                in information["diverged"] if panel_of == panel]  # fmt: skip
+        after = [f"after {shortened} iterations"] if shortened else []
+        differs = "; ".join([*([changed] if changed else []), *after, *lost])
         if panel == "mlp_2e-4":
             found.append(compare("replications.slower", *of_steps["R_ratio"], differs=changed))
         found += [compare(f"{panel}.{k}", *pair, differs=changed) for k, pair in of_steps.items()]
-        found += [compare(f"{panel}.{k}", *pair, differs=after) for k, pair in of_training.items()]
+        found += [
+            compare(f"{panel}.{k}", *pair, differs=differs) for k, pair in of_training.items()
+        ]
     return [f for f in found if f is not None]
 
 

@@ -29,17 +29,20 @@ def write(
     parts = [
         f"# Results of the preset `{preset}`",
         f"Made by `python -m experiments.reproduce preset={preset}`; not edited by hand.",
-        *(
-            f"**{name} failed:** {reason} Of it there are at most results of an earlier time."
-            for name, reason in failures.items()
-        ),
+        *(f"**{name} failed:** {reason}" for name, reason in failures.items()),
         _numbers_of_the_paper(list(findings)),
         *sections.values(),
-        _provenance({name: read_json(folder / f"{name}.json") for name in sections}),
+        _provenance({name: x for name in sections if (x := _information(folder, name))}),
     ]
     with atomic_write(path) as file:
         file.write("\n\n".join(parts) + "\n")
     return path
+
+
+def _information(folder: Path, name: str) -> dict[str, Any]:
+    """What an experiment notes beside its tables; nothing, if it was killed before that."""
+    path = folder / f"{name}.json"
+    return read_json(path) if path.exists() else {}
 
 
 def _numbers_of_the_paper(findings: list[Finding]) -> str:

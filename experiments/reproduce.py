@@ -8,7 +8,9 @@ status is 1.
 
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -39,30 +41,36 @@ def run(cfg: DictConfig) -> dict[str, str]:
     bar = jobs.progress(list(EXPERIMENTS.items()), cfg, "reproduce")
     for name, module in bar:
         bar.set_postfix_str(name)
-        try:
-            if not cfg.draw_only:
-                module.run(cfg, folder)
-            module.draw(folder)
-        except Exception as error:  # whatever it is, the other experiments shall run
-            traceback.print_exc()
-            failures[name] = _in_a_line(error)
-        # Of this time; or, if it failed, of the last time that it did not.
-        try:
-            section, found = module.describe(folder), module.findings(folder)
-        except Exception as error:
-            failures.setdefault(name, _in_a_line(error))
-            continue
-        sections[name] = section
-        if name in failures:
+        failed: list[str] = []
+        if not cfg.draw_only:
+            _attempt(failed, "", module.run, cfg, folder)
+        is_old = bool(failed)  # what there is then is of the last time that it ran
+        _attempt(failed, "drawing: ", module.draw, folder)
+        section = _attempt(failed, "its section: ", module.describe, folder)
+        found = _attempt(failed, "its numbers: ", module.findings, folder) or []
+        if section is not None:
+            sections[name] = section
+        if is_old:
             found = [f._replace(why=f"{f.why} Of an earlier time.".strip()) for f in found]
         findings += found
+        if failed:
+            failures[name] = failed[0]
     print(f"report: {report.write(folder, cfg.preset, sections, findings, failures)}")
     return failures
 
 
-def _in_a_line(error: Exception) -> str:
-    first = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first}"
+def _attempt(failed: list[str], what: str, part: Callable[..., Any], *args: Any) -> Any:
+    """What a part of an experiment returns; if it fails, None, and a line is added to `failed`.
+
+    Whatever the error is, the other parts and experiments shall run.
+    """
+    try:
+        return part(*args)
+    except Exception as error:
+        traceback.print_exc()
+        first = str(error).strip().partition("\n")[0]
+        failed.append(f"{what}{type(error).__name__}: {first}")
+        return None
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")

@@ -21,6 +21,7 @@ from fwdgrad.work import (
     Settings,
     config_identity,
     finished_run,
+    read_run,
     run_folder,
     train,
 )
@@ -48,6 +49,13 @@ def run(cfg: DictConfig) -> RunRecord:
         checkpoint_seconds=cfg.output.checkpoint_seconds,
         show_progress=cfg.output.progress,
     )
+
+
+def recorded(cfg: DictConfig) -> dict[str, Any]:
+    """The information of a run that was begun, also of one that diverged."""
+    record = read_run(folder(cfg))
+    assert record is not None
+    return record.info
 
 
 def summary(record: RunRecord) -> str:

@@ -239,7 +239,7 @@ def _time_ratio(lines: dict[str, dict[str, np.ndarray]], estimator: str) -> Inte
 
 
 def _geometric_mean(samples: np.ndarray) -> Interval:
-    if np.ptp(samples) == 0:  # every seed's is the same, as backprop's
+    if len(samples) > 1 and np.ptp(samples) == 0:  # every seed's is the same, as backprop's
         return exact(float(samples[0]))
     mean, low, high, n = mean_interval(np.log(samples))
     return Interval(math.exp(mean), math.exp(low), math.exp(high), n)
@@ -253,13 +253,14 @@ def findings(folder: Path) -> list[Finding]:
         for function, lines in _read(folder, name).items():
             line, settings = lines["forward-normal"], functions[function]
             start = exact(float(line["value"][0, 0]))
-            steps, of_paper = settings["num_steps"], settings.get("paper_steps", 0)
-            differs = f"after {steps:,} of {of_paper:,} iterations" if steps < of_paper else ""
-            gap = _final_gap(line, settings)
+            differs = jobs.differences(settings) if "full" in settings else ""
+            numbers = {
+                "start": start,
+                "final": _final_gap(line, settings),
+                "time": _time_ratio(lines, "forward-normal"),
+            }
             found += [
-                compare(f"{function}.start", start),
-                compare(f"{function}.final", gap, differs=differs),
-                compare(f"{function}.time", _time_ratio(lines, "forward-normal")),
+                compare(f"{function}.{key}", ours, differs=differs) for key, ours in numbers.items()
             ]
     return [f for f in found if f is not None]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from experiments import train
-from fwdgrad.work import DivergedError, RunRecord, read_run
+from fwdgrad.work import DivergedError, Interval, RunRecord
 
 SEED = 1000  # of none of the runs that follow
 # (learning rate, seed, whether it is a run for tuning) -> the run's config
@@ -21,14 +21,14 @@ class Tuned(NamedTuple):
       tried: rate -> what is minimised, after tuning; inf if that run failed.
       failed: rate -> with how many of the seeds a run failed later, of those trained at it: the
         chosen one, with none, and better ones that were given up.
-      tuning: the information of the tuning runs.
+      others: the information of the tuning runs, and of those at rates that were given up.
       runs: seed -> the run at the chosen rate.
       config: of one of these runs.
     """
 
     tried: dict[float, float]
     failed: dict[float, int]
-    tuning: list[dict[str, Any]]
+    others: list[dict[str, Any]]
     runs: dict[int, RunRecord]
     config: DictConfig
 
@@ -58,10 +58,10 @@ def tune_and_train(
     seeds = list(seeds)
     tried: dict[float, float] = {}
     failed: dict[float, int] = {}
-    tuning = []
+    others = []
     for rate in rates:
         tried[rate], information = _try(make_config(rate, SEED, True), minimised)
-        tuning.append(information)
+        others.append(information)
     for rate in sorted((r for r in tried if math.isfinite(tried[r])), key=lambda r: tried[r]):
         runs = {}
         for seed in seeds:
@@ -74,7 +74,8 @@ def tune_and_train(
                 note(train.summary(runs[seed]))
         failed[rate] = sum(seed not in runs or _has_failed(runs[seed]) for seed in seeds)
         if not failed[rate]:
-            return Tuned(tried, failed, tuning, runs, config)
+            return Tuned(tried, failed, others, runs, config)
+        others += [train.recorded(make_config(rate, seed, False)) for seed in seeds]
     raise DivergedError(f"runs fail at every rate of {list(tried)}; add smaller ones.")
 
 
@@ -90,9 +91,7 @@ def _try(
     try:
         record = train.run(config)
     except DivergedError:
-        diverged = read_run(train.folder(config))
-        assert diverged is not None
-        return math.inf, diverged.info
+        return math.inf, train.recorded(config)
     return math.inf if _has_failed(record) else minimised(record.info["final"]), record.info
 
 
@@ -113,6 +112,16 @@ class Rates(NamedTuple):
     def is_at_the_end(self) -> bool:
         """Whether the chosen rate is an end of the grid, so that the best may lie beyond."""
         return self.chosen in (min(self.tried), max(self.tried))
+
+    def over(self, other: "Rates") -> Interval:
+        """The ratio of the chosen rates, each of which may be the next of its grid as well."""
+        (low, rate, high), (other_low, other_rate, other_high) = self._around(), other._around()
+        return Interval(rate / other_rate, low / other_high, high / other_low, 1)
+
+    def _around(self) -> tuple[float, float, float]:
+        grid = sorted(self.tried)
+        i = grid.index(self.chosen)
+        return grid[max(i - 1, 0)], self.chosen, grid[min(i + 1, len(grid) - 1)]
 
     def __str__(self) -> str:
         edge = " (end of the grid)" if self.is_at_the_end else ""

@@ -18,7 +18,6 @@ from experiments import (
     reproduce,
     train,
     trajectories,
-    tuning,
 )
 from fwdgrad.work import DivergedError, Metrics
 from fwdgrad.work.records import read_json, write_json, write_table
@@ -87,7 +86,7 @@ def test_the_command_fails_if_an_experiment_does(tmp_path):
     assert f"failed: {', '.join(reproduce.EXPERIMENTS)}" in result.stderr
     report = (tmp_path / "README.md").read_text()
     for name in reproduce.EXPERIMENTS:
-        assert f"**{name} failed:** FileNotFoundError" in report
+        assert f"**{name} failed:** drawing: FileNotFoundError" in report
 
 
 def test_a_failure_is_reported_by_name(compose, tmp_path, monkeypatch):
@@ -119,14 +118,26 @@ def test_after_a_failure_the_others_go_on(compose, tmp_path, monkeypatch):
             reproduce.EXPERIMENTS, "RuntimeError: out of memory"
         )
     report = (tmp_path / "README.md").read_text()
-    assert report.count("failed:** RuntimeError: out of memory Of it there are at most") == 2
+    assert report.count("failed:** RuntimeError: out of memory\n") == 2
     (row,) = (line for line in report.splitlines() if "Beale | final" in line)
-    assert row.endswith("After 40 of 1,000 iterations. Of an earlier time. |")
+    assert row.endswith("Num steps is 40, not 1,000. Of an earlier time. |")
 
-    monkeypatch.setattr(fair_comparison, "findings", fail)
-    assert reproduce.run(cfg) == {"fair_comparison": "RuntimeError: out of memory"}
+    with monkeypatch.context() as patched:  # what it says of the paper fails, or its figure alone
+        patched.setattr(fair_comparison, "findings", fail)
+        patched.setattr(trajectories, "draw", fail)
+        assert reproduce.run(cfg) == {
+            "fair_comparison": "its numbers: RuntimeError: out of memory",
+            "trajectories": "drawing: RuntimeError: out of memory",
+        }
     report = (tmp_path / "README.md").read_text()
-    assert "## Test functions" in report and "## At the best rate" not in report
+    assert "## Test functions" in report and "## At the best rate" in report
+    assert "Of an earlier time" not in report
+
+    monkeypatch.setattr(fair_comparison, "describe", fail)
+    (tmp_path / "trajectories.json").unlink()
+    redraw = compose("reproduce", "preset=smoke", f"output.root={tmp_path}", "draw_only=true")
+    assert set(reproduce.run(redraw)) == {"fair_comparison", "trajectories"}
+    assert "## At the best rate" not in (tmp_path / "README.md").read_text()
 
 
 def test_learning_curves_find_a_known_ratio_of_times(tmp_path):
@@ -168,7 +179,7 @@ def test_learning_curves_find_a_known_ratio_of_times(tmp_path):
     assert "| 2.5 [2, 3] | 0.5 | 0.5 | 0.2 | 0.805" in text
     assert "| reached by 0 of 2 | 1 |" in text  # half the speed, half as far, as soon
     assert "Title is shortened to 8 of 20 iterations." in text
-    assert "Title: Backprop diverged; seed 7 is left out of all." in text
+    assert "Title: Backprop diverged with seed 7, left out of all." in text
 
 
 def test_learning_curves_hold_each_number_against_its_own(tmp_path):
@@ -228,6 +239,12 @@ def test_learning_curves_hold_each_number_against_its_own(tmp_path):
     assert of_short["R_ratio"].verdict == "reproduced"
     for key in ("T_ratio", "loss_f", "loss_b", "loss_ratio", "accuracy_f", "accuracy_b"):
         assert of_short[key].why == "After 8 of 20 iterations."
+    information["diverged"] = [(panel, "forward-normal", 3)]
+    of_survivors = found({}, "")
+    assert of_survivors["R_ratio"].verdict == "reproduced"
+    assert of_survivors["loss_f"].why == (
+        "Seed 3, with which forward-normal diverged, is left out."
+    )
     for finding in found({}, "with another model").values():
         assert finding.verdict == "cannot be checked here"
 
@@ -291,7 +308,7 @@ def test_the_fair_comparison_holds_each_number_against_its_own(tmp_path):
                     "backprop": [0.9759] * 2, "forward-normal": [0.91] * 2,
                     "forward-low_rank": [0.8] * 2,
                 }},
-                "differs": {"mlp": differs},
+                "differs": {"mlp": differs}, "failed": [("mlp", "forward-sphere")],
             },
         )  # fmt: skip
         return {
@@ -299,17 +316,21 @@ def test_the_fair_comparison_holds_each_number_against_its_own(tmp_path):
             for f in fair_comparison.findings(tmp_path)
         }
 
+    unchecked = "cannot be checked here"
     assert found(largest=1.0) == {
         "backprop_wins": ("0.25", "0.5", "reproduced"),
-        "rates": ("100", "500", "contradicted"),
-        "accuracy": ("0.91", "0.8", "cannot be checked here"),
+        # Each may be the next of its grid as well: 1e-5 to 0.2, 1e-5 to 2e-3, 1e-5 to 4e-4.
+        "rates": ("100 [0.005, 2e+04] (n = 1)", "500 [0.025, 2e+04] (n = 1)", unchecked),
+        "accuracy": ("0.91", "0.8", unchecked),
         "backprop_accuracy": ("0.9759", "", "reproduced"),
     }
-    assert "| 0.1; given up 0.2: 1 failed | 2 | 1 |" in fair_comparison.describe(tmp_path)
-    assert found(largest=0.1)["rates"][2] == "cannot be checked here"
-    assert {verdict for *_, verdict in found(1.0, "after 1 of 9 iterations").values()} == {
-        "cannot be checked here"
-    }
+    text = fair_comparison.describe(tmp_path)
+    assert "| 0.1; given up 0.2: 1 failed | 2 | 1 |" in text
+    assert "MLP: Forward gradient, sphere fails at every rate and is left out." in text
+    found(largest=0.1)
+    edge = {f.key: f.why for f in fair_comparison.findings(tmp_path)}["replications.rates"]
+    assert edge == "A best rate is an end of the grid."
+    assert {verdict for *_, verdict in found(1.0, "too short").values()} == {unchecked}
 
 
 def test_a_seed_with_which_a_run_diverges_is_left_out(compose, tmp_path, monkeypatch):
@@ -320,13 +341,34 @@ def test_a_seed_with_which_a_run_diverges_is_left_out(compose, tmp_path, monkeyp
 
     original, bad = train.run, 1
     monkeypatch.setattr(train, "run", run)
-    overrides = ["preset=smoke", f"output.root={tmp_path}", "experiments.learning_curves.seeds="]
-    learning_curves.run(compose("reproduce", *overrides[:2], f"{overrides[2]}[0,1]"), tmp_path)
+    monkeypatch.setattr(train, "recorded", lambda config: original(of_another(config)).info)
+    settings = "experiments.learning_curves"
+    small = "{title: B, overrides: ['model=logistic'], num_steps: 2, eval_every: 1, seeds: [1], "
+    small += "full: {num_steps: 2, overrides: ['model=logistic']}}"
+    overrides = [
+        "preset=smoke", f"output.root={tmp_path}", f"{settings}.seeds=[0,1]",
+        f"+{settings}.panels.b={small}", f"+{settings}.costs.b={{rounds: 2, steps_per_call: 2}}",
+    ]  # fmt: skip
+
+    def of_another(config):
+        return compose("train", "model=logistic", "num_steps=2", f"output.root={tmp_path}/other")
+
+    # With the one seed of b backprop diverges: the other panel, of one seed then, is there.
+    shown = f"{settings}.shown=[logistic,b]"
+    learning_curves.run(compose("reproduce", *overrides, shown), tmp_path)
     rows = table(tmp_path / "learning_curves_runs.csv")
-    assert [row["seed"] for row in rows] == ["0"] * 3
-    assert read_json(tmp_path / "learning_curves.json")["diverged"] == [["logistic", "backprop", 1]]
-    with pytest.raises(DivergedError, match=r"with every seed a run of logistic diverges"):
-        learning_curves.run(compose("reproduce", *overrides[:2], f"{overrides[2]}[1]"), tmp_path)
+    assert [(row["panel"], row["seed"]) for row in rows] == [("logistic", "0")] * 3
+    information = read_json(tmp_path / "learning_curves.json")
+    assert information["diverged"] == [["logistic", "backprop", 1], ["b", "backprop", 1]]
+    learning_curves.draw(tmp_path)
+    assert "B: Backprop diverged with seed 1, left out of all." in learning_curves.describe(
+        tmp_path
+    )
+    assert {f.why for f in learning_curves.findings(tmp_path) if f.key == "logistic.loss_f"} == {
+        "After 20 of 25,000 iterations; seed 1, with which backprop diverged, is left out."
+    }
+    with pytest.raises(DivergedError, match=r"with every seed a run diverges"):
+        learning_curves.run(compose("reproduce", *overrides, f"{settings}.shown=[b]"), tmp_path)
 
 
 def test_a_rate_that_diverges_is_not_chosen(compose, tmp_path, monkeypatch):
@@ -351,7 +393,7 @@ def test_a_rate_that_diverges_is_not_chosen(compose, tmp_path, monkeypatch):
 
     original, panel = train.run, "experiments.fair_comparison.panels.logistic"
     monkeypatch.setattr(train, "run", run)
-    monkeypatch.setattr(tuning, "read_run", lambda folder: trained[4])
+    monkeypatch.setattr(train, "recorded", lambda config: trained[4].info)
     overrides = [
         "preset=smoke", f"output.root={tmp_path}", "experiments.fair_comparison.shown=[logistic]",
         "experiments.fair_comparison.seeds=[0,1]",
@@ -393,8 +435,8 @@ def test_trajectories_go_down(compose, tmp_path):
         f"{name}.{key}" for name in ("beale", "rosenbrock") for key in ("start", "final", "time")
     }
     assert found["beale.start"].ours == "14.2" and found["rosenbrock.start"].ours == "104"
-    assert found["beale.start"].verdict == found["rosenbrock.start"].verdict == "reproduced"
-    assert found["beale.final"].why == "After 40 of 1,000 iterations."
+    assert found["rosenbrock.start"].verdict == "reproduced"
+    assert found["beale.final"].why == "Num steps is 40, not 1,000."
     assert found["rosenbrock.final"].why.startswith(("Our", "The order"))
 
 
