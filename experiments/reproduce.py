@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from experiments import (
     depth_scaling,
+    differentiation,
     fair_comparison,
     jobs,
     learning_curves,
@@ -29,7 +30,7 @@ from experiments.paper import Finding
 # draw(folder), describe(folder), a section of the report, and findings(folder).
 EXPERIMENTS = {
     module.NAME: module
-    for module in (trajectories, learning_curves, depth_scaling, fair_comparison)
+    for module in (trajectories, learning_curves, depth_scaling, fair_comparison, differentiation)
 }
 
 

@@ -15,9 +15,9 @@ FLOORS = ["fwdgrad.core", "fwdgrad.problems", "fwdgrad.work", "experiments"]
 MODULES = sorted([*(ROOT / "fwdgrad").rglob("*.py"), *(ROOT / "experiments").glob("*.py")])
 EXTERNAL = {  # what a floor may import besides the standard library
     "fwdgrad.core": {"jax", "numpy"},
-    "fwdgrad.problems": {"jax", "numpy", "equinox", "optax", "pooch"},
+    "fwdgrad.problems": {"jax", "numpy", "equinox", "optax", "pooch", "sympy"},
     "fwdgrad.work": {"jax", "numpy", "scipy", "equinox", "optax", "tqdm"},
-    "experiments": {"jax", "numpy", "hydra", "omegaconf", "matplotlib", "tqdm", "torch"},
+    "experiments": {"jax", "numpy", "hydra", "omegaconf", "matplotlib", "sympy", "tqdm", "torch"},
 }
 # Work knows the core's types and checks, and a problem only by a protocol of its own.
 MAY_USE = {

@@ -60,11 +60,12 @@ def context_of(equation: Equation) -> ExitStack:
 def place(equation: Equation) -> str:
     """Where in the user's code the equation comes from: 'models/mlp.py:12:3 (MLP.__call__)'.
 
-    That is the innermost frame outside of installed packages, so it names the line of a model and
-    not the line of the library whose layer it uses.
+    That is the innermost frame outside of installed packages and of this one, so it names the line
+    of a model and not the line of the library whose layer it uses.
     """
     frames = source_info_util.summarize(equation.source_info, num_frames=100).split("\n")
-    own = [frame for frame in frames if f"{os.sep}site-packages{os.sep}" not in frame]
+    libraries = (f"{os.sep}site-packages{os.sep}", os.path.dirname(__file__) + os.sep)
+    own = [frame for frame in frames if not any(library in frame for library in libraries)]
     file, colon, rest = (own or frames)[-1].partition(":")
     return os.sep.join(file.split(os.sep)[-2:]) + colon + rest
 

@@ -13,6 +13,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.tree_util import Partial
+
+from fwdgrad.core.chains import Layer, apply_chain
 
 NUM_PIXELS = 28 * 28
 NUM_CLASSES = 10
@@ -30,8 +33,13 @@ class LogisticRegression(eqx.Module):
     def __init__(self, *, key: Array):
         self.linear = eqx.nn.Linear(NUM_PIXELS, NUM_CLASSES, key=key)
 
+    @property
+    def chain(self) -> list[Layer]:
+        """The layers, one after the other."""
+        return [jnp.ravel, self.linear]
+
     def __call__(self, image: Array) -> Array:
-        return self.linear(image.reshape(-1))
+        return apply_chain(self.chain, image)
 
 
 class MLP(eqx.Module):
@@ -52,11 +60,14 @@ class MLP(eqx.Module):
             eqx.nn.Linear(n, m, key=k) for n, m, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
         ]
 
+    @property
+    def chain(self) -> list[Layer]:
+        """The layers, one after the other."""
+        *hidden, last = self.layers
+        return [jnp.ravel, *(f for layer in hidden for f in (layer, jax.nn.relu)), last]
+
     def __call__(self, image: Array) -> Array:
-        x = image.reshape(-1)
-        for layer in self.layers[:-1]:
-            x = jax.nn.relu(layer(x))
-        return self.layers[-1](x)
+        return apply_chain(self.chain, image)
 
 
 class DeepNetwork(eqx.Module):
@@ -81,10 +92,14 @@ class DeepNetwork(eqx.Module):
             for k in jax.random.split(key, depth)
         ]
 
+    @property
+    def chain(self) -> list[Layer]:
+        """The layers, one after the other."""
+        *hidden, last = [Partial(_times, weight) for weight in self.weights]
+        return [*(f for layer in hidden for f in (layer, jax.nn.relu)), last]
+
     def __call__(self, x: Array) -> Array:
-        for weight in self.weights[:-1]:
-            x = jax.nn.relu(x @ weight)
-        return x @ self.weights[-1]
+        return apply_chain(self.chain, x)
 
 
 class CNN(eqx.Module):
@@ -127,16 +142,27 @@ class CNN(eqx.Module):
         self.hidden = eqx.nn.Linear(features, width, key=key_hidden)
         self.output = eqx.nn.Linear(width, NUM_CLASSES, key=key_output)
 
+    @property
+    def chain(self) -> list[Layer]:
+        """The layers, one after the other."""
+        relu, max_pool = jax.nn.relu, _POOLINGS[self.pooling]
+        first, second, third, fourth = self.convolutions
+        return [
+            *(_add_channel, first, relu, second, relu, max_pool),
+            *(third, relu, fourth, relu, max_pool),
+            *(jnp.ravel, self.hidden, relu, self.output),
+        ]
+
     def __call__(self, image: Array) -> Array:
-        max_pool = _POOLINGS[self.pooling]
-        x = image[None]
-        for convolution in self.convolutions[:2]:
-            x = jax.nn.relu(convolution(x))
-        x = max_pool(x)
-        for convolution in self.convolutions[2:]:
-            x = jax.nn.relu(convolution(x))
-        x = max_pool(x)
-        return self.output(jax.nn.relu(self.hidden(x.reshape(-1))))
+        return apply_chain(self.chain, image)
+
+
+def _times(weight: Array, x: Array) -> Array:
+    return x @ weight
+
+
+def _add_channel(image: Array) -> Array:
+    return image[None]
 
 
 @jax.custom_jvp

@@ -9,7 +9,10 @@ from typing import Any
 
 import jax
 
-_PACKAGES = ("jax", "jaxlib", "numpy", "optax", "equinox", "hydra-core", "matplotlib", "fwdgrad")
+_PACKAGES = (
+    *("jax", "jaxlib", "numpy", "optax", "equinox", "hydra-core", "matplotlib", "sympy"),
+    "fwdgrad",
+)
 
 
 def provenance() -> dict[str, Any]:

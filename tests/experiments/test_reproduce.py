@@ -12,6 +12,7 @@ import pytest
 from experiments import (
     deep_network,
     depth_scaling,
+    differentiation,
     fair_comparison,
     jobs,
     learning_curves,
@@ -26,7 +27,7 @@ from fwdgrad.work.step_program import StepProgram
 from .conftest import CONFIGS
 
 FIGURES = {
-    "trajectories", "trajectories_more", "learning_curves", "depth_scaling", "fair_comparison"
+    "trajectories", "trajectories_more", "learning_curves", "depth_scaling", "fair_comparison",
 }  # fmt: skip
 
 
@@ -49,11 +50,15 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys):
         "README.md", "runs", "learning_curves_runs.csv", "learning_curves_costs.csv",
         "fair_comparison_tuning.csv",
         *(f"{name}.{kind}" for name in FIGURES for kind in ("csv", "json", "png", "pdf")),
+        "differentiation.json",
+        *(f"{p.NAME}.{kind}" for p in differentiation.PARTS for kind in ("csv", "png", "pdf")),
     }  # fmt: skip
     report = (tmp_path / "README.md").read_text()
     assert "not in this preset" in report  # the facts of deeper networks
-    for name in FIGURES:
+    for name in (*FIGURES, *(part.NAME for part in differentiation.PARTS)):
         assert f"]({name}.png)" in report
+    for part in differentiation.PARTS:
+        assert tuple(table(tmp_path / f"{part.NAME}.csv")[0]) == part.COLUMNS
 
     rows = table(tmp_path / "depth_scaling.csv")
     assert [(r["axis"], r["depth"], r["batch_size"]) for r in rows[::4]] == [

@@ -1,0 +1,194 @@
+"""Symbolic differentiation with SymPy of the very functions that are differentiated otherwise.
+
+A function written for JAX is traced to a jaxpr, which is evaluated on arrays of SymPy expressions
+in the place of numbers. What comes out is a formula for each of its outputs, and SymPy has the
+derivatives.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sympy
+from jax.extend import core as jex_core
+
+from fwdgrad.core.jaxprs import CALLS, called
+from fwdgrad.core.trees import Array
+
+_DIGITS = 50  # more than a float64's exact value needs for what is computed with it
+
+
+def expressions(function: Callable[[Array], Array], n: int) -> tuple[list[sympy.Symbol], Any]:
+    """The outputs of a function as formulas in its inputs.
+
+    Args:
+      function: takes a float array (n,) and returns one of any shape; made of arithmetic, the
+        elementary functions, max, abs, and products of vectors and matrices. Where such as max
+        have no derivative SymPy's is their mean, ½ for max(x, 0) at 0, and JAX's may be another.
+      n: the number of inputs.
+
+    Returns:
+      (the symbols x_0 … x_{n−1}, an object array of expressions, flattened).
+
+    Raises:
+      NotImplementedError: the function contains an operation that is not known here, by name.
+
+    >>> symbols, outputs = expressions(lambda x: jnp.sin(x[:1]) * x[1], 2)
+    >>> outputs[0]
+    x1*sin(x0)
+    """
+    symbols = list(sympy.symbols(f"x:{n}", real=True))
+    closed = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((n,), jnp.zeros(()).dtype))
+    (output,) = _evaluate(closed, [np.array(symbols, dtype=object)])
+    return symbols, np.asarray(output, dtype=object).ravel()
+
+
+def symbolic_jacobian(symbols: Iterable[sympy.Symbol], outputs: Iterable[Any]) -> Any:
+    """The derivatives of expressions by symbols, an object array (m, n).
+
+    >>> symbols, outputs = expressions(lambda x: x**2 * x[0], 2)
+    >>> symbolic_jacobian(symbols, outputs).tolist()
+    [[3*x0**2, 0], [x1**2, 2*x0*x1]]
+    """
+    return np.array([[sympy.diff(y, x) for x in symbols] for y in outputs], dtype=object)
+
+
+def evaluate(values: Any, symbols: Iterable[sympy.Symbol], x: Any, digits: int = 30) -> Any:
+    """The numbers of an object array of expressions at x, rounded to float64 at the end.
+
+    Args:
+      values: expressions, in an array of any shape.
+      symbols: what they are in.
+      x: float (n,), taken exactly.
+      digits: with how many digits of precision to compute.
+
+    >>> symbols, outputs = expressions(lambda x: jnp.exp(x), 1)
+    >>> evaluate(outputs, symbols, np.array([1.0])).tolist()
+    [2.718281828459045]
+    """
+    numbers = [_exact(entry) for entry in np.asarray(x, np.float64)]
+    at = dict(zip(symbols, numbers, strict=True))
+    found = [float(sympy.N(sympy.sympify(v).subs(at), digits)) for v in np.ravel(values)]
+    return np.array(found).reshape(np.shape(values))
+
+
+def count_operations(values: Iterable[Any], *, common_subexpressions: bool = False) -> int:
+    """The number of operations in expressions, as they stand or with what they share made once.
+
+    >>> x = sympy.Symbol("x")
+    >>> y = [sympy.sin(x) ** 2 + sympy.cos(sympy.sin(x))]
+    >>> count_operations(y), count_operations(y, common_subexpressions=True)
+    (5, 4)
+    """
+    values = list(np.ravel(np.array(values, dtype=object)))
+    if common_subexpressions:
+        shared, values = sympy.cse(values)
+        values = [*(value for _, value in shared), *values]
+    return int(sum(sympy.count_ops(value) for value in values))
+
+
+def _exact(number: Any) -> sympy.Float:
+    return sympy.Float(float(number), _DIGITS)
+
+
+def _symbolic(value: Any) -> Any:
+    """A constant as an object array of exact numbers; whole ones are integers, so x·1 is x."""
+    array = np.asarray(value)
+    entries = [sympy.Integer(int(x)) if float(x).is_integer() else _exact(x) for x in array.ravel()]
+    return np.array(entries, dtype=object).reshape(array.shape)
+
+
+def _evaluate(closed: Any, inputs: list[Any]) -> list[Any]:
+    """Evaluates a ClosedJaxpr on object arrays."""
+    jaxpr = closed.jaxpr
+    values: dict[Any, Any] = dict(zip(jaxpr.invars, inputs, strict=True))
+    values.update(zip(jaxpr.constvars, map(_symbolic, closed.consts), strict=True))
+
+    def read(atom: Any) -> Any:
+        return _symbolic(atom.val) if isinstance(atom, jex_core.Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        operands = [read(atom) for atom in equation.invars]
+        name = equation.primitive.name
+        if equation.primitive in CALLS:
+            outputs = _evaluate(called(equation), operands)
+        elif name == "custom_jvp_call":
+            outputs = _evaluate(equation.params["call_jaxpr"], operands)
+        elif name in _RULES:
+            outputs = [_RULES[name](*operands, **equation.params)]
+        else:
+            raise NotImplementedError(
+                f"{name} has no symbolic counterpart here; use {', '.join(sorted(_RULES))}."
+            )
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A rule that applies a function of SymPy to each entry."""
+    apply = np.frompyfunc(function, function.__code__.co_argcount, 1)
+    return lambda *operands, **_: np.asarray(apply(*operands), dtype=object)
+
+
+def _dot_general(a: Any, b: Any, *, dimension_numbers: Any, **_: Any) -> Any:
+    contracted, (batch, _other) = dimension_numbers
+    if batch:
+        raise NotImplementedError("dot_general over a batch has no symbolic counterpart here.")
+    return np.asarray(np.tensordot(a, b, axes=contracted), dtype=object)
+
+
+def _broadcast_in_dim(x: Any, *, shape: Any, broadcast_dimensions: Any, **_: Any) -> Any:
+    axes = [1] * len(shape)
+    for axis, size in zip(broadcast_dimensions, np.shape(x), strict=True):
+        axes[axis] = size
+    return np.broadcast_to(np.reshape(x, axes), shape)
+
+
+def _iota(*, shape: Any, dimension: int, **_: Any) -> Any:
+    return _symbolic(np.indices(shape)[dimension])
+
+
+def _slice(x: Any, *, start_indices: Any, limit_indices: Any, strides: Any, **_: Any) -> Any:
+    steps = strides or [1] * np.ndim(x)
+    return x[tuple(map(slice, start_indices, limit_indices, steps))]
+
+
+_RULES: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b, **_: a + b,
+    "add_any": lambda a, b, **_: a + b,
+    "sub": lambda a, b, **_: a - b,
+    "mul": lambda a, b, **_: a * b,
+    "div": lambda a, b, **_: a / b,
+    "neg": lambda a, **_: -a,
+    "square": lambda a, **_: a**2,
+    "integer_pow": lambda a, *, y, **_: a**y,
+    "pow": lambda a, b, **_: a**b,
+    "max": _elementwise(lambda a, b: sympy.Max(a, b)),
+    "min": _elementwise(lambda a, b: sympy.Min(a, b)),
+    "abs": _elementwise(lambda a: sympy.Abs(a)),
+    "ne": _elementwise(lambda a, b: sympy.Ne(a, b)),
+    "select_n": _elementwise(lambda w, a, b: sympy.Piecewise((b, w), (a, True))),
+    "sqrt": _elementwise(lambda a: sympy.sqrt(a)),
+    "exp": _elementwise(lambda a: sympy.exp(a)),
+    "expm1": _elementwise(lambda a: sympy.exp(a) - 1),
+    "log": _elementwise(lambda a: sympy.log(a)),
+    "log1p": _elementwise(lambda a: sympy.log(1 + a)),
+    "sin": _elementwise(lambda a: sympy.sin(a)),
+    "cos": _elementwise(lambda a: sympy.cos(a)),
+    "tanh": _elementwise(lambda a: sympy.tanh(a)),
+    "logistic": _elementwise(lambda a: 1 / (1 + sympy.exp(-a))),
+    "dot_general": _dot_general,
+    "reduce_sum": lambda a, *, axes, **_: np.asarray(np.sum(a, axis=tuple(axes)), dtype=object),
+    "broadcast_in_dim": _broadcast_in_dim,
+    "concatenate": lambda *parts, dimension, **_: np.concatenate(parts, dimension),
+    "stack": lambda *parts, axis, **_: np.stack(parts, axis),
+    "reshape": lambda a, *, new_sizes, **_: np.reshape(a, new_sizes),
+    "squeeze": lambda a, *, dimensions, **_: np.squeeze(a, tuple(dimensions)),
+    "transpose": lambda a, *, permutation, **_: np.transpose(a, permutation),
+    "slice": _slice,
+    "iota": _iota,
+    "convert_element_type": lambda a, **_: a,
+    "copy": lambda a, **_: a,
+}
