@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,17 +108,24 @@ def test_a_failure_is_reported_by_name(compose, tmp_path, monkeypatch):
 
 def test_after_a_failure_the_others_go_on(compose, tmp_path, monkeypatch):
     """And what there is of an earlier time is marked as such; also if it cannot be read."""
-    monkeypatch.setattr(
-        reproduce, "EXPERIMENTS", {m.NAME: m for m in (fair_comparison, trajectories)}
-    )
-    cfg = compose("reproduce", "preset=smoke", f"output.root={tmp_path}")
-    assert reproduce.run(cfg) == {}
 
     def fail(*args):
         raise RuntimeError("out of memory\nand a lot more")
 
+    def write(cfg, folder):
+        write_json(folder / "other.json", {"provenance": [], "wall_seconds": 1})
+
+    other = SimpleNamespace(
+        NAME="other", run=write, draw=lambda folder: None, describe=lambda folder: "## Another",
+        findings=lambda folder: [],
+    )  # fmt: skip
+    monkeypatch.setattr(reproduce, "EXPERIMENTS", {m.NAME: m for m in (other, trajectories)})
+    monkeypatch.setattr(trajectories, "draw", lambda folder: None)  # it takes long
+    cfg = compose("reproduce", "preset=smoke", f"output.root={tmp_path}")
+    assert reproduce.run(cfg) == {}
+
     with monkeypatch.context() as patched:
-        patched.setattr(fair_comparison, "run", fail)
+        patched.setattr(other, "run", fail)
         patched.setattr(trajectories, "run", fail)
         assert reproduce.run(cfg) == dict.fromkeys(
             reproduce.EXPERIMENTS, "RuntimeError: out of memory"
@@ -128,21 +136,21 @@ def test_after_a_failure_the_others_go_on(compose, tmp_path, monkeypatch):
     assert row.endswith("Num steps is 40, not 1,000. Of an earlier time. |")
 
     with monkeypatch.context() as patched:  # what it says of the paper fails, or its figure alone
-        patched.setattr(fair_comparison, "findings", fail)
+        patched.setattr(other, "findings", fail)
         patched.setattr(trajectories, "draw", fail)
         assert reproduce.run(cfg) == {
-            "fair_comparison": "its numbers: RuntimeError: out of memory",
+            "other": "its numbers: RuntimeError: out of memory",
             "trajectories": "drawing: RuntimeError: out of memory",
         }
     report = (tmp_path / "README.md").read_text()
-    assert "## Test functions" in report and "## At the best rate" in report
+    assert "## Test functions" in report and "## Another" in report
     assert "Of an earlier time" not in report
 
-    monkeypatch.setattr(fair_comparison, "describe", fail)
+    monkeypatch.setattr(other, "describe", fail)
     (tmp_path / "trajectories.json").unlink()
     redraw = compose("reproduce", "preset=smoke", f"output.root={tmp_path}", "draw_only=true")
-    assert set(reproduce.run(redraw)) == {"fair_comparison", "trajectories"}
-    assert "## At the best rate" not in (tmp_path / "README.md").read_text()
+    assert set(reproduce.run(redraw)) == {"other", "trajectories"}
+    assert "## Another" not in (tmp_path / "README.md").read_text()
 
 
 def test_learning_curves_find_a_known_ratio_of_times(tmp_path):
