@@ -2,14 +2,17 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fwdgrad.core.factored import Factored, is_factored
+from fwdgrad.core.blocks import Blocks
+from fwdgrad.core.factored import Factored
+from fwdgrad.core.forms import is_structured
+from fwdgrad.core.jaxprs import uses_references
 from fwdgrad.core.tangents import TangentDistribution
 from fwdgrad.core.trees import Array, PyTree
 
@@ -86,18 +89,58 @@ def check_tangents(tangents: Any) -> None:
         ) from None
 
 
-def checked_sample(tangents: Any, tangent: PyTree, params: PyTree) -> list[Array | Factored]:
-    """The leaves of the sampled `tangent`; raises ValueError unless they fit those of `params`."""
-    found: Any = jax.tree.structure(tangent, is_leaf=is_factored)
+def check_has(name: str, value: Any, attributes: Sequence[str], example: str) -> None:
+    """Raises TypeError unless an argument is an object (not its class) with these attributes."""
+    if isinstance(value, type):
+        raise TypeError(
+            f"{name} must be an object, found the class {value.__name__}. Make an instance: "
+            f"{name}={value.__name__}()."
+        )
+    if missing := [attribute for attribute in attributes if not hasattr(value, attribute)]:
+        raise TypeError(
+            f"{name} must have {' and '.join(missing)}, as {example} has; found {value!r}."
+        )
+
+
+def checked_jaxpr(fun: Callable[..., Any], *args: Any) -> Any:
+    """The ClosedJaxpr of fun; raises TypeError if there is none that can be propagated."""
+    remedy = "Write it with jax.numpy.where or jax.lax.cond, or use space=Weights()"
+    try:
+        jaxpr = jax.make_jaxpr(fun)(*args)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        raise TypeError(
+            "fun cannot be traced, which space=Activities() needs: its Python code asks for the "
+            f"value of an array (see the error above). {remedy}."
+        ) from error
+    if uses_references(jaxpr.jaxpr):
+        raise TypeError(
+            "fun works with mutable arrays (jax.new_ref), through which space=Activities() does "
+            f"not follow noise. {remedy}."
+        )
+    return jaxpr
+
+
+def checked_sample(
+    tangents: Any, tangent: PyTree, params: PyTree, number: int | None = None
+) -> list[Array | Factored | Blocks]:
+    """The leaves of the sampled `tangent`; raises ValueError unless they fit those of `params`.
+
+    Args:
+      tangents: the distribution that sampled them.
+      tangent, params: pytrees.
+      number: how many were drawn together, None for one tangent.
+    """
+    call = "sample(key, params, splits)" if number is None else "sample_together"
+    found: Any = jax.tree.structure(tangent, is_leaf=is_structured)
     expected: Any = jax.tree.structure(params)
     if found != expected:
         raise ValueError(
-            f"tangents={tangents!r} sampled a tangent of structure {found}; its sample(key, "
-            f"params, splits) must return the structure of params, {expected}."
+            f"tangents={tangents!r} sampled a tangent of structure {found}; its {call} must "
+            f"return the structure of params, {expected}."
         )
     leaves = [
-        v if isinstance(v, Factored) else jnp.asarray(v)
-        for v in jax.tree.leaves(tangent, is_leaf=is_factored)
+        v if is_structured(v) else jnp.asarray(v)
+        for v in jax.tree.leaves(tangent, is_leaf=is_structured)
     ]
     for (path, x), v in zip(jax.tree_util.tree_leaves_with_path(params), leaves, strict=True):
         name = f"params{jax.tree_util.keystr(path)}"
@@ -108,36 +151,90 @@ def checked_sample(tangents: Any, tangent: PyTree, params: PyTree) -> list[Array
                 f"{x.dtype} and the shape (rank, *axes), each axis of the size in "
                 f"{list(x.shape)} or 1."
             )
-        if (v.shape, v.dtype) != (x.shape, x.dtype):
+        shape = (v.number, *v.shape) if isinstance(v, Blocks) else v.shape
+        wanted = x.shape if number is None else (number, *x.shape)
+        if (shape, v.dtype) != (wanted, x.dtype):
             raise ValueError(
-                f"tangents={tangents!r} sampled {v.dtype}{list(v.shape)} for {name}; its "
-                f"sample(key, params, splits) must return that leaf's shape and dtype, "
-                f"{x.dtype}{list(x.shape)}."
+                f"tangents={tangents!r} sampled {v.dtype}{list(shape)} for {name}; its {call} must "
+                f"return that leaf's shape and dtype, {x.dtype}{list(wanted)}."
             )
     return leaves
 
 
-def check_drawn(tangents: list[Array | Factored], params: PyTree, num_tangents: int) -> None:
-    """Raises ValueError unless tangents that were drawn ahead fit `params` and are as many."""
-    remedy = "Draw them by the draw of the same estimator, for these parameters."
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if len(tangents) != len(leaves):
+def check_guess(found: PyTree, expected: PyTree) -> None:
+    """Raises ValueError unless a guess has the structure, shapes and dtypes of an expected one."""
+    remedy = "Make it with the guide of the same estimator, for these parameters."
+    structures: list[Any] = [jax.tree.structure(x) for x in (found, expected)]
+    if structures[0] != structures[1]:
         raise ValueError(
-            f"key holds tangents drawn ahead for {len(tangents)} leaves; params has {len(leaves)}. "
+            f"the guess of params has the structure {structures[0]}; it must be {structures[1]}. "
             f"{remedy}"
         )
-    for (path, x), v in zip(leaves, tangents, strict=True):
-        if isinstance(v, Factored):
-            lead = v.left.shape[: v.left.ndim - x.ndim - 1]
-            found = (*lead, *v.shape)
-        else:
-            found = v.shape
-        if found != (num_tangents, *x.shape) or v.dtype != x.dtype:
+    pairs = zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True)
+    for (path, x), wanted in pairs:
+        if (jnp.shape(x), jnp.result_type(x)) != (wanted.shape, wanted.dtype):
             raise ValueError(
-                f"key holds tangents drawn ahead for params{jax.tree_util.keystr(path)} that are "
-                f"{v.dtype}{list(found)}; with num_tangents={num_tangents} they must be "
-                f"{x.dtype}{[num_tangents, *x.shape]}. {remedy} Of a stack of draws, take one."
+                f"guess{jax.tree_util.keystr(path)} is {jnp.result_type(x)}{list(jnp.shape(x))}; "
+                f"it must be {wanted.dtype}{list(wanted.shape)}. {remedy}"
             )
+
+
+def check_drawn(found: Sequence[Any], expected: Sequence[Any], names: Sequence[str]) -> None:
+    """Raises ValueError unless tangents that were drawn ahead are such as would be drawn now.
+
+    Args:
+      found: one for each name.
+      expected: the same, of which only shapes and dtypes matter.
+      names: of the leaves or values that they are tangents of.
+    """
+    remedy = "Draw them by the draw of the same estimator, for these parameters."
+    if len(found) != len(expected):
+        raise ValueError(
+            f"key holds tangents drawn ahead for {len(found)} leaves; params has {len(expected)}. "
+            f"{remedy}"
+        )
+    for name, v, wanted in zip(names, found, expected, strict=True):
+        if _shapes(v) != _shapes(wanted):
+            raise ValueError(
+                f"key holds tangents drawn ahead for {name} that are {_described(v)}; they must be "
+                f"{_described(wanted)}. {remedy} Of a stack of draws, take one."
+            )
+
+
+def _shapes(tangent: Any) -> Any:
+    leaves, structure = jax.tree.flatten(tangent)
+    return structure, [(x.shape, x.dtype) for x in leaves]
+
+
+def _described(tangent: Any) -> str:
+    if isinstance(tangent, Factored):
+        lead = tangent.left.shape[: tangent.left.ndim - len(tangent.shape) - 1]
+        return f"{tangent.dtype}{[*lead, *tangent.shape]} of rank {tangent.rank}"
+    if isinstance(tangent, Blocks):
+        return f"{tangent.dtype}{list(tangent.shape)} in {tangent.number} blocks"
+    return f"{tangent.dtype}{list(tangent.shape)}"
+
+
+def number_of_examples(args: PyTree) -> int:
+    """N, the size of the first axis of the arrays in `args`; raises unless it is one number."""
+    leaves = jax.tree_util.tree_leaves_with_path(args)
+    sizes = {}
+    for path, leaf in leaves:
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(
+                f"args{jax.tree_util.keystr(path)} has no axis of examples: found "
+                f"{type(leaf).__name__} of shape (). With space=Activities() all positional "
+                "arguments after params have examples in front; pass what examples share as a "
+                "keyword argument."
+            )
+        sizes[jax.tree_util.keystr(path)] = jnp.shape(leaf)[0]
+    if len(set(sizes.values())) != 1:
+        found = ", ".join(f"args{path}: {n}" for path, n in sizes.items()) or "no arrays"
+        raise ValueError(
+            "the positional arguments after params must have one number of examples in front with "
+            f"space=Activities(); found {found}."
+        )
+    return next(iter(sizes.values()))
 
 
 def check_loss(fun: Callable[..., Any], output: Any, has_aux: bool) -> tuple[Array, PyTree]:

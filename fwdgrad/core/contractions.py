@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives
 
-from fwdgrad.core.factored import Factored, Tangent, add
+from fwdgrad.core.factored import Factored
+from fwdgrad.core.forms import Tangent, add, dense
 from fwdgrad.core.jaxprs import bind, has_explicit_axes
 from fwdgrad.core.propagation import Context, Rule
 from fwdgrad.core.trees import Array, accumulation_dtype
@@ -29,42 +30,44 @@ def _dot_general(
 ) -> tuple[list[Any], list[Tangent]]:
     if equation.params.get("out_sharding") is not None or has_explicit_axes():
         return NotImplemented
-    tangents = list(tangents)
-    dot = _Dot(equation)
+    dot = Dot(equation)
+    arrays: list[Array | None] = [None, None]
     terms: list[Tangent] = []
     for side, v in enumerate(tangents):
         if isinstance(v, Factored):
             product = dot.with_factors(side, v, primals[1 - side])
             context.observe(equation, v, product is not None)
             if product is None:
-                v = tangents[side] = context.written_out(equation, v)
+                arrays[side] = context.written_out(equation, v)
             terms.append(product)
+        elif v is not None:
+            arrays[side] = dense(v)
     output = None
-    for side, v in enumerate(tangents):
-        if v is None or isinstance(v, Factored):
+    for side, array in enumerate(arrays):
+        if array is None:
             continue
-        if output is None and _shares(primals[side], primals[1 - side]):
-            rows = jnp.concatenate([primals[side][None], v])
+        if output is None and shares(primals[side], array, primals[1 - side]):
+            rows = jnp.concatenate([primals[side][None], array])
             both = dot.with_rows(side, rows, primals[1 - side])
             output = [both[0]]
             terms.append(both[1:])
         else:
-            terms.append(dot.with_rows(side, v, primals[1 - side]))
+            terms.append(dot.with_rows(side, array, primals[1 - side]))
     total: Tangent = None
     for term in terms:
         total = add(total, term)
     return bind(equation, primals) if output is None else output, [total]
 
 
-def _shares(x: Array, other: Array) -> bool:
-    """Whether primal and tangent rows of x should go through one product with `other`.
+def shares(x: Array, rows: Array, other: Array) -> bool:
+    """Whether x and tangents of it should go through one product with `other`.
 
     It saves reading `other` twice and costs a copy of the rows, so it pays if those are smaller.
     """
-    return x.size <= other.size
+    return x.size + rows.size <= other.size
 
 
-class _Dot:
+class Dot:
     """A `dot_general`, with more free axes in front of one operand.
 
     Sides are 0, left, and 1, right. Output axes are: batch, free of the left, free of the right.
@@ -81,6 +84,14 @@ class _Dot:
         """The axes of one operand that are neither contracted nor batch axes."""
         return [i for i in range(ndim) if i not in (*self.contract[side], *self.batch[side])]
 
+    def output_axis(self, side: int, axis: int, other_ndim: int) -> int:
+        """Where an axis of one operand that is not contracted is in the output."""
+        if axis in self.batch[side]:
+            return self.batch[side].index(axis)
+        contract, batch = self.contract[side], self.batch[side]
+        position = sum(i not in contract and i not in batch for i in range(axis))
+        return len(batch) + position + (0 if side == 0 else len(self.free(0, other_ndim)))
+
     def with_rows(self, side: int, x: Array, other: Array, extra: int = 1) -> Array:
         """The product with x in the place of one side; its first `extra` axes stay in front.
 
@@ -88,6 +99,8 @@ class _Dot:
         without them: XLA transposes an operand with more.
         """
         free = self.free(side, x.ndim - extra)
+        if side == 1 and not free:
+            return self._with_vectors(x, other, extra)
         if not free:
             x = x[..., None]
         axis = free[0] if free else x.ndim - extra - 1
@@ -102,6 +115,15 @@ class _Dot:
         if not free:
             product = product.squeeze(axis + extra)
         return jnp.moveaxis(product, range(axis, axis + extra), range(extra))
+
+    def _with_vectors(self, x: Array, other: Array, extra: int) -> Array:
+        """W x for several x without free axes, as x Wᵀ: they come out in front as they went in."""
+        rows = x.reshape(-1, *x.shape[extra:])
+        contract, batch = ([i + 1 for i in axes] for axes in (self.contract[1], self.batch[1]))
+        numbers = ((contract, self.contract[0]), (batch, self.batch[0]))
+        product = lax.dot_general(rows, other, numbers, **self.options)
+        product = jnp.moveaxis(product, len(batch), 0)
+        return product.reshape(*x.shape[:extra], *product.shape[1:])
 
     def with_factors(self, side: int, v: Factored, other: Array) -> Factored | None:
         """The product with a factored tangent: factored too, or None if that is not possible."""

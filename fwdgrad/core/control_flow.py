@@ -16,7 +16,9 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
 from fwdgrad.core import checks
-from fwdgrad.core.factored import Factored, Tangent, dense
+from fwdgrad.core.blocks import Blocks
+from fwdgrad.core.factored import Factored
+from fwdgrad.core.forms import Tangent, dense, number_of
 from fwdgrad.core.jaxprs import CALLS, called, reached
 from fwdgrad.core.propagation import Context, Rule, propagate
 from fwdgrad.core.trees import Array
@@ -36,6 +38,7 @@ def _cond(
     if equation.params.get("branches_platforms") is not None:  # one branch for each platform
         return NotImplemented
     index, *operands = primals
+    number = _number(tangents)
     branches = equation.params["branches"]
     active = [t is not None for t in tangents[1:]]
     outputs_active = [
@@ -45,7 +48,7 @@ def _cond(
     def dual(branch: Any) -> Any:
         def run(operands: list[Any], tangents: list[Tangent]) -> tuple[list[Any], list[Tangent]]:
             outputs, pushed = propagate(context, branch, operands, tangents)
-            return outputs, _filled(context, outputs, pushed, outputs_active)
+            return outputs, _filled(number, outputs, pushed, outputs_active)
 
         return run
 
@@ -61,6 +64,7 @@ def _while(
     n, m = params["cond_nconsts"], params["body_nconsts"]
     cond_consts, body_consts, init = primals[:n], primals[n : n + m], primals[n + m :]
     const_tangents = tangents[n : n + m]
+    number = _number(tangents)
     body = params["body_jaxpr"]
     active = _carried(body.jaxpr, const_tangents, tangents[n + m :])
 
@@ -72,9 +76,9 @@ def _while(
         outputs, pushed = propagate(
             context, body, [*body_consts, *values], [*const_tangents, *duals]
         )
-        return outputs, _filled(context, outputs, pushed, active)
+        return outputs, _filled(number, outputs, pushed, active)
 
-    start = _filled(context, init, _arrays(context, equation, tangents[n + m :]), active)
+    start = _filled(number, init, _arrays(context, equation, tangents[n + m :]), active)
     return jax.lax.while_loop(condition, turn, (init, start))
 
 
@@ -86,6 +90,7 @@ def _scan(
     body = params["jaxpr"]
     consts, init, xs = primals[:n], primals[n:m], primals[m:]
     const_tangents = tangents[:n]
+    number = _number(tangents)
     slices = [_Slices(v) for v in tangents[m:]]
     active = _carried(body.jaxpr, const_tangents, tangents[n:m], tangents[m:])
     num_carry = params["num_carry"]
@@ -98,11 +103,11 @@ def _scan(
         outputs, pushed = propagate(
             context, body, [*consts, *values, *values_x], [*const_tangents, *duals, *duals_x]
         )
-        carried = _filled(context, outputs[:num_carry], pushed[:num_carry], active)
+        carried = _filled(number, outputs[:num_carry], pushed[:num_carry], active)
         stacked = [context.written_out(equation, t) for t in pushed[num_carry:]]
         return (outputs[:num_carry], carried), (outputs[num_carry:], stacked)
 
-    start = _filled(context, init, _arrays(context, equation, tangents[n:m]), active)
+    start = _filled(number, init, _arrays(context, equation, tangents[n:m]), active)
     (last, last_tangents), (ys, ys_tangents) = jax.lax.scan(
         turn,
         (init, start),
@@ -119,7 +124,7 @@ class _Slices:
     """A tangent that is scanned over: its parts that have the scanned axis, and how to rebuild."""
 
     def __init__(self, tangent: Tangent):
-        self.tangent = tangent
+        self.tangent = tangent = dense(tangent) if isinstance(tangent, Blocks) else tangent
         self.scanned: Any = None
         if isinstance(tangent, Factored):
             factors = (tangent.left, tangent.right)
@@ -155,12 +160,16 @@ def _carried(
         active = after
 
 
+def _number(tangents: Sequence[Tangent]) -> int:
+    return next(number_of(t) for t in tangents if t is not None)
+
+
 def _arrays(context: Context, equation: Any, tangents: Sequence[Tangent]) -> list[Tangent]:
     return [context.written_out(equation, t) for t in tangents]
 
 
 def _filled(
-    context: Context, values: Sequence[Any], tangents: Sequence[Tangent], active: Sequence[bool]
+    number: int, values: Sequence[Any], tangents: Sequence[Tangent], active: Sequence[bool]
 ) -> list[Tangent]:
     """Tangents as arrays where they are `active`, zeros among them, and None elsewhere."""
 
@@ -169,7 +178,7 @@ def _filled(
             return None
         if t is None:
             zeros = jnp.zeros_like(x)  # with the sharding of x
-            return jnp.broadcast_to(zeros, (context.num_tangents, *zeros.shape))
+            return jnp.broadcast_to(zeros, (number, *zeros.shape))
         return dense(t)
 
     return [fill(*each) for each in zip(values, tangents, active, strict=True)]

@@ -18,20 +18,15 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.core import checks
-from fwdgrad.core.factored import Factored, weighted_sum
-from fwdgrad.core.pushforward import Pushforward
+from fwdgrad.core.aggregation import Aggregation, Mean
+from fwdgrad.core.guess import Guided
+from fwdgrad.core.losses import Flat, Loss
+from fwdgrad.core.sampling import Tangents, draws_together
+from fwdgrad.core.spaces import Estimate, Space, Weights
 from fwdgrad.core.tangents import Normal, TangentDistribution
-from fwdgrad.core.trees import (
-    Array,
-    PyTree,
-    accumulation_dtype,
-    combine,
-    partition,
-    require_parameters,
-)
+from fwdgrad.core.trees import Array, PyTree, combine
 
 ValueAndGrad = Callable[..., tuple[Any, ...]]
-Tangents = list[Array | Factored]
 
 
 class Drawn(NamedTuple):
@@ -45,8 +40,11 @@ def forward_value_and_grad(
     *,
     tangents: TangentDistribution = Normal(),
     num_tangents: int = 1,
+    space: Space = Weights(),
+    aggregation: Aggregation = Mean(),
     chunk_size: int | None = None,
     clip: float | None = None,
+    shrink: bool = False,
     enter_custom_vjp: bool = True,
     has_aux: bool = False,
     has_report: bool = False,
@@ -57,15 +55,24 @@ def forward_value_and_grad(
     For one normal tangent E‖g‖² = (d + 2)‖∇f‖², d the number of parameters, so expect to
     need a smaller learning rate than backprop could use, or many tangents to average over.
 
+    Distribution, number, space and aggregation are chosen for themselves and combine freely; what
+    does not go together (chunks of tangents that are drawn or weighed together) says so.
+
     Args:
       fun: `fun(params, *args, **kwargs)` returns a real scalar loss, or `(loss, aux)`.
       tangents: the distribution of the tangents, any `TangentDistribution`.
       num_tangents: K, the number of tangents that are averaged.
+      space: where the tangents live: `Weights()`, the parameters, or `Activities()`, what the
+        layers compute for each example; see there what that asks of `fun`.
+      aggregation: `Mean()`, or `Projection()` onto the span of the tangents, which is biased.
       chunk_size: how many tangents go through `fun` together. Memory grows with it, and
         the primal is evaluated once for each chunk; by default all K go together and it is
         evaluated once. The estimate does not depend on it, but for rounding.
       clip: if given, each directional derivative d_k is clipped to [−clip, clip]. This
         bounds the step after a rare large d_k, and biases the estimate towards zero.
+      shrink: whether to scale the mean by 1/(1 + E‖g − ∇f‖²/‖∇f‖²), for normal tangents 1/(1 +
+        (d + 1)/K): the factor with which it is nearest to ∇f, and the one by which the best step
+        along it is shorter than along ∇f. So a learning rate that suits backprop suits it too.
       enter_custom_vjp: what to do where a tangent reaches a function defined by
         `jax.custom_vjp`, which has no forward-mode rule, in the loss or in what it calls or
         loops over. By default what it computes is differentiated, and its reverse rule is not
@@ -91,6 +98,10 @@ def forward_value_and_grad(
       arguments that only draws the tangents; what it returns can be given in the place of the
       key. A loop of very short steps saves time if `jax.vmap` draws for all of them before it.
 
+      In the place of params it takes `Guided(params, guess)`, a guess of the gradient beside them,
+      and returns their gradients as the same pair; see `fwdgrad.Guided`. An attribute `guide`, a
+      function of params and the arguments after them, makes the pair with a first guess, zero.
+
     Raises:
       TypeError: an argument is of a wrong kind; the loss is not a real scalar; a parameter
         is complex; `key` is not a typed key; a tangent reaches a `custom_vjp` function and
@@ -115,67 +126,86 @@ def forward_value_and_grad(
     if chunk_size is not None:
         checks.check_positive_integer("chunk_size", chunk_size)
     checks.check_clip(clip)
+    checks.check_has("space", space, ["at"], "fwdgrad.Activities()")
+    checks.check_has("aggregation", aggregation, ["weights", "needs_all"], "fwdgrad.Mean()")
+    if shrink:
+        if not isinstance(aggregation, Mean):
+            raise ValueError(
+                f"shrink=True is for the mean; {aggregation=!r} is as near as can be already."
+            )
+        checks.check_has("tangents", tangents, ["noise"], "fwdgrad.Rademacher()")
+    in_chunks = chunk_size is not None and chunk_size < num_tangents
+    if in_chunks and (draws_together(tangents) or aggregation.needs_all):
+        needed = f"tangents={tangents!r}" if draws_together(tangents) else f"{aggregation=!r}"
+        raise ValueError(
+            f"chunk_size must be at least num_tangents={num_tangents}, or None: {needed} needs all "
+            f"tangents at once; found {chunk_size}."
+        )
 
-    def sample_each(pushforward: Pushforward, theta: PyTree, keys: Array) -> Tangents:
-        """A tangent for each key: for each leaf of theta an array (K, ...) or its factors."""
+    def weigh(derivatives: Array, gram: Callable[[], Array], size: Any) -> tuple[Array, Array]:
+        num_clipped = jnp.zeros((), jnp.float32)
+        if clip is not None:
+            num_clipped = jnp.sum(jnp.abs(derivatives) > clip, dtype=jnp.float32)
+            derivatives = jnp.clip(derivatives, -clip, clip)
+        weights = aggregation.weights(derivatives, gram, num_tangents)
+        if shrink:
+            noise = tangents.noise(size, num_tangents)  # type: ignore[attr-defined]
+            weights = weights / (1 + jnp.maximum(noise, 0))  # size may be 0: all units are off
+        return weights, num_clipped
 
-        def sample(key: Array) -> Tangents:
-            tangent = tangents.sample(key, theta, pushforward.splits)
-            return checks.checked_sample(tangents, tangent, theta)
+    def evaluation(params: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        params, guess = params if isinstance(params, Guided) else (params, None)
+        loss = Loss(fun, params, args, kwargs, has_aux)
+        return loss, space.at(loss, num_tangents, enter_custom_vjp, guess)
 
-        if len(keys) == 1:
-            return jax.tree.map(lambda x: x[None], sample(keys[0]))
-        return jax.vmap(sample)(keys)
+    def guide(params: PyTree, /, *args: Any, **kwargs: Any) -> Guided:
+        return Guided(params, evaluation(params, args, kwargs)[1].first_guess())
 
     def draw(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> Drawn:
         checks.check_key(key)
-        loss, theta, _ = on_parameters(fun, params, args, kwargs, has_aux)
-        keys = _split(key, num_tangents)
-        return Drawn(sample_each(Pushforward(loss, theta), theta, keys))
+        _, at = evaluation(params, args, kwargs)
+        return Drawn(at.draw(tangents, _split(key, num_tangents)))
 
     def value_and_grad(
         key: Array | Drawn, params: PyTree, /, *args: Any, **kwargs: Any
     ) -> tuple[Any, ...]:
         if not isinstance(key, Drawn):
             checks.check_key(key)
-        loss, theta, rest = on_parameters(fun, params, args, kwargs, has_aux)
-        leaves, structure = jax.tree.flatten(theta)
-        pushforward = Pushforward(loss, theta)
-
-        def sum_along(drawn: Tangents, count: int) -> _Sum:
-            value, derivatives, aux = pushforward(
-                drawn, num_tangents=count, enter_custom_vjp=enter_custom_vjp
-            )
-            num_clipped = jnp.zeros((), jnp.float32)
-            if clip is not None:
-                num_clipped = jnp.sum(jnp.abs(derivatives) > clip, dtype=jnp.float32)
-                derivatives = jnp.clip(derivatives, -clip, clip)
-            grad = [
-                weighted_sum(v, derivatives / num_tangents, accumulation_dtype(x.dtype))
-                for v, x in zip(drawn, leaves, strict=True)
-            ]
-            return _Sum(value, aux, grad, num_clipped)
-
-        def sum_over(keys: Array) -> _Sum:
-            return sum_along(sample_each(pushforward, theta, keys), len(keys))
-
+        loss, at = evaluation(params, args, kwargs)
         if isinstance(key, Drawn):
-            checks.check_drawn(key.tangents, theta, num_tangents)
-            total = sum_along(key.tangents, num_tangents)
+            keys = _split(jax.random.key(0), num_tangents)
+            at.check_drawn(key.tangents, jax.eval_shape(lambda: at.draw(tangents, keys)))
+            total = at.estimate(key.tangents, num_tangents, weigh)
         else:
-            total = _sum_over_tangents(sum_over, _split(key, num_tangents), chunk_size)
+
+            def estimate(keys: Array) -> Estimate:
+                return at.estimate(at.draw(tangents, keys), len(keys), weigh)
+
+            total = _sum_over_tangents(estimate, _split(key, num_tangents), chunk_size)
+        leaves, structure = jax.tree.flatten(loss.theta)
         grad = [g.astype(x.dtype) for g, x in zip(total.grad, leaves, strict=True)]
         value = (total.value, total.aux) if has_aux else total.value
         report = ({"clip_rate": total.num_clipped / num_tangents},) if has_report else ()
-        return value, combine(jax.tree.unflatten(structure, grad), rest), *report
+        gradient = combine(jax.tree.unflatten(structure, grad), loss.rest)
+        if isinstance(params, Guided):
+            leaves, structure = jax.tree.flatten(params.guess)
+            parts = zip(total.guess_grad, leaves, strict=True)
+            of_guess = jax.tree.unflatten(structure, [g.astype(x.dtype) for g, x in parts])
+            gradient = Guided(gradient, of_guess)
+        return value, gradient, *report
 
-    if chunk_size is None or chunk_size >= num_tangents:
+    value_and_grad.guide = guide  # type: ignore[attr-defined]
+    if not in_chunks:
         value_and_grad.draw = draw  # type: ignore[attr-defined]
     return value_and_grad
 
 
 def backprop_value_and_grad(
-    fun: Callable[..., Any], *, has_aux: bool = False, has_report: bool = False
+    fun: Callable[..., Any],
+    *,
+    checkpoint: bool = False,
+    has_aux: bool = False,
+    has_report: bool = False,
 ) -> ValueAndGrad:
     """Makes a function that evaluates `fun` and its exact gradient by reverse mode.
 
@@ -184,6 +214,8 @@ def backprop_value_and_grad(
 
     Args:
       fun: `fun(params, *args, **kwargs)` returns a real scalar loss, or `(loss, aux)`.
+      checkpoint: whether to keep nothing of the forward pass but its inputs, and make it again for
+        the backward pass (`jax.checkpoint` of the whole; of parts, put it into `fun`).
       has_aux: as in `jax.value_and_grad`.
       has_report: if true, a third output follows, an empty dict.
 
@@ -204,38 +236,19 @@ def backprop_value_and_grad(
 
     def value_and_grad(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         del key
-        loss, theta, rest = on_parameters(fun, params, args, kwargs, has_aux)
-        (value, aux), grad = jax.value_and_grad(loss, has_aux=True)(theta)
+        loss = Loss(fun, params, args, kwargs, has_aux)
+        flat = Flat(loss.at)  # jax.checkpoint wants arrays alone
+
+        def at_checkpoint(theta: PyTree) -> tuple[Array, PyTree]:
+            value, *leaves = jax.checkpoint(flat)(theta)
+            return value, flat.restored(leaves)
+
+        at = at_checkpoint if checkpoint else loss.at
+        (value, aux), grad = jax.value_and_grad(at, has_aux=True)(loss.theta)
         report: tuple[dict, ...] = ({},) if has_report else ()
-        return (value, aux) if has_aux else value, combine(grad, rest), *report
+        return (value, aux) if has_aux else value, combine(grad, loss.rest), *report
 
     return value_and_grad
-
-
-class _Sum(NamedTuple):
-    """The loss, and sums over some of the tangents."""
-
-    value: Array
-    aux: PyTree
-    grad: list[Array]  # of d_k v_k / K, in accumulation dtypes
-    num_clipped: Array
-
-
-def on_parameters(
-    fun: Callable[..., Any],
-    params: PyTree,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    has_aux: bool,
-) -> tuple[Callable[[PyTree], tuple[Array, PyTree]], PyTree, PyTree]:
-    """`fun` as a checked function theta -> (loss, aux) of the differentiable leaves theta."""
-    require_parameters(params)
-    theta, rest = partition(params)
-
-    def loss(theta: PyTree) -> tuple[Array, PyTree]:
-        return checks.check_loss(fun, fun(combine(theta, rest), *args, **kwargs), has_aux)
-
-    return loss, theta, rest
 
 
 def _split(key: Array, num_tangents: int) -> Array:
@@ -244,8 +257,8 @@ def _split(key: Array, num_tangents: int) -> Array:
 
 
 def _sum_over_tangents(
-    sum_over: Callable[[Array], _Sum], keys: Array, chunk_size: int | None
-) -> _Sum:
+    estimate: Callable[[Array], Estimate], keys: Array, chunk_size: int | None
+) -> Estimate:
     """The sum over the keys' tangents, `chunk_size` of them at a time.
 
     The tangents of a chunk go through the loss together, with the primal evaluated once.
@@ -254,17 +267,22 @@ def _sum_over_tangents(
     """
 
     def add_chunk(sums: PyTree, keys: Array) -> tuple[PyTree, None]:
-        chunk = sum_over(keys)
-        return jax.tree.map(jnp.add, sums, (chunk.grad, chunk.num_clipped)), None
+        chunk = estimate(keys)
+        return jax.tree.map(jnp.add, sums, _summed(chunk)), None
 
     # The remainder, or else the first whole chunk, comes first and gives value and aux; then
     # all that is left are whole chunks, for one scan.
     number = len(keys)
     chunk = min(chunk_size or number, number)
     head = number % chunk or chunk
-    total = sum_over(keys[:head])
+    total = estimate(keys[:head])
     if head == number:
         return total
-    sums = (total.grad, total.num_clipped)
-    (grad, num_clipped), _ = jax.lax.scan(add_chunk, sums, keys[head:].reshape(-1, chunk))
-    return total._replace(grad=grad, num_clipped=num_clipped)
+    sums, _ = jax.lax.scan(add_chunk, _summed(total), keys[head:].reshape(-1, chunk))
+    return total._replace(**sums)
+
+
+def _summed(estimate: Estimate) -> dict[str, Any]:
+    """What is added up over chunks."""
+    summed = ("grad", "num_clipped", "guess_grad")
+    return {name: getattr(estimate, name) for name in summed}

@@ -1,7 +1,7 @@
 """Why a forward gradient of a loss costs what it costs: form of each tangent, place of each use."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,15 @@ import jax
 import numpy as np
 
 from fwdgrad.core import checks
-from fwdgrad.core.estimators import backprop_value_and_grad, forward_value_and_grad, on_parameters
+from fwdgrad.core.activities import Activities
+from fwdgrad.core.estimators import backprop_value_and_grad, forward_value_and_grad
 from fwdgrad.core.factored import Factored, is_factored
 from fwdgrad.core.jaxprs import place
+from fwdgrad.core.losses import Loss
 from fwdgrad.core.low_rank import LowRank
 from fwdgrad.core.pushforward import Pushforward
+from fwdgrad.core.sampling import Tangents
+from fwdgrad.core.spaces import Space, Weights
 from fwdgrad.core.tangents import TangentDistribution
 from fwdgrad.core.trees import Array, PyTree, combine, partition, split
 
@@ -42,6 +46,23 @@ class LeafExplanation:
 
 
 @dataclass(frozen=True)
+class SiteExplanation:
+    """What a value that depends on parameters gets, so that they learn.
+
+    Attributes:
+      place: where in the user's code it is made.
+      shape: of one example's.
+      parameters: the names of those that learn by it.
+      kind: noise of each example's own, noise that is one for all, or its exact derivative.
+    """
+
+    place: str
+    shape: tuple[int, ...]
+    parameters: tuple[str, ...]
+    kind: str
+
+
+@dataclass(frozen=True)
 class Cost:
     """What one compiled step costs, as XLA accounts for it: a loop's body is counted once.
 
@@ -61,27 +82,18 @@ class Explanation:
     """What `explain` found; printed, it is a table.
 
     Attributes:
-      leaves: one entry for each differentiable leaf.
+      leaves: one entry for each differentiable leaf; at activities, for each value.
       traced: whether the loss is propagated through; if not, all tangents are written out.
       forward, backprop: the costs of a step; None where it cannot be compiled.
     """
 
-    leaves: tuple[LeafExplanation, ...]
+    leaves: tuple[LeafExplanation, ...] | tuple[SiteExplanation, ...]
     traced: bool
     forward: Cost | None
     backprop: Cost | None
 
     def __str__(self) -> str:
-        header = ("parameter", "shape", "tangent", "numbers", "where")
-        rows: list[tuple[str, ...]] = [header]
-        for leaf in self.leaves:
-            where = [f"used by {use}" for use in leaf.used]
-            where += [f"LOST, written out for {use}" for use in leaf.lost]
-            where += [leaf.reason] if leaf.reason else []
-            form = "dense" if leaf.rank is None else f"rank {leaf.rank}"
-            shape = f"{leaf.dtype}{list(leaf.shape)}"
-            rows.append((leaf.name, shape, form, f"{leaf.size:,}", where[0] if where else ""))
-            rows += [("", "", "", "", line) for line in where[1:]]
+        rows = _rows_of_sites(self.leaves) or _rows_of_leaves(self.leaves)
         lines = _aligned(rows)
         if not self.traced:
             lines.append(
@@ -108,6 +120,7 @@ def explain(
     *args: Any,
     tangents: TangentDistribution = LowRank(),
     num_tangents: int = 1,
+    space: Space = Weights(),
     has_aux: bool = False,
 ) -> Explanation:
     """Explains what a forward gradient of `fun` does with each parameter, and what it costs.
@@ -116,11 +129,13 @@ def explain(
     which lines of the model use its factors, and which have them written out as an array of the
     leaf's size; then the operations, the bytes and the memory of a step, that is of the estimate
     and the update p − η g, beside those of backprop. Nothing is evaluated, but both are compiled.
+    With `space=Activities()` there is an entry for each value that gets noise, or is exact, and the
+    parameters that learn by it.
 
     Args:
       fun, params, args: as `forward_value_and_grad(fun)(key, params, *args)` takes them; bind
         keyword arguments of fun by `functools.partial`.
-      tangents, num_tangents, has_aux: as `forward_value_and_grad` takes them.
+      tangents, num_tangents, space, has_aux: as `forward_value_and_grad` takes them.
 
     Returns:
       An `Explanation`; print it.
@@ -136,12 +151,20 @@ def explain(
     [("params['b']", None, 20), ("params['w']", 1, 50)]
     """
     value_and_grad = forward_value_and_grad(
-        fun, tangents=tangents, num_tangents=num_tangents, has_aux=has_aux
+        fun, tangents=tangents, num_tangents=num_tangents, space=space, has_aux=has_aux
     )
-    loss, theta, _ = on_parameters(fun, params, args, {}, has_aux)
-    pushforward = Pushforward(loss, theta)
+    backprop = backprop_value_and_grad(fun, has_aux=has_aux)
+    loss = Loss(fun, params, args, {}, has_aux)
+    if isinstance(space, Activities):
+        return Explanation(
+            _sites(space, loss),
+            True,
+            _cost(value_and_grad, params, args),
+            _cost(backprop, params, args, may_fail=True),
+        )
+    theta, pushforward = loss.theta, Pushforward(loss.at, loss.theta)
 
-    def sample(key: Array) -> list[Array | Factored]:
+    def sample(key: Array) -> Tangents:
         tangent = tangents.sample(key, theta, pushforward.splits)
         return checks.checked_sample(tangents, tangent, theta)
 
@@ -175,12 +198,43 @@ def explain(
         )
         for name, v, uses in zip(pushforward.names, drawn, pushforward.uses, strict=True)
     ]
-    backprop = backprop_value_and_grad(fun, has_aux=has_aux)
     return Explanation(
         tuple(leaves),
         traced,
         _cost(value_and_grad, params, args) if traced else None,
         _cost(backprop, params, args, may_fail=True) if traced else None,
+    )
+
+
+def _rows_of_leaves(leaves: Iterable[Any]) -> list[tuple[str, ...]]:
+    header = ("parameter", "shape", "tangent", "numbers", "where")
+    rows: list[tuple[str, ...]] = [header]
+    for leaf in leaves:
+        where = [f"used by {use}" for use in leaf.used]
+        where += [f"LOST, written out for {use}" for use in leaf.lost]
+        where += [leaf.reason] if leaf.reason else []
+        form = "dense" if leaf.rank is None else f"rank {leaf.rank}"
+        shape = f"{leaf.dtype}{list(leaf.shape)}"
+        rows.append((leaf.name, shape, form, f"{leaf.size:,}", where[0] if where else ""))
+        rows += [("", "", "", "", line) for line in where[1:]]
+    return rows
+
+
+def _rows_of_sites(leaves: Iterable[Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("value at", "shape", "gets", "for")]
+    for site in leaves:
+        if not isinstance(site, SiteExplanation):
+            return []
+        rows.append((site.place, str(list(site.shape)), site.kind, ", ".join(site.parameters)))
+    return rows
+
+
+def _sites(space: Activities, loss: Loss) -> tuple[SiteExplanation, ...]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(loss.theta)
+    names = [f"params{jax.tree_util.keystr(path)}" for path, _ in paths]
+    return tuple(
+        SiteExplanation(place, shape, tuple(names[i] for i in parameters), kind)
+        for place, shape, parameters, kind in space.at(loss, 1, True).describe()
     )
 
 

@@ -1,22 +1,17 @@
-"""The forms of a tangent, and the algebra of the factored one.
+"""Tangents of low rank, and their algebra.
 
-To a primal of shape s belong K tangents, pushed forward together, in the cheapest form at hand:
-
-    None        all K are zero
-    an array    dense, of shape (K, *s)
-    Factored    V[k, i] = Σ_ρ left[k, ρ, i] · right[k, ρ, i], low rank in ρ
-
-The two factors are held in *broadcastable* form: each has all the axes of s, but is of size 1
-along those on which it does not depend. The rank-one matrix a cᵀ is a[:, None] · c[None, :]. So a
-transpose, a slice or a reshape of the tangent is the same operation on each factor, and a
-batch of matrices is two factors that share the batch's axes.
+K tangents of an array of shape s are V[k, i] = Σ_ρ left[k, ρ, i] · right[k, ρ, i]. The two factors
+are held in *broadcastable* form: each has all the axes of s, but is of size 1 along those on which
+it does not depend. The rank-one matrix a cᵀ is a[:, None] · c[None, :]. So a transpose, a slice or
+a reshape of the tangent is the same operation on each factor, and a batch of matrices is two
+factors that share the batch's axes.
 """
 
 import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,9 +113,6 @@ class Factored:
         return Factored(left, right, self.shape if shape is None else shape, self.origin)
 
 
-Tangent: TypeAlias = Array | Factored | None
-
-
 def is_factored(x: Any) -> bool:
     """Whether x is a factored tangent: what ends a pytree of tangents."""
     return isinstance(x, Factored)
@@ -157,17 +149,32 @@ def _sum_of_products(left: Array, right: Array, axis: int) -> Array:
     )
 
 
-def add(x: Tangent, y: Tangent) -> Tangent:
-    """x + y in the cheapest form: factored while the factors together are the smaller."""
-    if x is None or y is None:
-        return y if x is None else x
-    if isinstance(x, Factored) and isinstance(y, Factored) and x.shape == y.shape:
-        # Their ranks add up, and each factor needs the axes of both, so the other way round may
-        # fit better: the sum of a cᵀ and of the transpose of another one.
-        joined = min((_Join(x, y), _Join(x, _exchanged(y))), key=lambda join: join.size)
-        if joined.size < math.prod(x.shape) * x.left.shape[0]:
-            return joined()
-    return dense(x) + dense(y)
+def gram(tangent: Factored, dtype: Any) -> Array:
+    """The inner products ⟨V_k, V_l⟩ of K tangents, (K, K), without writing one out.
+
+    Of V_k = Σ_ρ left_kρ · right_kρ they are the sums over ρ, σ and the axes that both factors have
+    of ⟨left_kρ, left_lσ⟩ ⟨right_kρ, right_lσ⟩.
+    """
+    left, right = (f.astype(dtype) for f in (tangent.left, tangent.right))
+    shared = [i for i in range(2, left.ndim) if left.shape[i] == right.shape[i]]
+    # An axis of size 1 in both is as often in each product as its size in the shape.
+    repeats = math.prod(tangent.shape[i - 2] for i in shared if left.shape[i] == 1)
+
+    def products(factor: Array) -> Array:
+        first = jnp.moveaxis(factor, shared, range(2, 2 + len(shared)))
+        rows = first.reshape(*first.shape[: 2 + len(shared)], -1)
+        rows = rows.reshape(*rows.shape[:2], -1, rows.shape[-1])  # (K, ρ, shared, others)
+        return jnp.einsum("kasi,lbsi->klabs", rows, rows, precision=jax.lax.Precision.HIGHEST)
+
+    return repeats * (products(left) * products(right)).sum((2, 3, 4))
+
+
+def join(x: Factored, y: Factored) -> Factored | None:
+    """x + y, factored, if the factors together are smaller than the array; else None."""
+    # Their ranks add up, and each factor needs the axes of both, so the other way round may fit
+    # better: the sum of a cᵀ and of the transpose of another one.
+    joined = min((_Join(x, y), _Join(x, _exchanged(y))), key=lambda join: join.size)
+    return joined() if joined.size < math.prod(x.shape) * x.left.shape[0] else None
 
 
 def _exchanged(v: Factored) -> Factored:
@@ -218,25 +225,3 @@ def stack(tangents: Sequence[Factored | None], axis: int, shape: tuple[int, ...]
     left = stacked([None if v is None else v.left for v in tangents])
     right = stacked([None if v is None else v.right for v in tangents])
     return Factored(left, right, shape, tuple(dict.fromkeys(n for v in parts for n in v.origin)))
-
-
-def dense(tangent: Array | Factored) -> Array:
-    """The tangent as an array."""
-    return write_out(tangent) if isinstance(tangent, Factored) else tangent
-
-
-def weighted_sum(tangent: Array | Factored, weights: Array, dtype: Any) -> Array:
-    """Σ_k weights[k] V[k] in `dtype`, written out: (K, *shape) becomes `shape`.
-
-    Of factors it is one factored tangent of rank K·rank, so that with few of them no array but
-    the result has its size, and with an update that reads it right away not even that one.
-    """
-    weights = weights.astype(dtype)
-    if not isinstance(tangent, Factored):
-        if len(weights) == 1:
-            return weights[0] * tangent[0].astype(dtype)
-        return jnp.tensordot(weights, tangent.astype(dtype), 1, precision=jax.lax.Precision.HIGHEST)
-    left, right = tangent.left.astype(dtype), tangent.right.astype(dtype)
-    left = left * weights.reshape(-1, *(1,) * (left.ndim - 1))
-    merged = [f.reshape(-1, *f.shape[2:]) for f in (left, right)]
-    return write_out(Factored(merged[0], merged[1], tangent.shape))

@@ -39,12 +39,49 @@ def called(equation: Equation) -> Any:
     return closed(equation.params[CALLS[equation.primitive]])
 
 
+def variables(atoms: Sequence[Any]) -> list[Any]:
+    """The atoms that are variables, not literals."""
+    return [v for v in atoms if not isinstance(v, jex_core.Literal)]
+
+
 def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
     """Evaluates one equation at `values`; returns a list, also of a single output."""
     params = equation.primitive.get_bind_params(equation.params)
     functions, params = params if isinstance(params, tuple) else ((), params)  # JAX 0.10.0, later
     outputs = equation.primitive.bind(*functions, *values, **params)
     return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+def evaluate(equations: Sequence[Equation], values: dict[Any, Any]) -> None:
+    """Evaluates equations, adding what they compute to `values`, by variable."""
+    for equation in equations:
+        operands = [
+            v.val if isinstance(v, jex_core.Literal) else values[v] for v in equation.invars
+        ]
+        with context_of(equation):
+            values.update(zip(equation.outvars, bind(equation, operands), strict=True))
+
+
+def inlined(jaxpr: Any, enter_custom_vjp: bool = True) -> Any:
+    """The same ClosedJaxpr without calls: what they call stands in their place."""
+
+    def run(jaxpr: Any, inputs: Sequence[Any]) -> list[Any]:
+        values = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
+        values.update(zip(jaxpr.jaxpr.invars, inputs, strict=True))
+        for e in jaxpr.jaxpr.eqns:
+            custom = e.primitive is primitives.custom_vjp_call_p
+            if e.primitive not in CALLS or (custom and not enter_custom_vjp):
+                evaluate([e], values)
+                continue
+            operands = [v.val if isinstance(v, jex_core.Literal) else values[v] for v in e.invars]
+            with context_of(e):
+                values.update(zip(e.outvars, run(called(e), operands), strict=True))
+        return [
+            v.val if isinstance(v, jex_core.Literal) else values[v] for v in jaxpr.jaxpr.outvars
+        ]
+
+    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in jaxpr.in_avals]
+    return jax.make_jaxpr(lambda *inputs: run(jaxpr, inputs))(*avals)
 
 
 def context_of(equation: Equation) -> ExitStack:

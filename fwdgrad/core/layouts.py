@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives
 
-from fwdgrad.core.factored import Factored, Tangent, add, stack
+from fwdgrad.core.factored import Factored, stack
+from fwdgrad.core.forms import Tangent, add
 from fwdgrad.core.jaxprs import bind
 from fwdgrad.core.propagation import Context, Rule
 from fwdgrad.core.trees import Array

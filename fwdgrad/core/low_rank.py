@@ -92,6 +92,19 @@ class LowRank:
                     tangents.append(draw(next(own_keys), x).astype(x.dtype))
         return jax.tree.unflatten(structure, tangents)
 
+    def noise(self, num_parameters: Any, num_tangents: int) -> Any:
+        """E‖g − ∇f‖² / ‖∇f‖² = (d − 1)/K of rank-one signs, and 2 (1 − 1/r)/K more of rank r.
+
+        Raises:
+          ValueError: of normal factors, whose noise depends on the gradient.
+        """
+        if self.factors != "rademacher":
+            raise ValueError(
+                "the noise of LowRank(factors='normal') is not known from the number of parameters "
+                "alone, which shrink=True asks for; use factors='rademacher'."
+            )
+        return (num_parameters - 1 + 2 * (1 - 1 / self.rank)) / num_tangents
+
     def _shapes(self, leaf: Array, split: Split | None) -> list[tuple[int, ...]]:
         """The shapes of what is drawn for a leaf together with others: two factors, or the leaf.
 

@@ -1,31 +1,40 @@
 """Structured dual propagation: a function together with its tangents, in their cheapest form.
 
 The interpreter walks a jaxpr and carries, next to each primal value, its K tangents as `None`,
-an array or `Factored` (`fwdgrad.core.factored`). For an equation y = f(x) it evaluates
+an array, `Factored` or `Blocks` (`fwdgrad.core.forms`). For an equation y = f(x) it evaluates
 
     y = f(x)        ẏ = (∂f/∂x) ẋ
 
  1. by `f` alone, where every ẋ is zero;
- 2. by a rule, where the structure of ẋ makes ẏ cheaper (`contractions`, `layouts`) or where f
-    is control flow or a call that is entered (`control_flow`);
+ 2. by a rule, where the structure of ẋ makes ẏ cheaper (`contractions`, `layouts`, `block_rules`)
+    or where f is control flow or a call that is entered (`control_flow`);
  3. else by `jax.jvp` of the one equation, with ẋ written out.
 
-So it is right where JAX's own rules are, because 3 is, and fast where it matters. The primal is
-evaluated once, whatever K. Its oracle is `jax.jvp` of the whole function with the tangents written
-out.
+Noise may be put in on the way (`Injection`): then values have tangents of their own, and K may grow
+from one to the next. So it is right where JAX's own rules are, because 3 is, and fast where it
+matters. The primal is evaluated once, whatever K. Its oracle is `jax.jvp` of the whole function
+with the tangents written out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core as jex_core
 
 from fwdgrad.core import checks
-from fwdgrad.core.factored import Factored, Tangent, dense
-from fwdgrad.core.jaxprs import bind, context_of, find_custom_vjp, place, without_custom_vjp
+from fwdgrad.core.factored import Factored
+from fwdgrad.core.forms import Tangent, dense, is_structured, number_of
+from fwdgrad.core.jaxprs import (
+    bind,
+    context_of,
+    find_custom_vjp,
+    place,
+    variables,
+    without_custom_vjp,
+)
 from fwdgrad.core.trees import Array
 
 # rule(context, equation, primals, tangents) -> (outputs, their tangents), or NotImplemented.
@@ -35,23 +44,37 @@ Rule = Callable[["Context", Any, list[Any], list[Tangent]], Any]
 Observer = Callable[[Any, Factored, bool], None]
 
 
+class Injection(Protocol):
+    """What puts tangents in at values along the way."""
+
+    def at_operand(
+        self, equation: Any, position: int, primals: list[Any], tangent: Tangent
+    ) -> Tangent:
+        """The tangent with which an equation reads an operand, given the values of all."""
+        ...
+
+    def at_output(self, variable: Any, value: Any, tangent: Tangent) -> Tangent:
+        """The tangent with which a value goes to all that read it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Context:
     """What holds for a whole propagation.
 
     Attributes:
       rules: by the name of a primitive, its rule.
-      num_tangents: K.
       enter_custom_vjp: whether to differentiate what a `custom_vjp` function computes; if not,
         a tangent that reaches one is an error.
       observer: called as observer(equation, tangent, kept) for each equation that reads a factored
         tangent of a parameter, with whether it kept or used the structure.
+      injection: what puts tangents in on the way, if anything does.
     """
 
     rules: Mapping[str, Rule]
-    num_tangents: int = 1
     enter_custom_vjp: bool = True
     observer: Observer | None = None
+    injection: Injection | None = None
 
     def observe(self, equation: Any, tangent: Factored, kept: bool) -> None:
         """Tells the observer, if the tangent is still a parameter's own."""
@@ -62,8 +85,7 @@ class Context:
         """The tangent as an array; that its structure is lost here is observed."""
         if isinstance(tangent, Factored):
             self.observe(equation, tangent, False)
-            return dense(tangent)
-        return tangent
+        return None if tangent is None else dense(tangent)
 
 
 def propagate(
@@ -73,34 +95,70 @@ def propagate(
     values = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
     values.update(zip(jaxpr.jaxpr.invars, primals, strict=True))
     duals = dict(zip(jaxpr.jaxpr.invars, tangents, strict=True))
-    last_read = {
-        v: i
-        for i, e in enumerate(jaxpr.jaxpr.eqns)
-        for v in e.invars
-        if not isinstance(v, jex_core.Literal)
-    }
-    last_read.update((v, -1) for v in jaxpr.jaxpr.outvars if not isinstance(v, jex_core.Literal))
+    propagate_equations(
+        context, jaxpr.jaxpr.eqns, values, duals, set(variables(jaxpr.jaxpr.outvars))
+    )
+    pairs = [_read(v, values, duals) for v in jaxpr.jaxpr.outvars]
+    return [x for x, _ in pairs], [t for _, t in pairs]
 
-    def read(atom: Any) -> tuple[Any, Tangent]:
-        if isinstance(atom, jex_core.Literal):
-            return atom.val, None
-        return values[atom], duals.get(atom)
 
-    for i, equation in enumerate(jaxpr.jaxpr.eqns):
-        pairs = [read(v) for v in equation.invars]
+def propagate_equations(
+    context: Context,
+    equations: Sequence[Any],
+    values: dict[Any, Any],
+    duals: dict[Any, Tangent],
+    kept: Set[Any],
+) -> None:
+    """Evaluates equations, adding what they compute to `values` and its tangents to `duals`.
+
+    What is not in `kept` is dropped from both when it has been read for the last time.
+    """
+    last_read = {v: i for i, e in enumerate(equations) for v in variables(e.invars)}
+    for i, equation in enumerate(equations):
+        pairs = [_read(v, values, duals) for v in equation.invars]
+        primals, tangents = [x for x, _ in pairs], [t for _, t in pairs]
         with context_of(equation):
-            outputs, their_tangents = _evaluate(
-                context, equation, [x for x, _ in pairs], [t for _, t in pairs]
-            )
-        _check_shapes(context, equation, their_tangents)
+            if context.injection is not None:
+                tangents = [
+                    context.injection.at_operand(equation, position, primals, t)
+                    for position, t in enumerate(tangents)
+                ]
+            tangents = _aligned(tangents)
+            outputs, pushed = _evaluate(context, equation, primals, tangents)
+            _check_shapes(equation, tangents, pushed)
+            if context.injection is not None:
+                pushed = [
+                    context.injection.at_output(v, x, t)
+                    for v, x, t in zip(equation.outvars, outputs, pushed, strict=True)
+                ]
         values.update(zip(equation.outvars, outputs, strict=True))
-        duals.update(zip(equation.outvars, their_tangents, strict=True))
-        for v in equation.invars:  # nothing is kept alive longer than it is read
-            if not isinstance(v, jex_core.Literal) and last_read[v] == i:
+        duals.update(zip(equation.outvars, pushed, strict=True))
+        for v in variables(equation.invars):  # nothing is kept alive longer than it is read
+            if last_read[v] == i and v not in kept:
                 values.pop(v, None)
                 duals.pop(v, None)
-    pairs = [read(v) for v in jaxpr.jaxpr.outvars]
-    return [x for x, _ in pairs], [t for _, t in pairs]
+
+
+def _read(
+    atom: Any, values: Mapping[Any, Any], duals: Mapping[Any, Tangent]
+) -> tuple[Any, Tangent]:
+    if isinstance(atom, jex_core.Literal):
+        return atom.val, None
+    return values[atom], duals.get(atom)
+
+
+def _aligned(tangents: list[Tangent]) -> list[Tangent]:
+    """The tangents of an equation's operands, as many of each: zeros come after the fewer."""
+    numbers = {number_of(t) for t in tangents if t is not None}
+    if len(numbers) <= 1:
+        return tangents
+    return [None if t is None else padded(dense(t), max(numbers)) for t in tangents]
+
+
+def padded(tangents: Array, number: int) -> Array:
+    """The tangents (K, ...), and zeros after them until there are `number`."""
+    missing = number - tangents.shape[0]
+    return jnp.pad(tangents, [(0, missing), *[(0, 0)] * (tangents.ndim - 1)])
 
 
 def _evaluate(
@@ -121,21 +179,24 @@ def _evaluate(
     def fun(values: list[Any]) -> list[Any]:
         return bind(equation, values)
 
+    number = next(number_of(t) for t in tangents if t is not None)
     try:
-        return jvp(fun, primals, arrays, context.num_tangents)
+        return jvp(fun, primals, arrays, number)
     except (ValueError, NotImplementedError):  # it cannot be mapped: Pallas, ragged_dot
-        return jvp(fun, primals, arrays, context.num_tangents, one_by_one=True)
+        return jvp(fun, primals, arrays, number, one_by_one=True)
 
 
-def _check_shapes(context: Context, equation: Any, tangents: Sequence[Tangent]) -> None:
+def _check_shapes(equation: Any, tangents: Sequence[Tangent], pushed: Sequence[Tangent]) -> None:
     """Raises unless the tangents of an equation's outputs fit them: a rule of ours is at fault."""
-    for v, t in zip(equation.outvars, tangents, strict=True):
-        lead = () if isinstance(t, Factored) else (context.num_tangents,)
-        expected = (*lead, *v.aval.shape)
-        if t is not None and t.shape != expected:
+    number = next((number_of(t) for t in tangents if t is not None), 0)
+    for v, t in zip(equation.outvars, pushed, strict=True):
+        if t is None:
+            continue
+        found = (number_of(t), *(t.shape if is_structured(t) else t.shape[1:]))
+        if found != (expected := (number, *v.aval.shape)):
             raise AssertionError(
                 f"fwdgrad: the tangent of {equation.primitive.name} at {place(equation)} has the "
-                f"shape {t.shape} instead of {expected}; please report this."
+                f"shape {found} instead of {expected}; please report this."
             )
 
 

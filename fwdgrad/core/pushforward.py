@@ -7,12 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.core.factored import Factored, Split, Tangent, dense
+from fwdgrad.core.blocks import Blocks
+from fwdgrad.core.factored import Factored, Split
+from fwdgrad.core.forms import Tangent, dense
 from fwdgrad.core.jaxprs import uses_references
+from fwdgrad.core.losses import Flat
 from fwdgrad.core.propagation import Context, Observer, jvp, propagate
 from fwdgrad.core.rules import RULES
 from fwdgrad.core.splits import Use, choose_split, find_uses
-from fwdgrad.core.trees import Array, PyTree, combine, split
+from fwdgrad.core.trees import Array, PyTree
 
 
 class Pushforward:
@@ -28,26 +31,18 @@ class Pushforward:
     """
 
     def __init__(self, loss: Callable[[PyTree], tuple[Array, PyTree]], theta: PyTree):
-        paths, self._structure = jax.tree_util.tree_flatten_with_path(theta)
+        paths, structure = jax.tree_util.tree_flatten_with_path(theta)
         self.names = [f"params{jax.tree_util.keystr(path)}" for path, _ in paths]
         self._leaves = [leaf for _, leaf in paths]
-        self._loss = loss
-        self._rest_of_aux: PyTree = None
+        self._flat = Flat(lambda leaves: loss(jax.tree.unflatten(structure, leaves)))
         self.jaxpr: Any
         try:
-            self.jaxpr = jax.make_jaxpr(self._flat)(*self._leaves)
+            self.jaxpr = jax.make_jaxpr(lambda *leaves: self._flat(leaves))(*self._leaves)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
             self.jaxpr = None
         self._uses_references = self.jaxpr is not None and uses_references(self.jaxpr.jaxpr)
         if self._uses_references:
             self.jaxpr = None
-
-    def _flat(self, *leaves: Array) -> list[Array]:
-        """The loss and the arrays of aux; what else aux may hold is put aside."""
-        value, aux = self._loss(jax.tree.unflatten(self._structure, leaves))
-        arrays, self._rest_of_aux = split(aux, lambda x: isinstance(x, jax.Array))
-        leaves_of_aux, self._structure_of_aux = jax.tree.flatten(arrays)
-        return [value, *leaves_of_aux]
 
     @cached_property
     def uses(self) -> list[list[Use]]:
@@ -61,18 +56,19 @@ class Pushforward:
 
     def __call__(
         self,
-        tangents: Sequence[Array | Factored],
+        tangents: Sequence[Array | Factored | Blocks],
         *,
         num_tangents: int = 1,
         enter_custom_vjp: bool = True,
         observer: Observer | None = None,
     ) -> tuple[Array, Array, PyTree]:
         """(loss, the K derivatives ∇loss·v_k, aux) for a tangent (K, ...) of each leaf."""
+        named: Sequence[Tangent]
         pushed: Sequence[Tangent]
         if self.jaxpr is None:
             arrays = [dense(v) for v in tangents]
             outputs, pushed = jvp(
-                lambda xs: self._flat(*xs),
+                self._flat,
                 self._leaves,
                 arrays,
                 num_tangents,
@@ -80,7 +76,7 @@ class Pushforward:
                 one_by_one=num_tangents > 1 and self._uses_references,
             )
         else:
-            context = Context(RULES, num_tangents, enter_custom_vjp, observer)
+            context = Context(RULES, enter_custom_vjp, observer)
             named = [
                 Factored(v.left, v.right, v.shape, (name,)) if isinstance(v, Factored) else v
                 for v, name in zip(tangents, self.names, strict=True)
@@ -90,5 +86,4 @@ class Pushforward:
         derivative = pushed[0]
         if derivative is None:  # the loss does not depend on the parameters
             derivative = jnp.zeros(num_tangents, value.dtype)
-        arrays_of_aux = jax.tree.unflatten(self._structure_of_aux, leaves_of_aux)
-        return value, dense(derivative), combine(arrays_of_aux, self._rest_of_aux)
+        return value, dense(derivative), self._flat.restored(leaves_of_aux)

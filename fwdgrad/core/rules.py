@@ -1,5 +1,29 @@
 """The rules of structured dual propagation, for each primitive that has one."""
 
-from fwdgrad.core import contractions, control_flow, layouts
+from typing import Any
 
-RULES = {**contractions.RULES, **layouts.RULES, **control_flow.RULES}
+from fwdgrad.core import block_rules, contractions, control_flow, layouts
+from fwdgrad.core.blocks import Blocks
+from fwdgrad.core.forms import Tangent, dense
+from fwdgrad.core.propagation import Context, Rule
+
+
+def _with_blocks(of_blocks: Rule, rule: Rule | None) -> Rule:
+    """A rule that goes by `of_blocks` where there are some and it can, else by `rule`."""
+
+    def choose(context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]) -> Any:
+        if any(isinstance(t, Blocks) for t in tangents):
+            result = of_blocks(context, equation, primals, tangents)
+            if result is not NotImplemented:
+                return result
+            tangents = [dense(t) if isinstance(t, Blocks) else t for t in tangents]
+        return NotImplemented if rule is None else rule(context, equation, primals, tangents)
+
+    return choose
+
+
+_OTHERS = {**contractions.RULES, **layouts.RULES, **control_flow.RULES}
+RULES: dict[str, Rule] = {
+    **_OTHERS,
+    **{name: _with_blocks(rule, _OTHERS.get(name)) for name, rule in block_rules.RULES.items()},
+}

@@ -33,8 +33,9 @@ class TangentDistribution(Protocol):
     >>> class Coordinate:  # one standard basis vector times √d: unbiased, very noisy
     ...     def sample(self, key, params, splits):
     ...         flat, unravel = ravel_pytree(params)
-    ...         index = jax.random.randint(key, (), 0, flat.size)
-    ...         return unravel(jnp.zeros_like(flat).at[index].set(flat.size**0.5))
+    ...         index = jax.random.randint(key, (), -flat.size, flat.size)  # its sign, too
+    ...         length = jnp.where(index < 0, -1, 1) * flat.size**0.5
+    ...         return unravel(jnp.zeros_like(flat).at[index].set(length))
     >>> isinstance(Coordinate(), TangentDistribution)
     True
     """
@@ -53,6 +54,13 @@ class TangentDistribution(Protocol):
         Returns:
           A pytree like `params`: the same structure, and each leaf's shape and dtype. A leaf is
           an array or `fwdgrad.Factored`.
+
+        A distribution may have a second method, `sample_together(key, params, splits, K)`, that
+        draws K tangents which depend on each other, with E[(1/K) Σ_k v_k v_kᵀ] = I. Each leaf then
+        has an axis K in front, or is `fwdgrad.Blocks`; see `fwdgrad.core.together`.
+
+        And a third, `noise(d, K)`, that returns E‖g − ∇f‖² / ‖∇f‖² of the mean of K estimates with
+        d parameters; it is what `shrink` of `forward_value_and_grad` asks for.
         """
         ...
 
@@ -102,6 +110,10 @@ class Normal:
     def sample(self, key: Array, params: PyTree, splits: Splits = None) -> PyTree:
         return _sample_each_leaf(lambda k, x: normals(k, x).astype(x.dtype), key, params)
 
+    def noise(self, num_parameters: Any, num_tangents: int) -> Any:
+        """E‖g − ∇f‖² / ‖∇f‖² = (d + 1)/K."""
+        return (num_parameters + 1) / num_tangents
+
 
 @dataclass(frozen=True)
 class Rademacher:
@@ -121,6 +133,10 @@ class Rademacher:
 
     def sample(self, key: Array, params: PyTree, splits: Splits = None) -> PyTree:
         return _sample_each_leaf(signs, key, params)
+
+    def noise(self, num_parameters: Any, num_tangents: int) -> Any:
+        """E‖g − ∇f‖² / ‖∇f‖² = (d − 1)/K."""
+        return (num_parameters - 1) / num_tangents
 
 
 @dataclass(frozen=True)
@@ -143,3 +159,7 @@ class Sphere:
         squared_norm: Any = sum(jnp.sum(jnp.square(z)) for z in leaves)
         scale = jnp.sqrt(sum(z.size for z in leaves) / squared_norm)
         return jax.tree.map(lambda z, x: (scale * z).astype(x.dtype), directions, params)
+
+    def noise(self, num_parameters: Any, num_tangents: int) -> Any:
+        """E‖g − ∇f‖² / ‖∇f‖² = (d − 1)/K."""
+        return (num_parameters - 1) / num_tangents

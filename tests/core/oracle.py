@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import fwdgrad
-from fwdgrad.core.factored import dense, is_factored
+from fwdgrad.core.factored import is_factored
+from fwdgrad.core.forms import dense
 from fwdgrad.core.pushforward import Pushforward
 
 ROUNDING = {"float32": 2e-4, "float64": 1e-11}

@@ -173,7 +173,7 @@ def test_other_type_errors_of_the_loss_pass_through(key):
 
 def test_tangents_drawn_ahead_for_another_number(key):
     drawn = fwdgrad.forward_value_and_grad(loss, num_tangents=8).draw(key, W)
-    with pytest.raises(ValueError, match=r"key holds tangents.*\[8, .*with num_tangents=2 they"):
+    with pytest.raises(ValueError, match=r"key holds tangents.*\[8, .* they must be .*\[2, "):
         fwdgrad.forward_value_and_grad(loss, num_tangents=2)(drawn, W)
 
 
@@ -185,7 +185,7 @@ def test_tangents_drawn_ahead_for_other_parameters(key):
     drawn, w = estimate.draw(key, jnp.ones((3, 4))), jnp.ones((3, 4))
     with pytest.raises(ValueError, match="drawn ahead for 1 leaves; params has 2"):
         estimate(drawn, {"w": w, "v": w})
-    message = r"for params that are float32\[2, 3, 4\]; with num_tangents=2 .* float32\[2, 2, 4\]"
+    message = r"for params that are float32\[2, 3, 4\]; .* float32\[2, 2, 4\]"
     with pytest.raises(ValueError, match=message):
         estimate(drawn, w[:-1])
     stack = jax.vmap(lambda k: estimate.draw(k, w))(jax.random.split(key, 2))

@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 
 from fwdgrad.core import layouts, splits
-from fwdgrad.core.factored import Factored, add, dense, stack
+from fwdgrad.core.factored import Factored, stack
+from fwdgrad.core.forms import add, dense
 from tests.core.oracle import assert_same, normal, push_both_ways
 
 LAYOUTS = {

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fwdgrad
-from fwdgrad.core.factored import Factored, Split, dense, weighted_sum, write_out
+from fwdgrad.core.factored import Factored, Split, write_out
+from fwdgrad.core.forms import dense, weighted_sum
 from tests.core.test_estimators import Given
 
 

@@ -19,7 +19,8 @@ from jax.flatten_util import ravel_pytree
 
 import fwdgrad
 from fwdgrad.core import checks
-from fwdgrad.core.factored import dense, is_factored
+from fwdgrad.core.factored import is_factored
+from fwdgrad.core.forms import dense
 
 FAILURE = 1e-8
 

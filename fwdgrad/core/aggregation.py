@@ -1,0 +1,64 @@
+"""How K directional derivatives d_k = ∇f·v_k become one estimate, g = Σ_k w_k v_k."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax.numpy as jnp
+
+from fwdgrad.core.trees import Array
+
+
+class Aggregation(Protocol):
+    """What `forward_value_and_grad(aggregation=...)` takes."""
+
+    def weights(self, derivatives: Array, gram: Callable[[], Array], num_tangents: int) -> Array:
+        """The weights w (k,) of k of the K tangents, those that are pushed forward together.
+
+        Args:
+          derivatives: d, (k,).
+          gram: makes the matrix of the products ⟨v_k, v_l⟩, (k, k).
+          num_tangents: K.
+        """
+        ...
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether k must be K: the tangents cannot go in chunks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of the K estimates, w = d / K: unbiased if the tangents are.
+
+    >>> Mean().weights(jnp.array([2.0, 4.0]), None, 2).tolist()
+    [1.0, 2.0]
+    """
+
+    needs_all = False
+
+    def weights(self, derivatives: Array, gram: Callable[[], Array], num_tangents: int) -> Array:
+        return derivatives / num_tangents
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The orthogonal projection of ∇f onto the span of the K tangents, w = (VᵀV)⁺ d.
+
+    The point of the span nearest to ∇f, which the directional derivatives determine: at K = d it is
+    ∇f itself, and cos² of its angle with ∇f has the mean K/d. It is shorter than ∇f, E⟨g, ∇f⟩ = K/d
+    ‖∇f‖², so it wants a learning rate d/K times that of the mean. Nearly the same direction as the
+    mean, if K is much smaller than d, since random tangents are nearly orthogonal then.
+
+    >>> v = jnp.array([[1.0, 1.0], [1.0, -2.0]])
+    >>> w = Projection().weights(v @ jnp.array([3.0, 4.0]), lambda: v @ v.T, 2)
+    >>> bool(jnp.allclose(w @ v, jnp.array([3.0, 4.0]), atol=1e-5))
+    True
+    """
+
+    needs_all = True
+
+    def weights(self, derivatives: Array, gram: Callable[[], Array], num_tangents: int) -> Array:
+        # Noise that is masked everywhere leaves rows of zeros, so not the inverse.
+        return jnp.linalg.pinv(gram(), hermitian=True) @ derivatives

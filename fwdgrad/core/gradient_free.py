@@ -1,0 +1,152 @@
+"""Estimators from values of the loss alone, with the call of the others, to compare with.
+
+Both evaluate the loss at θ ± h v_k; what a forward gradient has exactly, ∇f·v, they have up to a
+difference of values, so they need a step h and lose digits to it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fwdgrad.core import checks, factored
+from fwdgrad.core.blocks import Blocks
+from fwdgrad.core.factored import Factored
+from fwdgrad.core.forms import dense, weighted_sum
+from fwdgrad.core.losses import Loss
+from fwdgrad.core.low_rank import LowRank
+from fwdgrad.core.pushforward import Pushforward
+from fwdgrad.core.sampling import sample_each
+from fwdgrad.core.tangents import Rademacher, TangentDistribution
+from fwdgrad.core.trees import Array, PyTree, accumulation_dtype, combine
+
+ValueAndGrad = Callable[..., tuple[Any, ...]]
+
+
+def spsa_value_and_grad(
+    fun: Callable[..., Any],
+    *,
+    tangents: TangentDistribution = Rademacher(),
+    num_tangents: int = 1,
+    step: float = 1e-3,
+    has_report: bool = False,
+) -> ValueAndGrad:
+    """Simultaneous perturbation: g = (1/K) Σ_k (f(θ + h v_k) − f(θ − h v_k)) / 2h · v_k.
+
+    E[g] = ∇f + O(h²), and rounding adds noise of the size ε |f| / h.
+
+    Args:
+      fun: `fun(params, *args, **kwargs)` returns a real scalar loss.
+      tangents, num_tangents: as in `forward_value_and_grad`; they are written out.
+      step: h.
+      has_report: if true, a third output follows, an empty dict.
+
+    Returns:
+      A function `(key, params, *args, **kwargs) -> (value, grad)`, where value is the mean of the
+      losses at the perturbed parameters.
+
+    Raises:
+      TypeError, ValueError: as `forward_value_and_grad`; `step` is not positive.
+
+    >>> value_and_grad = spsa_value_and_grad(lambda w: jnp.sum(w**2))
+    >>> value_and_grad(jax.random.key(0), jnp.ones(3))[1].shape
+    (3,)
+
+    Source: Spall, Multivariate stochastic approximation using a simultaneous perturbation gradient
+    approximation (1992).
+    """
+
+    def weigh(ahead: Array, behind: Array) -> Array:
+        return (ahead - behind) / (2 * step)
+
+    return _from_values(fun, tangents, num_tangents, step, weigh, has_report)
+
+
+def evolution_value_and_grad(
+    fun: Callable[..., Any],
+    *,
+    tangents: TangentDistribution = LowRank(factors="normal"),
+    num_tangents: int = 8,
+    step: float = 1e-2,
+    has_report: bool = False,
+) -> ValueAndGrad:
+    """Evolution strategies: a population of 2K mutants θ ± h v_k, weighed by their standing.
+
+    g = (1/K) Σ_k (r(θ + h v_k) − r(θ − h v_k)) v_k, with r the rank of a loss among the 2K, from −½
+    to ½: a direction of ascent whatever the scale of the loss, not an estimate of its gradient.
+    Mutations of low rank are what makes large populations cheap.
+
+    Args:
+      fun, num_tangents, has_report: as in `spsa_value_and_grad`; num_tangents is K.
+      tangents: the distribution of the mutations.
+      step: h.
+
+    Returns:
+      As `spsa_value_and_grad`.
+
+    Raises:
+      TypeError, ValueError: as `spsa_value_and_grad`.
+
+    >>> value_and_grad = evolution_value_and_grad(lambda w: jnp.sum(w**2))
+    >>> value_and_grad(jax.random.key(0), jnp.ones(3))[1].shape
+    (3,)
+
+    Source: Salimans et al., Evolution strategies as a scalable alternative to reinforcement
+    learning (2017); Sarkar et al., Evolution strategies at the hyperscale (2025), for low rank.
+    """
+
+    def weigh(ahead: Array, behind: Array) -> Array:
+        losses = jnp.concatenate([ahead, behind])
+        ranks = jnp.argsort(jnp.argsort(losses)).astype(losses.dtype)
+        standing = ranks / (losses.size - 1) - 0.5
+        return standing[: ahead.size] - standing[ahead.size :]
+
+    return _from_values(fun, tangents, num_tangents, step, weigh, has_report)
+
+
+def _from_values(
+    fun: Callable[..., Any],
+    tangents: TangentDistribution,
+    num_tangents: int,
+    step: float,
+    weigh: Callable[[Array, Array], Array],
+    has_report: bool,
+) -> ValueAndGrad:
+    """g = (1/K) Σ_k w_k v_k with weights that are made of the losses at θ + h v_k and θ − h v_k."""
+    checks.check_callable(fun)
+    checks.check_tangents(tangents)
+    checks.check_positive_integer("num_tangents", num_tangents)
+    if not step > 0:
+        raise ValueError(f"step must be positive; found {step}.")
+
+    def value_and_grad(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        checks.check_key(key)
+        loss = Loss(fun, params, args, kwargs, has_aux=False)
+        leaves, structure = jax.tree.flatten(loss.theta)
+        splits = Pushforward(loss.at, loss.theta).splits
+        keys = jax.random.split(key, num_tangents)
+        drawn = sample_each(tangents, keys, loss.theta, splits)
+
+        def value(mutation: list[Any], sign: int) -> Array:
+            written = [factored.write_out(v) if isinstance(v, Factored) else v for v in mutation]
+            moved = [x + sign * step * v for x, v in zip(leaves, written, strict=True)]
+            return loss.at(jax.tree.unflatten(structure, moved))[0]
+
+        def values(_: None, mutation: list[Any]) -> tuple[None, tuple[Array, Array]]:
+            return None, (value(mutation, 1), value(mutation, -1))
+
+        # A few mutants at a time: none but those at hand take the memory of the parameters, but
+        # for blocks, which are no stack of tangents.
+        each = [dense(v) if isinstance(v, Blocks) else v for v in drawn]
+        _, (ahead, behind) = jax.lax.scan(values, None, each, unroll=min(num_tangents, 8))
+        weights = weigh(ahead, behind) / num_tangents
+        grad = [
+            weighted_sum(v, weights, accumulation_dtype(x.dtype)).astype(x.dtype)
+            for v, x in zip(drawn, leaves, strict=True)
+        ]
+        report: tuple[dict, ...] = ({},) if has_report else ()
+        mean = (ahead.mean() + behind.mean()) / 2
+        return mean, combine(jax.tree.unflatten(structure, grad), loss.rest), *report
+
+    return value_and_grad

@@ -1,0 +1,61 @@
+"""Guesses of the gradient: what an estimator is told beforehand, and need not find by chance.
+
+Any guess leaves the estimate unbiased, and a good one takes noise from it. It travels beside the
+parameters, `Guided(params, guess)`, and like them it has a gradient, that of the squared error of
+the guess: so one training loop learns both, and where a guess comes from is an optimizer's choice.
+
+**At the parameters** a guess is a direction u, a pytree like them: an older gradient, a momentum.
+With û = u/‖u‖ its derivative s = ∇f·û is found exactly, by a pass of its own, and the K tangents
+only look for the rest of the gradient, ∇f − s û, in the directions v'_k = v_k − ⟨û, v_k⟩ û:
+
+    g = s û + (1/K) Σ_k (d_k − s ⟨û, v_k⟩) v'_k        E[g] = ∇f
+
+whose error is (1 − cos²(u, ∇f)) of that without a guess. The gradient of the guess is u − g, so
+that steps of 1 make u the last estimate, and steps of 1 − β a momentum of decay β.
+
+**At activities** a guess is a feedback, a matrix A_z for each noisy site z: from e_n, the exact
+derivatives of example n's loss by what the last layers compute, it guesses those by what an earlier
+layer does, c_n = A_z e_n. It is a control variate: noise is only asked what is left of them,
+
+    c_n + (1/K) Σ_k (d_nk − ⟨c_n, ξ_nk⟩) ξ_nk        of the expectation ∂ℓ_n/∂z
+
+The gradient of A_z is −mean_n r_n e_nᵀ / mean_n ‖e_n‖², with r_n the second term above: least mean
+squares, learned from the directional derivatives alone. No weights are transported back.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from fwdgrad.core.forms import inner
+from fwdgrad.core.trees import Array, PyTree
+
+
+class Guided(NamedTuple):
+    """Parameters and a guess of the gradient, to be given to an estimator in the place of params.
+
+    The gradient then is a `Guided` too. A first guess, zero, is made by `value_and_grad.guide`.
+
+    Attributes:
+      params: what `fun` is called with.
+      guess: of the structure that the estimator's space asks for.
+    """
+
+    params: PyTree
+    guess: PyTree
+
+
+def unit(direction: list[Array]) -> list[Array]:
+    """A direction over several arrays at length 1; zero stays zero.
+
+    >>> [x.tolist() for x in unit([jnp.array([3.0]), jnp.array([0.0, 4.0])])]
+    [[0.6000000238418579], [0.0, 0.800000011920929]]
+    """
+    length = jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in direction))
+    return [x / jnp.where(length > 0, length, 1) for x in direction]
+
+
+def along(tangents: list[Any], cotangents: list[Array]) -> Array:
+    """Σ over the arrays of the products ⟨c, v_k⟩, (K,)."""
+    products = [inner(v, c) for v, c in zip(tangents, cotangents, strict=True)]
+    return sum(products[1:], products[0])

@@ -1,0 +1,216 @@
+"""One example pushed forward with noise at its sites, and exactly from its last ones on."""
+
+from collections.abc import Sequence, Set
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fwdgrad.core.blocks import Blocks
+from fwdgrad.core.elementwise import is_elementwise
+from fwdgrad.core.forms import Tangent, add, dense, inner, is_structured, number_of
+from fwdgrad.core.jaxprs import bind, evaluate, variables
+from fwdgrad.core.propagation import Context, padded, propagate_equations
+from fwdgrad.core.rules import RULES
+from fwdgrad.core.sites import find_sites
+from fwdgrad.core.trees import Array
+
+
+class Pushed(NamedTuple):
+    """What pushing an example forward gives.
+
+    Attributes:
+      outputs: of the loss, the loss first.
+      derivatives: (number of groups, k), ∂ℓ along each tangent of each group's noise.
+      noise: site -> its k tangents, as they were put in.
+      masks: site -> where its noise was put in, a number or an array of its shape.
+      exact: site -> ∂ℓ/∂z, of those that are exact.
+      values: variable -> value, of those that the sites' programs read.
+    """
+
+    outputs: list[Array]
+    derivatives: Array
+    noise: dict[int, Any]
+    masks: dict[int, Array]
+    exact: dict[int, Array]
+    values: dict[Any, Array]
+
+
+class NoisyLoss:
+    """The loss of one example, as a jaxpr in which the places of noise are known.
+
+    Attributes:
+      jaxpr: without calls; its first inputs are the parameters.
+      sites: all of them.
+      varying: the variables that depend on the example.
+      exact: the sites whose derivative is taken exactly, if `exact_last` those that are last.
+      noisy: the others.
+      groups: the noisy sites, parted by whose noise goes together.
+    """
+
+    def __init__(self, closed: Any, num_parameters: int, layerwise: bool, exact_last: bool):
+        self.jaxpr = closed.jaxpr
+        self._consts = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+        plan = find_sites(self.jaxpr, num_parameters)
+        self.sites, self.varying = plan.sites, plan.varying
+        self.exact = [i for i, site in enumerate(self.sites) if exact_last and site.is_last]
+        self.noisy = [i for i in range(len(self.sites)) if i not in self.exact]
+        together = [self.noisy] if self.noisy else []
+        self.groups = [[i] for i in self.noisy] if layerwise else together
+        self._head = [self.jaxpr.eqns[i] for i in plan.head] if self.exact else []
+        self.read = self._in_order({v for site in self.sites for v in site.read})
+        made = {v for e in self._head for v in e.outvars}
+        read = {v for e in self._head for v in variables(e.invars)} - made
+        self._into_head = self._in_order(read | {self.sites[i].variable for i in self.exact})
+
+    def _in_order(self, chosen: Set[Any]) -> list[Any]:
+        """Variables in the order in which they are made, the same in every run."""
+        made = [v for e in self.jaxpr.eqns for v in e.outvars]
+        return [v for v in (*self.jaxpr.constvars, *self.jaxpr.invars, *made) if v in chosen]
+
+    def push(
+        self,
+        leaves: Sequence[Array],
+        example: Sequence[Array],
+        noise: dict[int, Any],
+        number: int,
+        enter_custom_vjp: bool,
+    ) -> Pushed:
+        """Pushes `number` tangents of each group forward.
+
+        Args:
+          leaves: the parameters.
+          example: the other inputs.
+          noise: for each noisy site, its tangents.
+          number: k, how many.
+          enter_custom_vjp: as in `forward_value_and_grad`.
+        """
+        inputs = dict(zip(self.jaxpr.invars, [*leaves, *example], strict=True))
+        values: dict[Any, Any] = {**self._consts, **inputs}
+        duals: dict[Any, Tangent] = {}
+        injection = _Injection(self, self._head, noise, number)
+        context = Context(RULES, enter_custom_vjp, injection=injection)
+        returned = set(variables(self.jaxpr.outvars))
+        propagate_equations(
+            context, self.jaxpr.eqns, values, duals, {*self.read, *self._into_head, *returned}
+        )
+        if self.exact:
+            derivatives, exact = self._exactly(values, duals)
+        else:
+            derivatives, exact = duals.get(self.jaxpr.outvars[0]), {}
+        if derivatives is None:  # the loss does not depend on what is noisy
+            derivatives = jnp.zeros(0, self.jaxpr.outvars[0].aval.dtype)
+        rows = padded(dense(derivatives), len(self.groups) * number)
+        outputs = [values[v] if v in returned else v.val for v in self.jaxpr.outvars]
+        return Pushed(
+            outputs,
+            rows.reshape(len(self.groups), number),
+            injection.put_in,
+            injection.masks,
+            exact,
+            {v: values[v] for v in self.read},
+        )
+
+    def _exactly(
+        self, values: dict[Any, Any], duals: dict[Any, Tangent]
+    ) -> tuple[Tangent, dict[int, Array]]:
+        """The derivatives of the loss along what reaches the head, and by the sites before it.
+
+        With c = ∂ℓ/∂x for each x that goes into the head, the derivative along tangents is Σ_x ⟨c,
+        ẋ⟩. (The head's values are computed twice, which XLA finds.)
+        """
+        of_sites = {self.sites[i].variable: i for i in self.exact}
+        inputs = [v for v in self._into_head if v in of_sites or duals.get(v) is not None]
+        loss_variable = self.jaxpr.outvars[0]
+
+        def head(xs: list[Array]) -> Array:
+            known = {**values, **dict(zip(inputs, xs, strict=True))}
+            evaluate(self._head, known)
+            return known[loss_variable]
+
+        loss, pull_back = jax.vjp(head, [values[v] for v in inputs])
+        (cotangents,) = pull_back(jnp.ones_like(loss))
+        made_here = any(loss_variable is v for e in self._head for v in e.outvars)
+        derivatives: Tangent = None if made_here else duals.get(loss_variable)
+        exact = {}
+        for v, cotangent in zip(inputs, cotangents, strict=True):
+            if v in of_sites:
+                exact[of_sites[v]] = cotangent
+            if (dual := duals.get(v)) is not None:
+                rows = inner(dual, cotangent)
+                if derivatives is not None and number_of(derivatives) != len(rows):
+                    most = max(number_of(derivatives), len(rows))
+                    derivatives, rows = padded(dense(derivatives), most), padded(rows, most)
+                derivatives = add(derivatives, rows)
+        return derivatives, exact
+
+
+class _Injection:
+    """Puts noise in at sites; each group's tangents come after those of the groups before it.
+
+    Attributes:
+      put_in: site -> its noise, zero where it has no effect.
+      masks: site -> 0 where it has none, else 1.
+    """
+
+    def __init__(self, loss: NoisyLoss, head: Sequence[Any], noise: dict[int, Any], number: int):
+        self._head = {id(equation) for equation in head}
+        self._noise, self._number = noise, number
+        self._group = {i: g for g, sites in enumerate(loss.groups) for i in sites}
+        self._per_example = {i: site.per_example for i, site in enumerate(loss.sites)}
+        self._at_operand: dict[tuple[int, int], int] = {}
+        self._at_output: dict[Any, int] = {}
+        for i in loss.noisy:
+            site = loss.sites[i]
+            if site.operand is None:
+                self._at_output[site.variable] = i
+            else:
+                index, position = site.operand
+                self._at_operand[id(loss.jaxpr.eqns[index]), position] = i
+        self.put_in: dict[int, Any] = {}
+        self.masks: dict[int, Array] = {}
+
+    def at_operand(
+        self, equation: Any, position: int, primals: list[Any], tangent: Tangent
+    ) -> Tangent:
+        if id(equation) in self._head:
+            return None  # what reaches the head is differentiated there, exactly
+        i = self._at_operand.get((id(equation), position))
+        if i is None:
+            return tangent
+        # Noise that is one for all examples is weighed as it was drawn, so it has no mask.
+        x = primals[position]
+        whole = all(x.shape == v.aval.shape for v in equation.outvars)  # and not broadcast
+        if not (whole and is_elementwise(equation) and self._per_example[i]):
+            return self._put(i, self._noise[i], tangent)
+
+        def of_operand(x: Array) -> list[Array]:
+            return bind(equation, [x if j == position else y for j, y in enumerate(primals)])
+
+        # Where this is flat the derivative is zero, and noise would be nothing but noise.
+        slopes = jax.jvp(of_operand, (x,), (jnp.ones_like(x),))[1]
+        matters = jnp.stack([s != 0 for s in slopes]).any(0)
+        return self._put(i, _masked(self._noise[i], matters), tangent, matters)
+
+    def at_output(self, variable: Any, value: Any, tangent: Tangent) -> Tangent:
+        i = self._at_output.get(variable)
+        return tangent if i is None else self._put(i, self._noise[i], tangent)
+
+    def _put(self, i: int, noise: Any, tangent: Tangent, mask: Array | None = None) -> Tangent:
+        self.put_in[i] = noise
+        self.masks[i] = jnp.ones((), bool) if mask is None else mask
+        if self._group[i] == 0:
+            return add(tangent, noise)
+        # So far there are tangents of earlier groups alone, and they come first.
+        shape = noise.shape if is_structured(noise) else noise.shape[1:]
+        earlier = jnp.zeros((0, *shape), noise.dtype) if tangent is None else dense(tangent)
+        earlier = padded(earlier, self._group[i] * self._number)
+        if isinstance(noise, Blocks):
+            return Blocks(noise.value, noise.axis, noise.number, earlier)
+        return jnp.concatenate([earlier, dense(noise)])
+
+
+def _masked(noise: Any, mask: Array) -> Any:
+    if isinstance(noise, Blocks):
+        return Blocks(noise.value * mask, noise.axis, noise.number)
+    return dense(noise) * mask

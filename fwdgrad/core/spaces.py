@@ -1,0 +1,140 @@
+"""Where tangents live: at the parameters, or at what the layers compute.
+
+A space evaluates a loss along K tangents and makes the estimate of them; how many there are, from
+which distribution, and how their derivatives become one estimate is none of its business.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from fwdgrad.core import checks
+from fwdgrad.core.forms import gram, weighted_sum
+from fwdgrad.core.guess import along, unit
+from fwdgrad.core.losses import Loss
+from fwdgrad.core.pushforward import Pushforward
+from fwdgrad.core.sampling import Tangents, sample_each
+from fwdgrad.core.tangents import TangentDistribution
+from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
+
+# (derivatives (k,), a function that makes the Gram matrix of their tangents, the number of entries
+# of a tangent) -> their weights in the estimate (k,), and how many were clipped.
+Weigh = Callable[[Array, Callable[[], Array], Any], tuple[Array, Array]]
+
+
+class Estimate(NamedTuple):
+    """The loss, and the sum over some of the K tangents.
+
+    Attributes:
+      value, aux: of the loss.
+      grad: for each leaf of the parameters Σ_k w_k v_k, in accumulation dtypes, and the share of
+        these tangents in what is added to that.
+      num_clipped: how many of the derivatives were clipped, the mean over those for one tangent.
+      guess_grad: for each leaf of the guess, if there is one, the same share of its gradient.
+    """
+
+    value: Array
+    aux: PyTree
+    grad: list[Array]
+    num_clipped: Array
+    guess_grad: list[Array]
+
+
+class Evaluation(Protocol):
+    """A loss at given parameters and arguments, ready to be evaluated along tangents."""
+
+    def first_guess(self) -> PyTree:
+        """A guess of zeros."""
+        ...
+
+    def draw(self, distribution: TangentDistribution, keys: Array) -> Tangents:
+        """As many tangents as keys."""
+        ...
+
+    def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
+        """Raises ValueError unless `found` are tangents such as `draw` makes, `expected`."""
+        ...
+
+    def estimate(self, tangents: Tangents, number: int, weigh: Weigh) -> Estimate:
+        """The estimate by these tangents, `number` of the K."""
+        ...
+
+
+class Space(Protocol):
+    """What `forward_value_and_grad(space=...)` takes."""
+
+    def at(
+        self, loss: Loss, num_tangents: int, enter_custom_vjp: bool, guess: PyTree = None
+    ) -> Evaluation:
+        """The loss at its parameters and arguments; K is `num_tangents`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tangents of the parameters: one directional derivative of the whole loss for each.
+
+    E‖g‖² grows with the number of parameters, but nothing is asked of the loss.
+    """
+
+    def at(
+        self, loss: Loss, num_tangents: int, enter_custom_vjp: bool, guess: PyTree = None
+    ) -> Evaluation:
+        return _AtWeights(loss, num_tangents, enter_custom_vjp, guess)
+
+
+class _AtWeights:
+    def __init__(self, loss: Loss, num_tangents: int, enter_custom_vjp: bool, guess: PyTree):
+        self._theta, self._num_tangents, self._enter = loss.theta, num_tangents, enter_custom_vjp
+        self._pushforward = Pushforward(loss.at, loss.theta)
+        self._guess: list[Array] | None = None
+        if guess is not None:
+            checks.check_guess(guess, jax.eval_shape(self.first_guess))
+            self._guess = jax.tree.leaves(guess)
+
+    def first_guess(self) -> PyTree:
+        return jax.tree.map(jnp.zeros_like, self._theta)
+
+    def draw(self, distribution: TangentDistribution, keys: Array) -> Tangents:
+        return sample_each(distribution, keys, self._theta, self._pushforward.splits)
+
+    def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
+        checks.check_drawn(found, expected, self._pushforward.names)
+
+    def estimate(self, tangents: Tangents, number: int, weigh: Weigh) -> Estimate:
+        value, derivatives, aux = self._pushforward(
+            tangents, num_tangents=number, enter_custom_vjp=self._enter
+        )
+        dtype = accumulation_dtype(value.dtype)
+        dtypes = [accumulation_dtype(x.dtype) for x in jax.tree.leaves(self._theta)]
+        size = sum(x.size for x in jax.tree.leaves(self._theta))
+
+        def weighed(derivatives: Array, matrix: Callable[[], Array]) -> tuple[Array, list, Array]:
+            weights, num_clipped = weigh(derivatives, matrix, size)
+            grad = [weighted_sum(v, weights, t) for v, t in zip(tangents, dtypes, strict=True)]
+            return weights, grad, num_clipped
+
+        if self._guess is None:
+            _, grad, num_clipped = weighed(derivatives, lambda: gram(tangents, dtype))
+            return Estimate(value, aux, grad, num_clipped, [])
+        direction = unit(self._guess)
+        slope = self._slope(direction)
+        products = along(tangents, direction)  # ⟨û, v_k⟩
+        weights, grad, num_clipped = weighed(
+            derivatives - slope * products,
+            lambda: gram(tangents, dtype) - jnp.outer(products, products),
+        )
+        share = number / self._num_tangents
+        length = share * slope - jnp.dot(weights, products)
+        grad = [g + (length * u).astype(g.dtype) for g, u in zip(grad, direction, strict=True)]
+        guess_grad = [share * u - g for u, g in zip(self._guess, grad, strict=True)]
+        return Estimate(value, aux, grad, num_clipped, guess_grad)
+
+    def _slope(self, direction: list[Array]) -> Array:
+        """The derivative of the loss along a direction."""
+        one: list[Any] = [u[None] for u in direction]
+        _, (slope,), _ = self._pushforward(one, num_tangents=1, enter_custom_vjp=self._enter)
+        return slope
