@@ -3,6 +3,7 @@
 Knows the core's types at most; never how a problem is trained. Needs Equinox and optax.
 """
 
+from fwdgrad.problems.blockwise import Frozen, LocalHeads
 from fwdgrad.problems.datasets import Dataset, Examples, load_dataset
 from fwdgrad.problems.functions import TEST_FUNCTIONS, beale, rosenbrock, sphere, styblinski_tang
 from fwdgrad.problems.idx import DataError, read_idx
@@ -17,6 +18,8 @@ __all__ = [
     "Dataset",
     "DeepNetwork",
     "Examples",
+    "Frozen",
+    "LocalHeads",
     "LogisticRegression",
     "Problem",
     "beale",

@@ -38,14 +38,15 @@ class Problem(NamedTuple):
 def image_classification(make_model: Callable[..., eqx.Module], dataset: Dataset) -> Problem:
     """Classification of a data set's images by softmax cross-entropy.
 
-    The loss of an image with logits z and label y is log Σ_j exp z_j − z_y, in nats; its
-    accuracy is 1 where z_y is the largest logit, else 0. Images are standardised once, to
-    float32 (byte/255 − mean)/std with the mean and the deviation of all training pixels, which
-    is what brings the paper's curves about. (They take 4 bytes a pixel, 220 MB in all; doing it
-    anew in every step would take longer than the rest of a step of logistic regression.)
+    The loss of an image with logits z and label y is log Σ_j exp z_j − z_y, in nats; its accuracy
+    is 1 where z_y is the largest logit, else 0. Of a model that returns several rows of logits
+    (`LocalHeads`) the losses are added, and the last row is its answer. Images are standardised
+    once, to float32 (byte/255 − mean)/std with the mean and the deviation of all training pixels,
+    which is what brings the paper's curves about. (They take 4 bytes a pixel, 220 MB in all; doing
+    it anew in every step would take longer than the rest of a step of logistic regression.)
 
     Args:
-      make_model: key=... -> a module from one float image (28, 28) to logits (10,).
+      make_model: key=... -> a module from one float image (28, 28) to logits (10,) or (rows, 10).
       dataset: from `load_dataset`.
     """
     _, static = partition(eqx.filter_jit(make_model)(key=jax.random.key(0)))
@@ -56,10 +57,13 @@ def image_classification(make_model: Callable[..., eqx.Module], dataset: Dataset
     def scores(params: PyTree, batch: Batch) -> dict[str, Array]:
         images, labels = batch
         logits = jax.vmap(combine(params, static))(images)
-        return {
-            "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
-            "accuracy": (logits.argmax(-1) == labels).astype(jnp.float32),
-        }
+        answer = logits
+        if logits.ndim == 3:
+            answer, labels_of_rows = logits[:, -1], labels[:, None]
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels_of_rows).sum(1)
+        else:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return {"loss": losses, "accuracy": (answer.argmax(-1) == labels).astype(jnp.float32)}
 
     @jax.jit
     def standardised(images: Array) -> Array:

@@ -1,0 +1,132 @@
+"""Models whose layers do not all learn from one loss: local heads, and frozen beginnings.
+
+Both take a model of `fwdgrad.problems` apart at its layers with parameters, into blocks.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from fwdgrad.core.chains import Layer, apply_chain
+from fwdgrad.core.trees import is_differentiable
+from fwdgrad.problems.models import NUM_CLASSES, NUM_PIXELS
+
+_MOST_PIXELS = 4  # along each axis of an image that goes into a head, after averaging
+
+
+class LocalHeads(eqx.Module):
+    """A model whose every layer is trained by a linear classifier of its own.
+
+    The layers with parameters, each with the activation and the pooling after it, are blocks. A
+    block is given what the one before it returns with the derivative stopped, and its head, a
+    linear layer, makes logits of what it returns itself (images are averaged down to 4×4 first);
+    the last block is its own head. The loss of an image is the sum of all heads' losses, so the
+    gradient of a block is that of its own head's loss: what is differentiated goes back through
+    *one* layer and its head, never from block to block.
+
+    Args:
+      make_model: key=... -> a model of `fwdgrad.problems` that has a `chain`.
+
+    >>> from functools import partial
+    >>> from fwdgrad.problems import MLP
+    >>> model = LocalHeads(partial(MLP, (16, 8)), key=jax.random.key(0))
+    >>> model(jnp.zeros((28, 28))).shape  # the last row is the model's own
+    (3, 10)
+
+    Source: Nøkland, Eidnes, Training neural networks with local error signals (2019).
+    """
+
+    model: Any
+    heads: list[eqx.nn.Linear]
+
+    def __init__(self, make_model: Callable[..., Any], *, key: Array):
+        model_key, *keys = jax.random.split(key, 1 + 100)
+        self.model = make_model(key=model_key)
+        side = round(NUM_PIXELS**0.5)
+        x: Any = jax.ShapeDtypeStruct((side, side), jnp.float32)
+        self.heads = []
+        for block, k in zip(blocks(self.model.chain)[:-1], keys, strict=False):
+            x = jax.eval_shape(lambda x, block=block: apply_chain(block, x), x)
+            features = jax.eval_shape(_features, x).size
+            self.heads.append(eqx.nn.Linear(features, NUM_CLASSES, key=k))
+
+    def __call__(self, image: Array) -> Array:
+        *hidden, last = blocks(self.model.chain)
+        x, logits = image, []
+        for block, head in zip(hidden, self.heads, strict=True):
+            x = apply_chain(block, lax.stop_gradient(x))
+            logits.append(head(_features(x)))
+        return jnp.stack([*logits, apply_chain(last, lax.stop_gradient(x))])
+
+
+class Frozen(eqx.Module):
+    """A model whose first blocks stay as they were at the start: nothing is learnt in them.
+
+    What the others reach without them is what a method has to beat before it can be said to have
+    taught the first ones anything.
+
+    Args:
+      make_model: key=... -> a model of `fwdgrad.problems` that has a `chain`.
+      num_frozen: how many blocks.
+
+    Raises:
+      ValueError: there are not more blocks than are to be frozen.
+
+    >>> from functools import partial
+    >>> from fwdgrad.problems import MLP
+    >>> model = Frozen(partial(MLP, (16, 8)), num_frozen=2, key=jax.random.key(0))
+    >>> grad = jax.grad(lambda model: model(jnp.ones((28, 28))).sum(), allow_int=True)(model)
+    >>> [bool((layer.weight == 0).all()) for layer in grad.model.layers]
+    [True, True, False]
+    """
+
+    model: Any
+    num_frozen: int = eqx.field(static=True)
+
+    def __init__(self, make_model: Callable[..., Any], num_frozen: int, *, key: Array):
+        self.model, self.num_frozen = make_model(key=key), num_frozen
+        most = len(blocks(self.model.chain)) - 1
+        if not 0 <= num_frozen <= most:
+            raise ValueError(f"num_frozen must be from 0 to {most}; found {num_frozen}.")
+
+    def __call__(self, image: Array) -> Array:
+        parts = blocks(self.model.chain)
+        frozen = [layer for block in parts[: self.num_frozen] for layer in block]
+        rest = [layer for block in parts[self.num_frozen :] for layer in block]
+        return apply_chain(rest, lax.stop_gradient(apply_chain(frozen, image)))
+
+
+def blocks(chain: Sequence[Layer]) -> list[list[Layer]]:
+    """The layers with parameters, each with those without that follow it.
+
+    What comes before the first goes with it.
+
+    >>> layer = jax.tree_util.Partial(jnp.add, jnp.ones(3))
+    >>> [len(block) for block in blocks([jnp.ravel, layer, abs, layer])]
+    [3, 1]
+    """
+    parts: list[list[Layer]] = []
+    leading: list[Layer] = []
+    for layer in chain:
+        if any(map(is_differentiable, jax.tree.leaves(layer))):
+            parts.append([*leading, layer] if not parts else [layer])
+        elif parts:
+            parts[-1].append(layer)
+        else:
+            leading.append(layer)
+    return parts
+
+
+def _features(x: Array) -> Array:
+    """A vector for a linear head: of images (channels, rows, columns) the means over windows."""
+    if x.ndim < 3:
+        return x.reshape(-1)
+    channels, rows, columns = x.shape
+    window = -(-rows // _MOST_PIXELS), -(-columns // _MOST_PIXELS)
+    rows, columns = rows // window[0], columns // window[1]
+    x = x[:, : rows * window[0], : columns * window[1]]
+    return x.reshape(channels, rows, window[0], columns, window[1]).mean((2, 4)).reshape(-1)
