@@ -1,15 +1,15 @@
-"""What a training step costs, of the estimators of several `train` configs of one problem."""
+"""What a training step costs, of the estimators of several `train` configs."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments import train
-from fwdgrad.work import Interval
+from fwdgrad.work import Interval, interleaved_seconds, median_interval
 from fwdgrad.work.measurements import measured_once
 from fwdgrad.work.records import read_table, write_table
 from fwdgrad.work.step_program import Step, StepProgram, loss_step, relative_costs, sgd_step
@@ -37,16 +37,41 @@ def step_costs(
 
     def measure() -> dict[str, Any]:
         some = configs["backprop"]
-        problem = train.problem(some)
-        steps = {"loss": loss_step(problem.loss)}
-        steps.update({line: _step(config) for line, config in configs.items()})
+        steps = {"loss": (loss_step(train.problem(some).loss), some)}
+        steps.update({line: (_step(config), config) for line, config in configs.items()})
         programs = {
-            name: _program(step, some, _NUM_BATCHES, steps_per_call) for name, step in steps.items()
+            name: _program(*step, _NUM_BATCHES, steps_per_call) for name, step in steps.items()
         }
         costs = relative_costs(programs, rounds=rounds, unit="loss", reference="backprop")
         return {name: {q: i._asdict() for q, i in c.items()} for name, c in costs.items()}
 
     return measured_once(folder, "cost", {**form, "lines": lines}, measure)
+
+
+def training_seconds(
+    configs: Mapping[str, DictConfig], folder: Path, *, rounds: int
+) -> dict[str, Any]:
+    """Times the steps of trainings, all in turns: with optimizer and reading of the minibatches.
+
+    Args:
+      configs: line -> `train` config; their problems may differ.
+      folder, rounds: as in `step_costs`.
+
+    Returns:
+      A record of `measured_once` whose result is line -> interval of the seconds of a step.
+    """
+    lines = {line: train.identifying(config) for line, config in configs.items()}
+
+    def measure() -> dict[str, Any]:
+        number = {line: config.steps_per_call for line, config in configs.items()}
+        calls = {
+            line: partial(train.Training(config).advance, number[line])
+            for line, config in configs.items()
+        }
+        timed = interleaved_seconds(calls, rounds=rounds)
+        return {line: median_interval(x / number[line])._asdict() for line, x in timed.items()}
+
+    return measured_once(folder, "training", {"rounds": rounds, "lines": lines}, measure)
 
 
 def operations_of_a_step(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -58,8 +83,7 @@ def operations_of_a_step(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def _step(config: DictConfig) -> Step:
-    estimator = instantiate(config.estimator.value_and_grad, _convert_="all")
-    return sgd_step(estimator(train.problem(config).loss))
+    return sgd_step(train.estimator(config)(train.problem(config).loss))
 
 
 def _program(step: Step, config: DictConfig, num_batches: int, steps_per_call: int) -> StepProgram:

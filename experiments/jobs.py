@@ -20,12 +20,17 @@ def progress(jobs: Sequence[Any], cfg: DictConfig, name: str) -> tqdm:
 def train_config(cfg: DictConfig, name: str, panel: str, line: str, **values: Any) -> DictConfig:
     """The `train` config of a run of an experiment's panel and line, with values of its own."""
     experiment = cfg.experiments[name]
+    overrides = [*experiment.panels[panel].overrides, *experiment.lines[line]]
+    return compose_train(cfg, overrides, **values)
+
+
+def compose_train(cfg: DictConfig, overrides: Iterable[str], **values: Any) -> DictConfig:
+    """The `train` config of a run with overrides and values, kept among those of `cfg`."""
     output = cfg.output
     return hydra.compose(
         "train",
         overrides=[
-            *experiment.panels[panel].overrides,
-            *experiment.lines[line],
+            *overrides,
             *(f"{key}={value}" for key, value in values.items()),
             f"output.root={output.root}/runs",
             f"output.progress={'null' if output.progress is None else output.progress}",

@@ -16,8 +16,10 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments import (
+    accuracy_race,
     depth_scaling,
     differentiation,
+    estimator_quality,
     fair_comparison,
     jobs,
     learning_curves,
@@ -30,8 +32,11 @@ from experiments.paper import Finding
 # draw(folder), describe(folder), a section of the report, and findings(folder).
 EXPERIMENTS = {
     module.NAME: module
-    for module in (trajectories, learning_curves, depth_scaling, fair_comparison, differentiation)
-}
+    for module in (
+        trajectories, learning_curves, depth_scaling, fair_comparison, differentiation,
+        estimator_quality, accuracy_race,
+    )
+}  # fmt: skip
 
 
 def run(cfg: DictConfig) -> dict[str, str]:

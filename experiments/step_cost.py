@@ -30,8 +30,7 @@ import fwdgrad
 from experiments import pytorch_step, style, train
 from fwdgrad.core.estimators import Drawn
 from fwdgrad.core.trees import PyTree
-from fwdgrad.problems import Problem
-from fwdgrad.work import Interval, interleaved_seconds, median_interval
+from fwdgrad.work import Interval, TrainableProblem, interleaved_seconds, median_interval
 from fwdgrad.work.files import atomic_write
 from fwdgrad.work.provenance import provenance
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
@@ -54,7 +53,7 @@ _COLUMNS = (
 _FORM_COLUMNS = ("model", "estimator", "steps_per_call", "form", "seconds", "chosen")
 
 
-def _steps(problem: Problem) -> dict[str, Step]:
+def _steps(problem: TrainableProblem) -> dict[str, Step]:
     """What a step of each estimator does; and drawing the tangents alone."""
     forward = partial(fwdgrad.forward_value_and_grad, problem.loss)
     backprop = fwdgrad.backprop_value_and_grad
@@ -124,7 +123,7 @@ def run(cfg: DictConfig) -> None:
 
 def _fastest(
     cfg: DictConfig, overrides: list[str], forms: list[dict[str, Any]]
-) -> tuple[Problem, dict[str, StepProgram], list[tuple[Any, ...]]]:
+) -> tuple[TrainableProblem, dict[str, StepProgram], list[tuple[Any, ...]]]:
     """The problem, each estimator's program in its fastest form, and what every form took."""
     problems = [
         train.problem(
@@ -162,7 +161,7 @@ def _fastest(
     return problems[0], programs, rows
 
 
-def _pytorch(problem: Problem, batch_size: int) -> dict[str, Callable[[], float]]:
+def _pytorch(problem: TrainableProblem, batch_size: int) -> dict[str, Callable[[], float]]:
     if not pytorch_step.is_installed():
         return {}
     images, labels = (np.asarray(x[:batch_size]) for x in problem.train)

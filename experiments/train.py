@@ -12,19 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import jax
+import optax
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fwdgrad.problems import Problem, image_classification, load_dataset
 from fwdgrad.work import (
+    GuidedProblem,
     RunRecord,
     Settings,
+    TrainableProblem,
     config_identity,
     finished_run,
+    guided_optimizer,
     read_run,
     run_folder,
     train,
 )
+from fwdgrad.work.stepping import Batches, make_stepper
 
 SETTINGS = ("num_steps", "batch_size", "eval_every", "steps_per_call", "compiler_options")
 
@@ -34,14 +40,12 @@ def run(cfg: DictConfig) -> RunRecord:
     if (record := finished_run(folder(cfg))) is not None:
         return record
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    learning_rate = cfg.optimizer.learning_rate  # a schedule's config, or a number
-    if isinstance(learning_rate, DictConfig):
-        learning_rate = instantiate(learning_rate)
+    rate = _learning_rate(cfg)
     return train(
         problem(cfg),
-        instantiate(cfg.estimator.value_and_grad, _convert_="all"),
-        instantiate(cfg.optimizer, learning_rate=learning_rate, _convert_="all"),
-        learning_rate if callable(learning_rate) else lambda step: learning_rate,
+        estimator(cfg),
+        optimizer(cfg),
+        rate if callable(rate) else lambda step: rate,
         Settings(**{key: config[key] for key in SETTINGS}),
         seed=cfg.seed,
         folder=folder(cfg),
@@ -83,14 +87,71 @@ def identifying(cfg: DictConfig) -> dict[str, Any]:
         "dataset": config["dataset"],
         "estimator": config["estimator"]["value_and_grad"],
         "optimizer": config["optimizer"],
+        **{key: config["estimator"][key] for key in ("guess_rate",) if key in config["estimator"]},
         **{key: config[key] for key in SETTINGS},
     }
 
 
-def problem(cfg: DictConfig) -> Problem:
-    """The problem of a `train` config; the same object as before if nothing has changed."""
+def estimator(cfg: DictConfig) -> Any:
+    """The estimator of a `train` config: loss function, has_report=... -> value and gradient."""
+    return instantiate(cfg.estimator.value_and_grad, _convert_="all")
+
+
+def optimizer(cfg: DictConfig) -> optax.GradientTransformation:
+    """The optimizer of a `train` config, that of a guess included if it has one."""
+    made = instantiate(cfg.optimizer, learning_rate=_learning_rate(cfg), _convert_="all")
+    rate = cfg.estimator.get("guess_rate")
+    return made if rate is None else guided_optimizer(made, rate)
+
+
+def _learning_rate(cfg: DictConfig) -> Any:
+    """A number, or a function of the step."""
+    rate = cfg.optimizer.learning_rate
+    return instantiate(rate) if isinstance(rate, DictConfig) else rate
+
+
+class Training:
+    """A training that can be taken further step by step, and is not recorded.
+
+    Args:
+      cfg: a `train` config.
+      init: key -> the first parameters; None: those of the config's problem.
+      transformation: the optimizer; None: that of the config.
+
+    Attributes:
+      state: as `fwdgrad.work.stepping` has it.
+    """
+
+    def __init__(self, cfg: DictConfig, init: Any = None, transformation: Any = None):
+        made = problem(cfg)
+        self._examples, self._capacity = made.train, cfg.steps_per_call
+        stepper = make_stepper(
+            made.loss, init or made.init, made.train, estimator(cfg),
+            transformation or optimizer(cfg), seed=cfg.seed,
+            batch_size=cfg.batch_size, steps_per_call=cfg.steps_per_call,
+            compiler_options=cfg.compiler_options,
+        )  # fmt: skip
+        self.state, self._advance = stepper.state, stepper.advance
+        number = jax.tree.leaves(made.train)[0].shape[0]
+        self._batches, self._step = Batches(number, cfg.batch_size, cfg.seed), 0
+
+    def advance(self, num_steps: int) -> Any:
+        """Makes so many steps, and returns the last loss."""
+        for first in range(0, num_steps, self._capacity):
+            count = min(self._capacity, num_steps - first)
+            indices = self._batches.indices(self._step, count, capacity=self._capacity)
+            self.state = self._advance(self.state, self._examples, indices, count)
+            self._step += count
+        return self.state.loss
+
+
+def problem(cfg: DictConfig) -> TrainableProblem:
+    """The problem of a `train` config; its data are those from before if nothing has changed."""
     make = OmegaConf.to_yaml(cfg.model.make, resolve=True)
-    return _problem(make, cfg.dataset.name, cfg.dataset.folder)
+    plain = _problem(make, cfg.dataset.name, cfg.dataset.folder)
+    if cfg.estimator.get("guess_rate") is None:
+        return plain
+    return GuidedProblem(plain, estimator(cfg)(plain.loss).guide, cfg.batch_size)
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,8 @@ OF_TRAIN = [(g, o) for g in GROUPS if g not in ("preset", "experiment") for o in
 
 def test_the_groups_are_those_that_the_readme_names():
     assert set(GROUPS) == {
-        "dataset", "estimator", "experiment", "model", "optimizer", "preset", "tangents"
+        "dataset", "estimator", "experiment", "model", "optimizer", "preset", "tangents",
+        "space", "aggregation", "guess",
     }  # fmt: skip
 
 

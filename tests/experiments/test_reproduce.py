@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import (
+    accuracy_race,
     deep_network,
     depth_scaling,
     differentiation,
@@ -29,6 +30,7 @@ from .conftest import CONFIGS
 
 FIGURES = {
     "trajectories", "trajectories_more", "learning_curves", "depth_scaling", "fair_comparison",
+    "estimator_quality", "accuracy_race",
 }  # fmt: skip
 
 
@@ -46,10 +48,10 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys):
     cfg = compose("reproduce", *overrides)
     assert reproduce.run(cfg) == {}
     printed = capsys.readouterr().out
-    assert printed.count("seed 0: ") == 3 + 3 and "README.md" in printed
+    assert printed.count("seed 0: ") == 3 + 3 + 3 and "README.md" in printed
     assert {path.name for path in tmp_path.iterdir()} == {
         "README.md", "runs", "learning_curves_runs.csv", "learning_curves_costs.csv",
-        "fair_comparison_tuning.csv",
+        "fair_comparison_tuning.csv", "accuracy_race_tuning.csv",
         *(f"{name}.{kind}" for name in FIGURES for kind in ("csv", "json", "png", "pdf")),
         "differentiation.json",
         *(f"{p.NAME}.{kind}" for p in differentiation.PARTS for kind in ("csv", "png", "pdf")),
@@ -69,6 +71,17 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys):
     for row in rows:
         assert float(row["seconds_low"]) <= float(row["seconds"]) <= float(row["seconds_high"])
         assert int(row["parameter_bytes"]) == 4 * int(row["depth"]) * 16**2
+
+    race = table(tmp_path / "accuracy_race.csv")
+    assert tuple(race[0]) == accuracy_race.COLUMNS
+    last = [row for row in race if row["test_accuracy"]]
+    assert [(row["family"], row["estimator"]) for row in last] == [
+        ("backprop", "backprop"), ("backprop", "backprop-15s"), ("activity", "activity-blocks")
+    ]  # fmt: skip
+    assert all(float(r["flops"]) > 0 and 0 <= float(r["test_accuracy"]) <= 1 for r in last)
+    assert {row["quantity"] for row in table(tmp_path / "estimator_quality.csv")} == {
+        "cosine", "hidden_cosine", "slope", "error", "law", "time", "operations"
+    }  # fmt: skip
 
     before = snapshot(tmp_path)
     for module in reproduce.EXPERIMENTS.values():
