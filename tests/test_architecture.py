@@ -17,7 +17,17 @@ EXTERNAL = {  # what a floor may import besides the standard library
     "fwdgrad.core": {"jax", "numpy"},
     "fwdgrad.problems": {"jax", "numpy", "equinox", "optax", "pooch", "sympy"},
     "fwdgrad.work": {"jax", "numpy", "scipy", "equinox", "optax", "tqdm"},
-    "experiments": {"jax", "numpy", "hydra", "omegaconf", "matplotlib", "sympy", "tqdm", "torch"},
+    "experiments": {
+        "jax",
+        "numpy",
+        "optax",
+        "hydra",
+        "omegaconf",
+        "matplotlib",
+        "sympy",
+        "tqdm",
+        "torch",
+    },
 }
 # Work knows the core's types and checks, and a problem only by a protocol of its own.
 MAY_USE = {
