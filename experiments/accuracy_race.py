@@ -1,20 +1,20 @@
 """How accurate a network each family of estimators trains, in equal time and equal operations.
 
 Every line trains the paper's MLP on MNIST for the same seconds, at the rate that was best for it on
-the validation set after the same seconds of tuning; some also for fewer, which says how soon a
-method gets how far. Two controls show what is not learning in the hidden layers: the last layer
-alone, and all but the first. Part of `reproduce`; alone:
+the validation set after a quarter of these; some also for fewer, which says how soon a method gets
+how far, and one of each family for the same floating-point operations. Two controls show what is
+not learning in the hidden layers: the last layer alone, and all but the first. Part of `reproduce`;
+alone:
 
     python -m experiments.accuracy_race preset=quick
 
-The seconds of a run are its steps times the time of a step, which is measured for all lines in
-turns, so that a slow hour of the machine is nobody's handicap; that time also decides how many
-steps a line has.
+The seconds of a run are its steps times the time of a step: that of backprop, times the ratio of
+the two, which is measured in turns, so that a slow hour of the machine is nobody's handicap. They
+also decide how many steps a line has.
 
 Leaves `accuracy_race.csv` (a row an evaluation; `test_accuracy` on the last of each run; other
-models than the MLP have their own, `accuracy_race_cnn.csv`),
-`accuracy_race_tuning.csv` (a row a rate tried), `accuracy_race.json` and the figure
-`accuracy_race`.
+models than the MLP have their own, `accuracy_race_cnn.csv`), `accuracy_race_tuning.csv` (a row a
+rate tried), `accuracy_race.json` and the figure `accuracy_race`.
 """
 
 import sys
@@ -28,18 +28,19 @@ from matplotlib.axes import Axes
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import jobs, style
-from experiments.costs import operations_of_a_step, training_seconds
+from experiments.costs import operations_of_a_step, training_costs
 from experiments.paper import Finding
-from experiments.race_results import Line, percent, read, verdicts
+from experiments.race_results import Line, read, rows, verdicts
 from experiments.tuning import Tuned, read_rates, tune_and_train
-from fwdgrad.work import Interval, mean_interval
+from fwdgrad.work import exact, mean_interval
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
 
 NAME = "accuracy_race"
 COLUMNS = (
     "family", "estimator", "seed", "step", "seconds", "flops", "valid_accuracy", "test_accuracy"
 )  # fmt: skip
-_ABOUT = ("like", "model", "seconds", "tuning_seconds", "derivatives")  # of a line, for the record
+# Of a line, for the record.
+_ABOUT = ("like", "model", "operations", "derivatives", "overrides", "wanted", "ablates")
 FAMILIES = {"backprop": "Greys", "weight": "Oranges", "activity": "Blues", "local": "Greens"}
 
 
@@ -47,27 +48,17 @@ def run(cfg: DictConfig, folder: Path) -> None:
     """Tunes and trains what has not been, and writes the tables."""
     experiment = cfg.experiments[NAME]
     lines = {name: _line(experiment, name) for name in experiment.shown or experiment.lines}
-    runs_folder = folder / "runs" / NAME
-    configs = {
-        name: _config(cfg, line, rate=line["rates"][0], num_steps=1, seed=0)
-        for name, line in lines.items()
-        if name == line["like"]
-    }
-    timed = training_seconds(configs, runs_folder, rounds=experiment.rounds)
-    counted = {name: operations_of_a_step(config, runs_folder) for name, config in configs.items()}
-    sources = [timed, *counted.values()]
+    costs = {like: _Cost(cfg, like, folder) for like in {x["like"]: None for x in lines.values()}}
     trained: dict[str, Tuned] = {}
     bar = jobs.progress(list(lines), cfg, NAME)
     for name in bar:
         bar.set_postfix_str(name)
-        trained[name] = _tune_and_train(cfg, name, timed["result"][lines[name]["like"]], bar)
-        sources += [*trained[name].others, *(run.info for run in trained[name].runs.values())]
-    seconds = {name: timed["result"][line["like"]]["value"] for name, line in lines.items()}
-    operations = {name: counted[line["like"]]["result"] for name, line in lines.items()}
+        trained[name] = _tune_and_train(cfg, name, costs[lines[name]["like"]], bar)
+    of_line = {name: costs[line["like"]] for name, line in lines.items()}
     for model in dict.fromkeys(line["model"] for line in lines.values()):
         rows = [
-            (lines[name]["family"], name, seed, row.step, row.step * seconds[name],
-             row.step * operations[name], row.valid_accuracy,
+            (lines[name]["family"], name, seed, row.step, row.step * of_line[name].seconds,
+             row.step * of_line[name].operations, row.valid_accuracy,
              run.info["final"]["test_accuracy"] if row is run.metrics[-1] else "")
             for name, tuned in trained.items() if lines[name]["model"] == model
             for seed, run in tuned.runs.items()
@@ -79,18 +70,52 @@ def run(cfg: DictConfig, folder: Path) -> None:
         ("estimator", "learning_rate", "valid_error", "failed_seeds"),
         [(name, *columns) for name, tuned in trained.items() for columns in tuned.columns()],
     )
+    sources = [record for cost in costs.values() for record in cost.records]
+    for tuned in trained.values():
+        sources += [*tuned.others, *(run.info for run in tuned.runs.values())]
     information = {
-        "lines": {name: {k: line[k] for k in _ABOUT} for name, line in lines.items()},
-        "seconds_per_step": timed["result"],
-        "operations_per_step": operations,
-        # By the clock of the runs themselves, which other work on the machine may have slowed.
-        "clock_seconds": {
-            name: [run.info["final"]["seconds"] for run in tuned.runs.values()]
-            for name, tuned in trained.items()
+        "lines": {
+            name: {
+                **{key: line.get(key) for key in _ABOUT},
+                "over_backprop": of_line[name].over_backprop,
+                "operations_per_step": of_line[name].operations,
+                # By the clock of the runs themselves, which other work may have slowed.
+                "clock_seconds": [
+                    run.info["final"]["seconds"] for run in trained[name].runs.values()
+                ],
+            }
+            for name, line in lines.items()
         },
+        "tuning": experiment.tuning,
         **jobs.sources(sources),
-    }  # fmt: skip
+    }
     write_json(folder / f"{NAME}.json", information)
+
+
+class _Cost:
+    """What a step of a line costs.
+
+    Attributes:
+      seconds, operations: of a step.
+      over_backprop: its time over that of backprop of the same model, an interval.
+      records: of the measurements.
+    """
+
+    def __init__(self, cfg: DictConfig, name: str, folder: Path):
+        experiment, runs = cfg.experiments[NAME], folder / "runs" / NAME
+        line = _line(experiment, name)
+        config = _of_any_length(cfg, line)
+        reference = _of_any_length(cfg, _line(experiment, experiment.references[line["model"]]))
+        # The reference's own seconds are from one record, whatever is compared with it.
+        timed = training_costs(config, reference, runs, rounds=experiment.rounds)
+        unit = training_costs(reference, reference, runs, rounds=experiment.rounds)
+        counted = operations_of_a_step(config, runs)
+        self.over_backprop = timed["result"]["over_reference"]
+        if config == reference:
+            self.over_backprop = exact(1.0)._asdict()
+        self.seconds = self.over_backprop["value"] * unit["result"]["seconds"]["value"]
+        self.operations = counted["result"]
+        self.records = [timed, unit, counted]
 
 
 def _table(folder: Path, model: str) -> Path:
@@ -102,10 +127,13 @@ def _line(experiment: DictConfig, name: str) -> dict[str, Any]:
     own: Any = OmegaConf.to_container(experiment.lines[name], resolve=True)
     like = own.get("like", name)
     of_like: Any = OmegaConf.to_container(experiment.lines[like], resolve=True)
-    of_all = {key: experiment[key] for key in ("seconds", "tuning_seconds", "seeds")}
-    line = {"like": like, "model": "mlp", **of_all, **of_like, **own}
-    line["tuning_seconds"] = min(line["tuning_seconds"], line["seconds"])
-    return line
+    of_all = {key: experiment[key] for key in ("seconds", "seeds")}
+    return {"like": like, "model": "mlp", **of_all, **of_like, **own}
+
+
+def _of_any_length(cfg: DictConfig, line: dict[str, Any]) -> DictConfig:
+    """A line's config for what its length and its rate have no part in."""
+    return _config(cfg, line, rate=1e-4, num_steps=1, seed=0)
 
 
 def _config(
@@ -118,15 +146,15 @@ def _config(
     return jobs.compose_train(cfg, overrides, learning_rate=rate, **length, seed=seed)
 
 
-def _tune_and_train(
-    cfg: DictConfig, name: str, seconds_per_step: dict[str, float], bar: Any
-) -> Tuned:
+def _tune_and_train(cfg: DictConfig, name: str, cost: _Cost, bar: Any) -> Tuned:
     experiment = cfg.experiments[NAME]
     line = _line(experiment, name)
+    steps = line["seconds"] / cost.seconds
+    if "operations" in line:
+        steps = line["operations"] / cost.operations
 
     def make_config(rate: float, seed: int, tuning: bool) -> DictConfig:
-        budget = line["tuning_seconds" if tuning else "seconds"]
-        num_steps = max(1, round(budget / seconds_per_step["value"]))
+        num_steps = max(1, round(steps * (experiment.tuning if tuning else 1)))
         return _config(cfg, line, rate=rate, num_steps=num_steps, seed=seed)
 
     return tune_and_train(
@@ -145,16 +173,16 @@ def draw(folder: Path) -> None:
     colours = _colours(lines, about)
     for estimator, line in lines.items():
         if about[estimator]["like"] == estimator:
-            for panel, column, unit in zip(panels, ("seconds", "flops"), (1, 1e12), strict=False):
-                _draw_run(panel, line, column, unit, colours[estimator], estimator)
-    for estimator in lines:
-        lengths = [name for name in lines if about[name]["like"] == estimator]
-        if lengths:
-            _draw_lengths(panels[2], [lines[name] for name in lengths], colours[estimator])
+            _draw_run(panels[0], line, "seconds", 1, colours[estimator], estimator)
+        if about[estimator]["operations"] is not None:
+            _draw_run(panels[1], line, "flops", 1e12, colours[about[estimator]["like"]], estimator)
+    for estimator, colour in colours.items():
+        lengths = [line for name, line in lines.items() if about[name]["like"] == estimator]
+        _draw_lengths(panels[2], lengths, colour)
     panels[0].set(xlabel="training time (s)", ylabel="error (%)", yscale="log")
     panels[1].set(xlabel="operations (10¹²)")
     panels[2].set(xlabel="training time of the whole run (s)")
-    titles = ("validation, along a run", "validation, along a run", "test, at a run's end")
+    titles = ("validation, equal time", "validation, equal operations", "test, at a run's end")
     for panel, title in zip(panels, titles, strict=True):
         panel.set(xscale="log")
         panel.set_title(title, loc="left", fontweight="bold")
@@ -199,50 +227,28 @@ def _draw_lengths(panel: Axes, lines: list[Line], colour: Any) -> None:
 def describe(folder: Path) -> str:
     """The report's section: the figure, a table for each model, and what follows, in Markdown."""
     information = read_json(folder / f"{NAME}.json")
+    about = information["lines"]
+    rates = read_rates(read_table(folder / f"{NAME}_tuning.csv"), "valid_error")
     text = [
         "## Accuracy in equal time (not in the paper)",
         "",
         f"![Error against time and operations]({NAME}.png)",
         "",
-        "Every run trains for the seconds in the table at the rate with the least validation error "
-        "after the seconds of tuning, one run a rate with another seed, as many rates for each. "
-        "Seconds are steps times the time of a step, measured for all in turns; directional "
-        "derivatives are those of an example in a step; accuracies are means over the seeds with "
-        "95 % intervals. A rate chosen at an end of its grid is marked.",
+        "Every run has the seconds, or the operations, in the table, at the rate with the least "
+        f"validation error after {information['tuning']:g} of its steps, one run a rate with "
+        "another seed; as many rates for each, and plain SGD with a cosine schedule but where the "
+        "name says momentum. Minibatches, numbers of tangents, clipping and the rate of the "
+        "guess were set by hand before, in single runs of seed 0. Seconds are steps "
+        "times the time of a step: that of backprop times the ratio, measured in turns (by the "
+        "clock the runs took what is in brackets; other work may have slowed them). Directional "
+        "derivatives are those of an example in a step. Accuracies are means over the seeds with "
+        "95 % intervals, of one test set of 10,000, whose own error is 0.1 points.",
     ]
-    for model in dict.fromkeys(line["model"] for line in information["lines"].values()):
+    for model in dict.fromkeys(line["model"] for line in about.values()):
         lines = read(_table(folder, model))
-        text += ["", f"The {model.upper()}:", "", *_rows(folder, lines, information), ""]
-        text += verdicts(lines)
+        text += ["", f"The {model.upper()}:", "", *rows(lines, about, rates), ""]
+        text += verdicts(lines, about)
     return "\n".join(text)
-
-
-def _rows(folder: Path, lines: dict[str, Line], information: dict[str, Any]) -> list[str]:
-    rates = read_rates(read_table(folder / f"{NAME}_tuning.csv"), "valid_error")
-    rows = [
-        "| family | estimator | training (s) | tuning (s) | derivatives | rates | best rate "
-        "| seeds | steps | ms a step | 10⁹ operations a step | validation accuracy (%) "
-        "| test accuracy (%) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, line in lines.items():
-        about, steps = information["lines"][name], line.columns["step"]
-        per_step = map(float, information["seconds_per_step"][about["like"]].values())
-        tried = rates[name].tried
-        rows.append(
-            f"| {line.family} | {style.name(name)} | {line.seconds:.3g} "
-            f"| {about['tuning_seconds']:g} | {about['derivatives']} "
-            f"| {len(tried)} from {min(tried):g} to {max(tried):g} | {rates[name]} | {len(steps)} "
-            f"| {steps[0, -1]:.0f} | {_milliseconds(*per_step)} "
-            f"| {information['operations_per_step'][name] / 1e9:.3g} "
-            f"| {percent(line.columns['valid_accuracy'][:, -1])} "
-            f"| {percent(line.test_accuracy)} |"
-        )
-    return rows
-
-
-def _milliseconds(seconds: float, low: float, high: float, n: float) -> Interval:
-    return Interval(1e3 * seconds, 1e3 * low, 1e3 * high, int(n))
 
 
 def findings(folder: Path) -> list[Finding]:

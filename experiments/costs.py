@@ -48,30 +48,33 @@ def step_costs(
     return measured_once(folder, "cost", {**form, "lines": lines}, measure)
 
 
-def training_seconds(
-    configs: Mapping[str, DictConfig], folder: Path, *, rounds: int
+def training_costs(
+    config: DictConfig, reference: DictConfig, folder: Path, *, rounds: int
 ) -> dict[str, Any]:
-    """Times the steps of trainings, all in turns: with optimizer and reading of the minibatches.
+    """Times a step of a training and of another in turns: with optimizer, reading of minibatches.
 
     Args:
-      configs: line -> `train` config; their problems may differ.
+      config, reference: `train` configs; their problems may differ.
       folder, rounds: as in `step_costs`.
 
     Returns:
-      A record of `measured_once` whose result is line -> interval of the seconds of a step.
+      A record of `measured_once` whose result is quantity -> interval: `seconds` of a step, and
+      `over_reference`, the ratio.
     """
-    lines = {line: train.identifying(config) for line, config in configs.items()}
+    configs = {"line": config, "reference": reference}
+    identity = {name: train.identifying(c) for name, c in configs.items()}
 
     def measure() -> dict[str, Any]:
-        number = {line: config.steps_per_call for line, config in configs.items()}
         calls = {
-            line: partial(train.Training(config).advance, number[line])
-            for line, config in configs.items()
+            name: partial(train.Training(c).advance, c.steps_per_call)
+            for name, c in configs.items()
         }
         timed = interleaved_seconds(calls, rounds=rounds)
-        return {line: median_interval(x / number[line])._asdict() for line, x in timed.items()}
+        seconds, others = (timed[name] / c.steps_per_call for name, c in configs.items())
+        found = {"seconds": seconds, "over_reference": seconds / others}
+        return {quantity: median_interval(x)._asdict() for quantity, x in found.items()}
 
-    return measured_once(folder, "training", {"rounds": rounds, "lines": lines}, measure)
+    return measured_once(folder, "training", {"rounds": rounds, **identity}, measure)
 
 
 def operations_of_a_step(config: DictConfig, folder: Path) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """What the table of the accuracy race says: its lines, and who is ahead of whom."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from experiments import style
-from fwdgrad.work import mean_interval
+from experiments.tuning import Rates
+from fwdgrad.work import Interval, mean_interval
 from fwdgrad.work.records import read_table
 
 
@@ -35,6 +38,15 @@ class Line:
         """How long it trained."""
         return float(self.columns["seconds"][0, -1])
 
+    @property
+    def accuracy(self) -> float:
+        """The mean over the seeds on the test set."""
+        return float(self.test_accuracy.mean())
+
+
+Lines = Mapping[str, Line]
+About = Mapping[str, Mapping[str, Any]]  # of each line what the record says besides
+
 
 def read(table: Path) -> dict[str, Line]:
     """From estimator to what the table says of it."""
@@ -44,54 +56,128 @@ def read(table: Path) -> dict[str, Line]:
     return {estimator: Line(of_estimator) for estimator, of_estimator in rows.items()}
 
 
-def percent(samples: np.ndarray) -> str:
-    """The mean of fractions with its interval, in per cent."""
-    value, low, high, _ = mean_interval(100 * samples)
-    return f"{value:.2f}" if math.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def verdicts(lines: dict[str, Line]) -> list[str]:
-    """For each line that is not backprop: does it beat the controls, and how soon is it there?"""
-    controls = {name: line for name, line in lines.items() if name.startswith("control")}
-    exact = {name: line for name, line in lines.items() if line.family == "backprop"}
-    text = []
+def rows(lines: Lines, about: About, rates: Mapping[str, Rates]) -> list[str]:
+    """A table of all lines, in Markdown."""
+    text = [
+        "| family | estimator | training (s) | 10¹² operations | derivatives | rates | best rate "
+        "| seeds | steps | a step's time over backprop's | validation accuracy (%) "
+        "| test accuracy (%) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for name, line in lines.items():
-        if line.family == "backprop":
-            continue
-        said = [_against_controls(line, controls), _against_backprop(line, exact, controls)]
-        text.append(f"- {style.name(name)}: {'; '.join(filter(None, said))}.")
-    return text
-
-
-def _against_controls(line: Line, controls: dict[str, Line]) -> str:
-    """The control of at least the line's time that is the best, and whether it is beaten."""
-    equal = {name: c for name, c in controls.items() if c.seconds >= 0.95 * line.seconds}
-    if not equal:
-        return ""
-    best = max(equal, key=lambda name: equal[name].test_accuracy.mean())
-    gain = mean_interval(100 * _paired(line.test_accuracy, equal[best].test_accuracy))
-    verdict = "beats" if gain.low > 0 else "does not beat" if gain.high <= 0 else "is not told from"
-    return f"{verdict} {style.name(best)}, the best control of its time, by {gain} points"
-
-
-def _against_backprop(line: Line, exact: dict[str, Line], controls: dict[str, Line]) -> str:
-    """Points behind the best backprop, and time over that of the first that is as accurate."""
-    whole = {name: x for name, x in exact.items() if name not in controls}
-    if not whole:
-        return ""
-    best = max(whole, key=lambda name: whole[name].columns["valid_accuracy"][:, -1].mean())
-    behind = mean_interval(100 * _paired(whole[best].test_accuracy, line.test_accuracy))
-    text = f"{behind} points behind {style.name(best)}"
-    as_good = [x for x in whole.values() if x.test_accuracy.mean() >= line.test_accuracy.mean()]
-    if as_good:
-        soonest = min(x.seconds for x in as_good)
-        text += (
-            f", {line.seconds / soonest:.3g} times the {soonest:.3g} s that backprop takes to it"
+        tried, steps = rates[name].tried, line.columns["step"]
+        ratio = about[name]["over_backprop"]
+        value, low, high = (float(ratio[end]) for end in ("value", "low", "high"))
+        clock = np.mean([float(seconds) for seconds in about[name]["clock_seconds"]])
+        text.append(
+            f"| {line.family} | {style.name(name)} | {line.seconds:.3g} ({clock:.3g}) "
+            f"| {line.columns['flops'][0, -1] / 1e12:.3g} | {about[name]['derivatives']} "
+            f"| {len(tried)} from {min(tried):g} to {max(tried):g} | {rates[name]} | {len(steps)} "
+            f"| {steps[0, -1]:.0f} | {Interval(value, low, high, ratio['n'])} "
+            f"| {_percent(line.columns['valid_accuracy'][:, -1])} "
+            f"| {_percent(line.test_accuracy)} |"
         )
     return text
 
 
-def _paired(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Differences of the same seeds."""
-    n = min(len(a), len(b))
-    return a[:n] - b[:n]
+def verdicts(lines: Lines, about: About) -> list[str]:
+    """What is said of each line that is not backprop's: in equal time, or in equal operations."""
+    text = []
+    for name, line in lines.items():
+        if line.family == "backprop":
+            continue
+        is_rival = _in_operations if about[name]["operations"] else _in_time
+        rivals = {n: x for n, x in lines.items() if is_rival(about[n]) and x.family == "backprop"}
+        controls = {n: x for n, x in rivals.items() if "control" in n}
+        exact = {n: x for n, x in rivals.items() if n not in controls}
+        said = [
+            _of_target(line, about[name]["wanted"]),
+            _against_controls(line, controls, "seconds" if is_rival is _in_time else "flops"),
+            _against_backprop(line, exact),
+            _when_backprop(line, exact) if is_rival is _in_time else "",
+            _without(line, lines.get(about[name]["ablates"]), about[name]["ablates"]),
+        ]
+        text.append(f"- {style.name(name)}: {'; '.join(filter(None, said))}.")
+    return text
+
+
+def _in_time(about: Mapping[str, Any]) -> bool:
+    return about["operations"] is None
+
+
+def _in_operations(about: Mapping[str, Any]) -> bool:
+    return about["operations"] is not None
+
+
+def _of_target(line: Line, wanted: float | None) -> str:
+    if wanted is None:
+        return ""
+    found = mean_interval(100 * line.test_accuracy)
+    below, above = found.high < 100 * wanted, found.low >= 100 * wanted
+    verdict = "missed" if below else "reached" if above else "within the interval"
+    return f"{_percent(line.test_accuracy)} %, {100 * wanted:g} % wanted: {verdict}"
+
+
+def _against_controls(line: Line, controls: Lines, budget: str) -> str:
+    """Whether the line is better than the best control that had as much, or else than all."""
+
+    def spent(x: Line) -> float:
+        return float(x.columns[budget][0, -1])
+
+    if not controls:
+        return "no control was run"
+    equal = {name: c for name, c in controls.items() if spent(c) >= 0.95 * spent(line)}
+    best = max(equal or controls, key=lambda name: controls[name].accuracy)
+    gain = mean_interval(100 * _paired(line, controls[best]))
+    verdict = "beats" if gain.low > 0 else "does not beat" if gain.high < 0 else "is not told from"
+    kind = "the best control of its time" if budget == "seconds" else "the best control"
+    kind = kind if equal else f"the best control, of {controls[best].seconds:.3g} s alone"
+    return f"{verdict} {style.name(best)}, {kind}: {_signed(gain)} points"
+
+
+def _against_backprop(line: Line, exact: Lines) -> str:
+    """Points behind the backprop that is best on the validation set."""
+    if not exact:
+        return ""
+    best = max(exact, key=lambda name: exact[name].columns["valid_accuracy"][:, -1].mean())
+    behind = mean_interval(100 * _paired(exact[best], line))
+    return f"{_signed(behind)} points behind {style.name(best)}"
+
+
+def _when_backprop(line: Line, exact: Lines) -> str:
+    """The line's time over backprop's to the line's accuracy, between two lengths of its runs."""
+    enough = [x.seconds for x in exact.values() if x.accuracy >= line.accuracy]
+    if not enough:
+        return "no backprop is as accurate"
+    soonest = min(enough)
+    too_few = [x.seconds for x in exact.values() if x.seconds < soonest]
+    least = line.seconds / soonest
+    if not too_few:
+        return f"more than {least:.3g} times backprop's time to that accuracy ({soonest:.3g} s)"
+    most, last = line.seconds / max(too_few), max(too_few)
+    return (
+        f"{least:.3g} to {most:.3g} times backprop's time to that accuracy (runs of {last:.3g} s "
+        f"are worse, of {soonest:.3g} s are as good)"
+    )
+
+
+def _without(line: Line, other: Line | None, name: str | None) -> str:
+    if other is None or name is None:
+        return ""
+    return f"{_signed(mean_interval(100 * _paired(line, other)))} points over {style.name(name)}"
+
+
+def _paired(a: Line, b: Line) -> np.ndarray:
+    """Differences of the accuracies of the same seeds."""
+    n = min(len(a.test_accuracy), len(b.test_accuracy))
+    return a.test_accuracy[:n] - b.test_accuracy[:n]
+
+
+def _signed(x: Interval) -> str:
+    return f"{x.value:+.2f}" if math.isnan(x.low) else f"{x.value:+.2f} [{x.low:.2f}, {x.high:.2f}]"
+
+
+def _percent(samples: np.ndarray) -> str:
+    """The mean of fractions with its interval, in per cent."""
+    value, low, high, _ = mean_interval(100 * samples)
+    return f"{value:.2f}" if math.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"

@@ -72,24 +72,39 @@ def test_who_is_ahead_of_whom(tmp_path):
     race_table(
         tmp_path / "race.csv",
         {
+            "backprop-5s": ("backprop", 5, [0.97, 0.97]),
             "backprop-15s": ("backprop", 15, [0.982, 0.9842]),
             "backprop": ("backprop", 120, [0.986, 0.988]),
+            "backprop-equal": ("backprop", 60, [0.985, 0.985]),
             "control-last-layer": ("backprop", 120, [0.93, 0.94]),
             "control-first-frozen": ("backprop", 120, [0.980, 0.981]),
             "activity": ("activity", 120, [0.9825, 0.9835]),
-            "weight": ("weight", 120, [0.95, 0.951]),
-            "local": ("local", 120, [0.9815, 0.9805]),
+            "activity-plain": ("activity", 120, [0.9815, 0.9805]),
+            "weight-600s": ("weight", 600, [0.96, 0.961]),
+            "weight-equal": ("weight", 600, [0.96, 0.96]),
         },
     )
     lines = race_results.read(tmp_path / "race.csv")
     assert lines["activity"].seconds == 120
     np.testing.assert_allclose(lines["activity"].test_accuracy, [0.9825, 0.9835])
-    activity, weight, local = race_results.verdicts(lines)
-    assert "beats control-first-frozen, the best control of its time, by 0.25 points;" in activity
-    behind = "0.4 [-0.2353, 1.035] points behind Backprop"  # pairs of seeds: 0.35, 0.45
-    assert f"{behind}, 8 times the 15 s that backprop takes to it" in activity
-    assert "does not beat control-first-frozen" in weight
-    assert "is not told from control-first-frozen" in local
+    about = {name: {"operations": None, "wanted": None, "ablates": None} for name in lines}
+    about["activity"] |= {"wanted": 0.983, "ablates": "activity-plain"}
+    about["weight-600s"]["wanted"] = 0.985
+    for name in ("backprop-equal", "weight-equal"):
+        about[name]["operations"] = 1e12
+    activity, plain, weight, equal = race_results.verdicts(lines, about)
+    assert "98.30 [97.66, 98.94] %, 98.3 % wanted: within the interval" in activity
+    assert "beats control-first-frozen, the best control of its time: +0.25 [0.25" in activity
+    # Pairs of seeds: 0.35 and 0.45; 0.1 and 0.3.
+    assert "+0.40 [-0.24, 1.04] points behind Backprop;" in activity
+    assert (
+        "8 to 24 times backprop's time to that accuracy (runs of 5 s are worse, of 15 s" in activity
+    )
+    assert "+0.20 [-1.07, 1.47] points over activity-plain" in activity
+    assert "is not told from control-first-frozen" in plain
+    assert "does not beat control-first-frozen, the best control, of 120 s alone: -2.00" in weight
+    assert "98.5 % wanted: missed" in weight and "120 times backprop's time" in weight
+    assert "no control was run; +2.50 [2.50, 2.50] points behind backprop-equal." in equal
 
 
 def test_the_frontier_is_what_nothing_cheaper_is_as_good_as():
