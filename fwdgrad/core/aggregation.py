@@ -51,6 +51,9 @@ class Projection:
     ‖∇f‖², so it wants a learning rate d/K times that of the mean. Nearly the same direction as the
     mean, if K is much smaller than d, since random tangents are nearly orthogonal then.
 
+    The condition of the Gram matrix is the square of V's, so close to K = d single precision loses
+    directions of the span that are hardly in it. Use `Orthogonal` tangents there, or float64.
+
     >>> v = jnp.array([[1.0, 1.0], [1.0, -2.0]])
     >>> w = Projection().weights(v @ jnp.array([3.0, 4.0]), lambda: v @ v.T, 2)
     >>> bool(jnp.allclose(w @ v, jnp.array([3.0, 4.0]), atol=1e-5))
@@ -60,5 +63,8 @@ class Projection:
     needs_all = True
 
     def weights(self, derivatives: Array, gram: Callable[[], Array], num_tangents: int) -> Array:
-        # Noise that is masked everywhere leaves rows of zeros, so not the inverse.
-        return jnp.linalg.pinv(gram(), hermitian=True) @ derivatives
+        # Noise that is masked everywhere leaves rows of zeros, so not the inverse. And what is cut
+        # off is no more than rounding: a direction that is lost is missing in the estimate.
+        matrix = gram()
+        rounding = len(matrix) * jnp.finfo(matrix.dtype).eps
+        return jnp.linalg.pinv(matrix, rtol=rounding, hermitian=True) @ derivatives

@@ -90,9 +90,8 @@ def _axes_of_body(jaxpr: Any, axes: dict[Any, int], number: int) -> list[int] | 
         if (after := _axes_after(equation, cut, number)) is None:
             return None
         axes.update(zip(equation.outvars, after, strict=True))
-    if not all(v in axes for v in jaxpr.outvars):
-        return None
-    return [axes[v] for v in jaxpr.outvars]
+    outputs = _hashable(jaxpr.outvars)
+    return [axes[v] for v in outputs] if all(v in axes for v in outputs) else None
 
 
 def _transposed(equation: Any, axis: int, number: int) -> int:

@@ -112,6 +112,9 @@ def checked_jaxpr(fun: Callable[..., Any], *args: Any) -> Any:
             "fun cannot be traced, which space=Activities() needs: its Python code asks for the "
             f"value of an array (see the error above). {remedy}."
         ) from error
+    except (TypeError, ValueError) as error:
+        error.add_note("space=Activities() calls fun with minibatches of one example.")
+        raise
     if uses_references(jaxpr.jaxpr):
         raise TypeError(
             "fun works with mutable arrays (jax.new_ref), through which space=Activities() does "
@@ -220,7 +223,7 @@ def number_of_examples(args: PyTree) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(args)
     sizes = {}
     for path, leaf in leaves:
-        if jnp.ndim(leaf) == 0:
+        if not isinstance(leaf, (jax.Array, np.ndarray)) or leaf.ndim == 0:
             raise ValueError(
                 f"args{jax.tree_util.keystr(path)} has no axis of examples: found "
                 f"{type(leaf).__name__} of shape (). With space=Activities() all positional "

@@ -8,15 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from fwdgrad.core import checks
 from fwdgrad.core.activities import Activities
+from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.estimators import backprop_value_and_grad, forward_value_and_grad
 from fwdgrad.core.factored import Factored, is_factored
+from fwdgrad.core.forms import is_structured
 from fwdgrad.core.jaxprs import place
 from fwdgrad.core.losses import Loss
 from fwdgrad.core.low_rank import LowRank
 from fwdgrad.core.pushforward import Pushforward
-from fwdgrad.core.sampling import Tangents
+from fwdgrad.core.sampling import Tangents, sample_each
 from fwdgrad.core.spaces import Space, Weights
 from fwdgrad.core.tangents import TangentDistribution
 from fwdgrad.core.trees import Array, PyTree, combine, partition, split
@@ -28,8 +29,9 @@ class LeafExplanation:
 
     Attributes:
       name, shape, dtype: of the leaf.
-      rank: of its factors, or None if its tangent is drawn dense.
-      size: how many numbers are drawn for it.
+      rank: of its factors, or None if its tangent has none.
+      blocks: into how many blocks it is cut, or None.
+      size: how many numbers are drawn for it, for all tangents.
       used: "operation at place" of each equation that used or kept the factors.
       lost: the same of each that had them written out.
       reason: why the tangent is dense, or "".
@@ -39,6 +41,7 @@ class LeafExplanation:
     shape: tuple[int, ...]
     dtype: str
     rank: int | None
+    blocks: int | None
     size: int
     used: tuple[str, ...]
     lost: tuple[str, ...]
@@ -165,8 +168,8 @@ def explain(
     theta, pushforward = loss.theta, Pushforward(loss.at, loss.theta)
 
     def sample(key: Array) -> Tangents:
-        tangent = tangents.sample(key, theta, pushforward.splits)
-        return checks.checked_sample(tangents, tangent, theta)
+        keys = jax.random.split(key, num_tangents)
+        return sample_each(tangents, keys, theta, pushforward.splits)
 
     drawn = jax.eval_shape(sample, jax.random.key(0))
     used: dict[str, dict[str, None]] = {name: {} for name in pushforward.names}
@@ -177,8 +180,7 @@ def explain(
             (used if kept else lost)[name][f"{equation.primitive.name} at {place(equation)}"] = None
 
     def push(key: Array) -> Any:
-        one = jax.tree.map(lambda x: x[None], sample(key))
-        return pushforward(one, observer=observer)[:2]
+        return pushforward(sample(key), num_tangents=num_tangents, observer=observer)[:2]
 
     traced = pushforward.jaxpr is not None
     if traced:
@@ -188,15 +190,18 @@ def explain(
     leaves = [
         LeafExplanation(
             name=name,
-            shape=v.shape,
-            dtype=str(v.dtype),
+            shape=x.shape,
+            dtype=str(x.dtype),
             rank=v.rank if is_factored(v) else None,
-            size=v.left.size + v.right.size if is_factored(v) else math.prod(v.shape),
+            blocks=v.number if isinstance(v, Blocks) else None,
+            size=sum(part.size for part in jax.tree.leaves(v)),
             used=tuple(used[name]),
             lost=tuple(lost[name]) if is_factored(v) else (),
-            reason="" if is_factored(v) else _reason(tangents, uses),
+            reason="" if is_structured(v) else _reason(tangents, uses),
         )
-        for name, v, uses in zip(pushforward.names, drawn, pushforward.uses, strict=True)
+        for name, x, v, uses in zip(
+            pushforward.names, jax.tree.leaves(theta), drawn, pushforward.uses, strict=True
+        )
     ]
     return Explanation(
         tuple(leaves),
@@ -213,7 +218,8 @@ def _rows_of_leaves(leaves: Iterable[Any]) -> list[tuple[str, ...]]:
         where = [f"used by {use}" for use in leaf.used]
         where += [f"LOST, written out for {use}" for use in leaf.lost]
         where += [leaf.reason] if leaf.reason else []
-        form = "dense" if leaf.rank is None else f"rank {leaf.rank}"
+        form = "dense" if leaf.blocks is None else f"{leaf.blocks} blocks"
+        form = form if leaf.rank is None else f"rank {leaf.rank}"
         shape = f"{leaf.dtype}{list(leaf.shape)}"
         rows.append((leaf.name, shape, form, f"{leaf.size:,}", where[0] if where else ""))
         rows += [("", "", "", "", line) for line in where[1:]]

@@ -88,7 +88,7 @@ def inner(tangent: Array | Factored | Blocks, cotangent: Array) -> Array:
         return jax.vmap(lambda *factors: jax.vmap(product)(*factors).sum())(
             tangent.left, tangent.right
         )
-    return jnp.tensordot(tangent, cotangent, cotangent.ndim)
+    return jnp.tensordot(tangent, cotangent, cotangent.ndim, precision=jax.lax.Precision.HIGHEST)
 
 
 def gram(tangents: Sequence[Array | Factored | Blocks], dtype: Any) -> Array:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from fwdgrad.core.forms import inner
-from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
 
 
 class Guided(NamedTuple):
@@ -46,13 +46,20 @@ class Guided(NamedTuple):
 
 
 def unit(direction: list[Array]) -> list[Array]:
-    """A direction over several arrays at length 1; zero stays zero.
+    """A direction over several arrays at about length 1, but for rounding; zero stays zero.
 
     >>> [x.tolist() for x in unit([jnp.array([3.0]), jnp.array([0.0, 4.0])])]
     [[0.6000000238418579], [0.0, 0.800000011920929]]
     """
-    length = jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in direction))
-    return [x / jnp.where(length > 0, length, 1) for x in direction]
+    length = jnp.sqrt(square(direction))
+    scale = 1 / jnp.where(length > 0, length, 1)
+    return [(x.astype(scale.dtype) * scale).astype(x.dtype) for x in direction]
+
+
+def square(direction: list[Array]) -> Array:
+    """The squared length of a direction over several arrays."""
+    wide = [x.astype(accumulation_dtype(x.dtype)) for x in direction]
+    return sum((jnp.sum(jnp.square(x)) for x in wide[1:]), jnp.sum(jnp.square(wide[0])))
 
 
 def along(tangents: list[Any], cotangents: list[Array]) -> Array:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core as jex_core
 
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.elementwise import is_elementwise
@@ -97,11 +98,14 @@ class NoisyLoss:
         if self.exact:
             derivatives, exact = self._exactly(values, duals)
         else:
-            derivatives, exact = duals.get(self.jaxpr.outvars[0]), {}
+            (loss,) = variables(self.jaxpr.outvars[:1]) or [None]  # it may be a constant
+            derivatives, exact = duals.get(loss), {}
         if derivatives is None:  # the loss does not depend on what is noisy
             derivatives = jnp.zeros(0, self.jaxpr.outvars[0].aval.dtype)
         rows = padded(dense(derivatives), len(self.groups) * number)
-        outputs = [values[v] if v in returned else v.val for v in self.jaxpr.outvars]
+        outputs = [
+            v.val if isinstance(v, jex_core.Literal) else values[v] for v in self.jaxpr.outvars
+        ]
         return Pushed(
             outputs,
             rows.reshape(len(self.groups), number),
@@ -130,8 +134,7 @@ class NoisyLoss:
 
         loss, pull_back = jax.vjp(head, [values[v] for v in inputs])
         (cotangents,) = pull_back(jnp.ones_like(loss))
-        made_here = any(loss_variable is v for e in self._head for v in e.outvars)
-        derivatives: Tangent = None if made_here else duals.get(loss_variable)
+        derivatives: Tangent = None  # whatever reaches the loss comes in by the head's inputs
         exact = {}
         for v, cotangent in zip(inputs, cotangents, strict=True):
             if v in of_sites:

@@ -150,8 +150,11 @@ class _Search:
         """Whether an equation may be layers: a loop, a branch, a product with something fixed."""
         if equation.primitive.name in _BILINEAR - {primitives.mul_p.name}:
             return any(v not in self.varying for v in variables(equation.invars))
-        calls = any(True for _ in jex_core.jaxprs_in_params(equation.params))
-        return calls and body_of(equation) is None
+        bodies = list(jex_core.jaxprs_in_params(equation.params))
+        if bodies and body_of(equation) is None:
+            return True
+        names = {e.primitive.name for body in bodies for e in _flattened(body)}
+        return bool(names & (_BILINEAR - {primitives.mul_p.name}))
 
     def _meets_itself(self, linear: "_Linear") -> bool:
         """Whether a program would both hold a value and make it of parameters."""
@@ -194,6 +197,14 @@ class _Search:
         return frozenset([len(self.sites) - 1])
 
 
+def _flattened(jaxpr: Any) -> Iterable[Any]:
+    """The equations of a jaxpr, and of what it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for body in jex_core.jaxprs_in_params(equation.params):
+            yield from _flattened(body)
+
+
 def _reaching_the_loss(jaxpr: Any) -> list[bool]:
     """Of each equation whether a tangent of its outputs goes on to the loss."""
     needed = set(variables(jaxpr.outvars[:1]))
@@ -222,11 +233,14 @@ def _kept(equation: Any, operands: Sequence[_Linear | None]) -> list[int]:
     if name in _LINEAR_IN_FIRST:
         floating = all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in equation.outvars)
         return [0] if operands[0] is not None and floating else []
+    has_data = any(x.has_data for x in known.values())
     if name in _LINEAR_IN_ALL:
-        return given
+        # Beside a layer's output a held array would get noise for nothing: the site is before it.
+        joined = name in _JOINING and len(given) < len(equation.invars)
+        return [] if joined and has_data else given
     if name in _BILINEAR:
-        if len(given) == 1:
-            return given
+        if len(given) == 1:  # a layer's output times something fixed is one more layer
+            return [] if has_data and name != primitives.mul_p.name else given
         # Of two weights the larger stays linear; of a layer's output and a weight, the weight.
         if all(x.has_data for x in known.values()):
             return []
@@ -252,6 +266,7 @@ _LINEAR_IN_ALL = {
         primitives.pad_p,
     )
 } | {"stack"}  # fmt: skip
+_JOINING = {primitives.concatenate_p.name, primitives.pad_p.name, "stack"}
 _BILINEAR = {
     primitives.mul_p.name,
     primitives.dot_general_p.name,

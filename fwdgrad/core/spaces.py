@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from fwdgrad.core import checks
 from fwdgrad.core.forms import gram, weighted_sum
-from fwdgrad.core.guess import along, unit
+from fwdgrad.core.guess import along, square, unit
 from fwdgrad.core.losses import Loss
 from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.sampling import Tangents, sample_each
@@ -121,14 +121,17 @@ class _AtWeights:
             _, grad, num_clipped = weighed(derivatives, lambda: gram(tangents, dtype))
             return Estimate(value, aux, grad, num_clipped, [])
         direction = unit(self._guess)
-        slope = self._slope(direction)
-        products = along(tangents, direction)  # ⟨û, v_k⟩
+        # Rounded in half precision û is not quite of length 1, so its square goes along.
+        length = square(direction).astype(dtype)
+        length = jnp.where(length > 0, length, 1)
+        slope = self._slope(direction).astype(dtype) / length
+        products = along(tangents, direction).astype(dtype)  # ⟨û, v_k⟩
         weights, grad, num_clipped = weighed(
             derivatives - slope * products,
-            lambda: gram(tangents, dtype) - jnp.outer(products, products),
+            lambda: gram(tangents, dtype) - jnp.outer(products, products) / length,
         )
         share = number / self._num_tangents
-        length = share * slope - jnp.dot(weights, products)
+        length = share * slope - jnp.dot(weights, products) / length
         grad = [g + (length * u).astype(g.dtype) for g, u in zip(grad, direction, strict=True)]
         guess_grad = [share * u - g for u, g in zip(self._guess, grad, strict=True)]
         return Estimate(value, aux, grad, num_clipped, guess_grad)

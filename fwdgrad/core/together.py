@@ -69,8 +69,9 @@ class Orthogonal(_Together):
         d = sum(sizes)
         if num_tangents > d:
             raise ValueError(
-                f"num_tangents must be at most the number of parameters, {d}, for orthogonal "
-                f"tangents; found {num_tangents}."
+                f"num_tangents must be at most the number of entries, {d}, for orthogonal tangents "
+                f"(of the parameters, or of a layer's outputs with space=Activities()); found "
+                f"{num_tangents}."
             )
         ends = list(itertools.accumulate(sizes, initial=0))
         key, sign_key = jax.random.split(key)

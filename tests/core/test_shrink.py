@@ -52,7 +52,7 @@ def test_the_noise_is_what_its_law_says(name, num_tangents):
     np.testing.assert_allclose(estimates(True), factor * plain, rtol=1e-4, atol=1e-6)
 
 
-def test_at_activities_the_units_count_that_are_on(key):
+def test_at_activities_the_law_is_of_an_example_and_of_units_that_are_on(key):
     def loss(w, x):
         return jnp.mean(jnp.maximum(x @ w, 0).sum(1))
 

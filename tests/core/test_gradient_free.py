@@ -1,0 +1,88 @@
+"""Estimators from values of the loss alone, against formulas written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fwdgrad
+from fwdgrad.core.forms import dense
+
+from .oracle import normal
+
+DISTRIBUTIONS = [fwdgrad.Rademacher(), fwdgrad.LowRank(), fwdgrad.BlockSparse()]
+
+
+def quadratic(params, x):
+    return jnp.sum((x @ params["w"] + params["b"]) ** 2)
+
+
+@pytest.fixture
+def case(x64):
+    params = {"w": normal(0, (3, 4), jnp.float64), "b": normal(1, (4,), jnp.float64)}
+    return params, normal(2, (5, 3), jnp.float64)
+
+
+def tangents_of(distribution, number, key, params, x):
+    """Those that either estimator draws: it draws as a forward gradient does."""
+    forward = fwdgrad.forward_value_and_grad(quadratic, tangents=distribution, num_tangents=number)
+    if number == 1:  # a forward gradient takes the key itself
+        key = jax.random.split(key, 1)[0]
+    leaves = [dense(v) for v in forward.draw(key, params, x).tangents]
+    structure = jax.tree.structure(params)
+    return [jax.tree.unflatten(structure, [v[k] for v in leaves]) for k in range(number)]
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize(("number", "step"), [(1, 0.5), (3, 1e-3)])
+def test_spsa_of_a_quadratic_is_the_forward_gradient(case, key, distribution, number, step):
+    """A central difference of a quadratic is exact, whatever the step."""
+    params, x = case
+    value, grad = fwdgrad.spsa_value_and_grad(
+        quadratic, tangents=distribution, num_tangents=number, step=step
+    )(key, params, x)
+    drawn = tangents_of(distribution, number, key, params, x)
+    exact = jax.grad(quadratic)(params, x)
+    expected, values = jax.tree.map(jnp.zeros_like, params), []
+    for v in drawn:
+        slope = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (exact, v)), strict=True))
+        expected = jax.tree.map(lambda g, t, s=slope: g + s * t / number, expected, v)
+        for sign in (1, -1):
+            moved = jax.tree.map(lambda p, t, s=sign: p + s * step * t, params, v)
+            values.append(float(quadratic(moved, x)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-7), grad, expected
+    )
+    np.testing.assert_allclose(value, np.mean(values), rtol=1e-12)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("number", [2, 5, 9])
+def test_evolution_goes_by_ranks(case, key, distribution, number):
+    params, x = case
+    step = 0.1
+    drawn = tangents_of(distribution, number, key, params, x)
+    losses = np.array([
+        float(quadratic(jax.tree.map(lambda p, t, s=s: p + s * step * t, params, v), x))
+        for s in (1, -1) for v in drawn
+    ])  # fmt: skip
+    standing = losses.argsort().argsort() / (len(losses) - 1) - 0.5
+    weights = standing[:number] - standing[number:]
+    expected = jax.tree.map(lambda *v: sum(w * t for w, t in zip(weights, v, strict=True)), *drawn)
+
+    def grad(fun):
+        make = fwdgrad.evolution_value_and_grad
+        return make(fun, tangents=distribution, num_tangents=number, step=step)(key, params, x)[1]
+
+    found = grad(quadratic)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b / number, atol=1e-12), found, expected
+    )
+    # The scale of the loss is no matter.
+    of_log = grad(lambda params, x: jnp.log(quadratic(params, x)))
+    jax.tree.map(np.testing.assert_array_equal, found, of_log)
+
+
+def test_a_step_must_be_positive():
+    with pytest.raises(ValueError, match="step must be positive; found 0"):
+        fwdgrad.spsa_value_and_grad(quadratic, step=0)
