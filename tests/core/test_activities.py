@@ -524,7 +524,7 @@ def test_blocks_are_a_form_and_nothing_else(name, space, key):
 
 
 def images():
-    """Two convolutions with a stride and pooling, flattened, and a layer."""
+    """Three convolutions, with a stride and pooling, flattened, and a layer."""
 
     def convolve(x, kernel, stride):
         return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME")
@@ -532,12 +532,13 @@ def images():
     def loss(params, x, y):
         h = jax.nn.relu(convolve(x, params["k"], 1) + params["b"][:, None, None])
         h = jnp.tanh(convolve(h, params["l"], 2))
+        h = convolve(h, params["m"], 1)
         h = h.reshape(*h.shape[:3], -1, 2).max(-1)
         return squared(jnp.tanh(h.reshape(len(x), -1) @ params["w"]).sum(1), y)
 
     params = {
         "k": normal(0, (4, 1, 3, 3)), "b": normal(1, (4,)), "l": normal(2, (3, 4, 2, 2)),
-        "w": normal(3, (12, 2)),
+        "m": normal(6, (2, 3, 1, 1)), "w": normal(3, (8, 2)),
     }  # fmt: skip
     return loss, params, (normal(4, (N, 1, 4, 8)), normal(5, (N,)))
 
