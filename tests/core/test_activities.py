@@ -537,10 +537,10 @@ def images():
         return squared(jnp.tanh(h.reshape(len(x), -1) @ params["w"]).sum(1), y)
 
     params = {
-        "k": normal(0, (4, 1, 3, 3)), "b": normal(1, (4,)), "l": normal(2, (3, 4, 2, 2)),
-        "m": normal(6, (2, 3, 1, 1)), "w": normal(3, (8, 2)),
+        "k": normal(0, (6, 1, 3, 3)), "b": normal(1, (6,)), "l": normal(2, (5, 6, 2, 2)),
+        "m": normal(6, (4, 5, 1, 1)), "w": normal(3, (8, 2)),
     }  # fmt: skip
-    return loss, params, (normal(4, (N, 1, 4, 8)), normal(5, (N,)))
+    return loss, params, (normal(4, (N, 1, 4, 4)), normal(5, (N,)))
 
 
 def test_dropout_takes_a_key_for_each_example(key):
