@@ -25,7 +25,7 @@ import hydra
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments import jobs, style
 from experiments.costs import operations_of_a_step, training_costs
@@ -124,9 +124,9 @@ def _table(folder: Path, model: str) -> Path:
 
 def _line(experiment: DictConfig, name: str) -> dict[str, Any]:
     """What a line is: of what it does not say itself, that of the one it is `like`."""
-    own: Any = OmegaConf.to_container(experiment.lines[name], resolve=True)
+    own = jobs.plain(experiment.lines[name])
     like = own.get("like", name)
-    of_like: Any = OmegaConf.to_container(experiment.lines[like], resolve=True)
+    of_like = jobs.plain(experiment.lines[like])
     of_all = {key: experiment[key] for key in ("seconds", "seeds")}
     return {"like": like, "model": "mlp", **of_all, **of_like, **own}
 

@@ -1,6 +1,6 @@
 """How good each estimator's gradient is, and what it costs: the laboratory.
 
-On one minibatch of MNIST, at the start of the paper's MLP and along a training by backprop, each
+On minibatches of MNIST, at the start of the paper's MLP and along trainings by backprop, each
 estimate is drawn many times and held against the exact gradient ∇f and against the law of its
 noise. Its cost is timed beside backprop's, and its operations are counted. Part of `reproduce`;
 alone:
@@ -10,43 +10,40 @@ alone:
 Leaves `estimator_quality.csv` (a row for each stage, line and quantity), `estimator_quality.json`
 and the figure `estimator_quality`. What has been measured is not measured again.
 
-Quantities, with their intervals over the draws g:
+Quantities, besides those of `experiments.gradient_quality`, with 95 % intervals over the seeds,
+each of which is a start, a training and a minibatch:
 
-    cosine     ⟨g, ∇f⟩ / ‖g‖ ‖∇f‖, of all parameters; hidden_cosine, of all but the last layer's
-    slope      ⟨g, ∇f⟩ / ‖∇f‖², of mean 1 if the estimate is unbiased
-    error      ‖g − ∇f‖² / ‖∇f‖², the noise and the squared bias
-    law        what the error's expectation is by theory, where that is known
-    time       a step's over backprop's; operations, likewise
+    law                    what the error's expectation is by theory, where that is known
+    law_cosine             the root of that of the squared cosine, 1/(1 + law)
+    cosine_over_dense      the cosine over that of one dense tangent of the weights (`reference`)
+    hidden_over_dense      that of the hidden layers over the same
+    time, operations       of a step, over backprop's
 """
 
 import math
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import hydra
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 from matplotlib.axes import Axes
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-import fwdgrad
 from experiments import jobs, style, train
 from experiments.costs import operations_of_a_step, step_costs
+from experiments.gradient_quality import quality, trained
 from experiments.paper import Finding
-from fwdgrad.core.trees import Array, PyTree
-from fwdgrad.work import Interval, exact, guided_optimizer, mean_interval
+from fwdgrad.work import Interval, exact, mean_interval
 from fwdgrad.work.measurements import measured_once
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
 
 NAME = "estimator_quality"
 COLUMNS = ("stage", "line", "quantity", "value", "low", "high", "n")
-_SEED = 0
-_LAST_LEAVES = 2  # of the parameters: the last layer's weight and bias
+# stage -> quantity -> a number for each seed
+Samples = dict[str, dict[str, list[float]]]
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
@@ -54,130 +51,89 @@ def run(cfg: DictConfig, folder: Path) -> None:
     experiment = cfg.experiments[NAME]
     runs = folder / "runs" / NAME
     backprop = _config(cfg, experiment.training)
-    rows: list[tuple[Any, ...]] = []
-    records = []
     shown = list(experiment.shown or experiment.lines)
+    rows: list[tuple[Any, ...]] = []
+    dense = _measured(cfg, experiment.reference, runs)
+    records = [dense]
     bar = jobs.progress(shown, cfg, NAME)
     for name in bar:
         bar.set_postfix_str(name)
         config = _config(cfg, experiment.lines[name].overrides)
         timed = step_costs({"backprop": backprop, name: config}, runs, **experiment.costs)
         counted, unit = (operations_of_a_step(c, runs) for c in (config, backprop))
+        measured = _measured(cfg, name, runs)
+        records += [timed, counted, unit, measured]
+        law = _law(config)
         costs = {
-            "time": timed["result"][name]["over_reference"],
-            "operations": exact(counted["result"] / unit["result"])._asdict(),
+            "law": exact(law),
+            "law_cosine": exact((1 + law) ** -0.5),
+            "time": Interval(**timed["result"][name]["over_reference"]),
+            "operations": exact(counted["result"] / unit["result"]),
         }
-        records += [timed, counted, unit]
-        for stage in experiment.stages:
-            record = _measured(cfg, config, stage, runs)
-            records.append(record)
-            quantities = {**record["result"], **costs}
-            rows += [(stage, name, q, *interval.values()) for q, interval in quantities.items()]
+        for stage in map(str, experiment.stages):
+            found = _intervals(measured["result"][stage], dense["result"][stage])
+            rows += [(stage, name, q, *interval) for q, interval in {**found, **costs}.items()]
     write_table(folder / f"{NAME}.csv", COLUMNS, rows)
     information = {
-        "groups": {name: experiment.lines[name].group for name in shown},
-        "derivatives": {name: experiment.lines[name].derivatives for name in shown},
+        **{
+            key: {name: experiment.lines[name].get(key) for name in shown}
+            for key in ("group", "derivatives", "learnt")
+        },
+        "wanted": jobs.plain(experiment.wanted),
         **jobs.sources(records),
     }
     write_json(folder / f"{NAME}.json", information)
 
 
-def _config(cfg: DictConfig, overrides: Any) -> DictConfig:
-    return jobs.compose_train(cfg, [*cfg.experiments[NAME].overrides, *overrides])
+def _config(cfg: DictConfig, overrides: Any, **values: Any) -> DictConfig:
+    return jobs.compose_train(cfg, [*cfg.experiments[NAME].overrides, *overrides], **values)
 
 
-def _measured(cfg: DictConfig, config: DictConfig, stage: int, runs: Path) -> dict[str, Any]:
+def _measured(cfg: DictConfig, name: str, runs: Path) -> dict[str, Any]:
+    """A record whose result is of the type `Samples`."""
     experiment = cfg.experiments[NAME]
-    training = _config(cfg, experiment.training)
-    lengths = {"draws": experiment.draws, "guess_steps": experiment.guess_steps}
+    line = experiment.lines[name]
+    config, training = _config(cfg, line.overrides), _config(cfg, experiment.training)
+    lengths = {"draws": line.get("draws", experiment.draws), "guess_steps": experiment.guess_steps}
+    stages, seeds = list(experiment.stages), list(experiment.seeds)
     identity = {
-        "line": train.identifying(config), "stage": stage, **lengths,
-        "training": train.identifying(training),
+        "line": train.identifying(config), "training": train.identifying(training),
+        "stages": stages, "seeds": seeds, **lengths,
     }  # fmt: skip
 
-    def measure() -> dict[str, Any]:
-        params = _trained(OmegaConf.to_yaml(training, resolve=True), stage)
-        found = quality(config, params, **lengths)
-        return {quantity: interval._asdict() for quantity, interval in found.items()}
+    def measure() -> Samples:
+        def at(stage: int) -> dict[str, list[float]]:
+            starts = [_config(cfg, experiment.training, seed=seed) for seed in seeds]
+            return quality(config, [trained(start, stage) for start in starts], **lengths)
+
+        return {str(stage): at(stage) for stage in stages}
 
     return measured_once(runs, "quality", identity, measure)
 
 
-@lru_cache(maxsize=8)
-def _trained(training: str, num_steps: int) -> PyTree:
-    """The parameters after so many steps of a `train` config, given as YAML."""
-    config: Any = OmegaConf.create(training)
-    run = train.Training(config)
-    run.advance(num_steps)
-    return run.state.params
+def _intervals(found: dict[str, list[float]], dense: dict[str, list[float]]) -> dict[str, Interval]:
+    """The intervals of what was measured, and of its ratios to one dense tangent, seed by seed."""
+    samples = {name: np.array([float(x) for x in values]) for name, values in found.items()}
+    reference = np.array([float(x) for x in dense["cosine"]])
+    samples["cosine_over_dense"] = samples["cosine"] / reference
+    samples["hidden_over_dense"] = samples["hidden_cosine"] / reference
+    return {name: mean_interval(values) for name, values in samples.items()}
 
 
-def quality(
-    config: DictConfig, params: PyTree, *, draws: int, guess_steps: int
-) -> dict[str, Interval]:
-    """The quality of a config's estimator at parameters, on the first minibatch.
-
-    Args:
-      config: a `train` config.
-      params: of its model.
-      draws: how often the estimate is drawn.
-      guess_steps: for how many minibatches a guess is learnt at these parameters first, if the
-        estimator has one.
-    """
-    problem = train.problem(config)
-    batch = jax.tree.map(lambda x: x[: config.batch_size], problem.train)
-    value_and_grad = train.estimator(config)(problem.loss)
-    target = jax.jit(jax.grad(problem.loss))(params, batch)
-    at = params
-    if (rate := config.estimator.get("guess_rate")) is not None:
-        guided = value_and_grad.guide(params, batch)
-        optimizer = guided_optimizer(optax.set_to_zero(), rate)
-        learning = train.Training(config, init=lambda key: guided, transformation=optimizer)
-        learning.advance(guess_steps)
-        at = learning.state.params
-
-    @jax.jit
-    def samples(keys: Array, at: PyTree, batch: PyTree, target: PyTree) -> dict[str, Array]:
-        def sample(key: Array) -> dict[str, Array]:
-            found = value_and_grad(key, at, batch)[1]
-            return _compared(found.params if isinstance(found, fwdgrad.Guided) else found, target)
-
-        return jax.lax.map(sample, keys)
-
-    found = samples(jax.random.split(jax.random.key(_SEED), draws), at, batch, target)
-    intervals = {name: mean_interval(np.asarray(x, float)) for name, x in found.items()}
-    intervals["law"] = exact(_law(config, sum(x.size for x in jax.tree.leaves(params))))
-    return intervals
-
-
-def _compared(found: PyTree, target: PyTree) -> dict[str, Array]:
-    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(target), strict=True))
-
-    def product(pairs: list[tuple[Array, Array]]) -> Array:
-        return sum((jnp.vdot(a, b) for a, b in pairs[1:]), jnp.vdot(*pairs[0]))
-
-    def cosine(pairs: list[tuple[Array, Array]]) -> Array:
-        squares = (product([(pair[i], pair[i]) for pair in pairs]) for i in (0, 1))
-        return product(pairs) / jnp.sqrt(math.prod(squares))
-
-    norm = product([(b, b) for _, b in pairs])
-    return {
-        "cosine": cosine(pairs),
-        "hidden_cosine": cosine(pairs[:-_LAST_LEAVES] or pairs),
-        "slope": product(pairs) / norm,
-        "error": product([(a - b, a - b) for a, b in pairs]) / norm,
-    }
-
-
-def _law(config: DictConfig, size: int) -> float:
+def _law(config: DictConfig) -> float:
     """E‖g − ∇f‖² / ‖∇f‖² by theory, or nan if there is no law of the size alone."""
     arguments = train.estimator(config).keywords
-    plain = not (set(arguments) & {"space", "aggregation"}) and "guess_rate" not in config.estimator
+    changed = {"space", "aggregation", "shrink"} & set(arguments) or arguments.get("clip")
     if config.estimator.name == "backprop":
         return 0.0
-    if config.estimator.name != "forward" or not plain:
+    if config.estimator.name != "forward" or changed or "guess_rate" in config.estimator:
         return math.nan
-    return float(arguments["tangents"].noise(size, arguments["num_tangents"]))
+    params = jax.eval_shape(train.problem(config).init, jax.random.key(0))
+    size = sum(x.size for x in jax.tree.leaves(params))
+    try:
+        return float(arguments["tangents"].noise(size, arguments["num_tangents"]))
+    except ValueError:  # it depends on the gradient
+        return math.nan
 
 
 def _read(folder: Path) -> dict[int, dict[str, dict[str, Interval]]]:
@@ -192,7 +148,7 @@ def _read(folder: Path) -> dict[int, dict[str, dict[str, Interval]]]:
 
 def draw(folder: Path) -> None:
     """Draws the figure from the table in `folder`: quality against cost, and its frontier."""
-    stages, groups = _read(folder), read_json(folder / f"{NAME}.json")["groups"]
+    stages, information = _read(folder), read_json(folder / f"{NAME}.json")
     figure, axes = plt.subplots(
         2, len(stages), figsize=(3.6 * len(stages), 6.4), sharey=True, squeeze=False
     )
@@ -200,7 +156,7 @@ def draw(folder: Path) -> None:
         title = "at the start" if stage == 0 else f"after {stage:,} steps of backprop"
         column[0].set_title(title, loc="left", fontweight="bold")
         for axis, cost in zip(column, ("time", "operations"), strict=True):
-            _draw_costs(axis, found, groups, cost)
+            _draw_costs(axis, found, information, cost)
             axis.set_xlabel(f"{cost} of a step, over backprop's")
     for axis in axes[:, 0]:
         axis.set_ylabel("cosine with the gradient of the hidden layers")
@@ -211,20 +167,22 @@ def draw(folder: Path) -> None:
 
 
 def _draw_costs(
-    axis: Axes, found: dict[str, dict[str, Interval]], groups: dict[str, str], cost: str
+    axis: Axes, found: dict[str, dict[str, Interval]], information: dict[str, Any], cost: str
 ) -> None:
-    colours = plt.get_cmap("tab20")
+    groups, colours = information["group"], plt.get_cmap("tab20")
     points = []
     for i, group in enumerate(dict.fromkeys(groups.values())):
-        chosen = [found[name] for name in found if groups[name] == group]
-        x = [quantities[cost].value for quantities in chosen]
-        y = [quantities["hidden_cosine"] for quantities in chosen]
-        points += [(a, b.value) for a, b in zip(x, y, strict=True)]
+        names = [name for name in found if groups[name] == group]
+        learnt = any(information["learnt"][name] for name in names)
+        x = [found[name][cost].value for name in names]
+        y = [found[name]["hidden_cosine"] for name in names]
+        if not learnt:
+            points += [(a, b.value) for a, b in zip(x, y, strict=True)]
         ends = [[b.value - b.low for b in y], [b.high - b.value for b in y]]
-        marker = "*" if group == "backprop" else "o"
         axis.errorbar(
-            x, [b.value for b in y], np.maximum(np.nan_to_num(ends), 0), color=colours(i),
-            marker=marker, ms=4, lw=0.8, elinewidth=0.6, label=group,
+            x, [b.value for b in y], np.maximum(np.nan_to_num(ends), 0), color=colours(i % 20),
+            marker="*" if group == "backprop" else "o", mfc="white" if learnt else None,
+            ms=4, lw=0.8, elinewidth=0.6, label=group,
         )  # fmt: skip
     frontier = _frontier(points)
     axis.step(*zip(*frontier, strict=True), where="post", color="black", lw=0.8, ls=":", zorder=0)
@@ -245,37 +203,71 @@ def _frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def describe(folder: Path) -> str:
-    """The report's section: the figure, and a table, in Markdown."""
-    derivatives = read_json(folder / f"{NAME}.json")["derivatives"]
+    """The report's section: the figure, what was wanted, and tables, in Markdown."""
+    stages, information = _read(folder), read_json(folder / f"{NAME}.json")
     text = [
         "## The estimators' quality and cost (not in the paper)",
         "",
         f"![Quality against cost]({NAME}.png)",
         "",
-        "Each estimate drawn many times for one minibatch and held against the exact gradient ∇f: "
-        "the cosine of all parameters and of all but the last layer's; the slope ⟨g, ∇f⟩/‖∇f‖², 1 "
-        "in the mean if the estimate is unbiased; the squared error over ‖∇f‖², and what it is by "
-        "theory. 95 % intervals of the means (Student's t). Time and operations of a step are over "
-        "backprop's. Dotted: the frontier, what nothing cheaper is as good as.",
+        "Each estimate g drawn many times and held against the exact gradient ∇f: the mean of the "
+        "cosine of all parameters, and of all but the last layer's; the root of the mean squared "
+        "cosine and what theory says of it, (1 + error)^(−½); bias ‖E g − ∇f‖² (an unbiased "
+        "estimate of it, which may be below zero) and variance E‖g − E g‖², both over ‖∇f‖², and "
+        "what their sum is by theory. 95 % intervals over seeds, each a start, a training by "
+        "backprop and a minibatch. Time and operations of a step are over backprop's (XLA counts "
+        "no operations for the QR of orthogonal tangents). Dotted: the frontier, what nothing "
+        "cheaper is as good as. Hollow, and not part of it: with a guess that was learned at these "
+        "parameters, which stay where they are, for some hundred minibatches before.",
+        "",
+        *_targets(stages, information["wanted"]),
     ]
-    for stage, found in _read(folder).items():
+    for stage, found in stages.items():
         after = "At the start" if stage == 0 else f"After {stage:,} steps of backprop"
         text += [
             "",
             f"{after}:",
             "",
-            "| estimator | derivatives | cosine | of the hidden layers | slope | error | by theory "
-            "| time | operations |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| estimator | derivatives | cosine | of the hidden layers | root mean square "
+            "| by theory | bias | variance | by theory | time | operations |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for name, q in found.items():
-            law = "–" if math.isnan(q["law"].value) else f"{q['law'].value:.4g}"
-            numbers = " | ".join(str(q[k]) for k in ("cosine", "hidden_cosine", "slope", "error"))
-            text.append(
-                f"| {style.name(name)} | {derivatives[name]} | {numbers} | {law} "
-                f"| {q['time']} | {q['operations']} |"
-            )
+            value, low, high = (max(x, 0.0) ** 0.5 for x in q["squared_cosine"][:3])
+            root = Interval(value, low, high, q["squared_cosine"].n)
+            laws = [_or_dash(q[law].value) for law in ("law_cosine", "law")]
+            cells = [
+                style.name(name), information["derivatives"][name], q["cosine"],
+                q["hidden_cosine"], root, laws[0], q["bias"], q["variance"], laws[1], q["time"],
+                q["operations"],
+            ]  # fmt: skip
+            text.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(text)
+
+
+def _or_dash(law: float) -> str:
+    return "–" if math.isnan(law) else f"{law:.4g}"
+
+
+def _targets(stages: dict[int, Any], wanted: list[dict[str, Any]]) -> list[str]:
+    """Of each quantity that was to be reached at the start whether it is."""
+    text = []
+    for target in wanted:
+        if target["line"] not in stages.get(0, {}):
+            continue
+        found, most = stages[0][target["line"]][target["quantity"]], target.get("at_most")
+        bound = target["at_least"] if most is None else most
+        good, bad = (found.low >= bound, found.high < bound)
+        if most is not None:
+            good, bad = found.high <= bound, found.low > bound
+        verdict = "reached" if good else "missed" if bad else "within the interval"
+        kind = "at least" if most is None else "at most"
+        quantity = target["quantity"].replace("_", " ")
+        text.append(
+            f"- {style.name(target['line'])}, at the start: {quantity} {found}, {kind} {bound:g} "
+            f"wanted: {verdict}."
+        )
+    return text
 
 
 def findings(folder: Path) -> list[Finding]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 _SOURCES = ("code", "versions", "hardware")
@@ -37,6 +37,11 @@ def compose_train(cfg: DictConfig, overrides: Iterable[str], **values: Any) -> D
             f"output.checkpoint_seconds={output.checkpoint_seconds}",
         ],
     )
+
+
+def plain(config: Any) -> Any:
+    """A part of a config as plain lists, dicts and values."""
+    return OmegaConf.to_container(config, resolve=True)
 
 
 def differences(settings: Mapping[str, Any], but_for: Iterable[str] = ()) -> str:

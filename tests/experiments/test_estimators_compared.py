@@ -3,57 +3,128 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from experiments import accuracy_race, estimator_quality, jobs, race_results, train
+from experiments.gradient_quality import quality
+from fwdgrad.work import Interval
 from fwdgrad.work.records import write_table
 
 SMALL = ["model=mlp", "model.make.widths=[8]", "batch_size=8", "steps_per_call=2"]
 
 
 @pytest.fixture
-def quality(compose, tmp_path):
-    def measure(*overrides, draws=200, guess_steps=0):
+def small(compose, tmp_path):
+    """(overrides) -> a config of a small model, and two starts of it."""
+
+    def make(*overrides):
         cfg = compose("reproduce", "preset=smoke", f"output.root={tmp_path}")
         config = jobs.compose_train(cfg, [*SMALL, *overrides])
-        problem = train.problem(config)
-        params = problem.init(jax.random.key(0))
-        params = getattr(params, "params", params)
-        return estimator_quality.quality(config, params, draws=draws, guess_steps=guess_steps)
+        start = jobs.compose_train(cfg, [*SMALL, "estimator=backprop"])
+        problem = train.problem(start)
+        return config, [problem.init(jax.random.key(seed)) for seed in (0, 1)]
 
-    return measure
+    return make
 
 
-def test_backprop_is_exact(quality):
-    found = quality("estimator=backprop", draws=2)
-    for name, value in {"cosine": 1, "hidden_cosine": 1, "slope": 1, "error": 0, "law": 0}.items():
-        assert found[name].value == pytest.approx(value, abs=1e-5), name
+def test_backprop_is_exact(small):
+    config, starts = small("estimator=backprop")
+    found = quality(config, starts, draws=2, guess_steps=0)
+    for name in ("cosine", "hidden_cosine", "squared_cosine"):
+        assert found[name] == pytest.approx([1, 1], abs=1e-5)
+    for name in ("error", "bias", "variance"):
+        assert found[name] == pytest.approx([0, 0], abs=1e-9)
+    assert estimator_quality._law(config) == 0
+
+
+@pytest.mark.parametrize(("factor", "noise"), [(0.5, 0.0), (1.0, 2.0), (-3.0, 1.0)])
+def test_bias_and_variance_are_told_apart(small, monkeypatch, factor, noise):
+    """Of g = a ∇f + s n, n orthogonal to ∇f and as long but for a factor, s a random sign."""
+
+    def estimator(loss):
+        def value_and_grad(key, params, batch):
+            value, grad = jax.value_and_grad(loss)(params, batch)
+            flat, unravel = ravel_pytree(grad)
+            across = jnp.arange(flat.size) * 1.0
+            across = across - (across @ flat) / (flat @ flat) * flat
+            across = across * jnp.linalg.norm(flat) / jnp.linalg.norm(across)
+            sign = jax.random.rademacher(key, (), flat.dtype)
+            return value, unravel(factor * flat + noise * sign * across)
+
+        return value_and_grad
+
+    config, starts = small("estimator=backprop")
+    monkeypatch.setattr(train, "estimator", lambda cfg: estimator)
+    n = 1000
+    found = quality(config, starts, draws=n, guess_steps=0)
+    cosine = factor / (factor**2 + noise**2) ** 0.5
+    assert found["cosine"] == pytest.approx([cosine] * 2, rel=1e-3)
+    assert found["squared_cosine"] == pytest.approx([cosine**2] * 2, rel=1e-3)
+    assert found["error"] == pytest.approx([(factor - 1) ** 2 + noise**2] * 2, rel=1e-3)
+    # The mean of n signs is within 5/√n; its square, 1/n taken off, enters the bias.
+    assert found["bias"] == pytest.approx([(factor - 1) ** 2] * 2, abs=1e-3 + 26 * noise**2 / n)
 
 
 @pytest.mark.parametrize("tangents", ["normal", "rademacher", "low_rank", "orthogonal"])
-def test_the_error_is_the_laws_and_the_slope_is_one(quality, tangents):
-    """2.5 half-widths of 95 % are 4.9 standard deviations."""
-    found = quality(f"tangents={tangents}", "estimator.value_and_grad.num_tangents=4", draws=1000)
-    size = 784 * 8 + 8 + 8 * 10 + 10
+def test_the_error_is_the_laws(small, tangents):
+    """The deviation of an error is about √(m/K) of it, with E(∇f·v)⁴ = (m + 1) ‖∇f‖⁴.
+
+    That is m = 2 for many independent entries, and up to 8 for two factors.
+    """
+    config, starts = small(f"tangents={tangents}", "estimator.value_and_grad.num_tangents=4")
+    size = sum(x.size for x in jax.tree.leaves(starts[0]))
     expected = {"normal": (size + 1) / 4, "orthogonal": size / 4 - 1}.get(tangents, (size - 1) / 4)
-    assert found["law"].value == pytest.approx(expected)
-    for name, value in (("error", expected), ("slope", 1)):
-        half = (found[name].high - found[name].low) / 2
-        assert abs(found[name].value - value) < 2.5 * half
+    assert estimator_quality._law(config) == pytest.approx(expected)
+    n = 600
+    found = quality(config, starts, draws=n, guess_steps=0)
+    moment = 8 if tangents == "low_rank" else 2
+    assert found["error"] == pytest.approx([expected] * 2, rel=5 * (moment / 4 / n) ** 0.5)
+    # The square of the mean of n errors, without that of the noise: of order error/n.
+    assert found["bias"] == pytest.approx([0, 0], abs=expected / n)
 
 
-def test_activities_are_better_than_weights_and_guesses_help(quality):
-    of_weights = quality("tangents=rademacher")
+def test_what_has_no_law(small):
+    for overrides in (
+        ["aggregation=projection"],
+        ["space=activities"],
+        ["estimator.value_and_grad.clip=1"],
+        ["guess=learned"],
+        ["tangents=low_rank", "tangents.distribution.factors=normal"],
+        ["estimator=spsa"],
+    ):
+        assert math.isnan(estimator_quality._law(small(*overrides)[0])), overrides
+
+
+def test_activities_are_better_than_weights_and_guesses_help(small):
     layerwise = [
         "space=activities", "tangents=rademacher", "estimator.value_and_grad.space.layerwise=true",
         "estimator.value_and_grad.space.exact_last=true",
     ]  # fmt: skip
-    plain = quality(*layerwise)
-    guided = quality(*layerwise, "guess=learned", guess_steps=200)
-    assert math.isnan(plain["law"].value)
-    assert of_weights["hidden_cosine"].high < plain["hidden_cosine"].low
-    assert plain["hidden_cosine"].high < guided["hidden_cosine"].low
+    found = []
+    for overrides in (["tangents=rademacher"], layerwise, [*layerwise, "guess=learned"]):
+        config, starts = small(*overrides)
+        found.append(quality(config, starts, draws=200, guess_steps=200)["hidden_cosine"])
+    of_weights, plain, guided = found
+    assert max(of_weights) < 0.2 * min(plain) and max(plain) < min(guided)
+
+
+def test_what_was_wanted_is_judged():
+    stages = {
+        0: {"a": {"time": Interval(1.1, 1.0, 1.3, 5), "cosine_over_dense": Interval(30, 26, 34, 5)}}
+    }
+    wanted = [
+        {"line": "a", "quantity": "cosine_over_dense", "at_least": 25},
+        {"line": "a", "quantity": "cosine_over_dense", "at_least": 40},
+        {"line": "a", "quantity": "time", "at_most": 1.2},
+        {"line": "not measured", "quantity": "time", "at_most": 1.2},
+    ]
+    first, second, third = estimator_quality._targets(stages, wanted)
+    assert first == "- a, at the start: cosine over dense 30 [26, 34], at least 25 wanted: reached."
+    assert second.endswith("at least 40 wanted: missed.")
+    assert third.endswith("time 1.1 [1, 1.3], at most 1.2 wanted: within the interval.")
 
 
 def race_table(path, lines):

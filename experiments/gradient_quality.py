@@ -1,0 +1,121 @@
+"""What an estimator's gradients are like beside the exact one: cosine, bias, variance."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from omegaconf import DictConfig, OmegaConf
+
+import fwdgrad
+from experiments import train
+from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.work import guided_optimizer
+
+_LAST_LEAVES = 2  # of the parameters: the last layer's weight and bias
+
+
+def quality(
+    config: DictConfig, params: Sequence[PyTree], *, draws: int, guess_steps: int
+) -> dict[str, list[float]]:
+    """The quality of a config's estimator at some parameters, each with a minibatch of its own.
+
+    Args:
+      config: a `train` config.
+      params: of its model.
+      draws: how often the estimate g is drawn at each of them, at least 2.
+      guess_steps: for how many minibatches a guess is learnt at these parameters first, if the
+        estimator has one.
+
+    Returns:
+      Quantity -> a number for each of `params`, an average over the draws:
+
+        cosine           ⟨g, ∇f⟩ / ‖g‖ ‖∇f‖
+        hidden_cosine    the same of all layers but the last
+        squared_cosine   of all
+        error            ‖g − ∇f‖² / ‖∇f‖², which is the sum of the next two:
+        bias             ‖E g − ∇f‖² / ‖∇f‖², without bias itself, so that it may be below zero
+        variance         E‖g − E g‖² / ‖∇f‖²
+    """
+    problem, size = train.problem(config), config.batch_size
+    value_and_grad = train.estimator(config)(problem.loss)
+    gradient = jax.jit(jax.grad(problem.loss))
+    sums = jax.jit(lambda *args: _sums(value_and_grad, draws, *args))
+    found: dict[str, list[float]] = {}
+    for i, at in enumerate(params):
+        batch = jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], problem.train)
+        target = gradient(at, batch)
+        guided = _with_guess(config, value_and_grad, at, batch, guess_steps)
+        means, of_sum = (
+            {name: float(x) for name, x in of.items()}
+            for of in sums(jax.random.key(i), guided, batch, target)
+        )
+        bias = (of_sum["squares"] - draws * means["error"]) / (draws * (draws - 1))
+        for name, x in {**means, "bias": bias, "variance": means["error"] - bias}.items():
+            found.setdefault(name, []).append(x)
+    return found
+
+
+def _sums(
+    value_and_grad: Any, draws: int, key: Array, at: PyTree, batch: PyTree, target: PyTree
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The means over the draws, and the square of the sum of the errors, over the target's."""
+    norm = _product(target, target)
+
+    def draw(total: PyTree, key: Array) -> tuple[PyTree, dict[str, Array]]:
+        found = value_and_grad(key, at, batch)[1]
+        found = found.params if isinstance(found, fwdgrad.Guided) else found
+        error = jax.tree.map(jnp.subtract, found, target)
+        cosine = _cosine(*(jax.tree.leaves(x) for x in (found, target)))
+        hidden = [jax.tree.leaves(x)[:-_LAST_LEAVES] for x in (found, target)]
+        return jax.tree.map(jnp.add, total, error), {
+            "cosine": cosine,
+            "hidden_cosine": _cosine(*hidden),
+            "squared_cosine": cosine**2,
+            "error": _product(error, error) / norm,
+        }
+
+    zeros = jax.tree.map(jnp.zeros_like, target)
+    total, samples = jax.lax.scan(draw, zeros, jax.random.split(key, draws))
+    means = {name: x.mean() for name, x in samples.items()}
+    return means, {"squares": _product(total, total) / norm}
+
+
+def _product(a: PyTree, b: PyTree) -> Array:
+    products = [jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+    return jnp.stack(products).sum()
+
+
+def _cosine(a: list[Array], b: list[Array]) -> Array:
+    if not a:
+        return jnp.float32(np.nan)
+    return _product(a, b) / jnp.sqrt(_product(a, a) * _product(b, b))
+
+
+def _with_guess(
+    config: DictConfig, value_and_grad: Any, params: PyTree, batch: PyTree, steps: int
+) -> PyTree:
+    """The parameters, with a guess learnt at them if the estimator has one."""
+    if (rate := config.estimator.get("guess_rate")) is None:
+        return params
+    guided = value_and_grad.guide(params, batch)
+    optimizer = guided_optimizer(optax.set_to_zero(), rate)
+    learning = train.Training(config, init=lambda key: guided, transformation=optimizer)
+    learning.advance(steps)
+    return learning.state.params
+
+
+def trained(config: DictConfig, num_steps: int) -> PyTree:
+    """The parameters after so many steps of a `train` config."""
+    return _trained(OmegaConf.to_yaml(config, resolve=True), num_steps)
+
+
+@lru_cache(maxsize=32)
+def _trained(training: str, num_steps: int) -> PyTree:
+    config: Any = OmegaConf.create(training)
+    run = train.Training(config)
+    run.advance(num_steps)
+    return run.state.params
