@@ -131,7 +131,7 @@ def _law(config: DictConfig) -> float:
     params = jax.eval_shape(train.problem(config).init, jax.random.key(0))
     size = sum(x.size for x in jax.tree.leaves(params))
     try:
-        return float(arguments["tangents"].noise(size, arguments["num_tangents"]))
+        return float(arguments["tangents"].relative_error(size, arguments["num_tangents"]))
     except ValueError:  # it depends on the gradient
         return math.nan
 

@@ -20,7 +20,7 @@ may be guessed (`fwdgrad.core.guess`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +81,26 @@ class Activities:
         self, loss: Loss, num_tangents: int, enter_custom_vjp: bool, guess: PyTree = None
     ) -> "_AtActivities":
         return _AtActivities(self, loss, num_tangents, enter_custom_vjp, guess)
+
+
+class _OfExample(NamedTuple):
+    """What the estimate is made of, of one example, or stacked of all.
+
+    Attributes:
+      outputs: of the loss, the loss first.
+      cotangents: site -> the estimate of ∂ℓ/∂z, but for noise that is one for all examples.
+      weights: for each group those of its tangents, (k,).
+      num_clipped: how many derivatives were clipped, the mean over the groups.
+      errors: the exact derivatives that guesses are made of, flat.
+      residuals: site -> what noise has found besides the guess.
+    """
+
+    outputs: list[Array]
+    cotangents: dict[int, Array]
+    weights: list[Array]
+    num_clipped: Array
+    errors: Array
+    residuals: dict[int, Array]
 
 
 class _AtActivities:
@@ -178,49 +198,47 @@ class _AtActivities:
         varying = [v for v in loss.read if v in loss.varying]
         fixed = [v for v in loss.read if v not in loss.varying]
 
-        def one(example: list[Array], own: list[Any]) -> tuple[Any, list[Array]]:
+        def one(example: list[Array], own: list[Any]) -> tuple[_OfExample, list, list]:
             noise = {**dict(zip(self._own, own, strict=True)), **of_shared}
             pushed = loss.push(self._leaves, example, noise, number, self._enter)
-            share = number / self._num_tangents
-            cotangents = {i: c * share for i, c in pushed.exact.items()}
-            errors, guesses = self._guesses(pushed)
-            of_groups, num_clipped, residuals = [], [], {}
-            for sites, derivatives in zip(loss.groups, pushed.derivatives, strict=True):
-                put_in = {i: pushed.noise[i] for i in sites}
-                guessed = [i for i in sites if i in guesses]
-                if guessed:
-                    parts = [put_in[i] for i in guessed], [guesses[i] for i in guessed]
-                    derivatives = derivatives - along(*parts)
-                size = self._size(sites, pushed.masks)
-                weights, clipped = weigh(derivatives, partial(_gram, put_in), size)
-                of_groups.append(weights)
-                num_clipped.append(clipped)
-                for i in set(sites) & set(self._own):
-                    dtype = accumulation_dtype(weights.dtype)
-                    cotangents[i] = weighted_sum(put_in[i], weights, dtype)
-                    if i in guesses:
-                        residuals[i] = cotangents[i]
-                        cotangents[i] = cotangents[i] + share * guesses[i]
-            found = (
-                pushed.outputs,
-                cotangents,
-                of_groups,
-                jnp.stack(num_clipped).mean() if num_clipped else jnp.zeros(()),
-                [pushed.values[v] for v in varying],
-                (errors, residuals),
-            )
-            return found, [pushed.values[v] for v in fixed]
+            read = [[pushed.values[v] for v in of] for of in (varying, fixed)]
+            return self._of_example(pushed, number, weigh), read[0], read[1]
 
-        each, of_fixed = jax.vmap(one, out_axes=(0, None))(self._examples, own)
-        (losses, *aux), cotangents, of_groups, num_clipped, of_varying, of_guess = each
-        for sites, weights in zip(loss.groups, of_groups, strict=True):
+        each, of_varying, of_fixed = jax.vmap(one, out_axes=(0, 0, None))(self._examples, own)
+        cotangents = each.cotangents
+        for sites, weights in zip(loss.groups, each.weights, strict=True):
             for i in set(sites) & set(self._shared):
                 cotangents[i] = weighted_sum(of_shared[i], weights.sum(0), weights.dtype)
         known = dict(zip(fixed, of_fixed, strict=True))
         grad = self._pull_back(cotangents, known, dict(zip(varying, of_varying, strict=True)))
-        guess_grad = _gradient_of_feedback(*of_guess) if self._guess else []
-        value = losses.mean()
-        return Estimate(value, self._flat.restored(aux), grad, num_clipped.mean(), guess_grad)
+        guess_grad = _gradient_of_feedback(each.errors, each.residuals) if self._guess else []
+        losses, *aux = each.outputs
+        aux = self._flat.restored(aux)
+        return Estimate(losses.mean(), aux, grad, each.num_clipped.mean(), guess_grad)
+
+    def _of_example(self, pushed: Pushed, number: int, weigh: Weigh) -> _OfExample:
+        share = number / self._num_tangents
+        cotangents = {i: c * share for i, c in pushed.exact.items()}
+        errors, guesses = self._guesses(pushed)
+        of_groups, num_clipped, residuals = [], [jnp.zeros(0)], {}
+        for sites, derivatives in zip(self._loss.groups, pushed.derivatives, strict=True):
+            put_in = {i: pushed.noise[i] for i in sites}
+            guessed = [i for i in sites if i in guesses]
+            if guessed:
+                parts = [put_in[i] for i in guessed], [guesses[i] for i in guessed]
+                derivatives = derivatives - along(*parts)
+            size = self._size(sites, pushed.masks)
+            weights, clipped = weigh(derivatives, partial(_gram, put_in), size)
+            of_groups.append(weights)
+            num_clipped.append(clipped[None] / len(self._loss.groups))
+            for i in set(sites) & set(self._own):
+                dtype = accumulation_dtype(weights.dtype)
+                cotangents[i] = weighted_sum(put_in[i], weights, dtype)
+                if i in guesses:
+                    residuals[i] = cotangents[i]
+                    cotangents[i] = cotangents[i] + share * guesses[i]
+        total_clipped = jnp.concatenate(num_clipped).sum()
+        return _OfExample(pushed.outputs, cotangents, of_groups, total_clipped, errors, residuals)
 
     def _size(self, sites: list[int], masks: dict[int, Array]) -> Any:
         """How many entries of the sites' noise are put in, where that matters."""
@@ -264,8 +282,8 @@ class _AtActivities:
         scaled = []
         for i, value in zip(cotangents, values, strict=True):
             cotangent = cotangents[i] / self._number
-            if not loss.sites[i].per_example and cotangent.ndim > value.ndim:
-                cotangent = cotangent.sum(0)  # of an exact site, which each example has its own of
+            if i in loss.exact and not loss.sites[i].per_example:
+                cotangent = cotangent.sum(0)  # each example has its own derivative by it
             scaled.append(cotangent.astype(value.dtype))
         (grad,) = pull_back(scaled)
         return [g.astype(accumulation_dtype(g.dtype)) for g in grad]

@@ -12,8 +12,10 @@ from fwdgrad.core.trees import Array
 class Aggregation(Protocol):
     """What `forward_value_and_grad(aggregation=...)` takes."""
 
-    def weights(self, derivatives: Array, gram: Callable[[], Array], num_tangents: int) -> Array:
-        """The weights w (k,) of k of the K tangents, those that are pushed forward together.
+    def coefficients(
+        self, derivatives: Array, gram: Callable[[], Array], num_tangents: int
+    ) -> Array:
+        """The coefficients w (k,) of k of the K tangents, those that are pushed forward together.
 
         Args:
           derivatives: d, (k,).
@@ -32,13 +34,15 @@ class Aggregation(Protocol):
 class Mean:
     """The mean of the K estimates, w = d / K: unbiased if the tangents are.
 
-    >>> Mean().weights(jnp.array([2.0, 4.0]), None, 2).tolist()
+    >>> Mean().coefficients(jnp.array([2.0, 4.0]), None, 2).tolist()
     [1.0, 2.0]
     """
 
     needs_all = False
 
-    def weights(self, derivatives: Array, gram: Callable[[], Array], num_tangents: int) -> Array:
+    def coefficients(
+        self, derivatives: Array, gram: Callable[[], Array], num_tangents: int
+    ) -> Array:
         return derivatives / num_tangents
 
 
@@ -55,14 +59,16 @@ class Projection:
     directions of the span that are hardly in it. Use `Orthogonal` tangents there, or float64.
 
     >>> v = jnp.array([[1.0, 1.0], [1.0, -2.0]])
-    >>> w = Projection().weights(v @ jnp.array([3.0, 4.0]), lambda: v @ v.T, 2)
+    >>> w = Projection().coefficients(v @ jnp.array([3.0, 4.0]), lambda: v @ v.T, 2)
     >>> bool(jnp.allclose(w @ v, jnp.array([3.0, 4.0]), atol=1e-5))
     True
     """
 
     needs_all = True
 
-    def weights(self, derivatives: Array, gram: Callable[[], Array], num_tangents: int) -> Array:
+    def coefficients(
+        self, derivatives: Array, gram: Callable[[], Array], num_tangents: int
+    ) -> Array:
         # Noise that is masked everywhere leaves rows of zeros, so not the inverse. And what is cut
         # off is no more than rounding: a direction that is lost is missing in the estimate.
         matrix = gram()

@@ -4,7 +4,7 @@ from typing import Any
 
 from jax.extend.core import primitives
 
-from fwdgrad.core.jaxprs import CALLS, called, closed
+from fwdgrad.core.jaxprs import body_of
 
 ELEMENTWISE = {
     p.name
@@ -38,15 +38,3 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     if not shape:
         return True
     return len(shape) == len(to) and all(n in (1, m) for n, m in zip(shape, to, strict=True))
-
-
-def body_of(equation: Any) -> Any:
-    """The Jaxpr that an equation calls and does nothing else, or None; that of a custom_jvp too.
-
-    Not that of a custom_vjp, which has no forward mode where it is not entered.
-    """
-    if equation.primitive is primitives.custom_jvp_call_p:
-        return closed(equation.params["call_jaxpr"]).jaxpr
-    if equation.primitive is primitives.custom_vjp_call_p:
-        return None
-    return called(equation).jaxpr if equation.primitive in CALLS else None

@@ -129,13 +129,13 @@ def forward_value_and_grad(
         checks.check_positive_integer("chunk_size", chunk_size)
     checks.check_clip(clip)
     checks.check_has("space", space, ["at"], "fwdgrad.Activities()")
-    checks.check_has("aggregation", aggregation, ["weights", "needs_all"], "fwdgrad.Mean()")
+    checks.check_has("aggregation", aggregation, ["coefficients", "needs_all"], "fwdgrad.Mean()")
     if shrink:
         if not isinstance(aggregation, Mean):
             raise ValueError(
                 f"shrink=True is for the mean; {aggregation=!r} is as near as can be already."
             )
-        checks.check_has("tangents", tangents, ["noise"], "fwdgrad.Rademacher()")
+        checks.check_has("tangents", tangents, ["relative_error"], "fwdgrad.Rademacher()")
     in_chunks = chunk_size is not None and chunk_size < num_tangents
     if in_chunks and (draws_together(tangents) or aggregation.needs_all):
         needed = f"tangents={tangents!r}" if draws_together(tangents) else f"{aggregation=!r}"
@@ -149,10 +149,10 @@ def forward_value_and_grad(
         if clip is not None:
             num_clipped = jnp.sum(jnp.abs(derivatives) > clip, dtype=jnp.float32)
             derivatives = jnp.clip(derivatives, -clip, clip)
-        weights = aggregation.weights(derivatives, gram, num_tangents)
+        weights = aggregation.coefficients(derivatives, gram, num_tangents)
         if shrink:
-            noise = tangents.noise(size, num_tangents)  # type: ignore[attr-defined]
-            weights = weights / (1 + jnp.maximum(noise, 0))  # size may be 0: all units are off
+            error = tangents.relative_error(size, num_tangents)  # type: ignore[attr-defined]
+            weights = weights / (1 + jnp.maximum(error, 0))  # size may be 0: all units are off
         return weights, num_clipped
 
     def evaluation(params: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -84,6 +84,18 @@ def inlined(jaxpr: Any, enter_custom_vjp: bool = True) -> Any:
     return jax.make_jaxpr(lambda *inputs: run(jaxpr, inputs))(*avals)
 
 
+def body_of(equation: Any) -> Any:
+    """The Jaxpr that an equation calls and does nothing else, or None; that of a custom_jvp too.
+
+    Not that of a custom_vjp, which has no forward mode where it is not entered.
+    """
+    if equation.primitive is primitives.custom_jvp_call_p:
+        return closed(equation.params["call_jaxpr"]).jaxpr
+    if equation.primitive is primitives.custom_vjp_call_p:
+        return None
+    return called(equation).jaxpr if equation.primitive in CALLS else None
+
+
 def context_of(equation: Equation) -> ExitStack:
     """The context in which to evaluate the equation: names and places as in the user's code."""
     info = equation.source_info

@@ -92,7 +92,7 @@ class LowRank:
                     tangents.append(draw(next(own_keys), x).astype(x.dtype))
         return jax.tree.unflatten(structure, tangents)
 
-    def noise(self, num_parameters: Any, num_tangents: int) -> Any:
+    def relative_error(self, num_parameters: Any, num_tangents: int) -> Any:
         """E‖g − ∇f‖² / ‖∇f‖² = (d − 1)/K of rank-one signs, and 2 (1 − 1/r)/K more of rank r.
 
         Raises:

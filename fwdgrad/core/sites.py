@@ -22,8 +22,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.core.elementwise import body_of
-from fwdgrad.core.jaxprs import evaluate, is_inexact, place, variables
+from fwdgrad.core.jaxprs import body_of, evaluate, is_inexact, place, variables
 
 Variable = Any  # jax.extend.core.Var
 

@@ -59,8 +59,8 @@ class TangentDistribution(Protocol):
         draws K tangents which depend on each other, with E[(1/K) Σ_k v_k v_kᵀ] = I. Each leaf then
         has an axis K in front, or is `fwdgrad.Blocks`; see `fwdgrad.core.together`.
 
-        And a third, `noise(d, K)`, that returns E‖g − ∇f‖² / ‖∇f‖² of the mean of K estimates with
-        d parameters; it is what `shrink` of `forward_value_and_grad` asks for.
+        And a third, `relative_error(d, K)`, that returns E‖g − ∇f‖² / ‖∇f‖² of the mean of K
+        estimates with d parameters; it is what `shrink` of `forward_value_and_grad` asks for.
         """
         ...
 
@@ -110,7 +110,7 @@ class Normal:
     def sample(self, key: Array, params: PyTree, splits: Splits = None) -> PyTree:
         return _sample_each_leaf(lambda k, x: normals(k, x).astype(x.dtype), key, params)
 
-    def noise(self, num_parameters: Any, num_tangents: int) -> Any:
+    def relative_error(self, num_parameters: Any, num_tangents: int) -> Any:
         """E‖g − ∇f‖² / ‖∇f‖² = (d + 1)/K."""
         return (num_parameters + 1) / num_tangents
 
@@ -134,7 +134,7 @@ class Rademacher:
     def sample(self, key: Array, params: PyTree, splits: Splits = None) -> PyTree:
         return _sample_each_leaf(signs, key, params)
 
-    def noise(self, num_parameters: Any, num_tangents: int) -> Any:
+    def relative_error(self, num_parameters: Any, num_tangents: int) -> Any:
         """E‖g − ∇f‖² / ‖∇f‖² = (d − 1)/K."""
         return (num_parameters - 1) / num_tangents
 
@@ -160,6 +160,6 @@ class Sphere:
         scale = jnp.sqrt(sum(z.size for z in leaves) / squared_norm)
         return jax.tree.map(lambda z, x: (scale * z).astype(x.dtype), directions, params)
 
-    def noise(self, num_parameters: Any, num_tangents: int) -> Any:
+    def relative_error(self, num_parameters: Any, num_tangents: int) -> Any:
         """E‖g − ∇f‖² / ‖∇f‖² = (d − 1)/K."""
         return (num_parameters - 1) / num_tangents

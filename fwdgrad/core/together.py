@@ -35,7 +35,7 @@ class _Together:
         """K tangents: a pytree like `params`, its leaves (K, ...) or `Blocks`."""
         raise NotImplementedError
 
-    def noise(self, num_parameters: Any, num_tangents: int) -> Any:
+    def relative_error(self, num_parameters: Any, num_tangents: int) -> Any:
         """E‖g − ∇f‖² / ‖∇f‖² = d/K − 1; of blocks, if they are equal."""
         return jnp.maximum(num_parameters / num_tangents - 1, 0)
 

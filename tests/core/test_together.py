@@ -196,5 +196,5 @@ def test_errors(key):
             fwdgrad.forward_value_and_grad(quadratic, num_tangents=4, chunk_size=2, **options)
     with pytest.raises(TypeError, match="space must be an object, found the class Activities"):
         fwdgrad.forward_value_and_grad(quadratic, space=fwdgrad.Activities)
-    with pytest.raises(TypeError, match="aggregation must have weights and needs_all, as"):
+    with pytest.raises(TypeError, match="aggregation must have coefficients and needs_all, as"):
         fwdgrad.forward_value_and_grad(quadratic, aggregation="mean")
