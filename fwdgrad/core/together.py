@@ -6,6 +6,7 @@ orthogonal do not tell twice of one direction, and their mean has d/K ‖∇f‖
 
 import functools
 import itertools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from fwdgrad.core.tangents import Splits, signs
 from fwdgrad.core.trees import Array, PyTree
 
 
-class _Together:
+class _Together(ABC):
     """One tangent of a distribution that draws K of them."""
 
     def sample(self, key: Array, params: PyTree, splits: Splits = None) -> PyTree:
@@ -29,11 +30,11 @@ class _Together:
 
         return jax.tree.map(first, together, is_leaf=lambda v: isinstance(v, Blocks))
 
+    @abstractmethod
     def sample_together(
         self, key: Array, params: PyTree, splits: Splits, num_tangents: int
     ) -> PyTree:
         """K tangents: a pytree like `params`, its leaves (K, ...) or `Blocks`."""
-        raise NotImplementedError
 
     def relative_error(self, num_parameters: Any, num_tangents: int) -> Any:
         """E‖g − ∇f‖² / ‖∇f‖² = d/K − 1; of blocks, if they are equal."""

@@ -7,8 +7,8 @@ import pytest
 
 import fwdgrad
 
+from .activity_losses import N, averaged_over_signs, mlp
 from .oracle import normal
-from .test_activities import N, averaged_over_signs, mlp
 
 PARAMS = {"w": normal(0, (2, 3)), "b": normal(1, (3,))}  # d = 9
 GUESS = {"w": normal(2, (2, 3)), "b": normal(3, (3,))}

@@ -1,0 +1,275 @@
+"""Losses in which parameters are used in many ways, and the mean of an estimate over all signs."""
+
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import fwdgrad
+
+from .oracle import normal
+
+SPACES = {
+    "joint": fwdgrad.Activities(),
+    "layerwise": fwdgrad.Activities(layerwise=True),
+    "exact last": fwdgrad.Activities(exact_last=True),
+    "layerwise, exact last": fwdgrad.Activities(layerwise=True, exact_last=True),
+}
+N = 3
+
+
+def squared(outputs, y):
+    return jnp.mean((outputs - y) ** 2)
+
+
+def mlp(activation):
+    def loss(params, x, y):
+        hidden = activation(x @ params["w"] + params["b"])
+        return squared(hidden @ params["u"] + params["c"], y)
+
+    params = {
+        "w": normal(0, (3, 2)), "b": normal(1, (2,)), "u": normal(2, (2, 1)), "c": normal(3, (1,))
+    }  # fmt: skip
+    return loss, params, (normal(4, (N, 3)), normal(5, (N, 1)))
+
+
+def convolution():
+    def loss(params, x, y):
+        z = lax.conv_general_dilated(x, params["k"], (1, 1), "SAME") + params["b"][:, None, None]
+        return squared(jnp.tanh(z).sum((1, 2, 3)), y)
+
+    params = {"k": normal(0, (2, 1, 2, 2)), "b": normal(1, (2,))}
+    return loss, params, (normal(2, (N, 1, 2, 2)), normal(3, (N,)))
+
+
+def gated():
+    """Two layers of the same input, multiplied; then a residual connection."""
+
+    def loss(params, x, y):
+        gate = jax.nn.sigmoid(x @ params["a"]) * (x @ params["b"])
+        return squared((x + gate @ params["c"]).sum(1), y)
+
+    params = {"a": normal(0, (2, 2)), "b": normal(1, (2, 2)), "c": normal(2, (2, 2))}
+    return loss, params, (normal(3, (N, 2)), normal(4, (N,)))
+
+
+def normalised():
+    """Layer norm with its scale and shift, before a layer with normalised weights."""
+
+    def loss(params, x, y):
+        h = x @ params["w"]
+        h = (h - h.mean(1, keepdims=True)) * lax.rsqrt(h.var(1, keepdims=True) + 0.1)
+        h = h * params["scale"] + params["shift"]
+        u = params["u"] / jnp.sqrt(jnp.sum(params["u"] ** 2))
+        return squared(jnp.tanh(h) @ u, y)
+
+    params = {
+        "w": normal(0, (2, 2)), "scale": normal(1, (2,)), "shift": normal(2, (2,)),
+        "u": normal(3, (2,)),
+    }  # fmt: skip
+    return loss, params, (normal(4, (N, 2)), normal(5, (N,)))
+
+
+def penalised():
+    def loss(params, x, y):
+        return squared(jnp.tanh(x @ params["w"]).sum(1), y) + 0.1 * jnp.sum(params["w"] ** 2)
+
+    return loss, {"w": normal(0, (2, 2))}, (normal(1, (N, 2)), normal(2, (N,)))
+
+
+def looked_up():
+    """An embedding, and the same weights at the end."""
+
+    def loss(params, tokens, y):
+        hidden = jnp.tanh(params["e"][tokens])
+        return squared((hidden @ params["e"].T).sum((1, 2)), y)
+
+    tokens = jnp.array([[0, 2], [1, 1], [2, 0]])
+    return loss, {"e": normal(0, (3, 2))}, (tokens, normal(1, (N,)))
+
+
+def scanned():
+    """Weights that a loop scans over are perturbed themselves."""
+
+    def loss(params, x, y):
+        def layer(x, w):
+            return jnp.tanh(x @ w), None
+
+        return squared(lax.scan(layer, x, params["w"])[0].sum(1), y)
+
+    return loss, {"w": normal(0, (2, 2, 2))}, (normal(1, (N, 2)), normal(2, (N,)))
+
+
+def product_of_weights():
+    def loss(params, x, y):
+        return squared(jnp.sin(x @ (params["a"] @ params["b"])).sum(1), y)
+
+    return (
+        loss,
+        {"a": normal(0, (2, 1)), "b": normal(1, (1, 2))},
+        (normal(2, (N, 2)), normal(3, (N,))),
+    )
+
+
+def squared_weights():
+    """Weights that meet themselves, linear in each use alone."""
+
+    def loss(params, x, y):
+        w = params["w"]
+        return squared(jnp.tanh(x @ (w * w + w)).sum(1), y)
+
+    return loss, {"w": normal(0, (2, 1))}, (normal(1, (N, 2)), normal(2, (N,)))
+
+
+def derived_weights_meet_themselves():
+    """The same of a transpose, which is linear in the weights itself."""
+
+    def loss(params, x, y):
+        u = params["w"].T
+        return squared(jnp.tanh(x @ (u * u + u).T).sum(1), y) + 0.1 * jnp.sum(u * u)
+
+    return loss, {"w": normal(0, (2, 1))}, (normal(1, (N, 2)), normal(2, (N,)))
+
+
+def greedy():
+    """Each layer has a loss of its own, and is given the one before it stopped."""
+
+    def loss(params, x, y):
+        h = jnp.tanh(x @ params["a"])
+        z = lax.stop_gradient(h) @ params["b"]
+        return squared(h.sum(1), y) + squared(jnp.sin(z).sum(1), y)
+
+    params = {"a": normal(0, (2, 2)), "b": normal(1, (2, 2))}
+    return loss, params, (normal(2, (N, 2)), normal(3, (N,)))
+
+
+def linear_loss():
+    def loss(params, x):
+        return jnp.mean(x @ params["w"]) + params["b"].sum()
+
+    return loss, {"w": normal(0, (2,)), "b": normal(1, (2,))}, (normal(2, (N, 2)),)
+
+
+def linear_head():
+    """The loss itself is the last value that is linear in parameters, as of a critic."""
+
+    def loss(params, x):
+        return jnp.mean(jnp.tanh(x @ params["w"]) @ params["u"])
+
+    params = {"w": normal(0, (2, 2)), "u": normal(1, (2,))}
+    return loss, params, (normal(2, (N, 2)),)
+
+
+def fixed_layers():
+    """Products with fixed matrices are layers too; and what is held is put beside an output."""
+    first, second = normal(5, (2, 2)), normal(6, (4, 1))
+
+    def loss(params, x, y):
+        held = jnp.concatenate([x @ params["w"] @ first, x], 1)
+        return squared(held @ second, y)
+
+    return loss, {"w": normal(0, (2, 2))}, (normal(2, (N, 2)), normal(3, (N, 1)))
+
+
+def layers_in_one_call():
+    """Two layers in a function with a forward-mode rule of its own."""
+
+    @jax.custom_jvp
+    def net(a, b, x):
+        return jnp.tanh(x @ a) @ b
+
+    net.defjvp(
+        lambda primals, tangents: jax.jvp(lambda a, b, x: jnp.tanh(x @ a) @ b, primals, tangents)
+    )
+
+    def loss(params, x, y):
+        return squared(net(params["a"], params["b"], x), y)
+
+    return loss, {"a": normal(0, (2, 2)), "b": normal(1, (2, 1))}, (
+        normal(2, (N, 2)), normal(3, (N, 1))
+    )  # fmt: skip
+
+
+def images():
+    """Three convolutions, with a stride and pooling, flattened, and a layer."""
+
+    def convolve(x, kernel, stride):
+        return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME")
+
+    def loss(params, x, y):
+        h = jax.nn.relu(convolve(x, params["k"], 1) + params["b"][:, None, None])
+        h = jnp.tanh(convolve(h, params["l"], 2))
+        h = convolve(h, params["m"], 1)
+        h = h.reshape(*h.shape[:3], -1, 2).max(-1)
+        return squared(jnp.tanh(h.reshape(len(x), -1) @ params["w"]).sum(1), y)
+
+    params = {
+        "k": normal(0, (6, 1, 3, 3)), "b": normal(1, (6,)), "l": normal(2, (5, 6, 2, 2)),
+        "m": normal(6, (4, 5, 1, 1)), "w": normal(3, (8, 2)),
+    }  # fmt: skip
+    return loss, params, (normal(4, (N, 1, 4, 4)), normal(5, (N,)))
+
+
+def equinox_module():
+    model = eqx.nn.MLP(2, 1, 2, 2, jax.nn.gelu, key=jax.random.key(0))
+
+    def loss(model, x, y):
+        return squared(jax.vmap(model)(x), y)
+
+    return loss, model, (normal(1, (N, 2)), normal(2, (N, 1)))
+
+
+LOSSES = {
+    "relu": lambda: mlp(jax.nn.relu),
+    "where": lambda: mlp(lambda z: jnp.where(z > 0, z, 0)),
+    "tanh": lambda: mlp(jnp.tanh),
+    **{
+        f.__name__: f
+        for f in (
+            convolution, gated, normalised, penalised, looked_up, scanned, product_of_weights,
+            squared_weights, derived_weights_meet_themselves, greedy, linear_loss, equinox_module,
+            linear_head, fixed_layers, layers_in_one_call,
+        )
+    },
+}  # fmt: skip
+
+
+def averaged_over_signs(value_and_grad, params, args, scale=1.0):
+    """The mean of the estimates over all signs of everything that is drawn.
+
+    Each example gets them with some of its own turned over, so that no two have the same.
+    """
+    turned = np.random.default_rng(0)
+    drawn = jax.eval_shape(lambda: value_and_grad.draw(jax.random.key(0), params, *args))
+    leaves, structure = jax.tree.flatten(drawn)
+    axes = [x.ndim > 0 and x.shape[0] == N for x in leaves]  # no K and no value here is of size N
+    sizes = [int(np.prod(x.shape[own:])) for x, own in zip(leaves, axes, strict=True)]
+    assert sum(sizes) <= 14
+    ends = np.cumsum([0, *sizes])
+    turns = [turned.choice([-1.0, 1.0], x.shape) for x in leaves]
+
+    def estimate(signs):
+        parts = [
+            jnp.broadcast_to(signs[i:j].reshape(x.shape[own:]), x.shape)
+            for x, own, i, j in zip(leaves, axes, ends[:-1], ends[1:], strict=True)
+        ]
+        parts = [
+            (part * turn * scale).astype(x.dtype)
+            for part, turn, x in zip(parts, turns, leaves, strict=True)
+        ]
+        value, grad = value_and_grad(jax.tree.unflatten(structure, parts), params, *args)
+        return value, fwdgrad.partition(grad)[0]
+
+    every = jnp.array(list(itertools.product([-1.0, 1.0], repeat=sum(sizes))))
+    values, grads = jax.jit(jax.vmap(estimate))(every)
+    return values[0], jax.tree.map(lambda g: g.mean(0), grads)
+
+
+def assert_same(found, expected):
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * scale), found, expected
+    )
