@@ -13,8 +13,8 @@ and the figure `estimator_quality`. What has been measured is not measured again
 Quantities, besides those of `experiments.gradient_quality`, with 95 % intervals over the seeds,
 each of which is a start, a training and a minibatch:
 
-    law                    what the error's expectation is by theory, where that is known
-    law_cosine             the root of that of the squared cosine, 1/(1 + law)
+    error_over_law         the error over what theory expects (`experiments.laws`)
+    law_cosine             (1 + law)^(−½), theory's root of the mean squared cosine
     cosine_over_dense      the cosine over that of one dense tangent of the weights (`reference`)
     hidden_over_dense      that of the hidden layers over the same
     time, operations       of a step, over backprop's
@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -63,10 +62,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         counted, unit = (operations_of_a_step(c, runs) for c in (config, backprop))
         measured = _measured(cfg, name, runs)
         records += [timed, counted, unit, measured]
-        law = _law(config)
         costs = {
-            "law": exact(law),
-            "law_cosine": exact((1 + law) ** -0.5),
             "time": Interval(**timed["result"][name]["over_reference"]),
             "operations": exact(counted["result"] / unit["result"]),
         }
@@ -117,23 +113,10 @@ def _intervals(found: dict[str, list[float]], dense: dict[str, list[float]]) -> 
     reference = np.array([float(x) for x in dense["cosine"]])
     samples["cosine_over_dense"] = samples["cosine"] / reference
     samples["hidden_over_dense"] = samples["hidden_cosine"] / reference
+    samples["law_cosine"] = (1 + samples["law"]) ** -0.5
+    known = samples["law"] > 0  # backprop has neither error nor law
+    samples["error_over_law"] = samples["error"] / np.where(known, samples["law"], np.nan)
     return {name: mean_interval(values) for name, values in samples.items()}
-
-
-def _law(config: DictConfig) -> float:
-    """E‖g − ∇f‖² / ‖∇f‖² by theory, or nan if there is no law of the size alone."""
-    arguments = train.estimator(config).keywords
-    changed = {"space", "aggregation", "shrink"} & set(arguments) or arguments.get("clip")
-    if config.estimator.name == "backprop":
-        return 0.0
-    if config.estimator.name != "forward" or changed or "guess_rate" in config.estimator:
-        return math.nan
-    params = jax.eval_shape(train.problem(config).init, jax.random.key(0))
-    size = sum(x.size for x in jax.tree.leaves(params))
-    try:
-        return float(arguments["tangents"].relative_error(size, arguments["num_tangents"]))
-    except ValueError:  # it depends on the gradient
-        return math.nan
 
 
 def _read(folder: Path) -> dict[int, dict[str, dict[str, Interval]]]:
@@ -214,13 +197,15 @@ def describe(folder: Path) -> str:
         "cosine of all parameters, and of all but the last layer's; the root of the mean squared "
         "cosine and what theory says of it, (1 + error)^(−½); bias ‖E g − ∇f‖² (an unbiased "
         "estimate of it, which may be below zero) and variance E‖g − E g‖², both over ‖∇f‖², and "
-        "what their sum is by theory. 95 % intervals over seeds, each a start, a training by "
+        "their sum over what theory expects it to be, of the number of weights or, at activities, "
+        "of the units that are on. 95 % intervals over seeds, each a start, a training by "
         "backprop and a minibatch. Time and operations of a step are over backprop's (XLA counts "
         "no operations for the QR of orthogonal tangents). Dotted: the frontier, what nothing "
         "cheaper is as good as. Hollow, and not part of it: with a guess that was learned at these "
         "parameters, which stay where they are, for some hundred minibatches before.",
         "",
         *_targets(stages, information["wanted"]),
+        _of_laws(stages),
     ]
     for stage, found in stages.items():
         after = "At the start" if stage == 0 else f"After {stage:,} steps of backprop"
@@ -229,13 +214,13 @@ def describe(folder: Path) -> str:
             f"{after}:",
             "",
             "| estimator | derivatives | cosine | of the hidden layers | root mean square "
-            "| by theory | bias | variance | by theory | time | operations |",
+            "| by theory | bias | variance | error over theory's | time | operations |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for name, q in found.items():
             value, low, high = (max(x, 0.0) ** 0.5 for x in q["squared_cosine"][:3])
             root = Interval(value, low, high, q["squared_cosine"].n)
-            laws = [_or_dash(q[law].value) for law in ("law_cosine", "law")]
+            laws = [_or_dash(q[law]) for law in ("law_cosine", "error_over_law")]
             cells = [
                 style.name(name), information["derivatives"][name], q["cosine"],
                 q["hidden_cosine"], root, laws[0], q["bias"], q["variance"], laws[1], q["time"],
@@ -245,8 +230,21 @@ def describe(folder: Path) -> str:
     return "\n".join(text)
 
 
-def _or_dash(law: float) -> str:
-    return "–" if math.isnan(law) else f"{law:.4g}"
+def _or_dash(interval: Interval) -> str:
+    return "–" if math.isnan(interval.value) else str(interval)
+
+
+def _of_laws(stages: dict[int, Any]) -> str:
+    """In how many lines the error is what theory expects."""
+    ratios = [q["error_over_law"] for found in stages.values() for q in found.values()]
+    known = [ratio for ratio in ratios if not math.isnan(ratio.low)]
+    hold = sum(ratio.low <= 1 <= ratio.high for ratio in known)
+    furthest = max((abs(ratio.value - 1) for ratio in known), default=math.nan)
+    return (
+        f"- Of {len(known)} lines and stages whose law is known, the interval of the error over "
+        f"theory's holds 1 in {hold} (19 of 20 would); the value furthest from 1 is "
+        f"{100 * furthest:.2g} % off."
+    )
 
 
 def _targets(stages: dict[int, Any], wanted: list[dict[str, Any]]) -> list[str]:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import fwdgrad
 from experiments import train
+from experiments.laws import expected_error
 from fwdgrad.core.trees import Array, PyTree
 from fwdgrad.work import guided_optimizer
 
@@ -39,6 +40,7 @@ def quality(
         error            ‖g − ∇f‖² / ‖∇f‖², which is the sum of the next two:
         bias             ‖E g − ∇f‖² / ‖∇f‖², without bias itself, so that it may be below zero
         variance         E‖g − E g‖² / ‖∇f‖²
+        law              what theory expects of the error, nan where it is not known
     """
     problem, size = train.problem(config), config.batch_size
     value_and_grad = train.estimator(config)(problem.loss)
@@ -54,7 +56,9 @@ def quality(
             for of in sums(jax.random.key(i), guided, batch, target)
         )
         bias = (of_sum["squares"] - draws * means["error"]) / (draws * (draws - 1))
-        for name, x in {**means, "bias": bias, "variance": means["error"] - bias}.items():
+        parts = {"bias": bias, "variance": means["error"] - bias}
+        law = expected_error(config, at, batch)
+        for name, x in {**means, **parts, "law": law}.items():
             found.setdefault(name, []).append(x)
     return found
 

@@ -85,19 +85,20 @@ class Explanation:
     """What `explain` found; printed, it is a table.
 
     Attributes:
-      leaves: one entry for each differentiable leaf; at activities, for each value.
+      leaves: at weights, one entry for each differentiable leaf.
+      sites: at activities, one for each value that gets noise, or is exact.
       traced: whether the loss is propagated through; if not, all tangents are written out.
       forward, backprop: the costs of a step; None where it cannot be compiled.
     """
 
-    leaves: tuple[LeafExplanation, ...] | tuple[SiteExplanation, ...]
+    leaves: tuple[LeafExplanation, ...]
+    sites: tuple[SiteExplanation, ...]
     traced: bool
     forward: Cost | None
     backprop: Cost | None
 
     def __str__(self) -> str:
-        rows = _rows_of_sites(self.leaves) or _rows_of_leaves(self.leaves)
-        lines = _aligned(rows)
+        lines = _aligned(_rows_of_sites(self.sites) if self.sites else _rows_of_leaves(self.leaves))
         if not self.traced:
             lines.append(
                 "The loss asks for the value of a parameter or works with mutable arrays: all "
@@ -132,8 +133,8 @@ def explain(
     which lines of the model use its factors, and which have them written out as an array of the
     leaf's size; then the operations, the bytes and the memory of a step, that is of the estimate
     and the update p − η g, beside those of backprop. Nothing is evaluated, but both are compiled.
-    With `space=Activities()` there is an entry for each value that gets noise, or is exact, and the
-    parameters that learn by it.
+    With `space=Activities()` there are, in the place of `leaves`, `sites`: each value that gets
+    noise, or is exact, and the parameters that learn by it.
 
     Args:
       fun, params, args: as `forward_value_and_grad(fun)(key, params, *args)` takes them; bind
@@ -158,13 +159,26 @@ def explain(
     )
     backprop = backprop_value_and_grad(fun, has_aux=has_aux)
     loss = Loss(fun, params, args, {}, has_aux)
+    leaves: tuple[LeafExplanation, ...] = ()
+    sites: tuple[SiteExplanation, ...] = ()
+    traced = True
     if isinstance(space, Activities):
-        return Explanation(
-            _sites(space, loss),
-            True,
-            _cost(value_and_grad, params, args),
-            _cost(backprop, params, args, may_fail=True),
-        )
+        sites = _sites(space, loss)
+    else:
+        leaves, traced = _leaves(loss, tangents, num_tangents)
+    return Explanation(
+        leaves,
+        sites,
+        traced,
+        _cost(value_and_grad, params, args) if traced else None,
+        _cost(backprop, params, args, may_fail=True) if traced else None,
+    )
+
+
+def _leaves(
+    loss: Loss, tangents: TangentDistribution, num_tangents: int
+) -> tuple[tuple[LeafExplanation, ...], bool]:
+    """What becomes of each leaf's tangent, and whether the loss is propagated through."""
     theta, pushforward = loss.theta, Pushforward(loss.at, loss.theta)
 
     def sample(key: Array) -> Tangents:
@@ -187,7 +201,7 @@ def explain(
         jax.eval_shape(push, jax.random.key(0))
     else:
         lost = {name: {"jax.jvp of the whole loss": None} for name in pushforward.names}
-    leaves = [
+    leaves = tuple(
         LeafExplanation(
             name=name,
             shape=x.shape,
@@ -202,16 +216,11 @@ def explain(
         for name, x, v, uses in zip(
             pushforward.names, jax.tree.leaves(theta), drawn, pushforward.uses, strict=True
         )
-    ]
-    return Explanation(
-        tuple(leaves),
-        traced,
-        _cost(value_and_grad, params, args) if traced else None,
-        _cost(backprop, params, args, may_fail=True) if traced else None,
     )
+    return leaves, traced
 
 
-def _rows_of_leaves(leaves: Iterable[Any]) -> list[tuple[str, ...]]:
+def _rows_of_leaves(leaves: Iterable[LeafExplanation]) -> list[tuple[str, ...]]:
     header = ("parameter", "shape", "tangent", "numbers", "where")
     rows: list[tuple[str, ...]] = [header]
     for leaf in leaves:
@@ -226,11 +235,9 @@ def _rows_of_leaves(leaves: Iterable[Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _rows_of_sites(leaves: Iterable[Any]) -> list[tuple[str, ...]]:
+def _rows_of_sites(sites: Iterable[SiteExplanation]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("value at", "shape", "gets", "for")]
-    for site in leaves:
-        if not isinstance(site, SiteExplanation):
-            return []
+    for site in sites:
         rows.append((site.place, str(list(site.shape)), site.kind, ", ".join(site.parameters)))
     return rows
 

@@ -4,11 +4,10 @@ In z = x W + b the gradient by W and b is that by z, pulled back through this on
 estimate both it is enough to perturb z, which has fewer entries than W, and other noise for every
 example. This finds these values, the *sites*, in the jaxpr of one example's loss, whatever the
 model's library. A variable is *linear* if it is a parameter, or is made of linear ones by
-operations that are
-linear in them, with everything else held: products with other values, sums, rearrangements. Where a
-linear value meets any other operation, such as an activation, or is read more than once, it is a
-site: noise goes in there, and what made it of its parameters, its *program*, is what the estimate
-is pulled back through. That is at most one layer.
+operations that are linear in them, with everything else held: products with other values, sums,
+rearrangements. Where a linear value meets any other operation, such as an activation, or is read
+more than once, it is a site: noise goes in there, and what made it of its parameters, its
+*program*, is what the estimate is pulled back through. That is at most one layer.
 
 Parameters themselves, or rearranged, are linear but no data is in them. Where one meets an
 operation that is not linear in it (sin W, Σ W², a loop) noise goes into the parameter, for this use

@@ -149,7 +149,7 @@ def test_nothing_is_exact_before_layers_that_are_hidden(key):
     }
     for name, (loss, params, args) in losses.items():
         space = fwdgrad.Activities(exact_last=True)
-        sites = fwdgrad.explain(loss, params, *args, tangents=fwdgrad.Normal(), space=space).leaves
+        sites = fwdgrad.explain(loss, params, *args, tangents=fwdgrad.Normal(), space=space).sites
         assert all("noise" in site.kind for site in sites), name
 
 
@@ -223,7 +223,7 @@ def test_the_explanation_names_every_value_and_its_parameters():
     loss, params, args = mlp(jnp.tanh)
     space = fwdgrad.Activities(exact_last=True)
     explanation = fwdgrad.explain(loss, params, *args, tangents=fwdgrad.Normal(), space=space)
-    found = [(site.shape, site.parameters, site.kind) for site in explanation.leaves]
+    found = [(site.shape, site.parameters, site.kind) for site in explanation.sites]
     assert found == [
         ((1, 2), ("params['b']", "params['w']"), "noise of each example's own"),
         ((1, 1), ("params['c']", "params['u']"), "its exact derivative"),
@@ -233,5 +233,5 @@ def test_the_explanation_names_every_value_and_its_parameters():
     loss, params, args = penalised()
     (own, shared) = fwdgrad.explain(
         loss, params, *args, tangents=fwdgrad.Normal(), space=fwdgrad.Activities()
-    ).leaves
+    ).sites
     assert own.kind == "noise of each example's own" and shared.kind == "noise, one for all"

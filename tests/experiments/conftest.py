@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import hydra
+import jax
 import pytest
+
+from experiments import jobs, train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -13,3 +16,20 @@ def compose():
     """(config name, *overrides) -> config; `hydra.compose` works within the test."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         yield lambda name, *overrides: hydra.compose(name, overrides=list(overrides))
+
+
+@pytest.fixture
+def small(compose, tmp_path):
+    """(overrides, widths) -> a config of a small MLP, and two starts of it."""
+
+    def make(*overrides, widths=(8,)):
+        cfg = compose("reproduce", "preset=smoke", f"output.root={tmp_path}")
+        model = [
+            "model=mlp", f"model.make.widths={list(widths)}", "batch_size=8", "steps_per_call=2"
+        ]  # fmt: skip
+        config = jobs.compose_train(cfg, [*model, *overrides])
+        start = jobs.compose_train(cfg, [*model, "estimator=backprop"])
+        problem = train.problem(start)
+        return config, [problem.init(jax.random.key(seed)) for seed in (0, 1)]
+
+    return make

@@ -1,0 +1,110 @@
+"""What theory says of an estimator's error, E‖g − ∇f‖² / ‖∇f‖².
+
+Of tangents of the weights it depends on their number alone, and the distribution knows it. Noise at
+activities has a law of each example n. There an estimate of the derivative by unit i is the mean of
+K products d ξ_i; those of one tangent have, with the units j that it perturbs together,
+
+    E[(d ξ_i)²] = Σ_j δ_j² + (κ − 1) δ_i²
+
+where δ is the exact derivative and κ = E[ξ⁴], 1 for signs and 3 for normal numbers. Noise goes into
+the units that are on, those with δ_i ≠ 0. A layer z of m units that are on has so the error
+
+    e_zn = (1/K) Σ_i (Σ_j δ_j² + (κ − 2) δ_i²)        (of signs: (m Σ_j δ_j² − ‖δ_z‖²) / K)
+
+and with its input x_n, and noise that is independent from example to example,
+
+    E‖g − ∇f‖² = (1/N²) Σ_n Σ_z (1 + ‖x_zn‖²) e_zn        (1 for the bias)
+
+The K tangents that are sparse by blocks share no unit: Σ_j is over the units of the block, of all
+layers that get noise together, and nothing is divided by K.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from omegaconf import DictConfig
+
+import fwdgrad
+from experiments import train
+from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.problems import MLP
+
+_KURTOSIS = {fwdgrad.Rademacher: 1, fwdgrad.Normal: 3, fwdgrad.BlockSparse: 1}
+
+
+def expected_error(config: DictConfig, params: PyTree, batch: PyTree) -> float:
+    """The error of a `train` config's estimator, or nan if no law of it is known here.
+
+    Args:
+      config: of the estimator and its problem.
+      params: where it is; at activities they are those of an `MLP`.
+      batch: the minibatch.
+    """
+    arguments = dict(getattr(train.estimator(config), "keywords", {}))
+    if config.estimator.name == "backprop":
+        return 0.0
+    changed = {"aggregation", "shrink"} & set(arguments) or arguments.get("clip")
+    if config.estimator.name != "forward" or changed or "guess_rate" in config.estimator:
+        return math.nan
+    tangents, number = arguments["tangents"], arguments["num_tangents"]
+    space = arguments.get("space", fwdgrad.Weights())
+    if isinstance(space, fwdgrad.Weights):
+        size = sum(x.size for x in jax.tree.leaves(fwdgrad.partition(params)[0]))
+        try:
+            return float(tangents.relative_error(size, number))
+        except ValueError:  # it depends on the gradient
+            return math.nan
+    if type(tangents) not in _KURTOSIS or not isinstance(params, MLP):
+        return math.nan
+    return float(_at_activities(train.problem(config).loss, params, batch, tangents, number, space))
+
+
+def _at_activities(
+    loss: Any, params: MLP, batch: PyTree, tangents: Any, number: int, space: fwdgrad.Activities
+) -> Array:
+    def of_example(example: PyTree) -> tuple[Array, MLP]:
+        gradient = jax.grad(loss)(params, jax.tree.map(lambda x: x[None], example))
+        layers = gradient.layers[: -1 if space.exact_last else None]
+        noisy = [layer.bias for layer in layers]  # its derivative is that of the layer's outputs
+        groups = [[z] for z in noisy] if space.layerwise else [noisy]
+        errors = [e for group in groups for e in _of_group(group, tangents, number)]
+        # ‖∂ℓ/∂W‖² = ‖x‖² ‖δ‖²
+        squares = [jnp.sum(z**2) for z in noisy]
+        inputs = [
+            jnp.sum(layer.weight**2) / jnp.where(square > 0, square, 1)
+            for layer, square in zip(layers, squares, strict=True)
+        ]
+        total = sum((1 + x) * e for x, e in zip(inputs, errors, strict=True))
+        return jnp.asarray(total), gradient
+
+    def add(sums: PyTree, example: PyTree) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, sums, of_example(example)), None
+
+    @jax.jit
+    def relative(batch: PyTree) -> Array:
+        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        (error, gradient), _ = jax.lax.scan(add, zeros, batch)  # both over N² of the squares
+        return error / sum(jnp.sum(x**2) for x in jax.tree.leaves(gradient))
+
+    return relative(batch)
+
+
+def _of_group(group: list[Array], tangents: Any, number: int) -> list[Array]:
+    """The errors e of each layer's estimate, of layers that get noise together."""
+    excess = _KURTOSIS[type(tangents)] - 2
+    in_blocks = isinstance(tangents, fwdgrad.BlockSparse)
+    blocks = [
+        jnp.arange(z.size) // -(-z.size // number) if in_blocks else jnp.zeros(z.size, int)
+        for z in group
+    ]
+    together = sum(
+        jnp.zeros(number).at[block].add(z**2) for z, block in zip(group, blocks, strict=True)
+    )
+    assert isinstance(together, Array)
+    return [
+        jnp.sum(jnp.where(z != 0, together[block] + excess * z**2, 0))
+        / (1 if in_blocks else number)
+        for z, block in zip(group, blocks, strict=True)
+    ]

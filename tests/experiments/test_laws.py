@@ -1,0 +1,104 @@
+"""The laws of the estimators' errors: against the mean over all that can be drawn, exactly."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import train
+from experiments.gradient_quality import quality
+from experiments.laws import expected_error
+
+LAYERWISE = "estimator.value_and_grad.space.layerwise=true"
+EXACT_LAST = "estimator.value_and_grad.space.exact_last=true"
+ROOT = 3**0.5
+# A squared error is a polynomial of degree four in each number drawn, and these points and weights
+# have the moments of signs, and of normal numbers up to the fifth.
+SIGNS = {-1.0: 1 / 2, 1.0: 1 / 2}
+NORMAL = {-ROOT: 1 / 6, 0.0: 2 / 3, ROOT: 1 / 6}
+
+
+@pytest.mark.parametrize(
+    ("widths", "num_examples", "number", "points", "scale", "overrides"),
+    [
+        ([3], 1, 1, SIGNS, 1, ["tangents=rademacher"]),
+        ([3, 3], 1, 2, SIGNS, 1, ["tangents=rademacher", EXACT_LAST]),
+        ([3, 3], 2, 1, SIGNS, 1, ["tangents=rademacher", EXACT_LAST, LAYERWISE]),
+        ([6, 6], 1, 2, SIGNS, 2**0.5, ["tangents=block_sparse", EXACT_LAST]),
+        ([10], 1, 2, SIGNS, 2**0.5, ["tangents=block_sparse", EXACT_LAST, LAYERWISE]),
+        ([4], 2, 1, NORMAL, 1, ["tangents=normal", EXACT_LAST]),
+        ([4], 1, 2, NORMAL, 1, ["tangents=normal", EXACT_LAST, LAYERWISE]),
+    ],
+)
+def test_at_activities_it_is_the_mean_over_all_noise(
+    small, widths, num_examples, number, points, scale, overrides
+):
+    config, (params, _) = small(
+        "space=activities", f"estimator.value_and_grad.num_tangents={number}", *overrides,
+        widths=widths,
+    )  # fmt: skip
+    problem = train.problem(config)
+    batch = jax.tree.map(lambda x: x[:num_examples], problem.train)
+    value_and_grad = train.estimator(config)(problem.loss)
+    target = jax.grad(problem.loss)(params, batch)
+    drawn = jax.eval_shape(value_and_grad.draw, jax.random.key(0), params, batch)
+    leaves, structure = jax.tree.flatten(drawn)
+    ends = np.cumsum([0, *(x.size for x in leaves)])
+
+    def square_of_error(numbers):
+        parts = [
+            numbers[i:j].reshape(x.shape)
+            for x, i, j in zip(leaves, ends[:-1], ends[1:], strict=True)
+        ]
+        grad = value_and_grad(jax.tree.unflatten(structure, parts), params, batch)[1]
+        errors = jax.tree.map(lambda g, t: jnp.sum((g - t) ** 2), grad, target)
+        return jnp.stack(jax.tree.leaves(errors)).sum()
+
+    every = np.array(list(itertools.product(points, repeat=ends[-1])), np.float32)
+    weights = np.array([math.prod(w) for w in itertools.product(points.values(), repeat=ends[-1])])
+    squares = jax.jit(lambda every: jax.lax.map(square_of_error, every, batch_size=64))(
+        scale * every
+    )
+    norm = sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(target))
+    law = expected_error(config, params, batch)
+    mean = float(weights @ np.asarray(squares, float))
+    assert law > 0.5 and law == pytest.approx(mean / norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("tangents", ["normal", "rademacher", "low_rank", "orthogonal"])
+def test_of_weights_it_is_that_of_their_number(small, tangents):
+    """The deviation of an error is about √(m/K) of it, with E(∇f·v)⁴ = (m + 1) ‖∇f‖⁴.
+
+    That is m = 2 for many independent entries, and up to 8 for two factors.
+    """
+    config, starts = small(f"tangents={tangents}", "estimator.value_and_grad.num_tangents=4")
+    size = sum(x.size for x in jax.tree.leaves(starts[0]))
+    expected = {"normal": (size + 1) / 4, "orthogonal": size / 4 - 1}.get(tangents, (size - 1) / 4)
+    n = 600
+    found = quality(config, starts, draws=n, guess_steps=0)
+    assert found["law"] == pytest.approx([expected] * 2)
+    moment = 8 if tangents == "low_rank" else 2
+    assert found["error"] == pytest.approx([expected] * 2, rel=5 * (moment / 4 / n) ** 0.5)
+    # The square of the mean of n errors, without that of the noise: of order error/n.
+    assert found["bias"] == pytest.approx([0, 0], abs=expected / n)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["aggregation=projection"],
+        ["space=activities", "tangents=sphere"],
+        ["estimator.value_and_grad.clip=1"],
+        ["guess=learned"],
+        ["tangents=low_rank", "tangents.distribution.factors=normal"],
+        ["estimator=spsa"],
+    ],
+    ids=" ".join,
+)
+def test_what_has_none(small, overrides):
+    config, (params, _) = small(*overrides)
+    batch = jax.tree.map(lambda x: x[:8], train.problem(config).train)
+    assert math.isnan(expected_error(config, params, batch))
