@@ -10,11 +10,11 @@ line that made z of its weights, z = x W + b, the estimates for W and b are
 Their variance goes with the number of units, not of weights. No derivative goes back through more
 than that line.
 
-Four things take more of the noise away. Where an activation is flat (a ReLU that is off) the
-derivative is known to be zero, and no noise goes in. The noise of each site may be pushed forward
-for itself, so that sites do not disturb each other (`layerwise`). And what follows the last layer
-is a loss, whose derivative is at hand (`exact_last`). Of that, the derivatives of earlier layers
-may be guessed (`fwdgrad.core.guess`).
+Four things take more of the noise away. Where what follows is flat (a ReLU that is off,
+`fwdgrad.core.flat`) the derivative is known to be zero, and no noise goes in. The noise of each
+site may be pushed forward for itself, so that sites do not disturb each other (`layerwise`). And
+what follows the last layer is a loss, whose derivative is at hand (`exact_last`). Of that, the
+derivatives of earlier layers may be guessed (`fwdgrad.core.guess`).
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """One example pushed forward with noise at its sites, and exactly from its last ones on."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 
 from fwdgrad.core.blocks import Blocks
-from fwdgrad.core.elementwise import is_elementwise
+from fwdgrad.core.flat import Following, following, has_effect
 from fwdgrad.core.forms import Tangent, add, dense, inner, is_structured, number_of
-from fwdgrad.core.jaxprs import bind, evaluate, variables
+from fwdgrad.core.jaxprs import evaluate, variables
 from fwdgrad.core.propagation import Context, padded, propagate_equations
 from fwdgrad.core.rules import RULES
-from fwdgrad.core.sites import find_sites
+from fwdgrad.core.sites import Plan, Site, find_sites
 from fwdgrad.core.trees import Array
 
 
@@ -47,6 +47,8 @@ class NoisyLoss:
       exact: the sites whose derivative is taken exactly, if `exact_last` those that are last.
       noisy: the others.
       groups: the noisy sites, parted by whose noise goes together.
+      following: noisy site -> what its value goes through first, if any of that may be flat. (Noise
+        that is one for all examples is weighed as it was drawn, so nothing is left out of it.)
     """
 
     def __init__(self, closed: Any, num_parameters: int, layerwise: bool, exact_last: bool):
@@ -58,11 +60,23 @@ class NoisyLoss:
         self.noisy = [i for i in range(len(self.sites)) if i not in self.exact]
         together = [self.noisy] if self.noisy else []
         self.groups = [[i] for i in self.noisy] if layerwise else together
+        self.following = {
+            i: after
+            for i in self.noisy
+            if self.sites[i].per_example and (after := self._following(self.sites[i], plan))
+        }
         self._head = [self.jaxpr.eqns[i] for i in plan.head] if self.exact else []
         self.read = self._in_order({v for site in self.sites for v in site.read})
         made = {v for e in self._head for v in e.outvars}
         read = {v for e in self._head for v in variables(e.invars)} - made
         self._into_head = self._in_order(read | {self.sites[i].variable for i in self.exact})
+
+    def _following(self, site: Site, plan: Plan) -> Following | None:
+        if site.operand is not None:
+            start, _ = site.operand
+        else:
+            start = site.equations[-1] + 1
+        return following(self.jaxpr, site.variable, start, plan.with_parameters, plan.needed)
 
     def _in_order(self, chosen: Set[Any]) -> list[Any]:
         """Variables in the order in which they are made, the same in every run."""
@@ -160,7 +174,7 @@ class _Injection:
         self._head = {id(equation) for equation in head}
         self._noise, self._number = noise, number
         self._group = {i: g for g, sites in enumerate(loss.groups) for i in sites}
-        self._per_example = {i: site.per_example for i, site in enumerate(loss.sites)}
+        self._following = loss.following
         self._at_operand: dict[tuple[int, int], int] = {}
         self._at_output: dict[Any, int] = {}
         for i in loss.noisy:
@@ -174,34 +188,23 @@ class _Injection:
         self.masks: dict[int, Array] = {}
 
     def at_operand(
-        self, equation: Any, position: int, primals: list[Any], tangent: Tangent
+        self, equation: Any, position: int, values: Mapping[Any, Any], tangent: Tangent
     ) -> Tangent:
         if id(equation) in self._head:
             return None  # what reaches the head is differentiated there, exactly
         i = self._at_operand.get((id(equation), position))
-        if i is None:
-            return tangent
-        # Noise that is one for all examples is weighed as it was drawn, so it has no mask.
-        x = primals[position]
-        whole = all(x.shape == v.aval.shape for v in equation.outvars)  # and not broadcast
-        if not (whole and is_elementwise(equation) and self._per_example[i]):
-            return self._put(i, self._noise[i], tangent)
+        return tangent if i is None else self._put(i, values, tangent)
 
-        def of_operand(x: Array) -> list[Array]:
-            return bind(equation, [x if j == position else y for j, y in enumerate(primals)])
-
-        # Where this is flat the derivative is zero, and noise would be nothing but noise.
-        slopes = jax.jvp(of_operand, (x,), (jnp.ones_like(x),))[1]
-        matters = jnp.stack([s != 0 for s in slopes]).any(0)
-        return self._put(i, _masked(self._noise[i], matters), tangent, matters)
-
-    def at_output(self, variable: Any, value: Any, tangent: Tangent) -> Tangent:
+    def at_output(self, variable: Any, values: Mapping[Any, Any], tangent: Tangent) -> Tangent:
         i = self._at_output.get(variable)
-        return tangent if i is None else self._put(i, self._noise[i], tangent)
+        return tangent if i is None else self._put(i, values, tangent)
 
-    def _put(self, i: int, noise: Any, tangent: Tangent, mask: Array | None = None) -> Tangent:
-        self.put_in[i] = noise
-        self.masks[i] = jnp.ones((), bool) if mask is None else mask
+    def _put(self, i: int, values: Mapping[Any, Any], tangent: Tangent) -> Tangent:
+        noise, mask = self._noise[i], jnp.ones((), bool)
+        if (after := self._following.get(i)) is not None:
+            mask = has_effect(after, values)
+            noise = _masked(noise, mask)
+        self.put_in[i], self.masks[i] = noise, mask
         if self._group[i] == 0:
             return add(tangent, noise)
         # So far there are tangents of earlier groups alone, and they come first.

@@ -48,13 +48,13 @@ class Injection(Protocol):
     """What puts tangents in at values along the way."""
 
     def at_operand(
-        self, equation: Any, position: int, primals: list[Any], tangent: Tangent
+        self, equation: Any, position: int, values: Mapping[Any, Any], tangent: Tangent
     ) -> Tangent:
-        """The tangent with which an equation reads an operand, given the values of all."""
+        """The tangent with which an equation reads an operand, given all values so far."""
         ...
 
-    def at_output(self, variable: Any, value: Any, tangent: Tangent) -> Tangent:
-        """The tangent with which a value goes to all that read it."""
+    def at_output(self, variable: Any, values: Mapping[Any, Any], tangent: Tangent) -> Tangent:
+        """The tangent with which a value goes to all that read it, given all values so far."""
         ...
 
 
@@ -120,18 +120,18 @@ def propagate_equations(
         with context_of(equation):
             if context.injection is not None:
                 tangents = [
-                    context.injection.at_operand(equation, position, primals, t)
+                    context.injection.at_operand(equation, position, values, t)
                     for position, t in enumerate(tangents)
                 ]
             tangents = _aligned(tangents)
             outputs, pushed = _evaluate(context, equation, primals, tangents)
             _check_shapes(equation, tangents, pushed)
+            values.update(zip(equation.outvars, outputs, strict=True))
             if context.injection is not None:
                 pushed = [
-                    context.injection.at_output(v, x, t)
-                    for v, x, t in zip(equation.outvars, outputs, pushed, strict=True)
+                    context.injection.at_output(v, values, t)
+                    for v, t in zip(equation.outvars, pushed, strict=True)
                 ]
-        values.update(zip(equation.outvars, outputs, strict=True))
         duals.update(zip(equation.outvars, pushed, strict=True))
         for v in variables(equation.invars):  # nothing is kept alive longer than it is read
             if last_read[v] == i and v not in kept:

@@ -60,11 +60,15 @@ class Plan(NamedTuple):
       head: the indices of the equations that the noise of a last site reaches on its way to the
         loss: from the last uses of parameters on, with no parameter in them.
       varying: the variables that depend on the example.
+      with_parameters: the variables that are parameters or linear in them.
+      needed: of each equation, whether a tangent of its outputs goes on to the loss.
     """
 
     sites: list[Site]
     head: list[int]
     varying: set[Variable]
+    with_parameters: set[Variable]
+    needed: list[bool]
 
 
 class _Linear(NamedTuple):
@@ -118,7 +122,7 @@ class _Search:
                 self.sites[i] = site._replace(is_last=False)
         last = frozenset(i for i, site in enumerate(self.sites) if site.is_last)
         head = [i for i, reached in enumerate(self.equations_reached) if reached & last]
-        return Plan(self.sites, head, self.varying)
+        return Plan(self.sites, head, self.varying, set(self.linear), self.needed)
 
     def _visit(self, index: int, equation: Any) -> None:
         read = variables(equation.invars)

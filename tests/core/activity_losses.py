@@ -36,6 +36,15 @@ def mlp(activation):
     return loss, params, (normal(4, (N, 3)), normal(5, (N, 1)))
 
 
+def maxout():
+    def loss(params, x, y):
+        hidden = jax.nn.relu(x @ params["w"] + params["b"]).reshape(-1, 2, 2).max(2)
+        return squared(hidden @ params["u"], y)
+
+    params = {"w": normal(0, (3, 4)), "b": normal(1, (4,)), "u": normal(2, (2, 1))}
+    return loss, params, (normal(4, (N, 3)), normal(5, (N, 1)))
+
+
 def convolution():
     def loss(params, x, y):
         z = lax.conv_general_dilated(x, params["k"], (1, 1), "SAME") + params["b"][:, None, None]
@@ -229,7 +238,8 @@ LOSSES = {
     **{
         f.__name__: f
         for f in (
-            convolution, gated, normalised, penalised, looked_up, scanned, product_of_weights,
+            maxout, convolution, gated, normalised, penalised, looked_up, scanned,
+            product_of_weights,
             squared_weights, derived_weights_meet_themselves, greedy, linear_loss, equinox_module,
             linear_head, fixed_layers, layers_in_one_call,
         )
