@@ -10,11 +10,12 @@ line that made z of its weights, z = x W + b, the estimates for W and b are
 Their variance goes with the number of units, not of weights. No derivative goes back through more
 than that line.
 
-Four things take more of the noise away. Where what follows is flat (a ReLU that is off,
-`fwdgrad.core.flat`) the derivative is known to be zero, and no noise goes in. The noise of each
-site may be pushed forward for itself, so that sites do not disturb each other (`layerwise`). And
-what follows the last layer is a loss, whose derivative is at hand (`exact_last`). Of that, the
-derivatives of earlier layers may be guessed (`fwdgrad.core.guess`).
+Four things take more of the noise away. Where what follows is flat (a ReLU that is off) the
+derivative is known to be zero, and no noise goes in; where it is narrower (pooling) noise goes in
+there (`fwdgrad.core.following`). The noise of each site may be pushed forward for itself, so that
+sites do not disturb each other (`layerwise`). And what follows the last layer is a loss, whose
+derivative is at hand (`exact_last`). Of that, the derivatives of earlier layers may be guessed
+(`fwdgrad.core.guess`).
 """
 
 from collections.abc import Sequence
@@ -160,7 +161,7 @@ class _AtActivities:
             if i in loss.exact:
                 kind = "its exact derivative"
             parameters = sorted(inputs[v] for v in site.parameters)
-            rows.append((site.place, site.variable.aval.shape, parameters, kind))
+            rows.append((site.place, loss.variables[i].aval.shape, parameters, kind))
         return rows
 
     @property
@@ -184,7 +185,7 @@ class _AtActivities:
         return [drawn[i] for i in (*self._own, *self._shared)]
 
     def _zeros(self, sites: Sequence[int]) -> list[Array]:
-        values = [self._loss.sites[i].variable.aval for i in sites]
+        values = [self._loss.variables[i].aval for i in sites]
         return [jnp.zeros(v.shape, v.dtype) for v in values]
 
     def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
@@ -237,12 +238,14 @@ class _AtActivities:
                 if i in guesses:
                     residuals[i] = cotangents[i]
                     cotangents[i] = cotangents[i] + share * guesses[i]
+                if i in pushed.pull_back:
+                    cotangents[i] = pushed.pull_back[i](cotangents[i])
         total_clipped = jnp.concatenate(num_clipped).sum()
         return _OfExample(pushed.outputs, cotangents, of_groups, total_clipped, errors, residuals)
 
     def _size(self, sites: list[int], masks: dict[int, Array]) -> Any:
         """How many entries of the sites' noise are put in, where that matters."""
-        entries = [self._loss.sites[i].variable.aval for i in sites]
+        entries = [self._loss.variables[i].aval for i in sites]
         counts = [jnp.broadcast_to(masks[i], v.shape) for i, v in zip(sites, entries, strict=True)]
         return sum(jnp.sum(mask) for mask in counts)
 

@@ -54,7 +54,7 @@ class SiteExplanation:
 
     Attributes:
       place: where in the user's code it is made.
-      shape: of one example's.
+      shape: of one example's noise.
       parameters: the names of those that learn by it.
       kind: noise of each example's own, noise that is one for all, or its exact derivative.
     """

@@ -1,6 +1,6 @@
 """One example pushed forward with noise at its sites, and exactly from its last ones on."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 
 from fwdgrad.core.blocks import Blocks
-from fwdgrad.core.flat import Following, following, has_effect
+from fwdgrad.core.following import find_following
 from fwdgrad.core.forms import Tangent, add, dense, inner, is_structured, number_of
 from fwdgrad.core.jaxprs import evaluate, variables
 from fwdgrad.core.propagation import Context, padded, propagate_equations
 from fwdgrad.core.rules import RULES
-from fwdgrad.core.sites import Plan, Site, find_sites
+from fwdgrad.core.sites import find_sites
 from fwdgrad.core.trees import Array
 
 
@@ -26,6 +26,7 @@ class Pushed(NamedTuple):
       noise: site -> its k tangents, as they were put in.
       masks: site -> where its noise was put in, a number or an array of its shape.
       exact: site -> ∂ℓ/∂z, of those that are exact.
+      pull_back: site -> from the derivative where its noise was put in to that by its value.
       values: variable -> value, of those that the sites' programs read.
     """
 
@@ -34,6 +35,7 @@ class Pushed(NamedTuple):
     noise: dict[int, Any]
     masks: dict[int, Array]
     exact: dict[int, Array]
+    pull_back: dict[int, Callable[[Array], Array]]
     values: dict[Any, Array]
 
 
@@ -47,8 +49,9 @@ class NoisyLoss:
       exact: the sites whose derivative is taken exactly, if `exact_last` those that are last.
       noisy: the others.
       groups: the noisy sites, parted by whose noise goes together.
-      following: noisy site -> what its value goes through first, if any of that may be flat. (Noise
-        that is one for all examples is weighed as it was drawn, so nothing is left out of it.)
+      following: noisy site -> what its value goes through first, if that is of use. (Noise that
+        is one for all examples is weighed as it was drawn, so it is put in as it is.)
+      variables: site -> where its noise goes in: its value, or a narrower one that it goes through.
     """
 
     def __init__(self, closed: Any, num_parameters: int, layerwise: bool, exact_last: bool):
@@ -63,20 +66,16 @@ class NoisyLoss:
         self.following = {
             i: after
             for i in self.noisy
-            if self.sites[i].per_example and (after := self._following(self.sites[i], plan))
+            if self.sites[i].per_example
+            and (after := find_following(self.jaxpr, self.sites[i], plan)) is not None
         }
+        at_sites = {i: site.variable for i, site in enumerate(self.sites)}
+        self.variables = at_sites | {i: after.noisy for i, after in self.following.items()}
         self._head = [self.jaxpr.eqns[i] for i in plan.head] if self.exact else []
         self.read = self._in_order({v for site in self.sites for v in site.read})
         made = {v for e in self._head for v in e.outvars}
         read = {v for e in self._head for v in variables(e.invars)} - made
         self._into_head = self._in_order(read | {self.sites[i].variable for i in self.exact})
-
-    def _following(self, site: Site, plan: Plan) -> Following | None:
-        if site.operand is not None:
-            start, _ = site.operand
-        else:
-            start = site.equations[-1] + 1
-        return following(self.jaxpr, site.variable, start, plan.with_parameters, plan.needed)
 
     def _in_order(self, chosen: Set[Any]) -> list[Any]:
         """Variables in the order in which they are made, the same in every run."""
@@ -105,10 +104,9 @@ class NoisyLoss:
         duals: dict[Any, Tangent] = {}
         injection = _Injection(self, self._head, noise, number)
         context = Context(RULES, enter_custom_vjp, injection=injection)
-        returned = set(variables(self.jaxpr.outvars))
-        propagate_equations(
-            context, self.jaxpr.eqns, values, duals, {*self.read, *self._into_head, *returned}
-        )
+        kept = {*self.read, *self._into_head, *variables(self.jaxpr.outvars)}
+        kept.update(v for after in self.following.values() for v in after.read)
+        propagate_equations(context, self.jaxpr.eqns, values, duals, kept)
         if self.exact:
             derivatives, exact = self._exactly(values, duals)
         else:
@@ -126,6 +124,7 @@ class NoisyLoss:
             injection.put_in,
             injection.masks,
             exact,
+            {i: after.pull_back(values) for i, after in self.following.items()},
             {v: values[v] for v in self.read},
         )
 
@@ -178,9 +177,9 @@ class _Injection:
         self._at_operand: dict[tuple[int, int], int] = {}
         self._at_output: dict[Any, int] = {}
         for i in loss.noisy:
-            site = loss.sites[i]
-            if site.operand is None:
-                self._at_output[site.variable] = i
+            site, variable = loss.sites[i], loss.variables[i]
+            if site.operand is None or variable is not site.variable:
+                self._at_output[variable] = i
             else:
                 index, position = site.operand
                 self._at_operand[id(loss.jaxpr.eqns[index]), position] = i
@@ -202,7 +201,7 @@ class _Injection:
     def _put(self, i: int, values: Mapping[Any, Any], tangent: Tangent) -> Tangent:
         noise, mask = self._noise[i], jnp.ones((), bool)
         if (after := self._following.get(i)) is not None:
-            mask = has_effect(after, values)
+            mask = after.has_effect(values)
             noise = _masked(noise, mask)
         self.put_in[i], self.masks[i] = noise, mask
         if self._group[i] == 0:

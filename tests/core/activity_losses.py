@@ -45,6 +45,17 @@ def maxout():
     return loss, params, (normal(4, (N, 3)), normal(5, (N, 1)))
 
 
+def averaged():
+    """A layer at three positions, the mean of which goes on."""
+
+    def loss(params, x, y):
+        hidden = jnp.tanh(x.reshape(-1, 3, 1) @ params["w"] + params["b"]).mean(1)
+        return squared(jnp.tanh(hidden @ params["u"]), y)
+
+    params = {"w": normal(0, (1, 3)), "b": normal(1, (3,)), "u": normal(2, (3, 1))}
+    return loss, params, (normal(4, (N, 3)), normal(5, (N, 1)))
+
+
 def convolution():
     def loss(params, x, y):
         z = lax.conv_general_dilated(x, params["k"], (1, 1), "SAME") + params["b"][:, None, None]
@@ -238,7 +249,7 @@ LOSSES = {
     **{
         f.__name__: f
         for f in (
-            maxout, convolution, gated, normalised, penalised, looked_up, scanned,
+            maxout, averaged, convolution, gated, normalised, penalised, looked_up, scanned,
             product_of_weights,
             squared_weights, derived_weights_meet_themselves, greedy, linear_loss, equinox_module,
             linear_head, fixed_layers, layers_in_one_call,

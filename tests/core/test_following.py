@@ -1,0 +1,136 @@
+"""What follows a layer: where noise goes in, where it has an effect, and the way back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import fwdgrad
+from fwdgrad.core.following import find_following
+from fwdgrad.core.jaxprs import inlined
+from fwdgrad.core.sites import Plan, Site
+from fwdgrad.problems.models import _POOLINGS
+
+from .oracle import normal
+
+
+def followed(fun, z, *params):
+    """What follows z in fun(z, *params), which goes into a layer after that, and all values."""
+    mixing = normal(9, (jax.eval_shape(fun, z, *params).size, 2))
+
+    def loss(z, mixing, *params):
+        return jnp.sum(jnp.tanh(fun(z, *params).reshape(-1) @ mixing))
+
+    inputs = (z, mixing, *params)
+    jaxpr = inlined(jax.make_jaxpr(loss)(*inputs)).jaxpr
+    first, *others = jaxpr.invars
+    site = Site(first, (), frozenset(), frozenset(), True, "", (0, 0), is_last=False)
+    plan = Plan([site], [], set(), set(others), [True] * len(jaxpr.eqns))
+    values = dict(zip(jaxpr.invars, inputs, strict=True))
+    return find_following(jaxpr, site, plan), values
+
+
+def reduce_window(z):
+    return lax.reduce_window(z, -jnp.inf, lax.max, (1, 2, 2), (1, 2, 2), "VALID")
+
+
+PICKING = {
+    "relu": jax.nn.relu,
+    "where": lambda z: jnp.where(z > 0, z, 0),
+    "clip": lambda z: jnp.clip(z, -0.5, 0.5),
+    "tanh": jnp.tanh,
+    "leaky": jax.nn.leaky_relu,
+    "pool of relu": lambda z: _POOLINGS["select"](jax.nn.relu(z)),
+    "pool as a reduction": lambda z: jax.nn.relu(_POOLINGS["reduce"](z)),
+    "reduce_window": lambda z: jax.nn.relu(reduce_window(z)),
+    "maxout": lambda z: z.reshape(2, 2, -1).max(0),
+    "mean over positions": lambda z: jax.nn.relu(z).mean((1, 2)),
+    "average pool": lambda z: jax.nn.relu(z).reshape(4, 2, 2, 2, 2).sum((2, 4)),
+    "part": lambda z: z[:, 1:, ::2] * 2,
+    "two readers": lambda z: jnp.stack([jax.nn.relu(z), jax.nn.relu(z - 1)]),
+    "cancelling": lambda z: jnp.stack([jax.nn.relu(z), jax.nn.relu(-z)]),
+}
+
+
+@pytest.mark.parametrize("name", PICKING)
+def test_noise_goes_where_the_derivative_is_not_zero(name):
+    fun, z = PICKING[name], normal(0, (4, 4, 4))
+    after, values = followed(fun, z)
+    jacobian = jax.jacobian(fun)(z).reshape(-1, z.size)
+    expected = (jacobian != 0).any(1 if after.narrows else 0)
+    assert after.narrows == (len(jacobian) < z.size)
+    np.testing.assert_array_equal(after.has_effect(values).reshape(-1), expected)
+
+
+def test_outputs_do_not_cancel_each_other():
+    """They go into the layer each by itself."""
+
+    def fun(z):
+        return jnp.concatenate(
+            [jax.nn.relu(z) @ jnp.ones((4, 2)), -jax.nn.relu(z) @ normal(2, (4, 2))]
+        )
+
+    z = normal(0, (4, 4))
+    after, values = followed(fun, z)
+    assert len(after.outputs) == 2
+    np.testing.assert_array_equal(after.has_effect(values), z > 0)
+
+
+@pytest.mark.parametrize("name", PICKING)
+def test_what_is_found_there_is_pulled_back_exactly(name):
+    fun, z = PICKING[name], normal(0, (4, 4, 4))
+    after, values = followed(fun, z)
+    cotangent = normal(1, after.noisy.aval.shape)
+    (expected,) = (
+        jax.vjp(fun, z)[1](cotangent.reshape(fun(z).shape)) if after.narrows else (cotangent,)
+    )
+    np.testing.assert_allclose(after.pull_back(values)(cotangent), expected, rtol=1e-6)
+
+
+def test_it_ends_where_entries_are_mixed_or_a_parameter_comes_in():
+    z, scale, shift = normal(0, (4, 4, 4)), normal(1, (4, 4, 4)), jnp.zeros((4, 4))
+    after, values = followed(lambda z, scale: jax.nn.relu(jax.nn.relu(z) * scale), z, scale)
+    np.testing.assert_array_equal(after.has_effect(values), z > 0)
+    assert followed(lambda z, scale: jax.nn.relu(z * scale), z, scale)[0] is None
+    # z goes on as it is, too.
+    assert followed(lambda z: jax.nn.relu(z) + z @ jnp.ones((4, 4)), z)[0] is None
+    after, values = followed(lambda z: jax.nn.relu(z) + jnp.roll(z, 1) @ jnp.ones((4, 4)), z)
+    assert not after.narrows and after.has_effect(values).all()
+    # A sum is of use only if there is nothing else.
+    after, _ = followed(lambda z, shift: jax.nn.relu(z.sum(0)) + shift, z, shift)
+    assert after.narrows and after.noisy.aval.shape == (4, 4)
+    both = followed(lambda z, shift: (jax.nn.relu(z) + shift) * jax.nn.relu(z).sum(0), z, shift)
+    assert not both[0].narrows
+
+
+def test_a_last_layer_gets_noise_itself():
+    """What follows it is narrower: it is the loss."""
+    space = fwdgrad.Activities()
+    x, params = normal(0, (3, 2)), {"w": normal(1, (2, 4)), "u": normal(2, (4, 5))}
+
+    def loss(params, x):
+        return jnp.mean(jnp.tanh(jnp.tanh(x @ params["w"]) @ params["u"]))
+
+    sites = fwdgrad.explain(loss, params, x, tangents=fwdgrad.Normal(), space=space).sites
+    assert [site.shape for site in sites] == [(1, 4), (1, 5)]
+
+
+@pytest.mark.parametrize("pooling", _POOLINGS.values(), ids=_POOLINGS)
+def test_so_noise_is_in_the_largest_of_each_window_alone(pooling, key):
+    """With signs the estimate is ±d at each unit that has noise."""
+    x, kernel, u = normal(0, (1, 1, 4, 4)), normal(1, (2, 1, 3, 3)), normal(2, (8, 1))
+
+    def loss(params, x):
+        z = lax.conv_general_dilated(x, kernel, (1, 1), "SAME")[0] + params["bias"]
+        return jnp.sum(jnp.tanh(pooling(jax.nn.relu(z)).reshape(-1) @ params["u"]))
+
+    params = {"bias": jnp.zeros((2, 4, 4)), "u": u}
+    target = jax.grad(loss)(params, x)["bias"]
+    assert 4 <= (target != 0).sum() <= 8
+    value_and_grad = fwdgrad.forward_value_and_grad(
+        loss, tangents=fwdgrad.Rademacher(), space=fwdgrad.Activities(layerwise=True)
+    )
+    grad = value_and_grad(key, params, x)[1]["bias"]
+    derivative = jnp.abs(grad).max()
+    np.testing.assert_allclose(jnp.abs(grad), derivative * (target != 0), rtol=1e-6)
