@@ -24,6 +24,7 @@ MODELS = {
     "mlp": lambda key: MLP((8, 8), key=key),
     "cnn": lambda key: CNN(2, 8, key=key),
     "local heads": lambda key: LocalHeads(lambda key: MLP((8, 8), key=key), key=key),
+    "local heads, cnn": lambda key: LocalHeads(lambda key: CNN(2, 8, key=key), key=key),
 }
 
 
