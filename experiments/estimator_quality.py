@@ -14,7 +14,7 @@ Quantities, besides those of `experiments.gradient_quality`, with 95 % intervals
 each of which is a start, a training and a minibatch:
 
     error_over_law         the error over what theory expects (`experiments.laws`)
-    law_cosine             (1 + law)^(−½), theory's root of the mean squared cosine
+    law_cosine             (1 + law)^(−½), about the root of the mean squared cosine by theory
     cosine_over_dense      the cosine over that of one dense tangent of the weights (`reference`)
     hidden_over_dense      that of the hidden layers over the same
     time, operations       of a step, over backprop's
@@ -195,7 +195,7 @@ def describe(folder: Path) -> str:
         "",
         "Each estimate g drawn many times and held against the exact gradient ∇f: the mean of the "
         "cosine of all parameters, and of all but the last layer's; the root of the mean squared "
-        "cosine and what theory says of it, (1 + error)^(−½); bias ‖E g − ∇f‖² (an unbiased "
+        "cosine and about what theory says of it, (1 + error)^(−½); bias ‖E g − ∇f‖² (an unbiased "
         "estimate of it, which may be below zero) and variance E‖g − E g‖², both over ‖∇f‖², and "
         "their sum over what theory expects it to be, of the number of weights or, at activities, "
         "of the units that are on. 95 % intervals over seeds, each a start, a training by "
@@ -242,7 +242,7 @@ def _of_laws(stages: dict[int, Any]) -> str:
     furthest = max((abs(ratio.value - 1) for ratio in known), default=math.nan)
     return (
         f"- Of {len(known)} lines and stages whose law is known, the interval of the error over "
-        f"theory's holds 1 in {hold} (19 of 20 would); the value furthest from 1 is "
+        f"theory's holds 1 in {hold} (about 19 of 20 would); the value furthest from 1 is "
         f"{100 * furthest:.2g} % off."
     )
 

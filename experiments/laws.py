@@ -7,7 +7,7 @@ K products d ξ_i; those of one tangent have, with the units j that it perturbs 
     E[(d ξ_i)²] = Σ_j δ_j² + (κ − 1) δ_i²
 
 where δ is the exact derivative and κ = E[ξ⁴], 1 for signs and 3 for normal numbers. Noise goes into
-the units that are on, those with δ_i ≠ 0. A layer z of m units that are on has so the error
+the units that are on, all of the last layer. A layer z of m units that are on has so the error
 
     e_zn = (1/K) Σ_i (Σ_j δ_j² + (κ − 2) δ_i²)        (of signs: (m Σ_j δ_j² − ‖δ_z‖²) / K)
 
@@ -51,6 +51,8 @@ def expected_error(config: DictConfig, params: PyTree, batch: PyTree) -> float:
     tangents, number = arguments["tangents"], arguments["num_tangents"]
     space = arguments.get("space", fwdgrad.Weights())
     if isinstance(space, fwdgrad.Weights):
+        if isinstance(tangents, fwdgrad.BlockSparse):  # it depends on the gradient in each block
+            return math.nan
         size = sum(x.size for x in jax.tree.leaves(fwdgrad.partition(params)[0]))
         try:
             return float(tangents.relative_error(size, number))
@@ -66,17 +68,22 @@ def _at_activities(
 ) -> Array:
     def of_example(example: PyTree) -> tuple[Array, MLP]:
         gradient = jax.grad(loss)(params, jax.tree.map(lambda x: x[None], example))
-        layers = gradient.layers[: -1 if space.exact_last else None]
-        noisy = [layer.bias for layer in layers]  # its derivative is that of the layer's outputs
+        image, _ = example
+        x, inputs, units = jnp.ravel(image), [], []
+        for layer in params.layers:
+            z = layer(x)
+            inputs.append(jnp.sum(x**2))
+            units.append(z > 0)
+            x = jax.nn.relu(z)
+        units[-1] = jnp.ones_like(units[-1])
+        noisy = [
+            (layer.bias, on)  # the derivative by a bias is that by the layer's outputs
+            for layer, on in zip(gradient.layers, units, strict=True)
+        ]
+        noisy = noisy[:-1] if space.exact_last else noisy
         groups = [[z] for z in noisy] if space.layerwise else [noisy]
         errors = [e for group in groups for e in _of_group(group, tangents, number)]
-        # ‖∂ℓ/∂W‖² = ‖x‖² ‖δ‖²
-        squares = [jnp.sum(z**2) for z in noisy]
-        inputs = [
-            jnp.sum(layer.weight**2) / jnp.where(square > 0, square, 1)
-            for layer, square in zip(layers, squares, strict=True)
-        ]
-        total = sum((1 + x) * e for x, e in zip(inputs, errors, strict=True))
+        total = sum((1 + x) * e for x, e in zip(inputs, errors, strict=False))
         return jnp.asarray(total), gradient
 
     def add(sums: PyTree, example: PyTree) -> tuple[PyTree, None]:
@@ -91,20 +98,15 @@ def _at_activities(
     return relative(batch)
 
 
-def _of_group(group: list[Array], tangents: Any, number: int) -> list[Array]:
-    """The errors e of each layer's estimate, of layers that get noise together."""
+def _of_group(group: list[tuple[Array, Array]], tangents: Any, number: int) -> list[Array]:
+    """The errors e of each layer's estimate, of layers (δ, on) that get noise together."""
     excess = _KURTOSIS[type(tangents)] - 2
     in_blocks = isinstance(tangents, fwdgrad.BlockSparse)
-    blocks = [
-        jnp.arange(z.size) // -(-z.size // number) if in_blocks else jnp.zeros(z.size, int)
-        for z in group
-    ]
-    together = sum(
-        jnp.zeros(number).at[block].add(z**2) for z, block in zip(group, blocks, strict=True)
-    )
-    assert isinstance(together, Array)
+    together, blocks = jnp.zeros(number), []
+    for z, _ in group:
+        blocks.append(jnp.arange(z.size) // -(-z.size // number) if in_blocks else 0)
+        together = together.at[blocks[-1]].add(z**2 if in_blocks else jnp.sum(z**2))
     return [
-        jnp.sum(jnp.where(z != 0, together[block] + excess * z**2, 0))
-        / (1 if in_blocks else number)
-        for z, block in zip(group, blocks, strict=True)
+        jnp.sum(jnp.where(on, together[block] + excess * z**2, 0)) / (1 if in_blocks else number)
+        for (z, on), block in zip(group, blocks, strict=True)
     ]

@@ -8,7 +8,7 @@ line that made z of its weights, z = x W + b, the estimates for W and b are
     (1/N) Σ_n x_nᵀ (d_n ξ_n)        (1/N) Σ_n d_n ξ_n
 
 Their variance goes with the number of units, not of weights. No derivative goes back through more
-than that line.
+than that line and the activation or pooling after it.
 
 Four things take more of the noise away. Where what follows is flat (a ReLU that is off) the
 derivative is known to be zero, and no noise goes in; where it is narrower (pooling) noise goes in
@@ -51,9 +51,9 @@ class Activities:
     stacked: an array that a minibatch of one has of shape s comes as (N, *s).
 
     The model may be of any library, and is not touched: noise goes in where the loss's jaxpr has a
-    product, a convolution, a sum or a lookup with a parameter. A parameter that is used in another
-    way (Σ W², weights that are scanned over) gets noise itself, for that use, the same for all
-    examples.
+    product, a convolution, a sum or a lookup with a parameter, or after the pooling of that. A
+    parameter that is used in another way (Σ W², weights that are scanned over) gets noise itself,
+    for that use, the same for all examples.
 
     Distributions sample the noise of an example, a list of arrays, one for each site.
 
@@ -161,7 +161,7 @@ class _AtActivities:
             if i in loss.exact:
                 kind = "its exact derivative"
             parameters = sorted(inputs[v] for v in site.parameters)
-            rows.append((site.place, loss.variables[i].aval.shape, parameters, kind))
+            rows.append((site.place, loss.noisy_at[i].aval.shape, parameters, kind))
         return rows
 
     @property
@@ -185,7 +185,7 @@ class _AtActivities:
         return [drawn[i] for i in (*self._own, *self._shared)]
 
     def _zeros(self, sites: Sequence[int]) -> list[Array]:
-        values = [self._loss.variables[i].aval for i in sites]
+        values = [self._loss.noisy_at[i].aval for i in sites]
         return [jnp.zeros(v.shape, v.dtype) for v in values]
 
     def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
@@ -245,7 +245,7 @@ class _AtActivities:
 
     def _size(self, sites: list[int], masks: dict[int, Array]) -> Any:
         """How many entries of the sites' noise are put in, where that matters."""
-        entries = [self._loss.variables[i].aval for i in sites]
+        entries = [self._loss.noisy_at[i].aval for i in sites]
         counts = [jnp.broadcast_to(masks[i], v.shape) for i, v in zip(sites, entries, strict=True)]
         return sum(jnp.sum(mask) for mask in counts)
 

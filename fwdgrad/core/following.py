@@ -1,8 +1,8 @@
 """What a layer's outputs go through before the next layer: where noise goes in, and where not.
 
 Between a layer and the next stand operations without parameters. Some narrow: a pooling layer, a
-mean over positions. The fewer the entries the less the noise, so it goes in where the outputs come
-out of all this, if that is narrower, and what is found there is pulled back through these few
+mean over positions. Where all entries weigh about the same in it there is less noise in the fewer
+that come out, so it goes in there, and what is found there is pulled back through these few
 operations exactly. And many pick: a ReLU lets nothing through where it is off, a maximum over a
 window one entry of it. An entry with no way through has the derivative zero, as is known from the
 values alone, and noise in it would be nothing but noise.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import primitives
 
 from fwdgrad.core.elementwise import is_elementwise
@@ -27,7 +28,7 @@ _MOVING = {
         primitives.squeeze_p, primitives.rev_p, primitives.slice_p, primitives.dynamic_slice_p,
         primitives.pad_p, primitives.concatenate_p,
     )
-} | {"split", "stack"}  # fmt: skip
+} | {"split", "stack", "tile"}  # fmt: skip
 _PICKING = {
     p.name
     for p in (
@@ -35,7 +36,19 @@ _PICKING = {
         primitives.reduce_window_min_p, primitives.clamp_p,
     )
 }  # fmt: skip
-_SUMMING = frozenset({primitives.reduce_sum_p.name, primitives.reduce_window_sum_p.name})
+# Where slopes are very unequal there may be more noise in what is narrower: entries that matter
+# little get as much of it as others, and some pull it back by more than others.
+_NARROWING = {
+    p.name
+    for p in (
+        primitives.reduce_sum_p, primitives.reduce_window_sum_p, primitives.add_p, primitives.sub_p,
+        primitives.neg_p, primitives.max_p, primitives.min_p, primitives.abs_p, primitives.copy_p,
+        primitives.select_n_p, primitives.convert_element_type_p, primitives.tanh_p,
+        primitives.logistic_p, primitives.erf_p, primitives.gt_p, primitives.lt_p,
+        primitives.ge_p, primitives.le_p, primitives.eq_p,
+    )
+}  # fmt: skip
+_SCALING = {primitives.mul_p.name, primitives.div_p.name}
 
 
 @dataclass(frozen=True)
@@ -68,25 +81,36 @@ class Following:
     def has_effect(self, values: Mapping[Variable, Any]) -> Array:
         """Of each entry with noise whether there is a way from z through it.
 
-        A derivative along random tangents, or one pulled back from random cotangents, is zero where
-        every way is flat, and almost surely nowhere else.
+        A derivative along random tangents, or pulled back from random cotangents, is zero where
+        every way is flat, and hardly ever elsewhere. (In half precision there are few numbers, and
+        two of them may cancel, so that there it takes several draws.)
         """
-        z = values[self.variable]
-        if self.narrows:
-            _, (slopes,) = jax.jvp(self._run(values), (z,), tuple(_random([z])))
-            return slopes != 0
-        outputs, pull_back = jax.vjp(self._run(values), z)
-        (slopes,) = pull_back(_random(outputs))
-        return slopes != 0
+        z, run = values[self.variable], self.run(values)
+        if all(map(is_elementwise, self.equations)):  # then none can cancel
+            _, slopes = jax.jvp(run, (z,), (jnp.ones_like(z),))
+            return jnp.stack([s != 0 for s in slopes]).any(0)
+        outputs, push = jax.linearize(run, z)
+        pull_back = jax.linear_transpose(push, z)
+        effects = []
+        for draw in range(1 if z.dtype.itemsize >= 4 else 4):
+            key = jax.random.key(draw)
+            if self.narrows:
+                (slopes,) = push(*_random(key, [z]))
+            else:
+                (slopes,) = pull_back(_random(key, outputs))
+            effects.append(slopes != 0)
+        return jnp.stack(effects).any(0)
 
     def pull_back(self, values: Mapping[Variable, Any]) -> Callable[[Array], Array]:
         """From an estimate of the derivative where noise goes in to one by z."""
         if not self.narrows:
             return lambda cotangent: cotangent
-        (output,), pull_back = jax.vjp(self._run(values), values[self.variable])
+        (output,), pull_back = jax.vjp(self.run(values), values[self.variable])
         return lambda cotangent: pull_back([cotangent.astype(output.dtype)])[0]
 
-    def _run(self, values: Mapping[Variable, Any]) -> Callable[[Array], list[Array]]:
+    def run(self, values: Mapping[Variable, Any]) -> Callable[[Array], list[Array]]:
+        """The function from z to the outputs."""
+
         def run(z: Array) -> list[Array]:
             reached = {**values, self.variable: z}
             evaluate(self.equations, reached)
@@ -105,32 +129,40 @@ def find_following(jaxpr: Any, site: Site, plan: Plan) -> Following | None:
       site: the site.
       plan: the one it is of.
     """
-    picking = _following(jaxpr, site, plan, frozenset())
-    narrowing = None if site.is_last else _following(jaxpr, site, plan, _SUMMING)
-    return narrowing if narrowing is not None and narrowing.narrows else picking
-
-
-def _following(jaxpr: Any, site: Site, plan: Plan, more: frozenset[str]) -> Following | None:
-    """What follows, of operations that keep entries apart or are among `more`."""
     start = site.operand[0] if site.operand else site.equations[-1] + 1
+    if not site.is_last:
+        equations, outputs = _passed(jaxpr, site.variable, start, plan, _narrows)
+        if len(outputs) == 1 and outputs[0].aval.size < site.variable.aval.size:
+            found = Following(site.variable, equations, outputs, narrows=True)
+            if _goes_back(found):
+                return found
+    equations, outputs = _passed(jaxpr, site.variable, start, plan, _keeps_apart)
+    found = Following(site.variable, equations, outputs, narrows=False)
+    return found if outputs and _goes_back(found) else None
+
+
+def _passed(
+    jaxpr: Any, variable: Variable, start: int, plan: Plan, passes: Callable[[Any], bool]
+) -> tuple[list[Any], list[Variable]]:
+    """The equations that a value goes through, and what others read of it, nothing if it itself."""
     known = {*jaxpr.constvars, *jaxpr.invars, *(v for e in jaxpr.eqns[:start] for v in e.outvars)}
     known -= plan.with_parameters
-    made, equations, read_outside = {site.variable}, [], set(variables(jaxpr.outvars[:1]))
+    made, equations, read_outside = {variable}, [], set(variables(jaxpr.outvars[:1]))
     for equation, needed in zip(jaxpr.eqns[start:], plan.needed[start:], strict=True):
         read = set(variables(equation.invars))
-        if _passes(equation, more) and read <= made | known:
+        is_complex = any(
+            jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in equation.outvars
+        )
+        if read <= made | known and passes(equation) and not is_complex:
             equations.append(equation)
             (made if read & made else known).update(equation.outvars)
         elif needed:
             read_outside |= read
-    outputs = [
-        v for e in equations for v in e.outvars if v in made & read_outside and is_inexact(v)
-    ]
-    equations = _making(outputs, equations)
-    if site.variable in read_outside or not equations:
-        return None
-    narrows = len(outputs) == 1 and outputs[0].aval.size < site.variable.aval.size
-    return Following(site.variable, equations, outputs, narrows and not site.is_last)
+    if variable in read_outside:
+        return [], []
+    made_here = [v for e in equations for v in e.outvars if v in made]
+    outputs = [v for v in made_here if v in read_outside and is_inexact(v)]
+    return _making(outputs, equations), outputs
 
 
 def _making(outputs: Sequence[Variable], equations: Sequence[Any]) -> list[Any]:
@@ -143,17 +175,49 @@ def _making(outputs: Sequence[Variable], equations: Sequence[Any]) -> list[Any]:
     return making[::-1]
 
 
-def _passes(equation: Any, more: frozenset[str]) -> bool:
-    """Whether it treats entries for themselves, moves them, picks, or is one of `more`."""
-    if is_elementwise(equation) or equation.primitive.name in _MOVING | _PICKING | more:
+def _is_complex(equation: Any) -> bool:
+    return any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in equation.outvars)
+
+
+def _keeps_apart(equation: Any) -> bool:
+    """Whether an equation treats entries for themselves, moves them or picks among them."""
+    if is_elementwise(equation) or equation.primitive.name in _MOVING | _PICKING:
         return True
     body = body_of(equation)
-    return body is not None and all(_passes(e, more) for e in body.eqns)
+    return body is not None and all(map(_keeps_apart, body.eqns))
 
 
-def _random(like: Sequence[Array]) -> list[Array]:
-    keys = jax.random.split(jax.random.key(0), len(like))
+def _narrows(equation: Any) -> bool:
+    """Whether an equation moves, picks or sums, or its slopes are about the same at all entries."""
+    if equation.primitive.name in _SCALING:
+        return any(v.aval.shape == () for v in equation.invars)
+    if equation.primitive.name in _MOVING | _PICKING | _NARROWING:
+        return True
+    body = body_of(equation)
+    return body is not None and all(map(_narrows, body.eqns))
+
+
+def _goes_back(found: Following) -> bool:
+    """Whether it can be differentiated in reverse, which a custom_jvp need not provide for."""
+    if all(map(is_elementwise, found.equations)) and not found.narrows:
+        return True
+    shapes = {v: jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in found.read}
+
+    def back(*values: Array) -> Any:
+        known = dict(zip(shapes, values, strict=True))
+        outputs, pull_back = jax.vjp(found.run(known), known[found.variable])
+        return pull_back(outputs)
+
+    try:
+        jax.eval_shape(back, *shapes.values())
+    except (NotImplementedError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _random(key: Array, like: Sequence[Array]) -> list[Array]:
+    keys = jax.random.split(key, len(like))
     return [
-        jax.random.uniform(key, x.shape, x.dtype, minval=0.5, maxval=1.5)
-        for key, x in zip(keys, like, strict=True)
+        jax.random.uniform(k, x.shape, x.dtype, minval=0.5, maxval=1.5)
+        for k, x in zip(keys, like, strict=True)
     ]

@@ -24,7 +24,7 @@ class Pushed(NamedTuple):
       outputs: of the loss, the loss first.
       derivatives: (number of groups, k), ∂ℓ along each tangent of each group's noise.
       noise: site -> its k tangents, as they were put in.
-      masks: site -> where its noise was put in, a number or an array of its shape.
+      masks: site -> where its noise was put in, a boolean or an array of its shape.
       exact: site -> ∂ℓ/∂z, of those that are exact.
       pull_back: site -> from the derivative where its noise was put in to that by its value.
       values: variable -> value, of those that the sites' programs read.
@@ -51,7 +51,7 @@ class NoisyLoss:
       groups: the noisy sites, parted by whose noise goes together.
       following: noisy site -> what its value goes through first, if that is of use. (Noise that
         is one for all examples is weighed as it was drawn, so it is put in as it is.)
-      variables: site -> where its noise goes in: its value, or a narrower one that it goes through.
+      noisy_at: site -> where its noise goes in: its value, or a narrower one that it goes through.
     """
 
     def __init__(self, closed: Any, num_parameters: int, layerwise: bool, exact_last: bool):
@@ -70,7 +70,7 @@ class NoisyLoss:
             and (after := find_following(self.jaxpr, self.sites[i], plan)) is not None
         }
         at_sites = {i: site.variable for i, site in enumerate(self.sites)}
-        self.variables = at_sites | {i: after.noisy for i, after in self.following.items()}
+        self.noisy_at = at_sites | {i: after.noisy for i, after in self.following.items()}
         self._head = [self.jaxpr.eqns[i] for i in plan.head] if self.exact else []
         self.read = self._in_order({v for site in self.sites for v in site.read})
         made = {v for e in self._head for v in e.outvars}
@@ -166,7 +166,7 @@ class _Injection:
 
     Attributes:
       put_in: site -> its noise, zero where it has no effect.
-      masks: site -> 0 where it has none, else 1.
+      masks: site -> whether an entry has noise, a boolean or an array of them.
     """
 
     def __init__(self, loss: NoisyLoss, head: Sequence[Any], noise: dict[int, Any], number: int):
@@ -177,7 +177,7 @@ class _Injection:
         self._at_operand: dict[tuple[int, int], int] = {}
         self._at_output: dict[Any, int] = {}
         for i in loss.noisy:
-            site, variable = loss.sites[i], loss.variables[i]
+            site, variable = loss.sites[i], loss.noisy_at[i]
             if site.operand is None or variable is not site.variable:
                 self._at_output[variable] = i
             else:

@@ -60,7 +60,7 @@ class Plan(NamedTuple):
       head: the indices of the equations that the noise of a last site reaches on its way to the
         loss: from the last uses of parameters on, with no parameter in them.
       varying: the variables that depend on the example.
-      with_parameters: the variables that are parameters or linear in them.
+      with_parameters: the variables that are parameters, or linear in them and no site.
       needed: of each equation, whether a tangent of its outputs goes on to the loss.
     """
 

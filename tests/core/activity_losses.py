@@ -45,6 +45,17 @@ def maxout():
     return loss, params, (normal(4, (N, 3)), normal(5, (N, 1)))
 
 
+def shared():
+    """One layer, twice, each time pooled."""
+
+    def loss(params, x, y):
+        for _ in range(2):
+            x = jnp.maximum(x @ params["w"], 0).reshape(-1, 2, 2).max(2)
+        return squared(x.sum(1), y)
+
+    return loss, {"w": normal(0, (2, 4))}, (normal(4, (N, 2)), normal(5, (N,)))
+
+
 def averaged():
     """A layer at three positions, the mean of which goes on."""
 
@@ -249,7 +260,7 @@ LOSSES = {
     **{
         f.__name__: f
         for f in (
-            maxout, averaged, convolution, gated, normalised, penalised, looked_up, scanned,
+            maxout, shared, averaged, convolution, gated, normalised, penalised, looked_up, scanned,
             product_of_weights,
             squared_weights, derived_weights_meet_themselves, greedy, linear_loss, equinox_module,
             linear_head, fixed_layers, layers_in_one_call,

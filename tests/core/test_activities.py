@@ -44,8 +44,9 @@ def test_the_mean_over_all_signs_is_the_gradient(name, space):
     [(fwdgrad.Rademacher(), 2), (fwdgrad.BlockSparse(), 2), (fwdgrad.BlockSparse(), 4)],
     ids=["signs", "blocks", "blocks-uneven"],
 )
-def test_so_it_is_with_more_tangents(tangents, num_tangents, space):
-    loss, params, args = mlp(jax.nn.relu)
+@pytest.mark.parametrize("name", ["relu", "maxout"])
+def test_so_it_is_with_more_tangents(name, tangents, num_tangents, space):
+    loss, params, args = LOSSES[name]()
     blocks = isinstance(tangents, fwdgrad.BlockSparse)
     value_and_grad = fwdgrad.forward_value_and_grad(
         loss, tangents=tangents, num_tangents=num_tangents, space=space

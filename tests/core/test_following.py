@@ -35,7 +35,7 @@ def reduce_window(z):
     return lax.reduce_window(z, -jnp.inf, lax.max, (1, 2, 2), (1, 2, 2), "VALID")
 
 
-PICKING = {
+FOLLOWED = {
     "relu": jax.nn.relu,
     "where": lambda z: jnp.where(z > 0, z, 0),
     "clip": lambda z: jnp.clip(z, -0.5, 0.5),
@@ -53,9 +53,9 @@ PICKING = {
 }
 
 
-@pytest.mark.parametrize("name", PICKING)
+@pytest.mark.parametrize("name", FOLLOWED)
 def test_noise_goes_where_the_derivative_is_not_zero(name):
-    fun, z = PICKING[name], normal(0, (4, 4, 4))
+    fun, z = FOLLOWED[name], normal(0, (4, 4, 4))
     after, values = followed(fun, z)
     jacobian = jax.jacobian(fun)(z).reshape(-1, z.size)
     expected = (jacobian != 0).any(1 if after.narrows else 0)
@@ -77,9 +77,9 @@ def test_outputs_do_not_cancel_each_other():
     np.testing.assert_array_equal(after.has_effect(values), z > 0)
 
 
-@pytest.mark.parametrize("name", PICKING)
+@pytest.mark.parametrize("name", FOLLOWED)
 def test_what_is_found_there_is_pulled_back_exactly(name):
-    fun, z = PICKING[name], normal(0, (4, 4, 4))
+    fun, z = FOLLOWED[name], normal(0, (4, 4, 4))
     after, values = followed(fun, z)
     cotangent = normal(1, after.noisy.aval.shape)
     (expected,) = (
@@ -134,3 +134,58 @@ def test_so_noise_is_in_the_largest_of_each_window_alone(pooling, key):
     grad = value_and_grad(key, params, x)[1]["bias"]
     derivative = jnp.abs(grad).max()
     np.testing.assert_allclose(jnp.abs(grad), derivative * (target != 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_nothing_cancels_in_half_precision(dtype):
+    z = normal(0, (4096,), dtype)
+    for fun in (
+        lambda z: z[:2048] - z[2048:],
+        lambda z: jnp.stack([jnp.tanh(z / 4), -jnp.tanh(z / 4)]),
+    ):
+        after, values = followed(fun, z)
+        assert after.has_effect(values).all()
+
+
+def test_it_ends_at_complex_numbers(key):
+    def loss(params, x):
+        spectrum = jnp.abs(jnp.fft.fft(jnp.tanh(x @ params["w"])))
+        return jnp.mean(jnp.tanh(spectrum @ params["u"]))
+
+    params = {"w": normal(0, (3, 4)), "u": normal(1, (4, 2))}
+    value_and_grad = fwdgrad.forward_value_and_grad(loss, space=fwdgrad.Activities())
+    value, _ = value_and_grad(key, params, normal(2, (5, 3)))
+    np.testing.assert_allclose(value, loss(params, normal(2, (5, 3))), rtol=1e-5)
+
+
+def test_it_ends_at_what_has_no_reverse_mode(key):
+    """Forward mode is all that the estimators need."""
+
+    @jax.custom_jvp
+    def fun(z):
+        return jnp.maximum(z[..., :2], z[..., 2:])
+
+    @fun.defjvp
+    def fun_jvp(primals, tangents):
+        tangent = jax.jvp(lambda z: z[..., :2], primals, tangents)[1]
+        return fun(*primals), lax.while_loop(lambda t: t.sum() < -1e9, jnp.negative, tangent)
+
+    assert followed(fun, normal(0, (4, 4)))[0] is None
+    params, x = {"w": normal(0, (3, 4)), "u": normal(1, (2, 2))}, normal(2, (5, 3))
+    value_and_grad = fwdgrad.forward_value_and_grad(
+        lambda params, x: jnp.mean(jnp.tanh(fun(x @ params["w"]) @ params["u"])),
+        space=fwdgrad.Activities(),
+    )
+    _, grad = value_and_grad(key, params, x)
+    assert all((g != 0).any() for g in jax.tree.leaves(grad))
+
+
+def test_noise_is_not_moved_to_where_entries_weigh_differently():
+    z, scale = normal(0, (4, 8)), jnp.array([30.0, 1, 1, 1])
+    after, _ = followed(lambda z: (z * jnp.tile(scale, 2)).reshape(4, 2, 4).sum(1), z)
+    assert not after.narrows
+    after, _ = followed(lambda z: (z[:, :4] + z[:, 4:]) * scale, z)
+    assert after.narrows and [e.primitive.name for e in after.equations][-1] == "add"
+    after, _ = followed(lambda z: jnp.exp(z).sum(1), z)
+    assert not after.narrows
+    assert followed(lambda z: (z[:, :4] + z[:, 4:]) * 30, z)[0].narrows

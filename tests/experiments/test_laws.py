@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +69,23 @@ def test_at_activities_it_is_the_mean_over_all_noise(
     assert law > 0.5 and law == pytest.approx(mean / norm, rel=1e-4)
 
 
+def test_a_layer_may_be_off_as_a_whole_or_missing(small):
+    """Units before it are on, and get noise all the same."""
+    config, (params, _) = small("space=activities", "tangents=rademacher", widths=(3, 2))
+    off = eqx.tree_at(lambda p: p.layers[1].bias, params, jnp.full(2, -100.0))
+    batch = jax.tree.map(lambda x: x[:1], train.problem(config).train)
+    x = jnp.ravel(batch[0][0])
+    on = int((params.layers[0](x) > 0).sum())
+    gradient = jax.grad(train.problem(config).loss)(off, batch)
+    last = float(jnp.sum(gradient.layers[2].bias ** 2))  # the last layer's input is zero
+    assert on > 0
+    expected = (1 + float(x @ x)) * on * last + 9 * last
+    assert expected_error(config, off, batch) == pytest.approx(expected / last, rel=1e-5)
+
+    config, (params, _) = small("space=activities", "tangents=rademacher", EXACT_LAST, widths=())
+    assert expected_error(config, params, batch) == 0
+
+
 @pytest.mark.parametrize("tangents", ["normal", "rademacher", "low_rank", "orthogonal"])
 def test_of_weights_it_is_that_of_their_number(small, tangents):
     """The deviation of an error is about √(m/K) of it, with E(∇f·v)⁴ = (m + 1) ‖∇f‖⁴.
@@ -90,6 +108,7 @@ def test_of_weights_it_is_that_of_their_number(small, tangents):
     "overrides",
     [
         ["aggregation=projection"],
+        ["tangents=block_sparse"],
         ["space=activities", "tangents=sphere"],
         ["estimator.value_and_grad.clip=1"],
         ["guess=learned"],
