@@ -150,10 +150,7 @@ def _passed(
     made, equations, read_outside = {variable}, [], set(variables(jaxpr.outvars[:1]))
     for equation, needed in zip(jaxpr.eqns[start:], plan.needed[start:], strict=True):
         read = set(variables(equation.invars))
-        is_complex = any(
-            jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in equation.outvars
-        )
-        if read <= made | known and passes(equation) and not is_complex:
+        if read <= made | known and passes(equation) and not _is_complex(equation):
             equations.append(equation)
             (made if read & made else known).update(equation.outvars)
         elif needed:
