@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import jax.numpy as jnp
-
+from fwdgrad.core.lapack import least_squares
 from fwdgrad.core.trees import Array
 
 
@@ -34,6 +33,7 @@ class Aggregation(Protocol):
 class Mean:
     """The mean of the K estimates, w = d / K: unbiased if the tangents are.
 
+    >>> import jax.numpy as jnp
     >>> Mean().coefficients(jnp.array([2.0, 4.0]), None, 2).tolist()
     [1.0, 2.0]
     """
@@ -58,6 +58,7 @@ class Projection:
     The condition of the Gram matrix is the square of V's, so close to K = d single precision loses
     directions of the span that are hardly in it. Use `Orthogonal` tangents there, or float64.
 
+    >>> import jax.numpy as jnp
     >>> v = jnp.array([[1.0, 1.0], [1.0, -2.0]])
     >>> w = Projection().coefficients(v @ jnp.array([3.0, 4.0]), lambda: v @ v.T, 2)
     >>> bool(jnp.allclose(w @ v, jnp.array([3.0, 4.0]), atol=1e-5))
@@ -69,8 +70,5 @@ class Projection:
     def coefficients(
         self, derivatives: Array, gram: Callable[[], Array], num_tangents: int
     ) -> Array:
-        # Noise that is masked everywhere leaves rows of zeros, so not the inverse. And what is cut
-        # off is no more than rounding: a direction that is lost is missing in the estimate.
-        matrix = gram()
-        rounding = len(matrix) * jnp.finfo(matrix.dtype).eps
-        return jnp.linalg.pinv(matrix, rtol=rounding, hermitian=True) @ derivatives
+        # Noise that is masked everywhere leaves rows of zeros, so not the inverse.
+        return least_squares(gram(), derivatives)

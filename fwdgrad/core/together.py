@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.core.blocks import Blocks
+from fwdgrad.core.lapack import orthonormal
 from fwdgrad.core.tangents import Splits, signs
 from fwdgrad.core.trees import Array, PyTree
 
@@ -78,7 +79,7 @@ class Orthogonal(_Together):
         key, sign_key = jax.random.split(key)
         widest = functools.reduce(jnp.promote_types, (x.dtype for x in leaves), jnp.float32)
         numbers = jax.random.normal(key, (d, num_tangents), widest)
-        basis, _ = jnp.linalg.qr(numbers)
+        basis = orthonormal(numbers)
         # The factorisation fixes the sign of each column, so that its mean would not be zero.
         directions = signs(sign_key, jnp.zeros(num_tangents, basis.dtype)) * basis
         rows = d**0.5 * directions.T
