@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from experiments import (
     accuracy_race,
+    cnn_race,
     depth_scaling,
     differentiation,
     estimator_quality,
@@ -34,7 +35,7 @@ EXPERIMENTS = {
     module.NAME: module
     for module in (
         trajectories, learning_curves, depth_scaling, fair_comparison, differentiation,
-        estimator_quality, accuracy_race,
+        estimator_quality, accuracy_race, cnn_race,
     )
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from experiments import accuracy_race, estimator_quality, race_results, train
+from experiments import estimator_quality, race_results, races, train
 from experiments.gradient_quality import quality
 from fwdgrad.work import Interval
 from fwdgrad.work.records import write_table
@@ -80,7 +80,7 @@ def test_what_was_wanted_is_judged():
 
 
 def race_table(path, lines):
-    """A table of `accuracy_race` of (family, seconds, test accuracies) for each estimator."""
+    """A table of a race of (family, seconds, test accuracies) for each estimator."""
     rows = [
         (family, name, seed, step, seconds * step / 2, 1e9 * step, 0.5 * step * accuracy,
          accuracy if step == 2 else "")
@@ -88,7 +88,7 @@ def race_table(path, lines):
         for seed, accuracy in enumerate(accuracies)
         for step in (0, 1, 2)
     ]  # fmt: skip
-    write_table(path, accuracy_race.COLUMNS, rows)
+    write_table(path, races.COLUMNS, rows)
 
 
 def test_who_is_ahead_of_whom(tmp_path):

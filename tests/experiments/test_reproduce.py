@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from experiments import (
-    accuracy_race,
     deep_network,
     depth_scaling,
     differentiation,
     fair_comparison,
     jobs,
     learning_curves,
+    races,
     reproduce,
     train,
     trajectories,
@@ -30,7 +30,7 @@ from .conftest import CONFIGS
 
 FIGURES = {
     "trajectories", "trajectories_more", "learning_curves", "depth_scaling", "fair_comparison",
-    "estimator_quality", "accuracy_race",
+    "estimator_quality", "accuracy_race", "cnn_race",
 }  # fmt: skip
 
 
@@ -48,10 +48,11 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys):
     cfg = compose("reproduce", *overrides)
     assert reproduce.run(cfg) == {}
     printed = capsys.readouterr().out
-    assert printed.count("seed 0: ") == 3 + 3 + 3 and "README.md" in printed
+    assert printed.count("seed 0: ") == 3 + 3 + 3 + 1 and "README.md" in printed
     assert {path.name for path in tmp_path.iterdir()} == {
         "README.md", "runs", "learning_curves_runs.csv", "learning_curves_costs.csv",
         "fair_comparison_tuning.csv", "accuracy_race_tuning.csv",
+        "cnn_race_tuning.csv",
         *(f"{name}.{kind}" for name in FIGURES for kind in ("csv", "json", "png", "pdf")),
         "differentiation.json",
         *(f"{p.NAME}.{kind}" for p in differentiation.PARTS for kind in ("csv", "png", "pdf")),
@@ -73,7 +74,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys):
         assert int(row["parameter_bytes"]) == 4 * int(row["depth"]) * 16**2
 
     race = table(tmp_path / "accuracy_race.csv")
-    assert tuple(race[0]) == accuracy_race.COLUMNS
+    assert tuple(race[0]) == races.COLUMNS
     last = [row for row in race if row["test_accuracy"]]
     assert [(row["family"], row["estimator"]) for row in last] == [
         ("backprop", "backprop"), ("activity", "activity-blocks"), ("backprop", "backprop-equal")

@@ -1,0 +1,27 @@
+"""The paper's CNN: how accurate a network noise at activities trains, and its control.
+
+A race (`experiments.races`) as of the MLP, with fewer lines and seeds. Part of `reproduce`; alone:
+
+    python -m experiments.cnn_race preset=quick
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments import jobs
+from experiments.races import Race
+
+NAME = "cnn_race"
+_race = Race(NAME, "Accuracy in equal time: the CNN")
+run, draw, describe, findings = _race.run, _race.draw, _race.describe, _race.findings
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
+def main(cfg: DictConfig) -> None:
+    jobs.alone(cfg, sys.modules[__name__])
+
+
+if __name__ == "__main__":
+    main()

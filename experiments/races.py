@@ -1,0 +1,266 @@
+"""Races: how accurate a network each family of estimators trains, in equal time and operations.
+
+Every line trains a model for the same seconds, at the rate that was best for it on the validation
+set after a quarter of these; some also for fewer, which says how soon a method gets how far, and
+some for the same floating-point operations. Controls show what is not learning in the hidden
+layers: the last layer alone, or all but the first ones.
+
+The seconds of a run are its steps times the time of a step: that of backprop, times the ratio of
+the two, which is measured in turns, so that a slow hour of the machine is nobody's handicap. They
+also decide how many steps a line has.
+
+A race NAME leaves `NAME.csv` (a row an evaluation; `test_accuracy` on the last of each run),
+`NAME_tuning.csv` (a row a rate tried), `NAME.json` and the figure `NAME`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+
+from experiments import jobs, style
+from experiments.costs import operations_of_a_step, training_costs
+from experiments.paper import Finding
+from experiments.race_results import Line, read, rows, verdicts
+from experiments.tuning import Tuned, read_rates, tune_and_train
+from fwdgrad.work import exact, mean_interval
+from fwdgrad.work.records import read_json, read_table, write_json, write_table
+
+COLUMNS = (
+    "family", "estimator", "seed", "step", "seconds", "flops", "valid_accuracy", "test_accuracy"
+)  # fmt: skip
+# Of a line, for the record.
+_ABOUT = ("like", "operations", "derivatives", "overrides", "wanted", "ablates")
+FAMILIES = {"backprop": "Greys", "weight": "Oranges", "activity": "Blues", "local": "Greens"}
+
+
+class Race:
+    """A race, what an experiment's module has of it: run, draw, describe, findings.
+
+    Args:
+      name: of the experiment, its config and its files.
+      title: of its section of the report.
+    """
+
+    def __init__(self, name: str, title: str):
+        self._name, self._title = name, title
+
+    def run(self, cfg: DictConfig, folder: Path) -> None:
+        """Tunes and trains what has not been, and writes the tables."""
+        race = _Configs(cfg, self._name)
+        lines = {name: race.line(name) for name in race.experiment.shown or race.experiment.lines}
+        runs = folder / "runs" / self._name
+        costs = {x: _Cost(race, x, runs) for x in {line["like"]: None for line in lines.values()}}
+        trained: dict[str, Tuned] = {}
+        bar = jobs.progress(list(lines), cfg, self._name)
+        for name in bar:
+            bar.set_postfix_str(name)
+            trained[name] = _tune_and_train(race, name, costs[lines[name]["like"]], bar)
+        of_line = {name: costs[line["like"]] for name, line in lines.items()}
+        write_table(
+            folder / f"{self._name}.csv",
+            COLUMNS,
+            [
+                (lines[name]["family"], name, seed, row.step, row.step * of_line[name].seconds,
+                 row.step * of_line[name].operations, row.valid_accuracy,
+                 run.info["final"]["test_accuracy"] if row is run.metrics[-1] else "")
+                for name, tuned in trained.items()
+                for seed, run in tuned.runs.items()
+                for row in run.metrics
+            ],
+        )  # fmt: skip
+        write_table(
+            folder / f"{self._name}_tuning.csv",
+            ("estimator", "learning_rate", "valid_error", "failed_seeds"),
+            [(name, *columns) for name, tuned in trained.items() for columns in tuned.columns()],
+        )
+        sources = [record for cost in costs.values() for record in cost.records]
+        for tuned in trained.values():
+            sources += [*tuned.others, *(run.info for run in tuned.runs.values())]
+        information = {
+            "lines": {
+                name: {
+                    **{key: line.get(key) for key in _ABOUT},
+                    "over_backprop": of_line[name].over_backprop,
+                    "operations_per_step": of_line[name].operations,
+                    # By the clock of the runs themselves, which other work may have slowed.
+                    "clock_seconds": [
+                        run.info["final"]["seconds"] for run in trained[name].runs.values()
+                    ],
+                }
+                for name, line in lines.items()
+            },
+            "tuning": race.experiment.tuning,
+            **jobs.sources(sources),
+        }
+        write_json(folder / f"{self._name}.json", information)
+
+    def draw(self, folder: Path) -> None:
+        """Draws the figure from the tables in `folder`."""
+        about = read_json(folder / f"{self._name}.json")["lines"]
+        figure = _figure(read(folder / f"{self._name}.csv"), about)
+        style.save(figure, folder, self._name)
+
+    def describe(self, folder: Path) -> str:
+        """The report's section: the figure, a table, and what follows, in Markdown."""
+        information = read_json(folder / f"{self._name}.json")
+        lines, about = read(folder / f"{self._name}.csv"), information["lines"]
+        rates = read_rates(read_table(folder / f"{self._name}_tuning.csv"), "valid_error")
+        text = [
+            f"## {self._title} (not in the paper)",
+            "",
+            f"![Error against time and operations]({self._name}.png)",
+            "",
+            "Every run has the seconds, or the operations, in the table, at the rate with the "
+            f"least validation error after {information['tuning']:g} of its steps, one run a rate "
+            "with another seed; as many rates for each, and plain SGD with a cosine schedule but "
+            "where the name says momentum. Minibatches, numbers of tangents, clipping and the rate "
+            "of the guess were set by hand before, in single runs of seed 0. Seconds are steps "
+            "times the time of a step: that of backprop times the ratio, measured in turns (by the "
+            "clock the runs took what is in brackets; other work may have slowed them). "
+            "Directional derivatives are those of an example in a step. Accuracies are means over "
+            "the seeds with 95 % intervals, of one test set of 10,000, whose own error is 0.1 "
+            "points.",
+            "",
+            *rows(lines, about, rates),
+            "",
+            *verdicts(lines, about),
+        ]
+        return "\n".join(text)
+
+    def findings(self, folder: Path) -> list[Finding]:
+        """The paper has no such numbers."""
+        return []
+
+
+class _Configs:
+    """The configs of a race's runs."""
+
+    def __init__(self, cfg: DictConfig, name: str):
+        self._cfg, self.name, self.experiment = cfg, name, cfg.experiments[name]
+
+    def line(self, name: str) -> dict[str, Any]:
+        """What a line is: of what it does not say itself, that of the one it is `like`."""
+        own = jobs.plain(self.experiment.lines[name])
+        like = own.get("like", name)
+        of_like = jobs.plain(self.experiment.lines[like])
+        of_all = {key: self.experiment[key] for key in ("seconds", "seeds")}
+        return {"like": like, **of_all, **of_like, **own}
+
+    def of_any_length(self, name: str) -> DictConfig:
+        """A line's config for what its length and its rate have no part in."""
+        return self.run(self.line(name), rate=1e-4, num_steps=1, seed=0)
+
+    def run(self, line: dict[str, Any], *, rate: float, num_steps: int, seed: int) -> DictConfig:
+        experiment = self.experiment
+        overrides = [*experiment.overrides, *line["overrides"], *experiment.model]
+        eval_every = max(1, num_steps // experiment.num_rows)
+        length = {"num_steps": num_steps, "eval_every": eval_every}
+        return jobs.compose_train(self._cfg, overrides, learning_rate=rate, **length, seed=seed)
+
+
+class _Cost:
+    """What a step of a line costs.
+
+    Attributes:
+      seconds, operations: of a step.
+      over_backprop: its time over that of backprop of the same model, an interval.
+      records: of the measurements.
+    """
+
+    def __init__(self, race: _Configs, name: str, runs: Path):
+        rounds = race.experiment.rounds
+        config, reference = race.of_any_length(name), race.of_any_length("backprop")
+        # The reference's own seconds are from one record, whatever is compared with it.
+        timed = training_costs(config, reference, runs, rounds=rounds)
+        unit = training_costs(reference, reference, runs, rounds=rounds)
+        counted = operations_of_a_step(config, runs)
+        self.over_backprop = timed["result"]["over_reference"]
+        if config == reference:
+            self.over_backprop = exact(1.0)._asdict()
+        self.seconds = self.over_backprop["value"] * unit["result"]["seconds"]["value"]
+        self.operations = counted["result"]
+        self.records = [timed, unit, counted]
+
+
+def _tune_and_train(race: _Configs, name: str, cost: _Cost, bar: Any) -> Tuned:
+    line = race.line(name)
+    steps = line["seconds"] / cost.seconds
+    if "operations" in line:
+        steps = line["operations"] / cost.operations
+
+    def make_config(rate: float, seed: int, tuning: bool) -> DictConfig:
+        num_steps = max(1, round(steps * (race.experiment.tuning if tuning else 1)))
+        return race.run(line, rate=rate, num_steps=num_steps, seed=seed)
+
+    return tune_and_train(
+        make_config,
+        line["rates"],
+        line["seeds"],
+        lambda text: bar.write(f"{race.name}: {name}: {text}"),
+        minimised=lambda final: 1 - final["valid_accuracy"],
+    )
+
+
+def _figure(lines: dict[str, Line], about: dict[str, Any]) -> Figure:
+    """Error while training, by time and by operations, and at the end of runs by their length."""
+    figure, panels = plt.subplots(1, 3, figsize=(11, 4), sharey=True)
+    colours = _colours(lines, about)
+    budgeted = [name for name in lines if about[name]["operations"] is not None]
+    for name, line in lines.items():
+        colour = colours[about[name]["like"]]
+        if about[name]["like"] == name:
+            _draw_run(panels[0], line, "seconds", 1, colour, name)
+        if name in (budgeted or colours):
+            _draw_run(panels[1], line, "flops", 1e12, colour, name)
+    for name, colour in colours.items():
+        lengths = [line for n, line in lines.items() if about[n]["like"] == name]
+        _draw_lengths(panels[2], lengths, colour)
+    panels[0].set(xlabel="training time (s)", ylabel="error (%)", yscale="log")
+    panels[1].set(xlabel="operations (10¹²)")
+    panels[2].set(xlabel="training time of the whole run (s)")
+    by_operations = f"validation, {'equal operations' if budgeted else 'by operations'}"
+    titles = ("validation, equal time", by_operations, "test, at a run's end")
+    for panel, title in zip(panels, titles, strict=True):
+        panel.set(xscale="log")
+        panel.set_title(title, loc="left", fontweight="bold")
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].yaxis.set_minor_formatter("{x:g}")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
+    return figure
+
+
+def _colours(lines: dict[str, Line], about: dict[str, Any]) -> dict[str, Any]:
+    """For every estimator a shade of its family's colour."""
+    shades = {}
+    for family, colour_map in FAMILIES.items():
+        names = [n for n in lines if lines[n].family == family and about[n]["like"] == n]
+        for i, estimator in enumerate(names):
+            shades[estimator] = plt.get_cmap(colour_map)(0.95 - 0.6 * i / max(1, len(names)))
+    return shades
+
+
+def _draw_run(
+    panel: Axes, line: Line, column: str, unit: float, colour: Any, estimator: str
+) -> None:
+    error = 100 * (1 - line.columns["valid_accuracy"])
+    logarithms = [mean_interval(np.log(np.maximum(e, 1e-2))) for e in error.T]
+    mean, low, high = (np.exp([x[k] for x in logarithms])[1:] for k in range(3))
+    x = line.columns[column].mean(0)[1:] / unit
+    dashes = "--" if estimator.startswith("control") else "-"
+    panel.plot(x, mean, dashes, color=colour, label=style.name(estimator))
+    panel.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+
+
+def _draw_lengths(panel: Axes, lines: list[Line], colour: Any) -> None:
+    lines = sorted(lines, key=lambda line: line.seconds)
+    errors = [mean_interval(100 * (1 - line.test_accuracy)) for line in lines]
+    ends = [[e.value - e.low for e in errors], [e.high - e.value for e in errors]]
+    panel.errorbar(
+        [line.seconds for line in lines], [e.value for e in errors],
+        np.maximum(np.nan_to_num(ends), 0), color=colour, marker="o", ms=3, elinewidth=0.8,
+    )  # fmt: skip
