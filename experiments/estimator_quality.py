@@ -14,9 +14,9 @@ Quantities, besides those of `experiments.gradient_quality`, with 95 % intervals
 each of which is a start, a training and a minibatch:
 
     error_over_law         the error over what theory expects (`experiments.laws`)
-    law_cosine             (1 + law)^(−½), about the root of the mean squared cosine by theory
+    law_cosine             the root of the mean squared cosine by theory
     cosine_over_dense      the cosine over that of one dense tangent of the weights (`reference`)
-    hidden_over_dense      that of the hidden layers over the same
+    hidden_over_dense      that of the hidden layers over the same, the reference's of all layers
     time, operations       of a step, over backprop's
 """
 
@@ -35,6 +35,7 @@ from experiments import jobs, style, train
 from experiments.costs import operations_of_a_step, step_costs
 from experiments.gradient_quality import quality, trained
 from experiments.paper import Finding
+from experiments.targets import verdict
 from fwdgrad.work import Interval, exact, mean_interval
 from fwdgrad.work.measurements import measured_once
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
@@ -73,7 +74,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     information = {
         **{
             key: {name: experiment.lines[name].get(key) for name in shown}
-            for key in ("group", "derivatives", "learnt")
+            for key in ("group", "derivatives", "learnt", "uncounted")
         },
         "wanted": jobs.plain(experiment.wanted),
         **jobs.sources(records),
@@ -113,7 +114,7 @@ def _intervals(found: dict[str, list[float]], dense: dict[str, list[float]]) -> 
     reference = np.array([float(x) for x in dense["cosine"]])
     samples["cosine_over_dense"] = samples["cosine"] / reference
     samples["hidden_over_dense"] = samples["hidden_cosine"] / reference
-    samples["law_cosine"] = (1 + samples["law"]) ** -0.5
+    samples["law_cosine"] = samples.pop("squared_cosine_law") ** 0.5
     known = samples["law"] > 0  # backprop has neither error nor law
     samples["error_over_law"] = samples["error"] / np.where(known, samples["law"], np.nan)
     return {name: mean_interval(values) for name, values in samples.items()}
@@ -159,7 +160,8 @@ def _draw_costs(
         learnt = any(information["learnt"][name] for name in names)
         x = [found[name][cost].value for name in names]
         y = [found[name]["hidden_cosine"] for name in names]
-        if not learnt:
+        uncounted = cost == "operations" and any(information["uncounted"][name] for name in names)
+        if not (learnt or uncounted):
             points += [(a, b.value) for a, b in zip(x, y, strict=True)]
         ends = [[b.value - b.low for b in y], [b.high - b.value for b in y]]
         axis.errorbar(
@@ -195,14 +197,20 @@ def describe(folder: Path) -> str:
         "",
         "Each estimate g drawn many times and held against the exact gradient ∇f: the mean of the "
         "cosine of all parameters, and of all but the last layer's; the root of the mean squared "
-        "cosine and about what theory says of it, (1 + error)^(−½); bias ‖E g − ∇f‖² (an unbiased "
-        "estimate of it, which may be below zero) and variance E‖g − E g‖², both over ‖∇f‖², and "
-        "their sum over what theory expects it to be, of the number of weights or, at activities, "
-        "of the units that are on. 95 % intervals over seeds, each a start, a training by "
-        "backprop and a minibatch. Time and operations of a step are over backprop's (XLA counts "
-        "no operations for the QR of orthogonal tangents). Dotted: the frontier, what nothing "
-        "cheaper is as good as. Hollow, and not part of it: with a guess that was learned at these "
-        "parameters, which stay where they are, for some hundred minibatches before.",
+        "cosine and what theory says of it, about (1 + error)^(−½), or √(K/d) of a projection; the "
+        "slope ⟨g, ∇f⟩, 1 without bias; bias ‖E g − ∇f‖² (an unbiased estimate of it, which may be "
+        "below zero, and where the variance is large sees only large ones) and variance "
+        "E‖g − E g‖², all over ‖∇f‖²; and the sum of these two over what theory expects it to be, "
+        "of the number of weights or, at activities, of the units that are on. 'Over dense' is the "
+        "ratio to the cosine that one dense tangent of the weights has, with all layers, also if "
+        "it is that of the hidden layers. 95 % intervals over seeds, of which each is a start, a "
+        "training by backprop and a minibatch. Evolution's steps have a scale of their own, so "
+        "that slope, bias and variance say nothing of it. Time and operations of a step are over "
+        "backprop's (of what draws normal numbers and factorises XLA counts a part, or nothing of "
+        "the QR of orthogonal tangents, so these are not on the frontier of operations). Dotted: "
+        "the frontier, what nothing cheaper is as good as. Hollow, and not part of it: with a "
+        "guess that was learned at these parameters, which stay where they are, for some hundred "
+        "minibatches before.",
         "",
         *_targets(stages, information["wanted"]),
         _of_laws(stages),
@@ -214,8 +222,8 @@ def describe(folder: Path) -> str:
             f"{after}:",
             "",
             "| estimator | derivatives | cosine | of the hidden layers | root mean square "
-            "| by theory | bias | variance | error over theory's | time | operations |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
+            "| by theory | slope | bias | variance | error over theory's | time | operations |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for name, q in found.items():
             value, low, high = (max(x, 0.0) ** 0.5 for x in q["squared_cosine"][:3])
@@ -223,8 +231,8 @@ def describe(folder: Path) -> str:
             laws = [_or_dash(q[law]) for law in ("law_cosine", "error_over_law")]
             cells = [
                 style.name(name), information["derivatives"][name], q["cosine"],
-                q["hidden_cosine"], root, laws[0], q["bias"], q["variance"], laws[1], q["time"],
-                q["operations"],
+                q["hidden_cosine"], root, laws[0], q["slope"], q["bias"], q["variance"], laws[1],
+                q["time"], q["operations"],
             ]  # fmt: skip
             text.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(text)
@@ -253,17 +261,12 @@ def _targets(stages: dict[int, Any], wanted: list[dict[str, Any]]) -> list[str]:
     for target in wanted:
         if target["line"] not in stages.get(0, {}):
             continue
-        found, most = stages[0][target["line"]][target["quantity"]], target.get("at_most")
-        bound = target["at_least"] if most is None else most
-        good, bad = (found.low >= bound, found.high < bound)
-        if most is not None:
-            good, bad = found.high <= bound, found.low > bound
-        verdict = "reached" if good else "missed" if bad else "within the interval"
-        kind = "at least" if most is None else "at most"
+        found = stages[0][target["line"]][target["quantity"]]
+        bounds = {side: target[side] for side in ("at_least", "at_most") if side in target}
         quantity = target["quantity"].replace("_", " ")
         text.append(
-            f"- {style.name(target['line'])}, at the start: {quantity} {found}, {kind} {bound:g} "
-            f"wanted: {verdict}."
+            f"- {style.name(target['line'])}, at the start: {quantity} {found}, "
+            f"{verdict(found, **bounds)}."
         )
     return text
 

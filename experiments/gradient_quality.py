@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import fwdgrad
 from experiments import train
-from experiments.laws import expected_error
+from experiments.laws import expected_error, expected_squared_cosine
 from fwdgrad.core.trees import Array, PyTree
 from fwdgrad.work import guided_optimizer
 
@@ -37,10 +37,12 @@ def quality(
         cosine           ⟨g, ∇f⟩ / ‖g‖ ‖∇f‖
         hidden_cosine    the same of all layers but the last
         squared_cosine   of all
+        slope            ⟨g, ∇f⟩ / ‖∇f‖², 1 without bias: of less noise than what follows
         error            ‖g − ∇f‖² / ‖∇f‖², which is the sum of the next two:
         bias             ‖E g − ∇f‖² / ‖∇f‖², without bias itself, so that it may be below zero
         variance         E‖g − E g‖² / ‖∇f‖²
         law              what theory expects of the error, nan where it is not known
+        squared_cosine_law  and of the squared cosine
     """
     problem, size = train.problem(config), config.batch_size
     value_and_grad = train.estimator(config)(problem.loss)
@@ -58,7 +60,8 @@ def quality(
         bias = (of_sum["squares"] - draws * means["error"]) / (draws * (draws - 1))
         parts = {"bias": bias, "variance": means["error"] - bias}
         law = expected_error(config, at, batch)
-        for name, x in {**means, **parts, "law": law}.items():
+        laws = {"law": law, "squared_cosine_law": expected_squared_cosine(config, law)}
+        for name, x in {**means, **parts, **laws}.items():
             found.setdefault(name, []).append(x)
     return found
 
@@ -79,6 +82,7 @@ def _sums(
             "cosine": cosine,
             "hidden_cosine": _cosine(*hidden),
             "squared_cosine": cosine**2,
+            "slope": _product(found, target) / norm,
             "error": _product(error, error) / norm,
         }
 

@@ -1,8 +1,11 @@
 """What theory says of an estimator's error, E‖g − ∇f‖² / ‖∇f‖².
 
-Of tangents of the weights it depends on their number alone, and the distribution knows it. Noise at
-activities has a law of each example n. There an estimate of the derivative by unit i is the mean of
-K products d ξ_i; those of one tangent have, with the units j that it perturbs together,
+Of tangents of the weights it depends on their number alone, and the distribution knows it. The
+projection onto the span of K of them, in d dimensions and with no direction before others, has
+E cos² = K/d and the error 1 − cos².
+
+Noise at activities has a law of each example n. There an estimate of the derivative by unit i is
+the mean of K products d ξ_i; those of one tangent have, with the units j that it perturbs together,
 
     E[(d ξ_i)²] = Σ_j δ_j² + (κ − 1) δ_i²
 
@@ -31,6 +34,8 @@ from experiments import train
 from fwdgrad.core.trees import Array, PyTree
 from fwdgrad.problems import MLP
 
+# Turning round or exchanging entries of such tangents changes nothing.
+_ALL_DIRECTIONS_ALIKE = (fwdgrad.Normal, fwdgrad.Rademacher, fwdgrad.Sphere, fwdgrad.Orthogonal)
 _KURTOSIS = {fwdgrad.Rademacher: 1, fwdgrad.Normal: 3, fwdgrad.BlockSparse: 1}
 
 
@@ -45,22 +50,31 @@ def expected_error(config: DictConfig, params: PyTree, batch: PyTree) -> float:
     arguments = dict(getattr(train.estimator(config), "keywords", {}))
     if config.estimator.name == "backprop":
         return 0.0
-    changed = {"aggregation", "shrink"} & set(arguments) or arguments.get("clip")
+    is_projected = isinstance(arguments.get("aggregation"), fwdgrad.Projection)
+    changed = arguments.get("shrink") or arguments.get("clip")
     if config.estimator.name != "forward" or changed or "guess_rate" in config.estimator:
         return math.nan
     tangents, number = arguments["tangents"], arguments["num_tangents"]
     space = arguments.get("space", fwdgrad.Weights())
     if isinstance(space, fwdgrad.Weights):
+        size = sum(x.size for x in jax.tree.leaves(fwdgrad.partition(params)[0]))
+        if is_projected:
+            return 1 - number / size if isinstance(tangents, _ALL_DIRECTIONS_ALIKE) else math.nan
         if isinstance(tangents, fwdgrad.BlockSparse):  # it depends on the gradient in each block
             return math.nan
-        size = sum(x.size for x in jax.tree.leaves(fwdgrad.partition(params)[0]))
         try:
             return float(tangents.relative_error(size, number))
         except ValueError:  # it depends on the gradient
             return math.nan
-    if type(tangents) not in _KURTOSIS or not isinstance(params, MLP):
+    if is_projected or type(tangents) not in _KURTOSIS or not isinstance(params, MLP):
         return math.nan
     return float(_at_activities(train.problem(config).loss, params, batch, tangents, number, space))
+
+
+def expected_squared_cosine(config: DictConfig, error: float) -> float:
+    """E cos² of an estimate with this expected error: of a projection exactly, of a mean about."""
+    aggregation = getattr(train.estimator(config), "keywords", {}).get("aggregation")
+    return 1 - error if isinstance(aggregation, fwdgrad.Projection) else 1 / (1 + error)
 
 
 def _at_activities(

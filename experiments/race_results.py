@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments import style
+from experiments.targets import verdict
 from experiments.tuning import Rates
 from fwdgrad.work import Interval, mean_interval
 from fwdgrad.work.records import read_table
@@ -81,83 +82,99 @@ def rows(lines: Lines, about: About, rates: Mapping[str, Rates]) -> list[str]:
 
 
 def verdicts(lines: Lines, about: About) -> list[str]:
-    """What is said of each line that is not backprop's: in equal time, or in equal operations."""
+    """What is said of each line, but for controls and the shorter runs of backprop.
+
+    A line that has its seconds is held against those that have as many, one that has its operations
+    against those that have as many of them; and any against controls of as much time.
+    """
+    timed = {name: line for name, line in lines.items() if about[name]["operations"] is None}
     text = []
     for name, line in lines.items():
-        if line.family == "backprop":
+        if _is_control(name) or (line.family == "backprop" and about[name]["like"] != name):
             continue
-        is_rival = _in_operations if about[name]["operations"] else _in_time
-        rivals = {n: x for n, x in lines.items() if is_rival(about[n]) and x.family == "backprop"}
-        controls = {n: x for n, x in rivals.items() if "control" in n}
-        exact = {n: x for n, x in rivals.items() if n not in controls}
-        said = [
-            _of_target(line, about[name]["wanted"]),
-            _against_controls(line, controls, "seconds" if is_rival is _in_time else "flops"),
-            _against_backprop(line, exact),
-            _when_backprop(line, exact) if is_rival is _in_time else "",
-            _without(line, lines.get(about[name]["ablates"]), about[name]["ablates"]),
-        ]
+        said = [_of_target(line, about[name]["wanted"])]
+        if name not in timed:
+            others = {n: x for n, x in lines.items() if n not in timed}
+            said.append(_against_controls(line, others, "flops"))
+            if line.family != "backprop":
+                said.append(_against_backprop(line, others))
+        said.append(_against_controls(line, timed, "seconds"))
+        if name in timed and line.family != "backprop":
+            said += [
+                _against_backprop(line, timed, about[name]["behind"]),
+                _when_backprop(line, timed, about[name]["times"]),
+            ]
+        said.append(_without(line, lines.get(about[name]["ablates"]), about[name]["ablates"]))
         text.append(f"- {style.name(name)}: {'; '.join(filter(None, said))}.")
     return text
 
 
-def _in_time(about: Mapping[str, Any]) -> bool:
-    return about["operations"] is None
+def _is_control(name: str) -> bool:
+    return name.startswith("control")
 
 
-def _in_operations(about: Mapping[str, Any]) -> bool:
-    return about["operations"] is not None
+def _backprops(lines: Lines) -> dict[str, Line]:
+    """Those that train all layers exactly."""
+    return {n: x for n, x in lines.items() if x.family == "backprop" and not _is_control(n)}
 
 
 def _of_target(line: Line, wanted: float | None) -> str:
     if wanted is None:
         return ""
     found = mean_interval(100 * line.test_accuracy)
-    below, above = found.high < 100 * wanted, found.low >= 100 * wanted
-    verdict = "missed" if below else "reached" if above else "within the interval"
-    return f"{_percent(line.test_accuracy)} %, {100 * wanted:g} % wanted: {verdict}"
+    return f"{_percent(line.test_accuracy)} %, {verdict(found, at_least=100 * wanted)}"
 
 
-def _against_controls(line: Line, controls: Lines, budget: str) -> str:
+def _against_controls(line: Line, lines: Lines, budget: str) -> str:
     """Whether the line is better than the best control that had as much, or else than all."""
 
     def spent(x: Line) -> float:
         return float(x.columns[budget][0, -1])
 
+    controls = {name: x for name, x in lines.items() if _is_control(name)}
     if not controls:
-        return "no control was run"
+        return ""
     equal = {name: c for name, c in controls.items() if spent(c) >= 0.95 * spent(line)}
     best = max(equal or controls, key=lambda name: controls[name].accuracy)
     gain = mean_interval(100 * _paired(line, controls[best]))
-    verdict = "beats" if gain.low > 0 else "does not beat" if gain.high < 0 else "is not told from"
-    kind = "the best control of its time" if budget == "seconds" else "the best control"
+    verb = "is not told from"
+    if gain.low > 0 or gain.high < 0:
+        verb = "beats" if gain.low > 0 else "does not beat"
+    kind = f"the best control of its {'time' if budget == 'seconds' else 'operations'}"
     kind = kind if equal else f"the best control, of {controls[best].seconds:.3g} s alone"
-    return f"{verdict} {style.name(best)}, {kind}: {_signed(gain)} points"
+    return f"{verb} {style.name(best)}, {kind}: {_signed(gain)} points"
 
 
-def _against_backprop(line: Line, exact: Lines) -> str:
+def _against_backprop(line: Line, lines: Lines, at_most: float | None = None) -> str:
     """Points behind the backprop that is best on the validation set."""
+    exact = _backprops(lines)
     if not exact:
         return ""
     best = max(exact, key=lambda name: exact[name].columns["valid_accuracy"][:, -1].mean())
     behind = mean_interval(100 * _paired(exact[best], line))
-    return f"{_signed(behind)} points behind {style.name(best)}"
+    wanted = "" if at_most is None else f", {verdict(behind, at_most=at_most)}"
+    return f"{_signed(behind)} points behind {style.name(best)}{wanted}"
 
 
-def _when_backprop(line: Line, exact: Lines) -> str:
+def _when_backprop(line: Line, lines: Lines, at_most: float | None) -> str:
     """The line's time over backprop's to the line's accuracy, between two lengths of its runs."""
+    exact = _backprops(lines)
     enough = [x.seconds for x in exact.values() if x.accuracy >= line.accuracy]
     if not enough:
-        return "no backprop is as accurate"
+        return "no backprop has as high a mean" if exact else ""
     soonest = min(enough)
     too_few = [x.seconds for x in exact.values() if x.seconds < soonest]
     least = line.seconds / soonest
+    most = line.seconds / max(too_few) if too_few else math.inf
+    wanted = ""
+    if at_most is not None:
+        reached = "reached" if most <= at_most else "missed" if least > at_most else "undecided"
+        wanted = f", at most {at_most:g} wanted: {reached}"
     if not too_few:
-        return f"more than {least:.3g} times backprop's time to that accuracy ({soonest:.3g} s)"
-    most, last = line.seconds / max(too_few), max(too_few)
+        return f"more than {least:.3g} times backprop's time to that mean ({soonest:.3g} s){wanted}"
     return (
-        f"{least:.3g} to {most:.3g} times backprop's time to that accuracy (runs of {last:.3g} s "
-        f"are worse, of {soonest:.3g} s are as good)"
+        f"{least:.3g} to {most:.3g} times backprop's time to that mean (runs of "
+        f"{max(too_few):.3g} s are worse, of {soonest:.3g} s are as good){wanted}"
     )
 
 

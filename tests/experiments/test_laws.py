@@ -104,10 +104,29 @@ def test_of_weights_it_is_that_of_their_number(small, tangents):
     assert found["bias"] == pytest.approx([0, 0], abs=expected / n)
 
 
+@pytest.mark.parametrize("tangents", ["normal", "rademacher"])
+def test_of_a_projection_it_is_the_share_of_the_dimensions(small, tangents):
+    """cos² is of a beta distribution, about K/d times a chi-square of K degrees over K."""
+    number, n = 16, 400
+    config, starts = small(
+        f"tangents={tangents}", "aggregation=projection",
+        f"estimator.value_and_grad.num_tangents={number}",
+    )  # fmt: skip
+    share = number / sum(x.size for x in jax.tree.leaves(starts[0]))
+    found = quality(config, starts, draws=n, guess_steps=0)
+    assert found["squared_cosine_law"] == pytest.approx([share] * 2)
+    assert found["law"] == pytest.approx([1 - share] * 2)
+    within = 5 * (2 / number / n) ** 0.5
+    for name, expected in (("squared_cosine", share), ("slope", share)):
+        assert found[name] == pytest.approx([expected] * 2, rel=within)
+    assert found["error"] == pytest.approx([1 - share] * 2, rel=within * share)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["aggregation=projection"],
+        ["aggregation=projection", "tangents=low_rank"],
+        ["aggregation=projection", "space=activities", "tangents=rademacher"],
         ["tangents=block_sparse"],
         ["space=activities", "tangents=sphere"],
         ["estimator.value_and_grad.clip=1"],

@@ -81,7 +81,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys):
     ]  # fmt: skip
     assert all(float(r["flops"]) > 0 and 0 <= float(r["test_accuracy"]) <= 1 for r in last)
     assert {row["quantity"] for row in table(tmp_path / "estimator_quality.csv")} == {
-        "cosine", "hidden_cosine", "squared_cosine", "error", "bias", "variance",
+        "cosine", "hidden_cosine", "squared_cosine", "slope", "error", "bias", "variance",
         "cosine_over_dense", "hidden_over_dense", "law", "law_cosine", "error_over_law", "time",
         "operations",
     }  # fmt: skip
