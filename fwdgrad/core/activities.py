@@ -47,8 +47,9 @@ class Activities:
     after the parameters have as their first axis; keyword arguments are the same for all. It is
     evaluated for each example by itself, as a minibatch of one, and value and gradient are the mean
     of that, also of a `fun` that sums. So examples must not change each other's loss, as in batch
-    normalisation, and dropout takes an array of keys, one for each example, by position. Aux is
-    stacked: an array that a minibatch of one has of shape s comes as (N, *s).
+    normalisation, or with weights or masks that are normalised over the minibatch, and dropout
+    takes an array of keys, one for each example, by position. Aux is stacked: an array that a
+    minibatch of one has of shape s comes as (N, *s).
 
     The model may be of any library, and is not touched: noise goes in where the loss's jaxpr has a
     product, a convolution, a sum or a lookup with a parameter, or after the pooling of that. A
@@ -125,7 +126,12 @@ class _AtActivities:
 
         self._flat = Flat(of_example)
         one = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in self._examples]
-        traced = checks.checked_jaxpr(self._flat, self._leaves, one)
+        needed_by = "space=Activities()"
+        try:
+            traced = checks.checked_jaxpr(self._flat, self._leaves, one, needed_by=needed_by)
+        except (TypeError, ValueError) as error:
+            error.add_note(f"{needed_by} calls fun with minibatches of one example.")
+            raise
         flat = inlined(traced, enter_custom_vjp)
         self._loss = NoisyLoss(flat, len(self._leaves), space.layerwise, space.exact_last)
         sites = self._loss.sites

@@ -50,10 +50,11 @@ class Mean:
 class Projection:
     """The orthogonal projection of ∇f onto the span of the K tangents, w = (VᵀV)⁺ d.
 
-    The point of the span nearest to ∇f, which the directional derivatives determine: at K = d it is
-    ∇f itself, and cos² of its angle with ∇f has the mean K/d. It is shorter than ∇f, E⟨g, ∇f⟩ = K/d
-    ‖∇f‖², so it wants a learning rate d/K times that of the mean. Nearly the same direction as the
-    mean, if K is much smaller than d, since random tangents are nearly orthogonal then.
+    The point of the span nearest to ∇f, which the directional derivatives determine: of d tangents
+    that are linearly independent it is ∇f itself, and cos² of its angle with ∇f has the mean K/d.
+    It is shorter than ∇f, E⟨g, ∇f⟩ = K/d ‖∇f‖², so it wants a learning rate d/K times that of the
+    mean. Nearly the same direction as the mean, if K is much smaller than d, since random tangents
+    are nearly orthogonal then.
 
     The condition of the Gram matrix is the square of V's, so close to K = d single precision loses
     directions of the span that are hardly in it. Use `Orthogonal` tangents there, or float64.

@@ -2,9 +2,8 @@
 
 An operation that treats the entries along the cut axis each for itself keeps the blocks: it is
 pushed forward once, by `value`, for all K tangents. A product that contracts the axis ends them,
-and is where
-they pay: [v_1; …; v_K] W is K products with a K-th of the rows of W each. Anything else has them
-written out.
+and is where they pay: [v_1; …; v_K] W is K products with a K-th of the rows of W each. Anything
+else has them written out.
 """
 
 from collections.abc import Callable
@@ -62,20 +61,27 @@ def _axes_after(equation: Any, axes: dict[Any, int], number: int) -> list[int] |
       axes: of the operands that are cut, the axis.
       number: K, of blocks along each of them.
     """
+    if equation.primitive is primitives.custom_jvp_call_p:
+        return _axes_of_elementwise(equation, axes)
     if (body := body_of(equation)) is not None:
         named = zip(body.invars, _hashable(equation.invars), strict=True)
         return _axes_of_body(body, {v: axes[w] for v, w in named if w in axes}, number)
     name = equation.primitive.name
     if name in ELEMENTWISE:
-        (axis, *others) = set(axes.values())
-        whole = equation.outvars[0].aval.shape
-        if others or not is_elementwise(equation):
-            return None
-        return [axis] if all(v.aval.shape[axis] == whole[axis] for v in axes) else None
+        return _axes_of_elementwise(equation, axes)
     if name in _MOVES and len(axes) == 1 and equation.invars[0] in axes:
         after = _MOVES[name](equation, axes[equation.invars[0]], number)
         return None if after is None else [after]
     return None
+
+
+def _axes_of_elementwise(equation: Any, axes: dict[Any, int]) -> list[int] | None:
+    (axis, *others) = set(axes.values())
+    whole = equation.outvars[0].aval.shape
+    if others or not is_elementwise(equation):
+        return None
+    same = all(v.aval.shape[axis] == whole[axis] for v in axes)
+    return [axis] * len(equation.outvars) if same else None
 
 
 def _hashable(atoms: list[Any]) -> list[Any]:

@@ -102,23 +102,20 @@ def check_has(name: str, value: Any, attributes: Sequence[str], example: str) ->
         )
 
 
-def checked_jaxpr(fun: Callable[..., Any], *args: Any) -> Any:
+def checked_jaxpr(fun: Callable[..., Any], *args: Any, needed_by: str) -> Any:
     """The ClosedJaxpr of fun; raises TypeError if there is none that can be propagated."""
     remedy = "Write it with jax.numpy.where or jax.lax.cond, or use space=Weights()"
     try:
         jaxpr = jax.make_jaxpr(fun)(*args)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         raise TypeError(
-            "fun cannot be traced, which space=Activities() needs: its Python code asks for the "
-            f"value of an array (see the error above). {remedy}."
+            f"fun cannot be traced, which {needed_by} needs: its Python code asks for the value of "
+            f"an array (see the error above). {remedy}."
         ) from error
-    except (TypeError, ValueError) as error:
-        error.add_note("space=Activities() calls fun with minibatches of one example.")
-        raise
     if uses_references(jaxpr.jaxpr):
         raise TypeError(
-            "fun works with mutable arrays (jax.new_ref), through which space=Activities() does "
-            f"not follow noise. {remedy}."
+            f"fun works with mutable arrays (jax.new_ref), through which {needed_by} does not "
+            f"follow noise. {remedy}."
         )
     return jaxpr
 

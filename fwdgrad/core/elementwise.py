@@ -1,10 +1,12 @@
-"""Which equations treat every entry for itself."""
+"""Which equations treat every entry for itself, and its tangent too."""
 
 from typing import Any
 
+import jax
+from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.core.jaxprs import body_of
+from fwdgrad.core.jaxprs import bind, body_of, is_inexact, variables
 
 ELEMENTWISE = {
     p.name
@@ -17,6 +19,8 @@ ELEMENTWISE = {
         primitives.integer_pow_p, primitives.pow_p, primitives.select_n_p, primitives.copy_p,
         primitives.convert_element_type_p, primitives.add_jaxvals_p,
         primitives.gt_p, primitives.lt_p, primitives.ge_p, primitives.le_p, primitives.eq_p,
+        primitives.ne_p, primitives.and_p, primitives.or_p, primitives.not_p,
+        primitives.is_finite_p,
     )
 }  # fmt: skip
 
@@ -25,13 +29,56 @@ def is_elementwise(equation: Any) -> bool:
     """Whether each entry of the outputs depends on the same entry of the operands alone.
 
     Operands are of the outputs' shape, or broadcast to it: numbers, or of size 1 along some axes.
+    Of a custom_jvp the rule decides, not what the function computes.
     """
+    return _is_elementwise(equation, differentiated=True)
+
+
+def _is_elementwise(equation: Any, differentiated: bool) -> bool:
     shapes = {v.aval.shape for v in equation.outvars}
     if len(shapes) != 1 or not all(_broadcasts(v.aval.shape, *shapes) for v in equation.invars):
         return False
+    if differentiated and equation.primitive is primitives.custom_jvp_call_p:
+        return _are_elementwise(_rule(equation), differentiated=False)
     if (body := body_of(equation)) is not None:
-        return all(map(is_elementwise, body.eqns))
+        return _are_elementwise(body, differentiated)
+    if equation.primitive is primitives.broadcast_in_dim_p:
+        return equation.invars[0].aval.shape == ()
     return equation.primitive.name in ELEMENTWISE
+
+
+def _are_elementwise(jaxpr: Any, differentiated: bool) -> bool:
+    """All equations that depend on the inputs; the others make constants."""
+    depending = set(jaxpr.invars)
+    for equation in jaxpr.eqns:
+        if depending.isdisjoint(variables(equation.invars)):
+            continue
+        if not _is_elementwise(equation, differentiated):
+            return False
+        depending.update(equation.outvars)
+    return True
+
+
+def _rule(equation: Any) -> Any:
+    """The Jaxpr of a custom_jvp with its rule: from primals and tangents to both."""
+    moving = [not isinstance(v, jex_core.Literal) and is_inexact(v) for v in equation.invars]
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars]
+
+    def push(primals: list[Any], tangents: list[Any]) -> Any:
+        def run(*xs: Any) -> Any:
+            rest = iter(xs)
+            return bind(
+                equation, [next(rest) if m else x for m, x in zip(moving, primals, strict=True)]
+            )
+
+        return jax.jvp(run, [x for m, x in zip(moving, primals, strict=True) if m], tangents)
+
+    primals = [
+        v.val if isinstance(v, jex_core.Literal) else s
+        for v, s in zip(equation.invars, shapes, strict=True)
+    ]
+    tangents = [s for m, s in zip(moving, shapes, strict=True) if m]
+    return jax.make_jaxpr(push)(primals, tangents).jaxpr
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -74,7 +74,8 @@ def forward_value_and_grad(
         (d + 1)/K): the factor with which it is nearest to ∇f, and the one by which the best step
         along it is shorter than along ∇f. So a learning rate that suits backprop suits it too. At
         `Activities` the law is that of each example by itself, with d of its units that are on; the
-        mean over a minibatch has less noise, so there it is smaller than need be.
+        mean over a minibatch has less noise, so there it is smaller than need be, but of tangents
+        that are drawn together, of whose law see `Orthogonal` and `BlockSparse`.
       enter_custom_vjp: what to do where a tangent reaches a function defined by
         `jax.custom_vjp`, which has no forward-mode rule, in the loss or in what it calls or
         loops over. By default what it computes is differentiated, and its reverse rule is not

@@ -16,7 +16,6 @@ from fwdgrad.core.forms import is_structured
 from fwdgrad.core.jaxprs import place
 from fwdgrad.core.losses import Loss
 from fwdgrad.core.low_rank import LowRank
-from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.sampling import Tangents, sample_each
 from fwdgrad.core.spaces import Space, Weights
 from fwdgrad.core.tangents import TangentDistribution
@@ -31,10 +30,10 @@ class LeafExplanation:
       name, shape, dtype: of the leaf.
       rank: of its factors, or None if its tangent has none.
       blocks: into how many blocks it is cut, or None.
-      size: how many numbers are drawn for it, for all tangents.
+      size: how many numbers are drawn for it, for all tangents; 0 if it has its exact gradient.
       used: "operation at place" of each equation that used or kept the factors.
       lost: the same of each that had them written out.
-      reason: why the tangent is dense, or "".
+      reason: why the tangent is dense, or there is none, or "".
     """
 
     name: str
@@ -165,7 +164,7 @@ def explain(
     if isinstance(space, Activities):
         sites = _sites(space, loss)
     else:
-        leaves, traced = _leaves(loss, tangents, num_tangents)
+        leaves, traced = _leaves(loss, space, tangents, num_tangents)
     return Explanation(
         leaves,
         sites,
@@ -176,10 +175,11 @@ def explain(
 
 
 def _leaves(
-    loss: Loss, tangents: TangentDistribution, num_tangents: int
+    loss: Loss, space: Space, tangents: TangentDistribution, num_tangents: int
 ) -> tuple[tuple[LeafExplanation, ...], bool]:
     """What becomes of each leaf's tangent, and whether the loss is propagated through."""
-    theta, pushforward = loss.theta, Pushforward(loss.at, loss.theta)
+    at = (space if isinstance(space, Weights) else Weights()).at(loss, num_tangents, True)
+    theta, pushforward = at.theta, at.pushforward
 
     def sample(key: Array) -> Tangents:
         keys = jax.random.split(key, num_tangents)
@@ -201,6 +201,13 @@ def _leaves(
         jax.eval_shape(push, jax.random.key(0))
     else:
         lost = {name: {"jax.jvp of the whole loss": None} for name in pushforward.names}
+    exact = tuple(
+        LeafExplanation(
+            f"params{jax.tree_util.keystr(path)}", x.shape, str(x.dtype), rank=None, blocks=None,
+            size=0, used=(), lost=(), reason="the last layer: its exact gradient",
+        )
+        for path, x in jax.tree_util.tree_leaves_with_path(at.exact)
+    )  # fmt: skip
     leaves = tuple(
         LeafExplanation(
             name=name,
@@ -217,7 +224,7 @@ def _leaves(
             pushforward.names, jax.tree.leaves(theta), drawn, pushforward.uses, strict=True
         )
     )
-    return leaves, traced
+    return leaves + exact, traced
 
 
 def _rows_of_leaves(leaves: Iterable[LeafExplanation]) -> list[tuple[str, ...]]:
@@ -229,6 +236,7 @@ def _rows_of_leaves(leaves: Iterable[LeafExplanation]) -> list[tuple[str, ...]]:
         where += [leaf.reason] if leaf.reason else []
         form = "dense" if leaf.blocks is None else f"{leaf.blocks} blocks"
         form = form if leaf.rank is None else f"rank {leaf.rank}"
+        form = form if leaf.size else "none"
         shape = f"{leaf.dtype}{list(leaf.shape)}"
         rows.append((leaf.name, shape, form, f"{leaf.size:,}", where[0] if where else ""))
         rows += [("", "", "", "", line) for line in where[1:]]

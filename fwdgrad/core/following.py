@@ -78,6 +78,13 @@ class Following:
         made = {v for e in self.equations for v in e.outvars}
         return {v for e in self.equations for v in variables(e.invars)} - made
 
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether each entry of z goes its own way."""
+        return all(map(is_elementwise, self.equations)) and all(
+            v.aval.shape == self.variable.aval.shape for v in self.outputs
+        )
+
     def has_effect(self, values: Mapping[Variable, Any]) -> Array:
         """Of each entry with noise whether there is a way from z through it.
 
@@ -86,7 +93,7 @@ class Following:
         two of them may cancel, so that there it takes several draws.)
         """
         z, run = values[self.variable], self.run(values)
-        if all(map(is_elementwise, self.equations)):  # then none can cancel
+        if self.is_elementwise:  # then none can cancel
             _, slopes = jax.jvp(run, (z,), (jnp.ones_like(z),))
             return jnp.stack([s != 0 for s in slopes]).any(0)
         outputs, push = jax.linearize(run, z)
@@ -196,7 +203,7 @@ def _narrows(equation: Any) -> bool:
 
 def _goes_back(found: Following) -> bool:
     """Whether it can be differentiated in reverse, which a custom_jvp need not provide for."""
-    if all(map(is_elementwise, found.equations)) and not found.narrows:
+    if found.is_elementwise and not found.narrows:
         return True
     shapes = {v: jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in found.read}
 

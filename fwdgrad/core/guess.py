@@ -10,8 +10,9 @@ only look for the rest of the gradient, ∇f − s û, in the directions v'_k = 
 
     g = s û + (1/K) Σ_k (d_k − s ⟨û, v_k⟩) v'_k        E[g] = ∇f
 
-whose error is (1 − cos²(u, ∇f)) of that without a guess. The gradient of the guess is u − g, so
-that steps of 1 make u the last estimate, and steps of 1 − β a momentum of decay β.
+whose error is about (1 − cos²(u, ∇f)) of that without a guess, if there are many dimensions. The
+gradient of the guess is u − g, so that steps of 1 make u the last estimate, and steps of 1 − β a
+momentum of decay β.
 
 **At activities** a guess is a feedback, a matrix A_z for each noisy site z: from e_n, the exact
 derivatives of example n's loss by what the last layers compute, it guesses those by what an earlier

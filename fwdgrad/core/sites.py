@@ -39,7 +39,8 @@ class Site(NamedTuple):
       operand: (index of the equation, position) of the one reader with the noise, or None if all
         readers are.
       is_last: whether what lies between it and the loss is the loss function alone: no other
-        site, and nothing that may be layers, such as a loop.
+        site, no product with what another parameter decides, and nothing that may be layers, such
+        as a loop.
     """
 
     variable: Variable
@@ -98,6 +99,7 @@ class _Search:
             for v in jaxpr.invars[:num_parameters]
         }
         self.varying: set[Variable] = set(jaxpr.invars[num_parameters:])
+        self.depending: set[Variable] = set(self.linear)  # on parameters
         self.sites: list[Site] = []
         # The sites whose noise reaches a variable, and each equation.
         self.reached: dict[Variable, frozenset[int]] = {}
@@ -111,14 +113,16 @@ class _Search:
             self.readers[v] = self.readers.get(v, 0) + 1
 
     def plan(self) -> Plan:
+        if self.loss in self.linear:
+            raise ValueError("fun returns one of params as it is; multiply it by something.")
         for index, equation in enumerate(self.jaxpr.eqns):
             self._visit(index, equation)
         for i, site in enumerate(self.sites):
-            follows = (
+            follows = [
                 e for e, reached in zip(self.jaxpr.eqns, self.equations_reached, strict=True)
                 if i in reached
-            )  # fmt: skip
-            if any(map(self._is_more_than_a_loss, follows)):
+            ]  # fmt: skip
+            if any(self._is_more_than_a_loss(e) or self._is_gated(i, e) for e in follows):
                 self.sites[i] = site._replace(is_last=False)
         last = frozenset(i for i, site in enumerate(self.sites) if site.is_last)
         head = [i for i, reached in enumerate(self.equations_reached) if reached & last]
@@ -128,6 +132,8 @@ class _Search:
         read = variables(equation.invars)
         if any(v in self.varying for v in read):
             self.varying.update(equation.outvars)
+        if any(v in self.depending for v in read):
+            self.depending.update(equation.outvars)
         if not self.needed[index]:
             self.equations_reached.append(frozenset())
             return
@@ -157,6 +163,13 @@ class _Search:
             return True
         names = {e.primitive.name for body in bodies for e in _flattened(body)}
         return bool(names & (_BILINEAR - {primitives.mul_p.name}))
+
+    def _is_gated(self, i: int, equation: Any) -> bool:
+        """Whether the noise of a site is multiplied by what other parameters decide."""
+        if equation.primitive.name not in _BILINEAR | {primitives.div_p.name}:
+            return False
+        others = (v for v in variables(equation.invars) if i not in self._reaching([v]))
+        return any(v in self.depending for v in others)
 
     def _meets_itself(self, linear: "_Linear") -> bool:
         """Whether a program would both hold a value and make it of parameters."""

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from fwdgrad.core import checks
 from fwdgrad.core.forms import gram, weighted_sum
 from fwdgrad.core.guess import along, square, unit
+from fwdgrad.core.last_layer import in_last_layer
 from fwdgrad.core.losses import Loss
 from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.sampling import Tangents, sample_each
 from fwdgrad.core.tangents import TangentDistribution
-from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
+from fwdgrad.core.trees import Array, PyTree, accumulation_dtype, combine
 
 # (derivatives (k,), a function that makes the Gram matrix of their tangents, the number of entries
 # of a tangent) -> their weights in the estimate (k,), and how many were clipped.
@@ -78,39 +79,87 @@ class Weights:
     """Tangents of the parameters: one directional derivative of the whole loss for each.
 
     E‖g‖² grows with the number of parameters, but nothing is asked of the loss.
+
+    Args:
+      exact_last: take the gradient by the parameters that only the loss function follows as it is:
+        reverse mode through the last layer and the loss (softmax minus one-hot, times the layer's
+        input). The tangents are those of the other parameters. The loss is evaluated once more.
+        A guess is one of the other parameters' gradient alone.
+
+    >>> import fwdgrad
+    >>> def loss(params, x, y):
+    ...     return jnp.mean((jnp.tanh(x @ params["w"]) @ params["u"] - y) ** 2)
+    >>> value_and_grad = fwdgrad.forward_value_and_grad(loss, space=Weights(exact_last=True))
+    >>> params, args = {"w": jnp.ones((3, 4)), "u": jnp.ones(4)}, (jnp.ones((5, 3)), jnp.zeros(5))
+    >>> _, grad = value_and_grad(jax.random.key(0), params, *args)
+    >>> bool(jnp.allclose(grad["u"], jax.grad(loss)(params, *args)["u"]))
+    True
     """
+
+    exact_last: bool = False
 
     def at(
         self, loss: Loss, num_tangents: int, enter_custom_vjp: bool, guess: PyTree = None
-    ) -> Evaluation:
-        return _AtWeights(loss, num_tangents, enter_custom_vjp, guess)
+    ) -> "_AtWeights":
+        return _AtWeights(loss, num_tangents, enter_custom_vjp, guess, self.exact_last)
 
 
 class _AtWeights:
-    def __init__(self, loss: Loss, num_tangents: int, enter_custom_vjp: bool, guess: PyTree):
-        self._theta, self._num_tangents, self._enter = loss.theta, num_tangents, enter_custom_vjp
-        self._pushforward = Pushforward(loss.at, loss.theta)
+    """Evaluates a loss along tangents of its parameters.
+
+    Attributes:
+      theta: the parameters that have tangents, a pytree with None for the others.
+      exact: the others, which have their exact gradient.
+      pushforward: of the loss, along tangents of `theta`.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        num_tangents: int,
+        enter_custom_vjp: bool,
+        guess: PyTree,
+        exact_last: bool,
+    ):
+        self._loss, self._num_tangents, self._enter = loss, num_tangents, enter_custom_vjp
+        leaves, structure = jax.tree.flatten(loss.theta)
+        is_exact = [False] * len(leaves)
+        if exact_last:
+            is_exact = in_last_layer(loss, enter_custom_vjp)
+        parts = [
+            [x if is_part else None for x, is_part in zip(leaves, chosen, strict=True)]
+            for chosen in ([not e for e in is_exact], is_exact)
+        ]
+        self.theta, self.exact = (jax.tree.unflatten(structure, part) for part in parts)
+        self.pushforward = Pushforward(
+            lambda theta: loss.at(combine(theta, self.exact)), self.theta
+        )
         self._guess: list[Array] | None = None
         if guess is not None:
             checks.check_guess(guess, jax.eval_shape(self.first_guess))
             self._guess = jax.tree.leaves(guess)
 
     def first_guess(self) -> PyTree:
-        return jax.tree.map(jnp.zeros_like, self._theta)
+        return jax.tree.map(jnp.zeros_like, self.theta)
 
     def draw(self, distribution: TangentDistribution, keys: Array) -> Tangents:
-        return sample_each(distribution, keys, self._theta, self._pushforward.splits)
+        if not jax.tree.leaves(self.theta):  # all are exact
+            return []
+        return sample_each(distribution, keys, self.theta, self.pushforward.splits)
 
     def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
-        checks.check_drawn(found, expected, self._pushforward.names)
+        checks.check_drawn(found, expected, self.pushforward.names)
 
     def estimate(self, tangents: Tangents, number: int, weigh: Weigh) -> Estimate:
-        value, derivatives, aux = self._pushforward(
+        value, derivatives, aux = self.pushforward(
             tangents, num_tangents=number, enter_custom_vjp=self._enter
         )
+        share = number / self._num_tangents
+        if not tangents:
+            return Estimate(value, aux, self._with_exact([], share), jnp.zeros(()), [])
         dtype = accumulation_dtype(value.dtype)
-        dtypes = [accumulation_dtype(x.dtype) for x in jax.tree.leaves(self._theta)]
-        size = sum(x.size for x in jax.tree.leaves(self._theta))
+        dtypes = [accumulation_dtype(x.dtype) for x in jax.tree.leaves(self.theta)]
+        size = sum(x.size for x in jax.tree.leaves(self.theta))
 
         def weighed(derivatives: Array, matrix: Callable[[], Array]) -> tuple[Array, list, Array]:
             weights, num_clipped = weigh(derivatives, matrix, size)
@@ -119,7 +168,7 @@ class _AtWeights:
 
         if self._guess is None:
             _, grad, num_clipped = weighed(derivatives, lambda: gram(tangents, dtype))
-            return Estimate(value, aux, grad, num_clipped, [])
+            return Estimate(value, aux, self._with_exact(grad, share), num_clipped, [])
         direction = unit(self._guess)
         # Rounded in half precision û is not quite of length 1, so its square goes along.
         length = square(direction).astype(dtype)
@@ -130,14 +179,24 @@ class _AtWeights:
             derivatives - slope * products,
             lambda: gram(tangents, dtype) - jnp.outer(products, products) / length,
         )
-        share = number / self._num_tangents
         length = share * slope - jnp.dot(weights, products) / length
         grad = [g + (length * u).astype(g.dtype) for g, u in zip(grad, direction, strict=True)]
         guess_grad = [share * u - g for u, g in zip(self._guess, grad, strict=True)]
-        return Estimate(value, aux, grad, num_clipped, guess_grad)
+        return Estimate(value, aux, self._with_exact(grad, share), num_clipped, guess_grad)
 
     def _slope(self, direction: list[Array]) -> Array:
         """The derivative of the loss along a direction."""
         one: list[Any] = [u[None] for u in direction]
-        _, (slope,), _ = self._pushforward(one, num_tangents=1, enter_custom_vjp=self._enter)
+        _, (slope,), _ = self.pushforward(one, num_tangents=1, enter_custom_vjp=self._enter)
         return slope
+
+    def _with_exact(self, grad: list[Array], share: float) -> list[Array]:
+        """The gradients by all leaves: those by `theta`, and this share of the exact ones."""
+        if not jax.tree.leaves(self.exact):
+            return grad
+        # Only what depends on these parameters is differentiated: not the layers before.
+        found = jax.grad(lambda exact: self._loss.at(combine(self.theta, exact))[0])(self.exact)
+        exact = jax.tree.map(lambda g: share * g.astype(accumulation_dtype(g.dtype)), found)
+        return jax.tree.leaves(
+            combine(jax.tree.unflatten(jax.tree.structure(self.theta), grad), exact)
+        )

@@ -38,7 +38,11 @@ class _Together(ABC):
         """K tangents: a pytree like `params`, its leaves (K, ...) or `Blocks`."""
 
     def relative_error(self, num_parameters: Any, num_tangents: int) -> Any:
-        """E‖g − ∇f‖² / ‖∇f‖² = d/K − 1; of blocks, if they are equal."""
+        """E‖g − ∇f‖² / ‖∇f‖² = d/K − 1; of blocks, if they are equal.
+
+        At activities the units that are off are not among the d, and what is left of the tangents
+        is not orthogonal, or of equal blocks, any more: there the error is larger.
+        """
         return jnp.maximum(num_parameters / num_tangents - 1, 0)
 
 
@@ -53,7 +57,8 @@ class Orthogonal(_Together):
     drawn together, so not in chunks.
 
     Raises:
-      ValueError: there are more tangents than parameters.
+      ValueError: there are more tangents than parameters (at activities: than entries that get
+        noise together, where a parameter that gets noise itself, one for all, is by itself).
 
     >>> v = Orthogonal().sample_together(jax.random.key(0), jnp.zeros(3), None, 3)
     >>> bool(jnp.allclose(v @ v.T, 3 * jnp.eye(3), atol=1e-5))
@@ -101,7 +106,8 @@ class BlockSparse(_Together):
     tangents and much cheaper: all K are one array (`fwdgrad.Blocks`), and the product that follows
     costs what one dense tangent costs. All K are drawn together, so not in chunks.
 
-    Numbers get a dense sign for each tangent. √K is rounded in half precision.
+    Leaves that are numbers cannot be cut: they get a sign for each tangent, and the mean of their K
+    estimates has the error of independent ones. √K is rounded in half precision.
 
     >>> v = BlockSparse().sample_together(jax.random.key(0), jnp.zeros((4, 6)), None, 3)
     >>> v, bool(jnp.allclose(abs(v.value), 3**0.5))

@@ -23,10 +23,11 @@ class LocalHeads(eqx.Module):
 
     The layers with parameters, each with the activation and the pooling after it, are blocks. A
     block is given what the one before it returns with the derivative stopped, and its head, a
-    linear layer, makes logits of what it returns itself (images are averaged down to 4×4 first);
-    the last block is its own head. The loss of an image is the sum of all heads' losses, so the
-    gradient of a block is that of its own head's loss: what is differentiated goes back through
-    *one* layer and its head, never from block to block.
+    linear layer, makes logits of what it returns itself (images are averaged over windows first, to
+    at most 4×4, where a remainder at the border is left out); the last block is its own head. The
+    loss of an image is the sum of all heads' losses, so the gradient of a block is that of its own
+    head's loss: what is differentiated goes back through *one* layer and its head, never from block
+    to block.
 
     Args:
       make_model: key=... -> a model of `fwdgrad.problems` that has a `chain`.
@@ -44,12 +45,13 @@ class LocalHeads(eqx.Module):
     heads: list[eqx.nn.Linear]
 
     def __init__(self, make_model: Callable[..., Any], *, key: Array):
-        model_key, *keys = jax.random.split(key, 1 + 100)
-        self.model = make_model(key=model_key)
+        self.model = make_model(key=jax.random.split(key, 1)[0])
+        *hidden, _ = blocks(self.model.chain)
+        _, *keys = jax.random.split(key, 1 + len(hidden))
         side = round(NUM_PIXELS**0.5)
         x: Any = jax.ShapeDtypeStruct((side, side), jnp.float32)
         self.heads = []
-        for block, k in zip(blocks(self.model.chain)[:-1], keys, strict=False):
+        for block, k in zip(hidden, keys, strict=True):
             x = jax.eval_shape(lambda x, block=block: apply_chain(block, x), x)
             features = jax.eval_shape(_features, x).size
             self.heads.append(eqx.nn.Linear(features, NUM_CLASSES, key=k))

@@ -87,6 +87,33 @@ def gated():
     return loss, params, (normal(3, (N, 2)), normal(4, (N,)))
 
 
+def gated_by_one():
+    """One unit multiplies all of a layer."""
+
+    def loss(params, x, y):
+        hidden = jax.nn.sigmoid(x @ params["g"]) * jnp.tanh(x @ params["w"])
+        return squared(hidden @ params["u"], y)
+
+    params = {"g": normal(0, (2, 1)), "w": normal(1, (2, 4)), "u": normal(2, (4, 1))}
+    return loss, params, (normal(3, (N, 2)), normal(4, (N, 1)))
+
+
+def centred():
+    """A function that does nothing to values but mixes their tangents."""
+
+    @jax.custom_jvp
+    def centre(x):
+        return 1.0 * x
+
+    centre.defjvp(lambda x, t: (1.0 * x[0], t[0] - t[0].mean(-1, keepdims=True)))
+
+    def loss(params, x, y):
+        return squared(jnp.tanh(centre(x @ params["w"])) @ params["u"], y)
+
+    params = {"w": normal(0, (2, 4)), "u": normal(1, (4, 1))}
+    return loss, params, (normal(2, (N, 2)), normal(3, (N, 1)))
+
+
 def normalised():
     """Layer norm with its scale and shift, before a layer with normalised weights."""
 
@@ -260,7 +287,8 @@ LOSSES = {
     **{
         f.__name__: f
         for f in (
-            maxout, shared, averaged, convolution, gated, normalised, penalised, looked_up, scanned,
+            maxout, shared, averaged, convolution, gated, gated_by_one, centred, normalised,
+            penalised, looked_up, scanned,
             product_of_weights,
             squared_weights, derived_weights_meet_themselves, greedy, linear_loss, equinox_module,
             linear_head, fixed_layers, layers_in_one_call,

@@ -154,6 +154,36 @@ def test_nothing_is_exact_before_layers_that_are_hidden(key):
         assert all("noise" in site.kind for site in sites), name
 
 
+def test_nothing_is_exact_before_layers_with_weights_that_are_made(key):
+    """Weights that another layer makes of the input, and weights in a product by broadcasting."""
+    x = normal(0, (N, 2))
+
+    def made(params, x):
+        h = x
+        for w in params:
+            h = jnp.tanh(jnp.einsum("ni,nij->nj", h, (x @ w).reshape(-1, 2, 2)))
+        return jnp.mean(h**2)
+
+    def broadcast(params, x):
+        h = x
+        for w in params:
+            h = jnp.tanh((h[:, :, None] * jax.nn.softplus(w)).sum(1))
+        return jnp.mean(h**2)
+
+    for loss, shape in ((made, (2, 4)), (broadcast, (2, 2))):
+        params = [normal(i, shape) for i in range(3)]
+        space = fwdgrad.Activities(exact_last=True)
+        sites = fwdgrad.explain(loss, params, x, tangents=fwdgrad.Normal(), space=space).sites
+        exact = {name for site in sites for name in site.parameters if "exact" in site.kind}
+        assert exact <= {"params[2]"}, loss.__name__
+
+
+def test_a_loss_that_is_a_parameter_is_refused(key):
+    value_and_grad = fwdgrad.forward_value_and_grad(lambda w, x: w, space=fwdgrad.Activities())
+    with pytest.raises(ValueError, match="returns one of params as it is"):
+        value_and_grad(key, jnp.float32(1), jnp.ones(2))
+
+
 def test_noise_is_masked_where_the_activation_is_flat(key):
     """A unit that is off for every example has the gradient zero, which is what it gets."""
     loss, params, args = mlp(jax.nn.relu)

@@ -19,7 +19,8 @@ from .oracle import normal
 
 BILINEAR = ("dot_general", "conv_general_dilated")
 LAYERWISE = fwdgrad.Activities(layerwise=True, exact_last=True)
-SPACES = (fwdgrad.Weights(), fwdgrad.Activities(), LAYERWISE)
+EXACT_LAST = fwdgrad.Weights(exact_last=True)
+SPACES = (fwdgrad.Weights(), EXACT_LAST, fwdgrad.Activities(), LAYERWISE)
 MODELS = {
     "mlp": lambda key: MLP((8, 8), key=key),
     "cnn": lambda key: CNN(2, 8, key=key),

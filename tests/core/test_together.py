@@ -113,6 +113,29 @@ def test_the_projection_is_the_nearest_point_of_the_span(tangents, key):
         assert abs(sum(products)) < 1e-3
 
 
+def test_blocks_end_where_a_rule_mixes_them(key):
+    """A function that does nothing to values but mixes their tangents."""
+
+    @jax.custom_jvp
+    def centre(x):
+        return 1.0 * x
+
+    centre.defjvp(lambda x, t: (1.0 * x[0], t[0] - t[0].mean(-1, keepdims=True)))
+
+    def loss(w, x):
+        return jnp.sum(jnp.tanh(centre(x @ w)) ** 2)
+
+    w, x = normal(0, (3, 6)), normal(1, (2, 3))
+    value_and_grad = fwdgrad.forward_value_and_grad(
+        loss, tangents=fwdgrad.BlockSparse(), num_tangents=3
+    )
+    drawn = value_and_grad.draw(key, w, x)
+    tangents = dense(drawn.tangents[0])
+    derivatives = [jax.jvp(lambda w: loss(w, x), (w,), (v,))[1] for v in tangents]
+    expected = sum(d * v for d, v in zip(derivatives, tangents, strict=True)) / 3
+    np.testing.assert_allclose(value_and_grad(drawn, w, x)[1], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_blocks_of_the_weights_are_pushed_forward_as_by_jvp(key):
     """Through a small network: their form is no matter for the derivatives."""
     params = [normal(0, (5, 6)), normal(1, (6,)), normal(2, (6, 7)), normal(3, (7, 3))]
