@@ -19,7 +19,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from omegaconf import DictConfig
 
 from experiments import jobs, style
@@ -233,10 +235,17 @@ def _figure(lines: dict[str, Line], about: dict[str, Any]) -> Figure:
     for panel, title in zip(panels, titles, strict=True):
         panel.set(xscale="log")
         panel.set_title(title, loc="left", fontweight="bold")
-    panels[0].yaxis.set_major_formatter("{x:g}")
-    panels[0].yaxis.set_minor_formatter("{x:g}")
+        _plain_numbers(panel.xaxis, (1, 2, 5))
+    _plain_numbers(panels[0].yaxis, (1, 1.5, 2, 3, 4, 6, 8))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure
+
+
+def _plain_numbers(axis: Axis, leading: tuple[float, ...]) -> None:
+    """Of a logarithmic axis the numbers with these leading digits, and no others."""
+    axis.set_major_locator(LogLocator(subs=leading))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _colours(lines: dict[str, Line], about: dict[str, Any]) -> dict[str, Any]:
