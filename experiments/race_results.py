@@ -105,7 +105,8 @@ def verdicts(lines: Lines, about: About) -> list[str]:
                 _when_backprop(line, timed, about[name]["times"]),
             ]
         said.append(_without(line, lines.get(about[name]["ablates"]), about[name]["ablates"]))
-        text.append(f"- {style.name(name)}: {'; '.join(filter(None, said))}.")
+        remark = f" {remark}" if (remark := about[name]["remark"]) else ""
+        text.append(f"- {style.name(name)}: {'; '.join(filter(None, said))}.{remark}")
     return text
 
 

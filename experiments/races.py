@@ -37,7 +37,8 @@ COLUMNS = (
 )  # fmt: skip
 # Of a line, for the record.
 _ABOUT = (
-    "like", "operations", "derivatives", "overrides", "wanted", "behind", "times", "ablates"
+    "like", "operations", "derivatives", "overrides", "wanted", "behind", "times", "ablates",
+    "remark",
 )  # fmt: skip
 FAMILIES = {"backprop": "Greys", "weight": "Oranges", "activity": "Blues", "local": "Greens"}
 

@@ -111,11 +111,11 @@ def test_who_is_ahead_of_whom(tmp_path):
     lines = race_results.read(tmp_path / "race.csv")
     assert lines["activity"].seconds == 120
     np.testing.assert_allclose(lines["activity"].test_accuracy, [0.9825, 0.9835])
-    none = dict.fromkeys(("operations", "wanted", "behind", "times", "ablates"))
+    none = dict.fromkeys(("operations", "wanted", "behind", "times", "ablates", "remark"))
     about = {name: {**none, "like": name.partition("-1")[0]} for name in lines}
     about["backprop-5s"]["like"] = "backprop"
     about["activity"] |= {"wanted": 0.983, "behind": 0.3, "times": 20, "ablates": "activity-plain"}
-    about["weight-600s"] |= {"wanted": 0.985, "times": 8}
+    about["weight-600s"] |= {"wanted": 0.985, "times": 8, "remark": "Tried besides: less."}
     for name in ("backprop-equal", "weight-equal"):
         about[name]["operations"] = 1e12
     backprop, backprop_equal, activity, plain, weight, equal = race_results.verdicts(lines, about)
@@ -135,7 +135,7 @@ def test_who_is_ahead_of_whom(tmp_path):
     assert "+0.20 [-1.07, 1.47] points over activity-plain" in activity
     assert "is not told from control-first-frozen" in plain and "wanted" not in plain
     assert "does not beat control-first-frozen, the best control, of 120 s alone: -2.00" in weight
-    assert "98.5 wanted: missed" in weight
+    assert "98.5 wanted: missed" in weight and weight.endswith(". Tried besides: less.")
     assert "more than 120 times backprop's time to that mean (5 s), at most 8 wanted" in weight
     assert "+2.50 [2.50, 2.50] points behind backprop-equal; does not beat control-first" in equal
 
