@@ -92,7 +92,8 @@ def verdicts(lines: Lines, about: About) -> list[str]:
     for name, line in lines.items():
         if _is_control(name) or (line.family == "backprop" and about[name]["like"] != name):
             continue
-        said = [_of_target(line, about[name]["wanted"])]
+        wanted = about[name] if about[name]["like"] == name else {}
+        said = [_of_target(line, wanted.get("wanted"))]
         if name not in timed:
             others = {n: x for n, x in lines.items() if n not in timed}
             said.append(_against_controls(line, others, "flops"))
@@ -101,8 +102,8 @@ def verdicts(lines: Lines, about: About) -> list[str]:
         said.append(_against_controls(line, timed, "seconds"))
         if name in timed and line.family != "backprop":
             said += [
-                _against_backprop(line, timed, about[name]["behind"]),
-                _when_backprop(line, timed, about[name]["times"]),
+                _against_backprop(line, timed, wanted.get("behind")),
+                _when_backprop(line, lines, wanted.get("times")),
             ]
         said.append(_without(line, lines.get(about[name]["ablates"]), about[name]["ablates"]))
         remark = f" {remark}" if (remark := about[name]["remark"]) else ""
@@ -158,24 +159,30 @@ def _against_backprop(line: Line, lines: Lines, at_most: float | None = None) ->
 
 
 def _when_backprop(line: Line, lines: Lines, at_most: float | None) -> str:
-    """The line's time over backprop's to the line's accuracy, between two lengths of its runs."""
+    """The line's time over that of backprop to the line's mean, between two lengths of its runs.
+
+    The time between them is interpolated: accuracies over the logarithm of the time.
+    """
     exact = _backprops(lines)
-    enough = [x.seconds for x in exact.values() if x.accuracy >= line.accuracy]
+    enough = [x for x in exact.values() if x.accuracy >= line.accuracy]
     if not enough:
         return "no backprop has as high a mean" if exact else ""
-    soonest = min(enough)
-    too_few = [x.seconds for x in exact.values() if x.seconds < soonest]
-    least = line.seconds / soonest
-    most = line.seconds / max(too_few) if too_few else math.inf
-    wanted = ""
-    if at_most is not None:
-        reached = "reached" if most <= at_most else "missed" if least > at_most else "undecided"
-        wanted = f", at most {at_most:g} wanted: {reached}"
+    soonest = min(enough, key=lambda x: x.seconds)
+    too_few = [x for x in exact.values() if x.seconds < soonest.seconds]
     if not too_few:
-        return f"more than {least:.3g} times backprop's time to that mean ({soonest:.3g} s){wanted}"
+        return (
+            f"more than {line.seconds / soonest.seconds:.3g} times backprop's time to that mean "
+            f"({soonest.seconds:.3g} s)"
+        )
+    longest = max(too_few, key=lambda x: x.seconds)
+    share = (line.accuracy - longest.accuracy) / (soonest.accuracy - longest.accuracy)
+    seconds = longest.seconds * (soonest.seconds / longest.seconds) ** share
+    ratios = [line.seconds / s for s in (seconds, soonest.seconds, longest.seconds)]
+    ratio = Interval(*ratios, 1)
+    wanted = "" if at_most is None else f", {verdict(ratio, at_most=at_most)}"
     return (
-        f"{least:.3g} to {most:.3g} times backprop's time to that mean (runs of "
-        f"{max(too_few):.3g} s are worse, of {soonest:.3g} s are as good){wanted}"
+        f"{ratio} times backprop's time to that mean (runs of {longest.seconds:.3g} s are worse, "
+        f"of {soonest.seconds:.3g} s as good){wanted}"
     )
 
 

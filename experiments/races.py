@@ -253,7 +253,8 @@ def _colours(lines: dict[str, Line], about: dict[str, Any]) -> dict[str, Any]:
     """For every estimator a shade of its family's colour."""
     shades = {}
     for family, colour_map in FAMILIES.items():
-        names = [n for n in lines if lines[n].family == family and about[n]["like"] == n]
+        names = [about[n]["like"] for n in lines if lines[n].family == family]
+        names = list(dict.fromkeys(names))
         for i, estimator in enumerate(names):
             shades[estimator] = plt.get_cmap(colour_map)(0.95 - 0.6 * i / max(1, len(names)))
     return shades
