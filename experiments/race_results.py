@@ -92,7 +92,7 @@ def verdicts(lines: Lines, about: About) -> list[str]:
     for name, line in lines.items():
         if _is_control(name) or (line.family == "backprop" and about[name]["like"] != name):
             continue
-        wanted = about[name] if about[name]["like"] == name else {}
+        wanted: Mapping[str, Any] = about[name] if about[name]["like"] == name else {}
         said = [_of_target(line, wanted.get("wanted"))]
         if name not in timed:
             others = {n: x for n, x in lines.items() if n not in timed}
@@ -174,14 +174,14 @@ def _when_backprop(line: Line, lines: Lines, at_most: float | None) -> str:
             f"more than {line.seconds / soonest.seconds:.3g} times backprop's time to that mean "
             f"({soonest.seconds:.3g} s)"
         )
-    longest = max(too_few, key=lambda x: x.seconds)
-    share = (line.accuracy - longest.accuracy) / (soonest.accuracy - longest.accuracy)
-    seconds = longest.seconds * (soonest.seconds / longest.seconds) ** share
-    ratios = [line.seconds / s for s in (seconds, soonest.seconds, longest.seconds)]
-    ratio = Interval(*ratios, 1)
+    below = max(too_few, key=lambda x: x.accuracy)
+    share = (line.accuracy - below.accuracy) / (soonest.accuracy - below.accuracy)
+    seconds = below.seconds * (soonest.seconds / below.seconds) ** share
+    low, high = line.seconds / soonest.seconds, line.seconds / below.seconds
+    ratio = Interval(line.seconds / seconds, low, high, 1)
     wanted = "" if at_most is None else f", {verdict(ratio, at_most=at_most)}"
     return (
-        f"{ratio} times backprop's time to that mean (runs of {longest.seconds:.3g} s are worse, "
+        f"{ratio} times backprop's time to that mean (runs of {below.seconds:.3g} s are worse, "
         f"of {soonest.seconds:.3g} s as good){wanted}"
     )
 
