@@ -41,6 +41,7 @@ from fwdgrad.work.measurements import measured_once
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
 
 NAME = "estimator_quality"
+_MARKERS = {"backprop": "*", "weights": "s", "activities": "o", "layer-wise": "^"}
 COLUMNS = ("stage", "line", "quantity", "value", "low", "high", "n")
 # stage -> quantity -> a number for each seed
 Samples = dict[str, dict[str, list[float]]]
@@ -142,8 +143,7 @@ def draw(folder: Path) -> None:
         for axis, cost in zip(column, ("time", "operations"), strict=True):
             _draw_costs(axis, found, information, cost)
             axis.set_xlabel(f"{cost} of a step, over backprop's")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("cosine with the gradient of the hidden layers")
+    figure.supylabel("cosine with the gradient of the hidden layers", fontsize=8)
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7
     )
@@ -161,12 +161,12 @@ def _draw_costs(
         x = [found[name][cost].value for name in names]
         y = [found[name]["hidden_cosine"] for name in names]
         uncounted = cost == "operations" and any(information["uncounted"][name] for name in names)
-        if not (learnt or uncounted):
+        if not (learnt or uncounted or group == "backprop"):
             points += [(a, b.value) for a, b in zip(x, y, strict=True)]
         ends = [[b.value - b.low for b in y], [b.high - b.value for b in y]]
         axis.errorbar(
             x, [b.value for b in y], np.maximum(np.nan_to_num(ends), 0), color=colours(i % 20),
-            marker="*" if group == "backprop" else "o", mfc="white" if learnt else None,
+            marker=_MARKERS.get(group.partition(",")[0], "x"), mfc="white" if learnt else None,
             ms=4, lw=0.8, elinewidth=0.6, label=group,
         )  # fmt: skip
     frontier = _frontier(points)
@@ -208,9 +208,9 @@ def describe(folder: Path) -> str:
         "that slope, bias and variance say nothing of it. Time and operations of a step are over "
         "backprop's (of what draws normal numbers and factorises XLA counts a part, or nothing of "
         "the QR of orthogonal tangents, so these are not on the frontier of operations). Dotted: "
-        "the frontier, what nothing cheaper is as good as. Hollow, and not part of it: with a "
-        "guess that was learned at these parameters, which stay where they are, for some hundred "
-        "minibatches before.",
+        "the frontier, what nothing cheaper but backprop is as good as. Hollow, and not part of "
+        "it: with a guess that was learned at these parameters, which stay where they are, for "
+        "some hundred minibatches before.",
         "",
         *_targets(stages, information["wanted"]),
         _of_laws(stages),
