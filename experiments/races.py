@@ -100,6 +100,7 @@ class Race:
                 for name, line in lines.items()
             },
             "tuning": race.experiment.tuning,
+            "history": race.experiment.history,
             **jobs.sources(sources),
         }
         write_json(folder / f"{self._name}.json", information)
@@ -134,6 +135,7 @@ class Race:
             "this one test set: of 10,000 other images the mean would be another, with a standard "
             "deviation of 0.13 points at 98.3 %.",
             "",
+            *([information["history"], ""] if information["history"] else []),
             *rows(lines, about, rates),
             "",
             *verdicts(lines, about),
