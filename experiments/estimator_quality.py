@@ -54,22 +54,21 @@ def run(cfg: DictConfig, folder: Path) -> None:
     backprop = _config(cfg, experiment.training)
     shown = list(experiment.shown or experiment.lines)
     rows: list[tuple[Any, ...]] = []
-    dense = _measured(cfg, experiment.reference, runs)
-    records = [dense]
+    dense, records = _measured(cfg, experiment.reference, runs)
     bar = jobs.progress(shown, cfg, NAME)
     for name in bar:
         bar.set_postfix_str(name)
         config = _config(cfg, experiment.lines[name].overrides)
         timed = step_costs({"backprop": backprop, name: config}, runs, **experiment.costs)
         counted, unit = (operations_of_a_step(c, runs) for c in (config, backprop))
-        measured = _measured(cfg, name, runs)
-        records += [timed, counted, unit, measured]
+        measured, sources = _measured(cfg, name, runs)
+        records += [timed, counted, unit, *sources]
         costs = {
             "time": Interval(**timed["result"][name]["over_reference"]),
             "operations": exact(counted["result"] / unit["result"]),
         }
         for stage in map(str, experiment.stages):
-            found = _intervals(measured["result"][stage], dense["result"][stage])
+            found = _intervals(measured[stage], dense[stage])
             rows += [(stage, name, q, *interval) for q, interval in {**found, **costs}.items()]
     write_table(folder / f"{NAME}.csv", COLUMNS, rows)
     information = {
@@ -87,13 +86,30 @@ def _config(cfg: DictConfig, overrides: Any, **values: Any) -> DictConfig:
     return jobs.compose_train(cfg, [*cfg.experiments[NAME].overrides, *overrides], **values)
 
 
-def _measured(cfg: DictConfig, name: str, runs: Path) -> dict[str, Any]:
+def _measured(cfg: DictConfig, name: str, runs: Path) -> tuple[Samples, list[dict[str, Any]]]:
+    """What was measured of a line, and the records of it.
+
+    At the start those lines of which something is wanted have more seeds, and so has the reference.
+    """
+    experiment = cfg.experiments[NAME]
+    of_all = _record(cfg, name, runs, list(experiment.stages), list(experiment.seeds))
+    in_question = {experiment.reference, *(target.line for target in experiment.wanted)}
+    if name not in in_question or not experiment.more_seeds:
+        return of_all["result"], [of_all]
+    more = _record(cfg, name, runs, [0], list(experiment.more_seeds))
+    first, further = (record["result"]["0"] for record in (of_all, more))
+    at_start = {quantity: [*first[quantity], *further[quantity]] for quantity in first}
+    return {**of_all["result"], "0": at_start}, [of_all, more]
+
+
+def _record(
+    cfg: DictConfig, name: str, runs: Path, stages: list[int], seeds: list[int]
+) -> dict[str, Any]:
     """A record whose result is of the type `Samples`."""
     experiment = cfg.experiments[NAME]
     line = experiment.lines[name]
     config, training = _config(cfg, line.overrides), _config(cfg, experiment.training)
     lengths = {"draws": line.get("draws", experiment.draws), "guess_steps": experiment.guess_steps}
-    stages, seeds = list(experiment.stages), list(experiment.seeds)
     identity = {
         "line": train.identifying(config), "training": train.identifying(training),
         "stages": stages, "seeds": seeds, **lengths,
@@ -112,7 +128,7 @@ def _measured(cfg: DictConfig, name: str, runs: Path) -> dict[str, Any]:
 def _intervals(found: dict[str, list[float]], dense: dict[str, list[float]]) -> dict[str, Interval]:
     """The intervals of what was measured, and of its ratios to one dense tangent, seed by seed."""
     samples = {name: np.array([float(x) for x in values]) for name, values in found.items()}
-    reference = np.array([float(x) for x in dense["cosine"]])
+    reference = np.array([float(x) for x in dense["cosine"]])[: len(samples["cosine"])]
     samples["cosine_over_dense"] = samples["cosine"] / reference
     samples["hidden_over_dense"] = samples["hidden_cosine"] / reference
     samples["law_cosine"] = samples.pop("squared_cosine_law") ** 0.5
@@ -265,7 +281,7 @@ def _targets(stages: dict[int, Any], wanted: list[dict[str, Any]]) -> list[str]:
         bounds = {side: target[side] for side in ("at_least", "at_most") if side in target}
         quantity = target["quantity"].replace("_", " ")
         text.append(
-            f"- {style.name(target['line'])}, at the start: {quantity} {found}, "
+            f"- {style.name(target['line'])}, at the start: {quantity} {found}, n = {found.n}, "
             f"{verdict(found, **bounds)}."
         )
     return text

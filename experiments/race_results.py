@@ -85,7 +85,7 @@ def verdicts(lines: Lines, about: About) -> list[str]:
     """What is said of each line, but for controls and the shorter runs of backprop.
 
     A line that has its seconds is held against those that have as many, one that has its operations
-    against those that have as many of them; and any against controls of as much time.
+    against those that have as many of them; and any against controls of no more time.
     """
     timed = {name: line for name, line in lines.items() if about[name]["operations"] is None}
     text = []
@@ -107,7 +107,8 @@ def verdicts(lines: Lines, about: About) -> list[str]:
             ]
         said.append(_without(line, lines.get(about[name]["ablates"]), about[name]["ablates"]))
         remark = f" {remark}" if (remark := about[name]["remark"]) else ""
-        text.append(f"- {style.name(name)}: {'; '.join(filter(None, said))}.{remark}")
+        if any(said):
+            text.append(f"- {style.name(name)}: {'; '.join(filter(None, said))}.{remark}")
     return text
 
 
@@ -128,22 +129,24 @@ def _of_target(line: Line, wanted: float | None) -> str:
 
 
 def _against_controls(line: Line, lines: Lines, budget: str) -> str:
-    """Whether the line is better than the best control that had as much, or else than all."""
+    """Whether the line is better than the best control that had no more."""
 
     def spent(x: Line) -> float:
         return float(x.columns[budget][0, -1])
 
-    controls = {name: x for name, x in lines.items() if _is_control(name)}
+    controls = {
+        name: x for name, x in lines.items() if _is_control(name) and spent(x) <= 1.05 * spent(line)
+    }
     if not controls:
         return ""
-    equal = {name: c for name, c in controls.items() if spent(c) >= 0.95 * spent(line)}
-    best = max(equal or controls, key=lambda name: controls[name].accuracy)
+    best = max(controls, key=lambda name: controls[name].accuracy)
     gain = mean_interval(100 * _paired(line, controls[best]))
     verb = "is not told from"
     if gain.low > 0 or gain.high < 0:
         verb = "beats" if gain.low > 0 else "does not beat"
     kind = f"the best control of its {'time' if budget == 'seconds' else 'operations'}"
-    kind = kind if equal else f"the best control, of {controls[best].seconds:.3g} s alone"
+    if spent(controls[best]) < 0.95 * spent(line):
+        kind = f"the best control, of {controls[best].seconds:.3g} s alone"
     return f"{verb} {style.name(best)}, {kind}: {_signed(gain)} points"
 
 

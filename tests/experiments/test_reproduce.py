@@ -80,7 +80,13 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys):
         ("backprop", "backprop"), ("activity", "activity-blocks"), ("backprop", "backprop-equal")
     ]  # fmt: skip
     assert all(float(r["flops"]) > 0 and 0 <= float(r["test_accuracy"]) <= 1 for r in last)
-    assert {row["quantity"] for row in table(tmp_path / "estimator_quality.csv")} == {
+    of_quality = table(tmp_path / "estimator_quality.csv")
+    cosines = {
+        (r["line"], r["stage"]): int(r["n"]) for r in of_quality if r["quantity"] == "cosine"
+    }
+    assert cosines["backprop", "0"] == cosines["activities-rademacher-1", "3"] == 2
+    assert cosines["activities-rademacher-1", "0"] == 3  # of what is wanted more seeds
+    assert {row["quantity"] for row in of_quality} == {
         "cosine", "hidden_cosine", "squared_cosine", "slope", "error", "bias", "variance",
         "cosine_over_dense", "hidden_over_dense", "law", "law_cosine", "error_over_law", "time",
         "operations",
