@@ -26,22 +26,20 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
 from experiments import jobs, style, train
 from experiments.costs import operations_of_a_step, step_costs
 from experiments.gradient_quality import quality, trained
 from experiments.paper import Finding
+from experiments.quality_figure import quality_figure
 from experiments.targets import verdict
 from fwdgrad.work import Interval, exact, mean_interval
 from fwdgrad.work.measurements import measured_once
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
 
 NAME = "estimator_quality"
-_MARKERS = {"backprop": "*", "weights": "s", "activities": "o", "layer-wise": "^"}
 COLUMNS = ("stage", "line", "quantity", "value", "low", "high", "n")
 # stage -> quantity -> a number for each seed
 Samples = dict[str, dict[str, list[float]]]
@@ -77,6 +75,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
             for key in ("group", "derivatives", "learnt", "uncounted")
         },
         "wanted": jobs.plain(experiment.wanted),
+        "guess_steps": experiment.guess_steps,
+        "history": experiment.history,
         **jobs.sources(records),
     }
     write_json(folder / f"{NAME}.json", information)
@@ -149,58 +149,8 @@ def _read(folder: Path) -> dict[int, dict[str, dict[str, Interval]]]:
 
 def draw(folder: Path) -> None:
     """Draws the figure from the table in `folder`: quality against cost, and its frontier."""
-    stages, information = _read(folder), read_json(folder / f"{NAME}.json")
-    figure, axes = plt.subplots(
-        2, len(stages), figsize=(3.6 * len(stages), 6.4), sharey=True, squeeze=False
-    )
-    for column, (stage, found) in zip(axes.T, stages.items(), strict=True):
-        title = "at the start" if stage == 0 else f"after {stage:,} steps of backprop"
-        column[0].set_title(title, loc="left", fontweight="bold")
-        for axis, cost in zip(column, ("time", "operations"), strict=True):
-            _draw_costs(axis, found, information, cost)
-            axis.set_xlabel(f"{cost} of a step, over backprop's")
-    figure.supylabel("cosine with the gradient of the hidden layers", fontsize=8)
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7
-    )
+    figure = quality_figure(_read(folder), read_json(folder / f"{NAME}.json"))
     style.save(figure, folder, NAME)
-
-
-def _draw_costs(
-    axis: Axes, found: dict[str, dict[str, Interval]], information: dict[str, Any], cost: str
-) -> None:
-    groups, colours = information["group"], plt.get_cmap("tab20")
-    points = []
-    for i, group in enumerate(dict.fromkeys(groups.values())):
-        names = [name for name in found if groups[name] == group]
-        learnt = any(information["learnt"][name] for name in names)
-        x = [found[name][cost].value for name in names]
-        y = [found[name]["hidden_cosine"] for name in names]
-        uncounted = cost == "operations" and any(information["uncounted"][name] for name in names)
-        if not (learnt or uncounted or group == "backprop"):
-            points += [(a, b.value) for a, b in zip(x, y, strict=True)]
-        ends = [[b.value - b.low for b in y], [b.high - b.value for b in y]]
-        axis.errorbar(
-            x, [b.value for b in y], np.maximum(np.nan_to_num(ends), 0), color=colours(i % 20),
-            marker=_MARKERS.get(group.partition(",")[0], "x"), mfc="white" if learnt else None,
-            ms=4, lw=0.8, elinewidth=0.6, label=group,
-        )  # fmt: skip
-    frontier = _frontier(points)
-    axis.step(*zip(*frontier, strict=True), where="post", color="black", lw=0.8, ls=":", zorder=0)
-    axis.set(xscale="log", yscale="log")
-
-
-def _frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that nothing cheaper is as good as.
-
-    >>> _frontier([(2.0, 0.5), (1.0, 0.2), (3.0, 0.4)])
-    [(1.0, 0.2), (2.0, 0.5)]
-    """
-    best: list[tuple[float, float]] = []
-    for cost, value in sorted(points):
-        if not best or value > best[-1][1]:
-            best.append((cost, value))
-    return best
 
 
 def describe(folder: Path) -> str:
@@ -210,6 +160,13 @@ def describe(folder: Path) -> str:
         "## The estimators' quality and cost (not in the paper)",
         "",
         f"![Quality against cost]({NAME}.png)",
+        "",
+        "Names: *weights* or *activities* is where the noise is, and the number at the end is K, "
+        "that of the tangents. *split*: the noise of each layer is pushed forward for itself; "
+        "*exact*: the last layer's derivative is taken as it is; *layerwise*: both; without, "
+        "joint: the noise of all layers together. *blocks*: each tangent perturbs one of K groups "
+        "of units; *momentum*, *guided*: with a guess of the gradient as control variate. "
+        "Derivatives are directional derivatives (JVPs) of an example in a step.",
         "",
         "Each estimate g drawn many times and held against the exact gradient ∇f: the mean of the "
         "cosine of all parameters, and of all but the last layer's; the root of the mean squared "
@@ -224,10 +181,12 @@ def describe(folder: Path) -> str:
         "that slope, bias and variance say nothing of it. Time and operations of a step are over "
         "backprop's (of what draws normal numbers and factorises XLA counts a part, or nothing of "
         "the QR of orthogonal tangents, so these are not on the frontier of operations). Dotted: "
-        "the frontier, what nothing cheaper but backprop is as good as. Hollow, and not part of "
-        "it: with a guess that was learned at these parameters, which stay where they are, for "
-        "some hundred minibatches before.",
+        "the frontier of what is not backprop, those that nothing cheaper is as good as; backprop "
+        "itself is better than all of it that takes longer. Hollow, and not part of it: with a "
+        f"guess that was learned for {information['guess_steps']} minibatches at these very "
+        "parameters, more than it could in a training, where they move.",
         "",
+        *([information["history"], ""] if information["history"] else []),
         *_targets(stages, information["wanted"]),
         _of_laws(stages),
     ]
@@ -237,16 +196,16 @@ def describe(folder: Path) -> str:
             "",
             f"{after}:",
             "",
-            "| estimator | derivatives | cosine | of the hidden layers | root mean square "
+            "| estimator | seeds | derivatives | cosine | of the hidden layers | root mean square "
             "| by theory | slope | bias | variance | error over theory's | time | operations |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for name, q in found.items():
             value, low, high = (max(x, 0.0) ** 0.5 for x in q["squared_cosine"][:3])
             root = Interval(value, low, high, q["squared_cosine"].n)
             laws = [_or_dash(q[law]) for law in ("law_cosine", "error_over_law")]
             cells = [
-                style.name(name), information["derivatives"][name], q["cosine"],
+                style.name(name), q["cosine"].n, information["derivatives"][name], q["cosine"],
                 q["hidden_cosine"], root, laws[0], q["slope"], q["bias"], q["variance"], laws[1],
                 q["time"], q["operations"],
             ]  # fmt: skip
@@ -266,7 +225,8 @@ def _of_laws(stages: dict[int, Any]) -> str:
     furthest = max((abs(ratio.value - 1) for ratio in known), default=math.nan)
     return (
         f"- Of {len(known)} lines and stages whose law is known, the interval of the error over "
-        f"theory's holds 1 in {hold} (about 19 of 20 would); the value furthest from 1 is "
+        f"theory's holds 1 in {hold} (about 19 of 20 would if they were independent, but "
+        "some share their draws, and a projection's cannot miss); the value furthest from 1 is "
         f"{100 * furthest:.2g} % off."
     )
 

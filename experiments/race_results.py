@@ -10,7 +10,7 @@ import numpy as np
 from experiments import style
 from experiments.targets import verdict
 from experiments.tuning import Rates
-from fwdgrad.work import Interval, mean_interval
+from fwdgrad.work import Interval, exact, mean_interval
 from fwdgrad.work.records import read_table
 
 
@@ -141,22 +141,26 @@ def _against_controls(line: Line, lines: Lines, budget: str) -> str:
         return ""
     best = max(controls, key=lambda name: controls[name].accuracy)
     gain = mean_interval(100 * _paired(line, controls[best]))
-    verb = "is not told from"
+    verb = "cannot be told from"
     if gain.low > 0 or gain.high < 0:
         verb = "beats" if gain.low > 0 else "does not beat"
     kind = f"the best control of its {'time' if budget == 'seconds' else 'operations'}"
     if spent(controls[best]) < 0.95 * spent(line):
         kind = f"the best control, of {controls[best].seconds:.3g} s alone"
-    return f"{verb} {style.name(best)}, {kind}: {_signed(gain)} points"
+    valid = mean_interval(100 * _paired(line, controls[best], "valid_accuracy"))
+    return (
+        f"{verb} {style.name(best)}, {kind}: {_signed(gain)} points ({_signed(valid)} on the "
+        "validation images)"
+    )
 
 
 def _against_backprop(line: Line, lines: Lines, at_most: float | None = None) -> str:
     """Points behind the backprop that is best on the validation set."""
-    exact = _backprops(lines)
-    if not exact:
+    backprops = _backprops(lines)
+    if not backprops:
         return ""
-    best = max(exact, key=lambda name: exact[name].columns["valid_accuracy"][:, -1].mean())
-    behind = mean_interval(100 * _paired(exact[best], line))
+    best = max(backprops, key=lambda name: backprops[name].columns["valid_accuracy"][:, -1].mean())
+    behind = mean_interval(100 * _paired(backprops[best], line))
     wanted = "" if at_most is None else f", {verdict(behind, at_most=at_most)}"
     return f"{_signed(behind)} points behind {style.name(best)}{wanted}"
 
@@ -166,12 +170,12 @@ def _when_backprop(line: Line, lines: Lines, at_most: float | None) -> str:
 
     The time between them is interpolated: accuracies over the logarithm of the time.
     """
-    exact = _backprops(lines)
-    enough = [x for x in exact.values() if x.accuracy >= line.accuracy]
+    backprops = _backprops(lines)
+    enough = [x for x in backprops.values() if x.accuracy >= line.accuracy]
     if not enough:
-        return "no backprop has as high a mean" if exact else ""
+        return "no backprop has as high a mean" if backprops else ""
     soonest = min(enough, key=lambda x: x.seconds)
-    too_few = [x for x in exact.values() if x.seconds < soonest.seconds]
+    too_few = [x for x in backprops.values() if x.seconds < soonest.seconds]
     if not too_few:
         return (
             f"more than {line.seconds / soonest.seconds:.3g} times backprop's time to that mean "
@@ -180,12 +184,12 @@ def _when_backprop(line: Line, lines: Lines, at_most: float | None) -> str:
     below = max(too_few, key=lambda x: x.accuracy)
     share = (line.accuracy - below.accuracy) / (soonest.accuracy - below.accuracy)
     seconds = below.seconds * (soonest.seconds / below.seconds) ** share
-    low, high = line.seconds / soonest.seconds, line.seconds / below.seconds
-    ratio = Interval(line.seconds / seconds, low, high, 1)
-    wanted = "" if at_most is None else f", {verdict(ratio, at_most=at_most)}"
+    ratio = line.seconds / seconds
+    wanted = "" if at_most is None else f", {verdict(exact(ratio), at_most=at_most)}"
     return (
-        f"{ratio} times backprop's time to that mean (runs of {below.seconds:.3g} s are worse, "
-        f"of {soonest.seconds:.3g} s as good){wanted}"
+        f"{ratio:.3g} times backprop's time to that mean, by interpolation between "
+        f"{line.seconds / soonest.seconds:.3g} (its runs of {soonest.seconds:.3g} s are as good) "
+        f"and {line.seconds / below.seconds:.3g} (those of {below.seconds:.3g} s are worse){wanted}"
     )
 
 
@@ -195,10 +199,11 @@ def _without(line: Line, other: Line | None, name: str | None) -> str:
     return f"{_signed(mean_interval(100 * _paired(line, other)))} points over {style.name(name)}"
 
 
-def _paired(a: Line, b: Line) -> np.ndarray:
-    """Differences of the accuracies of the same seeds."""
-    n = min(len(a.test_accuracy), len(b.test_accuracy))
-    return a.test_accuracy[:n] - b.test_accuracy[:n]
+def _paired(a: Line, b: Line, of: str = "test_accuracy") -> np.ndarray:
+    """Differences of the last accuracies of the same seeds."""
+    ends = [x.test_accuracy if of == "test_accuracy" else x.columns[of][:, -1] for x in (a, b)]
+    n = min(map(len, ends))
+    return ends[0][:n] - ends[1][:n]
 
 
 def _signed(x: Interval) -> str:

@@ -16,20 +16,15 @@ A race NAME leaves `NAME.csv` (a row an evaluation; `test_accuracy` on the last 
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 from omegaconf import DictConfig
 
 from experiments import jobs, style
 from experiments.costs import operations_of_a_step, training_costs
 from experiments.paper import Finding
-from experiments.race_results import Line, read, rows, verdicts
+from experiments.race_figure import race_figure
+from experiments.race_results import read, rows, verdicts
 from experiments.tuning import Tuned, read_rates, tune_and_train
-from fwdgrad.work import exact, mean_interval
+from fwdgrad.work import exact
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
 
 COLUMNS = (
@@ -40,7 +35,29 @@ _ABOUT = (
     "like", "operations", "derivatives", "overrides", "wanted", "behind", "times", "ablates",
     "remark",
 )  # fmt: skip
-FAMILIES = {"backprop": "Greys", "weight": "Oranges", "activity": "Blues", "local": "Greens"}
+# What the report says before the table.
+_NAMES = (
+    "Names: *activity* lines put noise on what each layer computes, layer by layer, with the last "
+    "layer's gradient exact; *weight* lines on the weights; *blocks*: each of K tangents perturbs "
+    "one of K groups of units; *guided*: with a guess of the gradient, linear in the last layer's "
+    "and learned on the way, as control variate; *local*: a linear classifier and a loss for each "
+    "layer; *control*: exact gradients, but the other layers stay at their random start; "
+    "*-equal*: as many operations in the place of as much time. Derivatives are directional "
+    "derivatives (JVPs) of an example in a step; local heads that are trained by backprop take "
+    "reverse mode through one layer and its head."
+)
+_HOW = (
+    "Every run has the seconds, or the operations, in the table, at the rate with the least "
+    "validation error after {tuning:g} of its steps, one run a rate with another seed; as many "
+    "rates for each, and plain SGD with a cosine schedule but where the name says momentum. What "
+    "is not a rate was set by hand: for backprop and the controls the minibatch, for the others "
+    "also the number of tangents, clipping and the rate of the guess, in a few single runs "
+    "before. Seconds are steps times the time of a step: that of backprop, in one quiet minute, "
+    "times the ratio, measured in turns (by the clock the runs took what is in brackets: they "
+    "shared the machine with others). Accuracies are means with 95 % intervals over the seeds, "
+    "and so is what is said of differences, for this one test set: of 10,000 other images the "
+    "mean would be another, with a standard deviation of 0.13 points at 98.3 %."
+)
 
 
 class Race:
@@ -108,7 +125,7 @@ class Race:
     def draw(self, folder: Path) -> None:
         """Draws the figure from the tables in `folder`."""
         about = read_json(folder / f"{self._name}.json")["lines"]
-        figure = _figure(read(folder / f"{self._name}.csv"), about)
+        figure = race_figure(read(folder / f"{self._name}.csv"), about)
         style.save(figure, folder, self._name)
 
     def describe(self, folder: Path) -> str:
@@ -121,19 +138,9 @@ class Race:
             "",
             f"![Error against time and operations]({self._name}.png)",
             "",
-            "Every run has the seconds, or the operations, in the table, at the rate with the "
-            f"least validation error after {information['tuning']:g} of its steps, one run a rate "
-            "with another seed; as many rates for each, and plain SGD with a cosine schedule but "
-            "where the name says momentum. What is not a rate was set by hand: for backprop and "
-            "the controls the minibatch, for the others also the number of tangents, clipping and "
-            "the rate of the guess, in a few single runs of seed 0 before. Seconds are steps "
-            "times the time of a step: that of backprop times the ratio, measured in turns (by the "
-            "clock the runs took what is in brackets; other work may have slowed them). "
-            "Directional derivatives are those of an example in a step; local heads that are "
-            "trained by backprop take reverse mode through one layer and its head. Accuracies are "
-            "means with 95 % intervals over the seeds, and so is what is said of differences, for "
-            "this one test set: of 10,000 other images the mean would be another, with a standard "
-            "deviation of 0.13 points at 98.3 %.",
+            _NAMES,
+            "",
+            _HOW.format(tuning=information["tuning"]),
             "",
             *([information["history"], ""] if information["history"] else []),
             *rows(lines, about, rates),
@@ -214,71 +221,3 @@ def _tune_and_train(race: _Configs, name: str, cost: _Cost, bar: Any) -> Tuned:
         lambda text: bar.write(f"{race.name}: {name}: {text}"),
         minimised=lambda final: 1 - final["valid_accuracy"],
     )
-
-
-def _figure(lines: dict[str, Line], about: dict[str, Any]) -> Figure:
-    """Error while training, by time and by operations, and at the end of runs by their length."""
-    figure, panels = plt.subplots(1, 3, figsize=(11, 4), sharey=True)
-    colours = _colours(lines, about)
-    budgeted = [name for name in lines if about[name]["operations"] is not None]
-    for name, line in lines.items():
-        colour = colours[about[name]["like"]]
-        if about[name]["like"] == name:
-            _draw_run(panels[0], line, "seconds", 1, colour, name)
-        if name in (budgeted or colours):
-            _draw_run(panels[1], line, "flops", 1e12, colour, name)
-    for name, colour in colours.items():
-        lengths = [line for n, line in lines.items() if about[n]["like"] == name]
-        _draw_lengths(panels[2], lengths, colour)
-    panels[0].set(xlabel="training time (s)", ylabel="error (%)", yscale="log")
-    panels[1].set(xlabel="operations (10¹²)")
-    panels[2].set(xlabel="training time of the whole run (s)")
-    by_operations = f"validation, {'equal operations' if budgeted else 'by operations'}"
-    titles = ("validation, equal time", by_operations, "test, at a run's end")
-    for panel, title in zip(panels, titles, strict=True):
-        panel.set(xscale="log")
-        panel.set_title(title, loc="left", fontweight="bold")
-        _plain_numbers(panel.xaxis, (1, 2, 5))
-    _plain_numbers(panels[0].yaxis, (1, 1.5, 2, 3, 4, 6, 8))
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
-    return figure
-
-
-def _plain_numbers(axis: Axis, leading: tuple[float, ...]) -> None:
-    """Of a logarithmic axis the numbers with these leading digits, and no others."""
-    axis.set_major_locator(LogLocator(subs=leading))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _colours(lines: dict[str, Line], about: dict[str, Any]) -> dict[str, Any]:
-    """For every estimator a shade of its family's colour."""
-    shades = {}
-    for family, colour_map in FAMILIES.items():
-        names = [about[n]["like"] for n in lines if lines[n].family == family]
-        names = list(dict.fromkeys(names))
-        for i, estimator in enumerate(names):
-            shades[estimator] = plt.get_cmap(colour_map)(0.95 - 0.6 * i / max(1, len(names)))
-    return shades
-
-
-def _draw_run(
-    panel: Axes, line: Line, column: str, unit: float, colour: Any, estimator: str
-) -> None:
-    error = 100 * (1 - line.columns["valid_accuracy"])
-    logarithms = [mean_interval(np.log(np.maximum(e, 1e-2))) for e in error.T]
-    mean, low, high = (np.exp([x[k] for x in logarithms])[1:] for k in range(3))
-    x = line.columns[column].mean(0)[1:] / unit
-    dashes = "--" if estimator.startswith("control") else "-"
-    panel.plot(x, mean, dashes, color=colour, label=style.name(estimator))
-    panel.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
-
-
-def _draw_lengths(panel: Axes, lines: list[Line], colour: Any) -> None:
-    lines = sorted(lines, key=lambda line: line.seconds)
-    errors = [mean_interval(100 * (1 - line.test_accuracy)) for line in lines]
-    ends = [[e.value - e.low for e in errors], [e.high - e.value for e in errors]]
-    panel.errorbar(
-        [line.seconds for line in lines], [e.value for e in errors],
-        np.maximum(np.nan_to_num(ends), 0), color=colour, marker="o", ms=3, elinewidth=0.8,
-    )  # fmt: skip

@@ -11,7 +11,7 @@ def verdict(found: Interval, *, at_least: float | None = None, at_most: float | 
     >>> verdict(Interval(98.4, 98.35, 98.45, 5), at_least=98.3)
     'at least 98.3 wanted: reached'
     >>> verdict(Interval(98.4, 98.2, 98.6, 5), at_least=98.3)
-    'at least 98.3 wanted: reached, but for the interval'
+    'at least 98.3 wanted: reached by the mean, not by all of its interval'
     >>> verdict(Interval(1.3, math.nan, math.nan, 1), at_most=1.2)
     'at most 1.2 wanted: missed, of one sample'
     """
@@ -22,4 +22,6 @@ def verdict(found: Interval, *, at_least: float | None = None, at_most: float | 
     said += "reached" if good else "missed"
     if math.isnan(found.low):
         return f"{said}, of one sample"
-    return f"{said}, but for the interval" if found.low < bound < found.high else said
+    if not found.low < bound < found.high:
+        return said
+    return f"{said} by the mean, not by all of its interval"
