@@ -129,7 +129,8 @@ class Following:
 def find_following(jaxpr: Any, site: Site, plan: Plan) -> Following | None:
     """What follows a site's value, or None if nothing is to be had of it.
 
-    A last site's is not narrowed: that would end in the loss itself.
+    A last site's is not narrowed: that would end in the loss itself. Nor is another's within what
+    the last ones reach, where no noise goes in.
 
     Args:
       jaxpr: a Jaxpr without calls.
@@ -138,7 +139,12 @@ def find_following(jaxpr: Any, site: Site, plan: Plan) -> Following | None:
     """
     start = site.operand[0] if site.operand else site.equations[-1] + 1
     if not site.is_last:
-        equations, outputs = _passed(jaxpr, site.variable, start, plan, _narrows)
+        head = {id(jaxpr.eqns[i]) for i in plan.head}
+
+        def narrows(equation: Any) -> bool:
+            return id(equation) not in head and _narrows(equation)
+
+        equations, outputs = _passed(jaxpr, site.variable, start, plan, narrows)
         if len(outputs) == 1 and outputs[0].aval.size < site.variable.aval.size:
             found = Following(site.variable, equations, outputs, narrows=True)
             if _goes_back(found):

@@ -107,6 +107,7 @@ class NoisyLoss:
         kept = {*self.read, *self._into_head, *variables(self.jaxpr.outvars)}
         kept.update(v for after in self.following.values() for v in after.read)
         propagate_equations(context, self.jaxpr.eqns, values, duals, kept)
+        assert injection.put_in.keys() == set(self.noisy)
         if self.exact:
             derivatives, exact = self._exactly(values, duals)
         else:

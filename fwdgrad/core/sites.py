@@ -38,9 +38,9 @@ class Site(NamedTuple):
       place: where in the user's code it is made.
       operand: (index of the equation, position) of the one reader with the noise, or None if all
         readers are.
-      is_last: whether what lies between it and the loss is the loss function alone: no other
-        site, no product with what another parameter decides, and nothing that may be layers, such
-        as a loop.
+      is_last: whether what lies between it and the loss is the loss function alone: no site that
+        is not last, no product with what another parameter decides, and nothing that may be layers,
+        such as a loop.
     """
 
     variable: Variable
@@ -113,7 +113,7 @@ class _Search:
             self.readers[v] = self.readers.get(v, 0) + 1
 
     def plan(self) -> Plan:
-        if self.loss in self.linear:
+        if not isinstance(self.loss, jex_core.Literal) and self.loss in self.linear:
             raise ValueError("fun returns one of params as it is; multiply it by something.")
         for index, equation in enumerate(self.jaxpr.eqns):
             self._visit(index, equation)
@@ -124,9 +124,23 @@ class _Search:
             ]  # fmt: skip
             if any(self._is_more_than_a_loss(e) or self._is_gated(i, e) for e in follows):
                 self.sites[i] = site._replace(is_last=False)
+        self._exclude_joined()
         last = frozenset(i for i, site in enumerate(self.sites) if site.is_last)
         head = [i for i, reached in enumerate(self.equations_reached) if reached & last]
         return Plan(self.sites, head, self.varying, set(self.linear), self.needed)
+
+    def _exclude_joined(self) -> None:
+        """Where another site, that is not last, joins a last one's way, that is not last either.
+
+        Noise does not go into what the last sites reach: that is differentiated as a whole.
+        """
+        joined = True
+        while joined:
+            joined = False
+            others = [site.operand[0] for site in self.sites if site.operand and not site.is_last]
+            for i in frozenset().union(*(self.equations_reached[index] for index in others)):
+                joined |= self.sites[i].is_last
+                self.sites[i] = self.sites[i]._replace(is_last=False)
 
     def _visit(self, index: int, equation: Any) -> None:
         read = variables(equation.invars)

@@ -98,6 +98,38 @@ def gated_by_one():
     return loss, params, (normal(3, (N, 2)), normal(4, (N, 1)))
 
 
+def joined():
+    """What the last layer makes meets another, which is multiplied by it later, and pooled before."""
+
+    def loss(params, x, y):
+        first = jnp.tanh(x @ params["a"])
+        larger = jnp.maximum(first, x @ params["b"]).reshape(-1, 2, 2).max(2)
+        return squared(larger * first[:, :2], y)
+
+    params = {"a": normal(0, (2, 4)), "b": normal(1, (2, 4))}
+    return loss, params, (normal(2, (N, 2)), normal(3, (N, 2)))
+
+
+def joined_plainly():
+    def loss(params, x, y):
+        first = jnp.tanh(x @ params["a"])
+        return squared(jnp.maximum(first, x @ params["b"]) * first, y)
+
+    params = {"a": normal(0, (3, 2)), "b": normal(1, (3, 2))}
+    return loss, params, (normal(2, (N, 3)), normal(3, (N, 2)))
+
+
+def scaled_by_a_parameter():
+    """A loss with a scale of its own, and a penalty, which only the addition follows."""
+
+    def loss(params, x, y):
+        penalty = 1e-1 * jnp.sum(params["w"] ** 2)
+        return jnp.exp(-params["s"]) * jnp.mean(jnp.abs(x @ params["w"] - y)) + penalty
+
+    params = {"w": normal(0, (2, 3)), "s": jnp.array(0.3)}
+    return loss, params, (normal(1, (N, 2)), normal(2, (N, 3)))
+
+
 def centred():
     """A function that does nothing to values but mixes their tangents."""
 
@@ -291,7 +323,8 @@ LOSSES = {
             penalised, looked_up, scanned,
             product_of_weights,
             squared_weights, derived_weights_meet_themselves, greedy, linear_loss, equinox_module,
-            linear_head, fixed_layers, layers_in_one_call,
+            linear_head, fixed_layers, layers_in_one_call, joined, joined_plainly,
+            scaled_by_a_parameter,
         )
     },
 }  # fmt: skip
