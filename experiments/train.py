@@ -93,7 +93,23 @@ def identifying(cfg: DictConfig) -> dict[str, Any]:
 
 
 def estimator(cfg: DictConfig) -> Any:
-    """The estimator of a `train` config: loss function, has_report=... -> value and gradient."""
+    """The estimator of a `train` config: loss function, has_report=... -> value and gradient.
+
+    Raises:
+      ValueError: it has a space, an aggregation or a guess, and is not the forward gradient.
+    """
+    made, name = cfg.estimator, cfg.estimator.name
+    chosen = {
+        "space": "space" in made.value_and_grad,
+        "aggregation": "aggregation" in made.value_and_grad,
+        "guess": made.get("guess_rate") is not None,
+    }
+    if name != "forward" and any(chosen.values()):
+        groups = ", ".join(group for group, is_chosen in chosen.items() if is_chosen)
+        raise ValueError(
+            f"estimator={name} takes no choice of {groups}: that is of estimator=forward. "
+            f"Leave it out, or say estimator=forward."
+        )
     return instantiate(cfg.estimator.value_and_grad, _convert_="all")
 
 

@@ -63,6 +63,8 @@ class Activities:
         is known alone. Takes as many tangents as there are sites, each from its site on.
       exact_last: at the last sites, from which no way to the loss leads through another parameter,
         take the derivative as it is: reverse mode through the loss alone (softmax minus one-hot).
+        What is multiplied by what another parameter decides, also where `stop_gradient` stands
+        before it, is not last. Elementwise products with fixed arrays count as the loss function.
 
     >>> import fwdgrad
     >>> def loss(params, x, y):
@@ -115,7 +117,7 @@ class _AtActivities:
         guess: PyTree,
     ):
         self._space, self._num_tangents, self._enter = space, num_tangents, enter_custom_vjp
-        self._number = checks.number_of_examples(loss.args)
+        self._number = checks.number_of_examples(loss.args, loss.kwargs)
         self._leaves, structure = jax.tree.flatten(loss.theta)
         examples, structure_of_args = jax.tree.flatten(loss.args)
         self._examples = [jnp.asarray(x)[:, None] for x in examples]  # minibatches of one
@@ -155,7 +157,8 @@ class _AtActivities:
             raise ValueError(
                 f"a guess at activities is made of the last layers' exact derivatives; {remedy}."
             )
-        return [jnp.zeros((number, *zero.shape), zero.dtype) for zero in self._zeros(self._own)]
+        zeros = self._zeros(self._own)
+        return [jnp.zeros((number, *z.shape), accumulation_dtype(z.dtype)) for z in zeros]
 
     def describe(self) -> list[tuple[str, tuple[int, ...], list[int], str]]:
         """Of each site its place, its shape, the indices of its parameters, and what it gets."""

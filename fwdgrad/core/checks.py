@@ -215,26 +215,44 @@ def _described(tangent: Any) -> str:
     return f"{tangent.dtype}{list(tangent.shape)}"
 
 
-def number_of_examples(args: PyTree) -> int:
-    """N, the size of the first axis of the arrays in `args`; raises unless it is one number."""
+def number_of_examples(args: PyTree, kwargs: PyTree) -> int:
+    """N, the size of the first axis of the arrays in `args`; raises unless it is one number.
+
+    Arrays in `kwargs` that have as many entries are taken for examples in the wrong place.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(args)
     sizes = {}
     for path, leaf in leaves:
+        at = jax.tree_util.keystr(path)
         if not isinstance(leaf, (jax.Array, np.ndarray)) or leaf.ndim == 0:
-            raise ValueError(
-                f"args{jax.tree_util.keystr(path)} has no axis of examples: found "
-                f"{type(leaf).__name__} of shape (). With space=Activities() all positional "
-                "arguments after params have examples in front; pass what examples share as a "
-                "keyword argument."
+            is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            remedy = (
+                "give each example a key of its own, jax.random.split(key, N)"
+                if is_key
+                else "pass what examples share as a keyword argument"
             )
-        sizes[jax.tree_util.keystr(path)] = jnp.shape(leaf)[0]
+            raise ValueError(
+                f"args{at} has no axis of examples: found {type(leaf).__name__} of shape (). With "
+                "space=Activities() all positional arguments after params have examples in front; "
+                f"{remedy}."
+            )
+        sizes[at] = jnp.shape(leaf)[0]
     if len(set(sizes.values())) != 1:
         found = ", ".join(f"args{path}: {n}" for path, n in sizes.items()) or "no arrays"
         raise ValueError(
             "the positional arguments after params must have one number of examples in front with "
             f"space=Activities(); found {found}."
         )
-    return next(iter(sizes.values()))
+    number = next(iter(sizes.values()))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(kwargs):
+        if number > 1 and jnp.shape(leaf)[:1] == (number,):
+            raise ValueError(
+                f"the keyword argument{jax.tree_util.keystr(path)} has {number} entries in front, "
+                "as many as there are examples; with space=Activities() keyword arguments are the "
+                "same for all of them. If they are of the examples, pass them by position; if not, "
+                "let fun close over them (functools.partial)."
+            )
+    return number
 
 
 def check_loss(fun: Callable[..., Any], output: Any, has_aux: bool) -> tuple[Array, PyTree]:

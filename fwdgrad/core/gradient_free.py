@@ -34,7 +34,8 @@ def spsa_value_and_grad(
 ) -> ValueAndGrad:
     """Simultaneous perturbation: g = (1/K) Σ_k (f(θ + h v_k) − f(θ − h v_k)) / 2h · v_k.
 
-    E[g] = ∇f + O(h²), and rounding adds noise of the size ε |f| / h.
+    E[g] = ∇f + O(h²), and rounding adds noise of the size ε |f| / h. Parameters are moved in their
+    own dtype: in half precision h must be well above their spacing there (ε |θ|), or none moves.
 
     Args:
       fun: `fun(params, *args, **kwargs)` returns a real scalar loss.

@@ -15,6 +15,7 @@ class Loss:
     Attributes:
       theta: the differentiable leaves of the parameters, a pytree.
       args: the positional arguments after the parameters.
+      kwargs: the keyword arguments.
     """
 
     def __init__(
@@ -27,8 +28,8 @@ class Loss:
     ):
         require_parameters(params)
         self.theta, self.rest = partition(params)
-        self.args = args
-        self._fun, self._kwargs, self._has_aux = fun, kwargs, has_aux
+        self.args, self.kwargs = args, kwargs
+        self._fun, self._has_aux = fun, has_aux
 
     def at(self, theta: PyTree) -> tuple[Array, PyTree]:
         """(loss, aux) of other values of the leaves."""
@@ -36,7 +37,7 @@ class Loss:
 
     def of(self, theta: PyTree, args: tuple[Any, ...]) -> tuple[Array, PyTree]:
         """(loss, aux) of other values of the leaves and of the positional arguments."""
-        output = self._fun(combine(theta, self.rest), *args, **self._kwargs)
+        output = self._fun(combine(theta, self.rest), *args, **self.kwargs)
         return checks.check_loss(self._fun, output, self._has_aux)
 
 

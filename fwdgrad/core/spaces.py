@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from fwdgrad.core import checks
 from fwdgrad.core.forms import gram, weighted_sum
 from fwdgrad.core.guess import along, square, unit
-from fwdgrad.core.last_layer import in_last_layer
+from fwdgrad.core.last_layer import LastLayer
 from fwdgrad.core.losses import Loss
 from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.sampling import Tangents, sample_each
@@ -78,13 +78,17 @@ class Space(Protocol):
 class Weights:
     """Tangents of the parameters: one directional derivative of the whole loss for each.
 
-    E‖g‖² grows with the number of parameters, but nothing is asked of the loss.
+    E‖g‖² grows with the number of parameters, but nothing is asked of the loss. All parameters are
+    perturbed, and so those too of which the loss is independent get an estimate that is zero in the
+    mean alone: leave frozen ones out of `params`.
 
     Args:
       exact_last: take the gradient by the parameters that only the loss function follows as it is:
         reverse mode through the last layer and the loss (softmax minus one-hot, times the layer's
         input). The tangents are those of the other parameters. The loss is evaluated once more.
-        A guess is one of the other parameters' gradient alone.
+        A guess is one of the other parameters' gradient alone. Arrays that are passed by position
+        count as data, and a product with data as part of the loss function; so give `fun` weights
+        that stay fixed as keyword arguments, or layers of them may count as part of it, too.
 
     >>> import fwdgrad
     >>> def loss(params, x, y):
@@ -121,11 +125,11 @@ class _AtWeights:
         guess: PyTree,
         exact_last: bool,
     ):
-        self._loss, self._num_tangents, self._enter = loss, num_tangents, enter_custom_vjp
+        self._num_tangents, self._enter = num_tangents, enter_custom_vjp
         leaves, structure = jax.tree.flatten(loss.theta)
-        is_exact = [False] * len(leaves)
-        if exact_last:
-            is_exact = in_last_layer(loss, enter_custom_vjp)
+        self._leaves = leaves
+        self._last = LastLayer(loss, enter_custom_vjp) if exact_last else None
+        is_exact = [False] * len(leaves) if self._last is None else self._last.contains
         parts = [
             [x if is_part else None for x, is_part in zip(leaves, chosen, strict=True)]
             for chosen in ([not e for e in is_exact], is_exact)
@@ -192,11 +196,10 @@ class _AtWeights:
 
     def _with_exact(self, grad: list[Array], share: float) -> list[Array]:
         """The gradients by all leaves: those by `theta`, and this share of the exact ones."""
-        if not jax.tree.leaves(self.exact):
+        if self._last is None or not any(self._last.contains):
             return grad
-        # Only what depends on these parameters is differentiated: not the layers before.
-        found = jax.grad(lambda exact: self._loss.at(combine(self.theta, exact))[0])(self.exact)
-        exact = jax.tree.map(lambda g: share * g.astype(accumulation_dtype(g.dtype)), found)
-        return jax.tree.leaves(
-            combine(jax.tree.unflatten(jax.tree.structure(self.theta), grad), exact)
-        )
+        others, exact = iter(grad), iter(self._last.gradient())
+        return [
+            share * next(exact).astype(accumulation_dtype(x.dtype)) if is_exact else next(others)
+            for x, is_exact in zip(self._leaves, self._last.contains, strict=True)
+        ]

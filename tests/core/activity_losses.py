@@ -99,7 +99,7 @@ def gated_by_one():
 
 
 def joined():
-    """What the last layer makes meets another, which is multiplied by it later, and pooled before."""
+    """Two layers meet; what they make is pooled, and multiplied by the first."""
 
     def loss(params, x, y):
         first = jnp.tanh(x @ params["a"])
@@ -330,13 +330,13 @@ LOSSES = {
 }  # fmt: skip
 
 
-def averaged_over_signs(value_and_grad, params, args, scale=1.0):
-    """The mean of the estimates over all signs of everything that is drawn.
+def averaged_over_signs(value_and_grad, params, args):
+    """The mean of the estimates over all signs of everything that is drawn, its size as drawn.
 
     Each example gets them with some of its own turned over, so that no two have the same.
     """
     turned = np.random.default_rng(0)
-    drawn = jax.eval_shape(lambda: value_and_grad.draw(jax.random.key(0), params, *args))
+    drawn = value_and_grad.draw(jax.random.key(0), params, *args)
     leaves, structure = jax.tree.flatten(drawn)
     axes = [x.ndim > 0 and x.shape[0] == N for x in leaves]  # no K and no value here is of size N
     sizes = [int(np.prod(x.shape[own:])) for x, own in zip(leaves, axes, strict=True)]
@@ -350,7 +350,7 @@ def averaged_over_signs(value_and_grad, params, args, scale=1.0):
             for x, own, i, j in zip(leaves, axes, ends[:-1], ends[1:], strict=True)
         ]
         parts = [
-            (part * turn * scale).astype(x.dtype)
+            (part * turn * abs(x)).astype(x.dtype)
             for part, turn, x in zip(parts, turns, leaves, strict=True)
         ]
         value, grad = value_and_grad(jax.tree.unflatten(structure, parts), params, *args)

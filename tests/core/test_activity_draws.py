@@ -27,6 +27,7 @@ from .oracle import normal
         ((jnp.ones((3, 2)), 1.0), r"args\[1\] has no axis of examples: found float of shape \(\)"),
         ((jnp.ones((3, 2)), jnp.ones(4)), r"one number of examples.*args\[0\]: 3, args\[1\]: 4"),
         ((), "found no arrays"),
+        ((jnp.ones((3, 2)), jax.random.key(0)), r"args\[1\].*key of its own, jax.random.split"),
     ],
 )
 def test_examples_must_be_there(args, message, key):
@@ -35,6 +36,19 @@ def test_examples_must_be_there(args, message, key):
     )
     with pytest.raises(ValueError, match=message):
         value_and_grad(key, jnp.ones(2), *args)
+
+
+def test_examples_by_keyword_are_refused(key):
+    """Each would be held against the labels of all."""
+
+    def loss(w, x, *, y, scale=jnp.ones(())):
+        return jnp.mean((x @ w - y) ** 2) * scale.sum()
+
+    value_and_grad = fwdgrad.forward_value_and_grad(loss, space=fwdgrad.Activities())
+    w, x = jnp.ones(2), jnp.ones((3, 2))
+    with pytest.raises(ValueError, match=r"keyword argument\['y'\] has 3 entries in front.*close"):
+        value_and_grad(key, w, x, y=jnp.zeros(3))
+    assert value_and_grad(key, w, x, y=jnp.zeros(()), scale=jnp.ones(2))[0] == 8
 
 
 @pytest.mark.parametrize("layerwise", [False, True])

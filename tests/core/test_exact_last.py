@@ -151,3 +151,35 @@ def test_a_loss_that_cannot_be_traced_is_refused(key):
     value_and_grad = fwdgrad.forward_value_and_grad(loss, space=SPACE)
     with pytest.raises(TypeError, match=r"which space=Weights\(exact_last=True\) needs"):
         value_and_grad(key, jnp.ones(2), jnp.ones(2))
+
+
+@jax.custom_vjp
+def clip_gradient(x):
+    return x
+
+
+clip_gradient.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -1e-3, 1e-3),))
+
+
+def test_a_custom_vjp_is_entered_behind_the_last_layer_too(key):
+    """Its reverse rule is used nowhere, in neither space."""
+
+    def loss(params, x, y, clip=clip_gradient):
+        return jnp.mean((clip(jnp.tanh(x @ params["w"]) @ params["u"]) - y) ** 2)
+
+    params = {"w": normal(0, (3, 2)), "u": normal(1, (2, 1))}
+    args = normal(2, (4, 3)), normal(3, (4, 1))
+    expected = jax.grad(lambda params: loss(params, *args, clip=lambda x: x))(params)
+    for space in (SPACE, fwdgrad.Activities(exact_last=True)):
+        _, grad = fwdgrad.forward_value_and_grad(loss, space=space)(key, params, *args)
+        np.testing.assert_allclose(grad["u"], expected["u"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("tangents", [fwdgrad.Rademacher(), fwdgrad.BlockSparse()])
+def test_a_constant_loss(tangents, key):
+    for space in (SPACE, fwdgrad.Weights(), fwdgrad.Activities(exact_last=True)):
+        value_and_grad = fwdgrad.forward_value_and_grad(
+            lambda w, x: 2.0, tangents=tangents, space=space
+        )
+        value, grad = value_and_grad(key, jnp.ones(3), jnp.ones((2, 3)))
+        assert value == 2 and (grad == 0).all()

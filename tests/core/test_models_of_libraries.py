@@ -42,12 +42,17 @@ def nnx_problem(key):
     return params, lambda params, x, y: jnp.mean((nnx.merge(graph, params)(x)[:, 0] - y) ** 2)
 
 
+@pytest.mark.parametrize(
+    "space", [fwdgrad.Weights(), fwdgrad.Activities(layerwise=True, exact_last=True)], ids=repr
+)
 @pytest.mark.parametrize("make", [equinox_problem, linen_problem, nnx_problem])
-def test_three_lines_train_it(make, key):
+def test_three_lines_train_it(make, space, key):
     params, loss = make(key)
     x, y = data()
 
-    value_and_grad = fwdgrad.forward_value_and_grad(loss, tangents=fwdgrad.Rademacher())
+    value_and_grad = fwdgrad.forward_value_and_grad(
+        loss, tangents=fwdgrad.Rademacher(), space=space
+    )
     optimizer = optax.sgd(RATE)
 
     @eqx.filter_jit  # a model of Equinox holds its activation function, which is no array

@@ -120,6 +120,18 @@ def test_backprop_has_them(case):
     assert len(products(fwdgrad.backprop_value_and_grad(loss, checkpoint=True))) >= 2
 
 
+@pytest.mark.parametrize("case", ["local heads", "local heads, cnn"], indirect=True)
+def test_local_heads_by_backprop_have_those_of_the_heads_alone(case, request):
+    """From a head to its block, and not from block to block."""
+    loss, products = case
+    found = products(fwdgrad.backprop_value_and_grad(loss))
+    model = MODELS[request.node.callspec.params["case"]](jax.random.key(0))
+    heads = [head.weight.shape for head in model.heads]
+    weights = {v.aval.shape for e in found for v in e.invars}
+    assert len(found) == len(heads)
+    assert all({shape, shape[::-1]} & weights for shape in heads)
+
+
 def test_they_are_seen_in_a_loop():
     def loss(params, x, y):
         return jnp.mean((jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, params)[0] - y) ** 2)

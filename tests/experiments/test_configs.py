@@ -144,6 +144,15 @@ def test_bad_values_leave_nothing_half_made(compose, tmp_path, override, kind, m
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("estimator", ["backprop", "spsa", "evolution"])
+@pytest.mark.parametrize("group", ["space=activities", "aggregation=projection", "guess=learned"])
+def test_choices_of_the_forward_gradient_are_of_no_other(compose, estimator, group):
+    cfg = compose("train", "model=logistic", f"estimator={estimator}", group)
+    name = group.partition("=")[0]
+    with pytest.raises(ValueError, match=f"estimator=.* takes no choice of {name}.*=forward"):
+        train.estimator(cfg)
+
+
 def test_divergence_keeps_what_was_recorded(compose, tmp_path):
     cfg = compose(
         "train", "model=mlp", "model.make.widths=[8]", "num_steps=20", "estimator=backprop",

@@ -1,0 +1,59 @@
+"""Distribution, number, space and guess combine freely; the estimate is unbiased in all of them."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import fwdgrad
+
+from .activity_losses import SPACES, N, assert_same, averaged_over_signs, squared
+from .oracle import normal
+
+DISTRIBUTIONS = {
+    "signs": (fwdgrad.Rademacher(), 2),
+    "low rank": (fwdgrad.LowRank(), 1),
+    "blocks": (fwdgrad.BlockSparse(), 2),
+}
+WEIGHTS = {
+    "weights": fwdgrad.Weights(),
+    "weights, exact last": fwdgrad.Weights(exact_last=True),
+}
+ALL = {**WEIGHTS, **SPACES}
+# A guess at activities is made of the last layer's exact derivative.
+CAN_BE_GUESSED = {**WEIGHTS, **{k: space for k, space in SPACES.items() if space.exact_last}}
+
+
+def network():
+    def loss(params, x, y):
+        return squared(jnp.tanh(x @ params["w"]) @ params["u"] + params["c"], y)
+
+    params = {"w": normal(0, (2, 2)), "u": normal(1, (2, 1)), "c": normal(2, (1,))}
+    return loss, params, (normal(3, (N, 2)), normal(4, (N, 1)))
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("space", ALL.values(), ids=ALL)
+def test_the_mean_over_all_signs_is_the_gradient(space, name):
+    loss, params, args = network()
+    tangents, number = DISTRIBUTIONS[name]
+    value_and_grad = fwdgrad.forward_value_and_grad(
+        loss, tangents=tangents, num_tangents=number, space=space
+    )
+    value, grad = averaged_over_signs(value_and_grad, params, args)
+    assert float(value) == pytest.approx(float(loss(params, *args)), rel=1e-5)
+    assert_same(grad, jax.grad(loss)(params, *args))
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("space", CAN_BE_GUESSED.values(), ids=CAN_BE_GUESSED)
+def test_and_so_it_is_with_any_guess(space, name):
+    loss, params, args = network()
+    tangents, number = DISTRIBUTIONS[name]
+    value_and_grad = fwdgrad.forward_value_and_grad(
+        loss, tangents=tangents, num_tangents=number, space=space
+    )
+    guided = value_and_grad.guide(params, *args)
+    guess = jax.tree.map(lambda x: normal(5, x.shape), guided.guess)
+    assert jax.tree.leaves(guess)
+    _, grad = averaged_over_signs(value_and_grad, guided._replace(guess=guess), args)
+    assert_same(grad.params, jax.grad(loss)(params, *args))
