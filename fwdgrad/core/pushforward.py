@@ -56,17 +56,20 @@ class Pushforward:
 
     def __call__(
         self,
-        tangents: Sequence[Array | Factored | Blocks],
+        tangents: Sequence[Array | Factored | Blocks | None],
         *,
         num_tangents: int = 1,
         enter_custom_vjp: bool = True,
         observer: Observer | None = None,
     ) -> tuple[Array, Array, PyTree]:
-        """(loss, the K derivatives ∇loss·v_k, aux) for a tangent (K, ...) of each leaf."""
+        """(loss, the K derivatives ∇loss·v_k, aux) for a tangent (K, ...) of each leaf, or None."""
         named: Sequence[Tangent]
         pushed: Sequence[Tangent]
         if self.jaxpr is None:
-            arrays = [dense(v) for v in tangents]
+            arrays = [
+                jnp.zeros((num_tangents, *x.shape), x.dtype) if v is None else dense(v)
+                for v, x in zip(tangents, self._leaves, strict=True)
+            ]
             outputs, pushed = jvp(
                 self._flat,
                 self._leaves,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from fwdgrad.core import checks
 from fwdgrad.core.forms import gram, weighted_sum
 from fwdgrad.core.guess import along, square, unit
-from fwdgrad.core.last_layer import LastLayer
+from fwdgrad.core.layers import Layers
 from fwdgrad.core.losses import Loss
 from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.sampling import Tangents, sample_each
@@ -83,6 +83,9 @@ class Weights:
     mean alone: leave frozen ones out of `params`.
 
     Args:
+      layerwise: push the tangents of each layer's parameters forward for themselves, so that layers
+        do not disturb each other: each has a derivative of its own, and E‖g‖² is the sum of what
+        each has alone. Takes as many tangents, and as many passes, as there are layers.
       exact_last: take the gradient by the parameters that only the loss function follows as it is:
         reverse mode through the last layer and the loss (softmax minus one-hot, times the layer's
         input). The tangents are those of the other parameters. The loss is evaluated once more.
@@ -100,12 +103,13 @@ class Weights:
     True
     """
 
+    layerwise: bool = False
     exact_last: bool = False
 
     def at(
         self, loss: Loss, num_tangents: int, enter_custom_vjp: bool, guess: PyTree = None
     ) -> "_AtWeights":
-        return _AtWeights(loss, num_tangents, enter_custom_vjp, guess, self.exact_last)
+        return _AtWeights(self, loss, num_tangents, enter_custom_vjp, guess)
 
 
 class _AtWeights:
@@ -118,26 +122,32 @@ class _AtWeights:
     """
 
     def __init__(
-        self,
-        loss: Loss,
-        num_tangents: int,
-        enter_custom_vjp: bool,
-        guess: PyTree,
-        exact_last: bool,
+        self, space: Weights, loss: Loss, num_tangents: int, enter_custom_vjp: bool, guess: PyTree
     ):
         self._num_tangents, self._enter = num_tangents, enter_custom_vjp
         leaves, structure = jax.tree.flatten(loss.theta)
-        self._leaves = leaves
-        self._last = LastLayer(loss, enter_custom_vjp) if exact_last else None
-        is_exact = [False] * len(leaves) if self._last is None else self._last.contains
+        self._layers: Layers | None = None
+        if space.layerwise or space.exact_last:
+            choice = "layerwise" if space.layerwise else "exact_last"
+            needed_by = f"space=Weights({choice}=True)"
+            self._layers = Layers(loss, enter_custom_vjp, needed_by=needed_by)
+        self._is_exact = [False] * len(leaves)
+        if self._layers is not None and space.exact_last:
+            self._is_exact = self._layers.is_last
         parts = [
             [x if is_part else None for x, is_part in zip(leaves, chosen, strict=True)]
-            for chosen in ([not e for e in is_exact], is_exact)
+            for chosen in ([not e for e in self._is_exact], self._is_exact)
         ]
         self.theta, self.exact = (jax.tree.unflatten(structure, part) for part in parts)
+        self._leaves = jax.tree.leaves(self.theta)
         self.pushforward = Pushforward(
             lambda theta: loss.at(combine(theta, self.exact)), self.theta
         )
+        self._groups = [list(range(len(self._leaves)))]
+        if self._layers is not None and space.layerwise:
+            noisy = [i for i, is_exact in enumerate(self._is_exact) if not is_exact]
+            groups = [[noisy.index(i) for i in x if i in noisy] for x in self._layers.groups]
+            self._groups = [group for group in groups if group]
         self._guess: list[Array] | None = None
         if guess is not None:
             checks.check_guess(guess, jax.eval_shape(self.first_guess))
@@ -147,59 +157,91 @@ class _AtWeights:
         return jax.tree.map(jnp.zeros_like, self.theta)
 
     def draw(self, distribution: TangentDistribution, keys: Array) -> Tangents:
-        if not jax.tree.leaves(self.theta):  # all are exact
+        if not self._leaves:  # all are exact
             return []
-        return sample_each(distribution, keys, self.theta, self.pushforward.splits)
+        splits = self.pushforward.splits
+        if len(self._groups) == 1:
+            return sample_each(distribution, keys, self.theta, splits)
+        drawn: dict[int, Any] = {}
+        for number, group in enumerate(self._groups):
+            folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+            parts = [self._leaves[i] for i in group], [splits[i] for i in group]
+            drawn.update(zip(group, sample_each(distribution, folded, *parts), strict=True))
+        return [drawn[i] for i in range(len(self._leaves))]
 
     def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
         checks.check_drawn(found, expected, self.pushforward.names)
 
     def estimate(self, tangents: Tangents, number: int, weigh: Weigh) -> Estimate:
-        value, derivatives, aux = self.pushforward(
-            tangents, num_tangents=number, enter_custom_vjp=self._enter
-        )
         share = number / self._num_tangents
         if not tangents:
+            value, _, aux = self._push({}, number)
             return Estimate(value, aux, self._with_exact([], share), jnp.zeros(()), [])
+        grad: dict[int, Array] = {}
+        guess_grad: dict[int, Array] = {}
+        clipped = []
+        for group in self._groups:
+            of_group = self._estimate(group, {i: tangents[i] for i in group}, number, weigh)
+            grad.update(zip(group, of_group.grad, strict=True))
+            guess_grad.update(zip(group, of_group.guess_grad, strict=False))
+            clipped.append(of_group.num_clipped)
+        return Estimate(
+            of_group.value,
+            of_group.aux,
+            self._with_exact([grad[i] for i in range(len(grad))], share),
+            jnp.stack(clipped).mean(),
+            [guess_grad[i] for i in range(len(guess_grad))],
+        )
+
+    def _push(self, tangents: dict[int, Any], number: int) -> tuple[Array, Array, PyTree]:
+        """The pushforward along tangents of some of the leaves."""
+        of_all = [tangents.get(i) for i in range(len(self._leaves))]
+        return self.pushforward(of_all, num_tangents=number, enter_custom_vjp=self._enter)
+
+    def _estimate(
+        self, group: list[int], tangents: dict[int, Any], number: int, weigh: Weigh
+    ) -> Estimate:
+        """That of the leaves in a group, along tangents of these alone."""
+        value, derivatives, aux = self._push(tangents, number)
+        share = number / self._num_tangents
         dtype = accumulation_dtype(value.dtype)
-        dtypes = [accumulation_dtype(x.dtype) for x in jax.tree.leaves(self.theta)]
-        size = sum(x.size for x in jax.tree.leaves(self.theta))
+        dtypes = [accumulation_dtype(self._leaves[i].dtype) for i in group]
+        size = sum(self._leaves[i].size for i in group)
+        along_each = list(tangents.values())
 
         def weighed(derivatives: Array, matrix: Callable[[], Array]) -> tuple[Array, list, Array]:
             weights, num_clipped = weigh(derivatives, matrix, size)
-            grad = [weighted_sum(v, weights, t) for v, t in zip(tangents, dtypes, strict=True)]
+            grad = [weighted_sum(v, weights, t) for v, t in zip(along_each, dtypes, strict=True)]
             return weights, grad, num_clipped
 
         if self._guess is None:
-            _, grad, num_clipped = weighed(derivatives, lambda: gram(tangents, dtype))
-            return Estimate(value, aux, self._with_exact(grad, share), num_clipped, [])
-        direction = unit(self._guess)
+            _, grad, num_clipped = weighed(derivatives, lambda: gram(along_each, dtype))
+            return Estimate(value, aux, grad, num_clipped, [])
+        guess = [self._guess[i] for i in group]
+        direction = unit(guess)
         # Rounded in half precision û is not quite of length 1, so its square goes along.
         length = square(direction).astype(dtype)
         length = jnp.where(length > 0, length, 1)
-        slope = self._slope(direction).astype(dtype) / length
-        products = along(tangents, direction).astype(dtype)  # ⟨û, v_k⟩
+        _, (slope,), _ = self._push({i: u[None] for i, u in zip(group, direction, strict=True)}, 1)
+        slope = slope.astype(dtype) / length
+        products = along(along_each, direction).astype(dtype)  # ⟨û, v_k⟩
         weights, grad, num_clipped = weighed(
             derivatives - slope * products,
-            lambda: gram(tangents, dtype) - jnp.outer(products, products) / length,
+            lambda: gram(along_each, dtype) - jnp.outer(products, products) / length,
         )
         length = share * slope - jnp.dot(weights, products) / length
         grad = [g + (length * u).astype(g.dtype) for g, u in zip(grad, direction, strict=True)]
-        guess_grad = [share * u - g for u, g in zip(self._guess, grad, strict=True)]
-        return Estimate(value, aux, self._with_exact(grad, share), num_clipped, guess_grad)
-
-    def _slope(self, direction: list[Array]) -> Array:
-        """The derivative of the loss along a direction."""
-        one: list[Any] = [u[None] for u in direction]
-        _, (slope,), _ = self.pushforward(one, num_tangents=1, enter_custom_vjp=self._enter)
-        return slope
+        guess_grad = [share * u - g for u, g in zip(guess, grad, strict=True)]
+        return Estimate(value, aux, grad, num_clipped, guess_grad)
 
     def _with_exact(self, grad: list[Array], share: float) -> list[Array]:
         """The gradients by all leaves: those by `theta`, and this share of the exact ones."""
-        if self._last is None or not any(self._last.contains):
+        if self._layers is None or not any(self._is_exact):
             return grad
-        others, exact = iter(grad), iter(self._last.gradient())
+        others, exact = iter(grad), iter(self._layers.gradient_of_last())
         return [
-            share * next(exact).astype(accumulation_dtype(x.dtype)) if is_exact else next(others)
-            for x, is_exact in zip(self._leaves, self._last.contains, strict=True)
+            share * (g := next(exact)).astype(accumulation_dtype(g.dtype))
+            if is_exact
+            else next(others)
+            for is_exact in self._is_exact
         ]

@@ -17,6 +17,7 @@ DISTRIBUTIONS = {
 WEIGHTS = {
     "weights": fwdgrad.Weights(),
     "weights, exact last": fwdgrad.Weights(exact_last=True),
+    "weights, layerwise": fwdgrad.Weights(layerwise=True),
 }
 ALL = {**WEIGHTS, **SPACES}
 # A guess at activities is made of the last layer's exact derivative.

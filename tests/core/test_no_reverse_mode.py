@@ -19,7 +19,7 @@ from .oracle import normal
 
 BILINEAR = ("dot_general", "conv_general_dilated")
 LAYERWISE = fwdgrad.Activities(layerwise=True, exact_last=True)
-EXACT_LAST = fwdgrad.Weights(exact_last=True)
+EXACT_LAST = fwdgrad.Weights(layerwise=True, exact_last=True)
 SPACES = (fwdgrad.Weights(), EXACT_LAST, fwdgrad.Activities(), LAYERWISE)
 MODELS = {
     "mlp": lambda key: MLP((8, 8), key=key),
