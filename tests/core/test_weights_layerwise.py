@@ -56,7 +56,7 @@ def test_layers_are_drawn_independently(key):
 
 
 def test_its_error_is_the_sum_of_the_layers_own():
-    """Of signs E‖g − ∇f‖² = Σ_l (d_l − 1)/K ‖∂_l f‖²; the mean of n draws within 5 deviations of it."""
+    """Of signs E‖g − ∇f‖² = Σ_l (d_l − 1)/K ‖∂_l f‖²: the mean of n draws is near, 5 deviations."""
     loss, params, args = mlp(jnp.tanh)
     value_and_grad = estimator(loss, tangents=fwdgrad.Rademacher())
     exact = jax.grad(loss)(params, *args)
