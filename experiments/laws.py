@@ -57,7 +57,7 @@ def expected_error(config: DictConfig, params: PyTree, batch: PyTree) -> float:
     tangents, number = arguments["tangents"], arguments["num_tangents"]
     space = arguments.get("space", fwdgrad.Weights())
     if isinstance(space, fwdgrad.Weights):
-        if space.exact_last:  # it depends on the share of the last layer in the gradient
+        if space.exact_last or space.layerwise:  # it depends on the layers' shares in the gradient
             return math.nan
         size = sum(x.size for x in jax.tree.leaves(fwdgrad.partition(params)[0]))
         if is_projected:

@@ -69,7 +69,9 @@ def forward_value_and_grad(
         the primal is evaluated once for each chunk; by default all K go together and it is
         evaluated once. The estimate does not depend on it, but for rounding.
       clip: if given, each directional derivative d_k is clipped to [−clip, clip]. This
-        bounds the step after a rare large d_k, and biases the estimate towards zero.
+        bounds the step after a rare large d_k, and biases the estimate towards zero; with a guess,
+        towards the guess: what is clipped is what d_k has besides that. `Projection` solves for
+        the clipped derivatives, so its step is not bounded.
       shrink: whether to scale the mean by 1/(1 + E‖g − ∇f‖²/‖∇f‖²), for normal tangents 1/(1 +
         (d + 1)/K): the factor with which it is nearest to ∇f, and the one by which the best step
         along it is shorter than along ∇f. So a learning rate that suits backprop suits it too. At
