@@ -141,7 +141,7 @@ def _against_controls(line: Line, lines: Lines, budget: str) -> str:
         return ""
     best = max(controls, key=lambda name: controls[name].accuracy)
     gain = mean_interval(100 * _paired(line, controls[best]))
-    verb = "cannot be told from"
+    verb = "of one sample, beside" if math.isnan(gain.low) else "cannot be told from"
     if gain.low > 0 or gain.high < 0:
         verb = "beats" if gain.low > 0 else "does not beat"
     kind = f"the best control of its {'time' if budget == 'seconds' else 'operations'}"

@@ -32,14 +32,16 @@ def network():
     return loss, params, (normal(3, (N, 2)), normal(4, (N, 1)))
 
 
+def estimator(loss, space, name):
+    tangents, number = DISTRIBUTIONS[name]
+    return fwdgrad.forward_value_and_grad(loss, tangents=tangents, num_tangents=number, space=space)
+
+
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 @pytest.mark.parametrize("space", ALL.values(), ids=ALL)
 def test_the_mean_over_all_signs_is_the_gradient(space, name):
     loss, params, args = network()
-    tangents, number = DISTRIBUTIONS[name]
-    value_and_grad = fwdgrad.forward_value_and_grad(
-        loss, tangents=tangents, num_tangents=number, space=space
-    )
+    value_and_grad = estimator(loss, space, name)
     value, grad = averaged_over_signs(value_and_grad, params, args)
     assert float(value) == pytest.approx(float(loss(params, *args)), rel=1e-5)
     assert_same(grad, jax.grad(loss)(params, *args))
@@ -49,10 +51,7 @@ def test_the_mean_over_all_signs_is_the_gradient(space, name):
 @pytest.mark.parametrize("space", CAN_BE_GUESSED.values(), ids=CAN_BE_GUESSED)
 def test_and_so_it_is_with_any_guess(space, name):
     loss, params, args = network()
-    tangents, number = DISTRIBUTIONS[name]
-    value_and_grad = fwdgrad.forward_value_and_grad(
-        loss, tangents=tangents, num_tangents=number, space=space
-    )
+    value_and_grad = estimator(loss, space, name)
     guided = value_and_grad.guide(params, *args)
     guess = jax.tree.map(lambda x: normal(5, x.shape), guided.guess)
     assert jax.tree.leaves(guess)
