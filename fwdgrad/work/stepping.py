@@ -117,13 +117,12 @@ def make_stepper(
 
         return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 
-    def initial_state() -> State:
-        params = init(init_key)
+    def initial_state(params: PyTree) -> State:
         batch = jax.tree.map(lambda x: x[:batch_size], examples)
         value, _, report = jax.eval_shape(value_and_grad, steps_key, params, batch)
         zero = jnp.zeros((), value.dtype)
         return State(
-            params=params,
+            params=jax.tree.map(jnp.copy, params),  # donated later; these may be somebody's
             opt_state=optimizer.init(params),
             step=jnp.zeros((), jnp.int32),
             loss=zero,
@@ -132,7 +131,7 @@ def make_stepper(
             report_sum=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), report),
         )
 
-    state = jax.jit(initial_state)()
+    state = jax.jit(initial_state)(init(init_key))
     indices = jax.ShapeDtypeStruct((steps_per_call, batch_size), jnp.int32)
     start = time.perf_counter()
     compiled = (
