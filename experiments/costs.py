@@ -65,9 +65,11 @@ def training_costs(
     identity = {name: train.identifying(c) for name, c in configs.items()}
 
     def measure() -> dict[str, Any]:
+        training = train.Training(config)
+        other = training if reference == config else train.Training(reference)
         calls = {
-            name: partial(train.Training(c).advance, c.steps_per_call)
-            for name, c in configs.items()
+            "line": partial(training.advance, config.steps_per_call),
+            "reference": partial(other.advance, reference.steps_per_call),
         }
         timed = interleaved_seconds(calls, rounds=rounds)
         seconds, others = (timed[name] / c.steps_per_call for name, c in configs.items())

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from fwdgrad.core import checks
 from fwdgrad.core.forms import gram, weighted_sum
-from fwdgrad.core.guess import along
+from fwdgrad.core.guess import along, gradient_of_feedback
 from fwdgrad.core.jaxprs import inlined
 from fwdgrad.core.losses import Flat, Loss
 from fwdgrad.core.noise import NoisyLoss, Pushed
@@ -221,7 +221,7 @@ class _AtActivities:
                 cotangents[i] = weighted_sum(of_shared[i], weights.sum(0), weights.dtype)
         known = dict(zip(fixed, of_fixed, strict=True))
         grad = self._pull_back(cotangents, known, dict(zip(varying, of_varying, strict=True)))
-        guess_grad = _gradient_of_feedback(each.errors, each.residuals) if self._guess else []
+        guess_grad = gradient_of_feedback(each.errors, each.residuals) if self._guess else []
         losses, *aux = each.outputs
         aux = self._flat.restored(aux)
         return Estimate(losses.mean(), aux, grad, each.num_clipped.mean(), guess_grad)
@@ -299,13 +299,6 @@ class _AtActivities:
             scaled.append(cotangent.astype(value.dtype))
         (grad,) = pull_back(scaled)
         return [g.astype(accumulation_dtype(g.dtype)) for g in grad]
-
-
-def _gradient_of_feedback(errors: Array, residuals: dict[int, Array]) -> list[Array]:
-    """−mean_n e_n r_n / mean_n ‖e_n‖² for each site, of e (N, E) and r (N, ...)."""
-    squares = jnp.sum(jnp.square(errors))
-    scale = jnp.where(squares > 0, squares, 1)
-    return [-jnp.tensordot(errors, r, (0, 0)) / scale for _, r in sorted(residuals.items())]
 
 
 def _gram(noise: dict[int, Any]) -> Array:

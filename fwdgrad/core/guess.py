@@ -67,3 +67,15 @@ def along(tangents: list[Any], cotangents: list[Array]) -> Array:
     """Σ over the arrays of the products ⟨c, v_k⟩, (K,)."""
     products = [inner(v, c) for v, c in zip(tangents, cotangents, strict=True)]
     return sum(products[1:], products[0])
+
+
+def gradient_of_feedback(errors: Array, residuals: dict[int, Array]) -> list[Array]:
+    """The gradients of feedback, −mean_n e_n r_n / mean_n ‖e_n‖² for each site.
+
+    Args:
+      errors: e, (N, E).
+      residuals: site -> r, (N, *its shape).
+    """
+    squares = jnp.sum(jnp.square(errors))
+    scale = jnp.where(squares > 0, squares, 1)
+    return [-jnp.tensordot(errors, r, (0, 0)) / scale for _, r in sorted(residuals.items())]

@@ -49,7 +49,7 @@ def image_classification(make_model: Callable[..., eqx.Module], dataset: Dataset
       make_model: key=... -> a module from one float image (28, 28) to logits (10,) or (rows, 10).
       dataset: from `load_dataset`.
     """
-    _, static = partition(eqx.filter_jit(make_model)(key=jax.random.key(0)))
+    _, static = partition(make_model(key=jax.random.key(0)))
 
     def init(key: Array) -> PyTree:
         return partition(make_model(key=key))[0]
@@ -65,11 +65,13 @@ def image_classification(make_model: Callable[..., eqx.Module], dataset: Dataset
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {"loss": losses, "accuracy": (answer.argmax(-1) == labels).astype(jnp.float32)}
 
-    @jax.jit
-    def standardised(images: Array) -> Array:
-        return (images.astype(jnp.float32) / 255 - dataset.mean) / dataset.std
-
     train, valid, test = (
-        (standardised(part.images), jax.device_put(part.labels)) for part in dataset[:3]
+        (_standardised(part.images, dataset.mean, dataset.std), jax.device_put(part.labels))
+        for part in dataset[:3]
     )
     return Problem(init, scores, train, valid, test)
+
+
+@jax.jit
+def _standardised(images: Array, mean: float, std: float) -> Array:
+    return (images.astype(jnp.float32) / 255 - mean) / std
