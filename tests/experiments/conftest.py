@@ -6,7 +6,7 @@ import hydra
 import jax
 import pytest
 
-from experiments import jobs, train
+from experiments import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -23,13 +23,12 @@ def small(compose, tmp_path):
     """(overrides, widths) -> a config of a small MLP, and two starts of it."""
 
     def make(*overrides, widths=(8,)):
-        cfg = compose("reproduce", "preset=smoke", f"output.root={tmp_path}")
         model = [
-            "model=mlp", f"model.make.widths={list(widths)}", "batch_size=8", "steps_per_call=2"
+            "model=mlp", f"model.make.widths={list(widths)}", "batch_size=8", "steps_per_call=2",
+            f"output.root={tmp_path}",
         ]  # fmt: skip
-        config = jobs.compose_train(cfg, [*model, *overrides])
-        start = jobs.compose_train(cfg, [*model, "estimator=backprop"])
-        problem = train.problem(start)
-        return config, [problem.init(jax.random.key(seed)) for seed in (0, 1)]
+        problem = train.problem(compose("train", *model, "estimator=backprop"))
+        starts = [problem.init(jax.random.key(seed)) for seed in (0, 1)]
+        return compose("train", *model, *overrides), starts
 
     return make

@@ -95,7 +95,7 @@ def test_of_weights_it_is_that_of_their_number(small, tangents):
     config, starts = small(f"tangents={tangents}", "estimator.value_and_grad.num_tangents=4")
     size = sum(x.size for x in jax.tree.leaves(starts[0]))
     expected = {"normal": (size + 1) / 4, "orthogonal": size / 4 - 1}.get(tangents, (size - 1) / 4)
-    n = 600
+    n = 300
     found = quality(config, starts, draws=n, guess_steps=0)
     assert found["law"] == pytest.approx([expected] * 2)
     moment = 8 if tangents == "low_rank" else 2
@@ -107,7 +107,7 @@ def test_of_weights_it_is_that_of_their_number(small, tangents):
 @pytest.mark.parametrize("tangents", ["normal", "rademacher"])
 def test_of_a_projection_it_is_the_share_of_the_dimensions(small, tangents):
     """cos² is of a beta distribution, about K/d times a chi-square of K degrees over K."""
-    number, n = 16, 400
+    number, n = 16, 200
     config, starts = small(
         f"tangents={tangents}", "aggregation=projection",
         f"estimator.value_and_grad.num_tangents={number}",
