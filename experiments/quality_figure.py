@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments import style
 from fwdgrad.work import Interval
 
 # A colour for each space, a marker for each variant in it.
@@ -39,8 +40,9 @@ def quality_figure(stages: Mapping[int, Found], information: Mapping[str, Any]) 
             axis.set_xlabel(f"{cost} of a step, over backprop's")
     figure.supylabel("cosine of estimate and exact gradient, hidden layers", fontsize=8)
     figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7
-    )
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center", ncols=len(stages) + 1, fontsize=7,
+    )  # fmt: skip
     return figure
 
 
@@ -71,6 +73,9 @@ def _draw_costs(axis: Axes, found: Found, information: Mapping[str, Any], cost: 
         label="frontier, without backprop",
     )  # fmt: skip
     axis.set(xscale="log", yscale="log")
+    style.plain_numbers(axis.xaxis, (1, 2, 5))
+    low, high = axis.get_xlim()
+    axis.set_xlim(min(low, 0.8), max(high, 2.5))  # two numbers at least
 
 
 def _space_and_variant(group: str) -> tuple[str, str]:

@@ -5,9 +5,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments import style
 from experiments.race_results import About, Line, Lines
@@ -47,18 +45,11 @@ def race_figure(lines: Lines, about: About) -> Figure:
     for panel, title in zip((by_time, by_operations, ends), titles, strict=True):
         panel.set(xscale="log")
         panel.set_title(title, loc="left", fontweight="bold")
-        _plain_numbers(panel.xaxis, (1, 2, 5))
-    _plain_numbers(by_time.yaxis, (1, 1.5, 2, 3, 4, 6, 8))
+        style.plain_numbers(panel.xaxis, (1, 2, 5))
+    style.plain_numbers(by_time.yaxis, (1, 1.5, 2, 3, 4, 6, 8))
     by_operations.tick_params(labelleft=False)
     figure.legend(*by_time.get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure
-
-
-def _plain_numbers(axis: Axis, leading: tuple[float, ...]) -> None:
-    """Of a logarithmic axis the numbers with these leading digits, and no others."""
-    axis.set_major_locator(LogLocator(subs=leading))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _colours(lines: Lines, about: About) -> dict[str, Any]:

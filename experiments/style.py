@@ -9,7 +9,9 @@ matplotlib.use("Agg")  # before pyplot is imported anywhere: no display is neede
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = {
@@ -65,6 +67,13 @@ def fit_lines(axis: Axes) -> None:
     margin = 0.1 * (high - low)
     edges = axis.transData.inverted().transform([(0, low - margin), (0, high + margin)])
     axis.set_ylim(edges[0, 1], edges[1, 1])
+
+
+def plain_numbers(axis: Axis, leading: tuple[float, ...]) -> None:
+    """Of a logarithmic axis the numbers with these leading digits, and no others."""
+    axis.set_major_locator(LogLocator(subs=leading))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, folder: Path, stem: str) -> None:
