@@ -117,8 +117,9 @@ def _record(
 
     def measure() -> Samples:
         def at(stage: int) -> dict[str, list[float]]:
-            starts = [_config(cfg, experiment.training, seed=seed) for seed in seeds]
-            return quality(config, [trained(start, stage) for start in starts], **lengths)
+            trainings = {seed: _config(cfg, experiment.training, seed=seed) for seed in seeds}
+            starts = {seed: trained(training, stage) for seed, training in trainings.items()}
+            return quality(config, starts, **lengths)
 
         return {str(stage): at(stage) for stage in stages}
 

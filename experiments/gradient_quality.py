@@ -1,6 +1,6 @@
 """What an estimator's gradients are like beside the exact one: cosine, bias, variance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -20,19 +20,20 @@ _LAST_LEAVES = 2  # of the parameters: the last layer's weight and bias
 
 
 def quality(
-    config: DictConfig, params: Sequence[PyTree], *, draws: int, guess_steps: int
+    config: DictConfig, starts: Mapping[int, PyTree], *, draws: int, guess_steps: int
 ) -> dict[str, list[float]]:
     """The quality of a config's estimator at some parameters, each with a minibatch of its own.
 
     Args:
       config: a `train` config.
-      params: of its model.
+      starts: seed -> parameters of its model. The seed is also that of the draws, and the number
+        of the minibatch.
       draws: how often the estimate g is drawn at each of them, at least 2.
       guess_steps: for how many minibatches a guess is learnt at these parameters first, if the
         estimator has one.
 
     Returns:
-      Quantity -> a number for each of `params`, an average over the draws:
+      Quantity -> a number for each of `starts`, an average over the draws:
 
         cosine           ⟨g, ∇f⟩ / ‖g‖ ‖∇f‖
         hidden_cosine    the same of all layers but the last
@@ -49,13 +50,14 @@ def quality(
     gradient = jax.jit(jax.grad(problem.loss))
     sums = jax.jit(lambda *args: _sums(value_and_grad, draws, *args))
     found: dict[str, list[float]] = {}
-    for i, at in enumerate(params):
-        batch = jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], problem.train)
+    for seed, at in starts.items():
+        first = seed * size
+        batch = jax.tree.map(lambda x, i=first: x[i : i + size], problem.train)
         target = gradient(at, batch)
         guided = _with_guess(config, value_and_grad, at, batch, guess_steps)
         means, of_sum = (
             {name: float(x) for name, x in of.items()}
-            for of in sums(jax.random.key(i), guided, batch, target)
+            for of in sums(jax.random.key(seed), guided, batch, target)
         )
         bias = (of_sum["squares"] - draws * means["error"]) / (draws * (draws - 1))
         parts = {"bias": bias, "variance": means["error"] - bias}

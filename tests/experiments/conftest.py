@@ -20,7 +20,7 @@ def compose():
 
 @pytest.fixture
 def small(compose, tmp_path):
-    """(overrides, widths) -> a config of a small MLP, and two starts of it."""
+    """(overrides, widths) -> a config of a small MLP, and starts of it of the seeds 0 and 1."""
 
     def make(*overrides, widths=(8,)):
         model = [
@@ -28,7 +28,7 @@ def small(compose, tmp_path):
             f"output.root={tmp_path}",
         ]  # fmt: skip
         problem = train.problem(compose("train", *model, "estimator=backprop"))
-        starts = [problem.init(jax.random.key(seed)) for seed in (0, 1)]
+        starts = {seed: problem.init(jax.random.key(seed)) for seed in (0, 1)}
         return compose("train", *model, *overrides), starts
 
     return make

@@ -64,6 +64,15 @@ def test_activities_are_better_than_weights_and_guesses_help(small):
     assert max(of_weights) < 0.2 * min(plain) and max(plain) < min(guided)
 
 
+def test_what_is_found_with_a_seed_is_its_own(small):
+    """Its minibatch and its draws, too: seeds that are added later are new samples."""
+    config, starts = small("tangents=rademacher")
+    starts[1] = starts[0]
+    both = quality(config, starts, draws=2, guess_steps=0)
+    alone = quality(config, {1: starts[1]}, draws=2, guess_steps=0)
+    assert both["cosine"][1] == alone["cosine"][0] != both["cosine"][0]
+
+
 def test_what_was_wanted_is_judged():
     stages = {
         0: {"a": {"time": Interval(1.1, 1.0, 1.3, 5), "cosine_over_dense": Interval(30, 26, 34, 5)}}

@@ -37,10 +37,11 @@ NORMAL = {-ROOT: 1 / 6, 0.0: 2 / 3, ROOT: 1 / 6}
 def test_at_activities_it_is_the_mean_over_all_noise(
     small, widths, num_examples, number, points, scale, overrides
 ):
-    config, (params, _) = small(
+    config, starts = small(
         "space=activities", f"estimator.value_and_grad.num_tangents={number}", *overrides,
         widths=widths,
     )  # fmt: skip
+    params = starts[0]
     problem = train.problem(config)
     batch = jax.tree.map(lambda x: x[:num_examples], problem.train)
     value_and_grad = train.estimator(config)(problem.loss)
@@ -71,7 +72,8 @@ def test_at_activities_it_is_the_mean_over_all_noise(
 
 def test_a_layer_may_be_off_as_a_whole_or_missing(small):
     """Units before it are on, and get noise all the same."""
-    config, (params, _) = small("space=activities", "tangents=rademacher", widths=(3, 2))
+    config, starts = small("space=activities", "tangents=rademacher", widths=(3, 2))
+    params = starts[0]
     off = eqx.tree_at(lambda p: p.layers[1].bias, params, jnp.full(2, -100.0))
     batch = jax.tree.map(lambda x: x[:1], train.problem(config).train)
     x = jnp.ravel(batch[0][0])
@@ -82,7 +84,8 @@ def test_a_layer_may_be_off_as_a_whole_or_missing(small):
     expected = (1 + float(x @ x)) * on * last + 9 * last
     assert expected_error(config, off, batch) == pytest.approx(expected / last, rel=1e-5)
 
-    config, (params, _) = small("space=activities", "tangents=rademacher", EXACT_LAST, widths=())
+    config, starts = small("space=activities", "tangents=rademacher", EXACT_LAST, widths=())
+    params = starts[0]
     assert expected_error(config, params, batch) == 0
 
 
@@ -137,6 +140,7 @@ def test_of_a_projection_it_is_the_share_of_the_dimensions(small, tangents):
     ids=" ".join,
 )
 def test_what_has_none(small, overrides):
-    config, (params, _) = small(*overrides)
+    config, starts = small(*overrides)
+    params = starts[0]
     batch = jax.tree.map(lambda x: x[:8], train.problem(config).train)
     assert math.isnan(expected_error(config, params, batch))
