@@ -1,7 +1,7 @@
 """What the table of the accuracy race says: its lines, and who is ahead of whom."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from experiments import style
 from experiments.targets import verdict
 from experiments.tuning import Rates
-from fwdgrad.work import Interval, exact, mean_interval
+from fwdgrad.work import Interval, mean_interval
 from fwdgrad.work.records import read_table
 
 
@@ -96,10 +96,10 @@ def verdicts(lines: Lines, about: About) -> list[str]:
         said = [_of_target(line, wanted.get("wanted"))]
         if name not in timed:
             others = {n: x for n, x in lines.items() if n not in timed}
-            said.append(_against_controls(line, others, "flops"))
+            said += _against_controls(name, line, others, about, "flops")
             if line.family != "backprop":
                 said.append(_against_backprop(line, others))
-        said.append(_against_controls(line, timed, "seconds"))
+        said += _against_controls(name, line, timed, about, "seconds")
         if name in timed and line.family != "backprop":
             said += [
                 _against_backprop(line, timed, wanted.get("behind")),
@@ -128,28 +128,46 @@ def _of_target(line: Line, wanted: float | None) -> str:
     return f"{_percent(line.test_accuracy)} %, {verdict(found, at_least=100 * wanted)}"
 
 
-def _against_controls(line: Line, lines: Lines, budget: str) -> str:
-    """Whether the line is better than the best control that had no more."""
+def _against_controls(name: str, line: Line, lines: Lines, about: About, budget: str) -> list[str]:
+    """Whether the line is better than the best control that had no more.
+
+    And, if that has another optimizer, whether it is better than the best of those with its own.
+    """
 
     def spent(x: Line) -> float:
         return float(x.columns[budget][0, -1])
 
-    controls = {
-        name: x for name, x in lines.items() if _is_control(name) and spent(x) <= 1.05 * spent(line)
-    }
+    controls = {n: x for n, x in lines.items() if _is_control(n) and spent(x) <= 1.05 * spent(line)}
     if not controls:
-        return ""
-    best = max(controls, key=lambda name: controls[name].accuracy)
-    gain = mean_interval(100 * _paired(line, controls[best]))
-    verb = "of one sample, beside" if math.isnan(gain.low) else "cannot be told from"
-    if gain.low > 0 or gain.high < 0:
-        verb = "beats" if gain.low > 0 else "does not beat"
+        return []
+    alike = {n: x for n, x in controls.items() if _momentum(about[n]) == _momentum(about[name])}
+    best, best_alike = (
+        max(some, key=lambda n, of=some: of[n].accuracy, default=None)  # type: ignore[misc]
+        for some in (controls, alike)
+    )
+    assert best is not None
     kind = f"the best control of its {'time' if budget == 'seconds' else 'operations'}"
     if spent(controls[best]) < 0.95 * spent(line):
         kind = f"the best control, of {controls[best].seconds:.3g} s alone"
-    valid = mean_interval(100 * _paired(line, controls[best], "valid_accuracy"))
+    said = [_held_against(line, controls[best], best, kind)]
+    if best_alike not in (best, None):
+        kind = "the best of those with its optimizer"
+        said.append(_held_against(line, controls[best_alike], best_alike, kind))
+    return said
+
+
+def _momentum(about: Mapping[str, Any]) -> list[str]:
+    return [x for x in about["overrides"] or () if x.startswith("optimizer.momentum=")]
+
+
+def _held_against(line: Line, other: Line, name: str, kind: str) -> str:
+    gain = mean_interval(100 * _paired(line, other))
+    verb = "of one sample, beside" if math.isnan(gain.low) else "cannot be told from"
+    if gain.low > 0 or gain.high < 0:
+        verb = "beats" if gain.low > 0 else "is behind"
+    valid = mean_interval(100 * _paired(line, other, "valid_accuracy"))
     return (
-        f"{verb} {style.name(best)}, {kind}: {_signed(gain)} points ({_signed(valid)} on the "
+        f"{verb} {style.name(name)}, {kind}: {_signed(gain)} points ({_signed(valid)} on the "
         "validation images)"
     )
 
@@ -160,37 +178,71 @@ def _against_backprop(line: Line, lines: Lines, at_most: float | None = None) ->
     if not backprops:
         return ""
     best = max(backprops, key=lambda name: backprops[name].columns["valid_accuracy"][:, -1].mean())
+    seconds = backprops[best].seconds
+    shorter = f", of {seconds:.3g} s alone" if seconds < 0.95 * line.seconds else ""
     behind = mean_interval(100 * _paired(backprops[best], line))
     wanted = "" if at_most is None else f", {verdict(behind, at_most=at_most)}"
-    return f"{_signed(behind)} points behind {style.name(best)}{wanted}"
+    return f"{_signed(behind)} points behind {style.name(best)}{shorter}{wanted}"
 
 
 def _when_backprop(line: Line, lines: Lines, at_most: float | None) -> str:
     """The line's time over that of backprop to the line's mean, between two lengths of its runs.
 
-    The time between them is interpolated: accuracies over the logarithm of the time.
+    The interval is of seeds drawn anew, of this line and of each length of backprop.
     """
-    backprops = _backprops(lines)
-    enough = [x for x in backprops.values() if x.accuracy >= line.accuracy]
-    if not enough:
-        return "no backprop has as high a mean" if backprops else ""
-    soonest = min(enough, key=lambda x: x.seconds)
-    too_few = [x for x in backprops.values() if x.seconds < soonest.seconds]
-    if not too_few:
+    backprops = list(_backprops(lines).values())
+    if not backprops:
+        return ""
+    below, above = _around(line.accuracy, [(x.seconds, x.accuracy) for x in backprops])
+    if above is None:
+        return f"no backprop, of {max(x.seconds for x in backprops):.3g} s at most, is as good"
+    if below is None:
         return (
-            f"more than {line.seconds / soonest.seconds:.3g} times backprop's time to that mean "
-            f"({soonest.seconds:.3g} s)"
+            f"more than {line.seconds / above[0]:.3g} times backprop's time to that mean "
+            f"({above[0]:.3g} s)"
         )
-    below = max(too_few, key=lambda x: x.accuracy)
-    share = (line.accuracy - below.accuracy) / (soonest.accuracy - below.accuracy)
-    seconds = below.seconds * (soonest.seconds / below.seconds) ** share
-    ratio = line.seconds / seconds
-    wanted = "" if at_most is None else f", {verdict(exact(ratio), at_most=at_most)}"
+    generator = np.random.default_rng(0)
+
+    def anew(x: Line) -> float:
+        return float(generator.choice(x.test_accuracy, len(x.test_accuracy)).mean())
+
+    def ratio(of: Callable[[Line], float]) -> float:
+        return line.seconds / _seconds_to(of(line), [(x.seconds, of(x)) for x in backprops])
+
+    value, n = ratio(lambda x: x.accuracy), len(line.test_accuracy)
+    low, high = np.quantile([ratio(anew) for _ in range(2000)], (0.025, 0.975)) if n > 1 else _OPEN
+    found = Interval(value, float(low), float(high), n)
+    wanted = "" if at_most is None else f", {verdict(found, at_most=at_most)}"
     return (
-        f"{ratio:.3g} times backprop's time to that mean, by interpolation between "
-        f"{line.seconds / soonest.seconds:.3g} (its runs of {soonest.seconds:.3g} s are as good) "
-        f"and {line.seconds / below.seconds:.3g} (those of {below.seconds:.3g} s are worse){wanted}"
+        f"{_number(found)} times backprop's time to that mean, which is between {below[0]:.3g} s, "
+        f"whose runs are worse, and {above[0]:.3g} s{wanted}"
     )
+
+
+_OPEN = (math.nan, math.nan)
+_Point = tuple[float, float]  # seconds, and the accuracy after so long
+
+
+def _around(accuracy: float, points: list[_Point]) -> tuple[_Point | None, _Point | None]:
+    """The best of those that are too short for an accuracy, and the soonest that has it."""
+    above = min((p for p in points if p[1] >= accuracy), default=None)
+    shorter = [p for p in points if above is None or p[0] < above[0]]
+    return max(shorter, key=lambda p: p[1], default=None), above
+
+
+def _seconds_to(accuracy: float, points: list[_Point]) -> float:
+    """Interpolated, accuracies over the logarithm of the time; no more or less than there is.
+
+    >>> round(_seconds_to(0.5, [(1.0, 0.4), (4.0, 0.6)]), 9), _seconds_to(0.7, [(1.0, 0.4)])
+    (2.0, 1.0)
+    """
+    below, above = _around(accuracy, points)
+    if above is None:
+        return max(points)[0]
+    if below is None:
+        return above[0]
+    share = (accuracy - below[1]) / (above[1] - below[1])
+    return below[0] * (above[0] / below[0]) ** share
 
 
 def _without(line: Line, other: Line | None, name: str | None) -> str:
@@ -204,6 +256,10 @@ def _paired(a: Line, b: Line, of: str = "test_accuracy") -> np.ndarray:
     ends = [x.test_accuracy if of == "test_accuracy" else x.columns[of][:, -1] for x in (a, b)]
     n = min(map(len, ends))
     return ends[0][:n] - ends[1][:n]
+
+
+def _number(x: Interval) -> str:
+    return f"{x.value:.3g}" if math.isnan(x.low) else f"{x.value:.3g} [{x.low:.3g}, {x.high:.3g}]"
 
 
 def _signed(x: Interval) -> str:
