@@ -98,11 +98,11 @@ def verdicts(lines: Lines, about: About) -> list[str]:
             others = {n: x for n, x in lines.items() if n not in timed}
             said += _against_controls(name, line, others, about, "flops")
             if line.family != "backprop":
-                said.append(_against_backprop(line, others))
+                said.append(_against_backprop(line, others, "flops"))
         said += _against_controls(name, line, timed, about, "seconds")
         if name in timed and line.family != "backprop":
             said += [
-                _against_backprop(line, timed, wanted.get("behind")),
+                _against_backprop(line, timed, "seconds", wanted.get("behind")),
                 _when_backprop(line, lines, wanted.get("times")),
             ]
         said.append(_without(line, lines.get(about[name]["ablates"]), about[name]["ablates"]))
@@ -172,14 +172,14 @@ def _held_against(line: Line, other: Line, name: str, kind: str) -> str:
     )
 
 
-def _against_backprop(line: Line, lines: Lines, at_most: float | None = None) -> str:
+def _against_backprop(line: Line, lines: Lines, budget: str, at_most: float | None = None) -> str:
     """Points behind the backprop that is best on the validation set."""
     backprops = _backprops(lines)
     if not backprops:
         return ""
     best = max(backprops, key=lambda name: backprops[name].columns["valid_accuracy"][:, -1].mean())
-    seconds = backprops[best].seconds
-    shorter = f", of {seconds:.3g} s alone" if seconds < 0.95 * line.seconds else ""
+    spent, most = (float(x.columns[budget][0, -1]) for x in (backprops[best], line))
+    shorter = f", of {backprops[best].seconds:.3g} s alone" if spent < 0.95 * most else ""
     behind = mean_interval(100 * _paired(backprops[best], line))
     wanted = "" if at_most is None else f", {verdict(behind, at_most=at_most)}"
     return f"{_signed(behind)} points behind {style.name(best)}{shorter}{wanted}"

@@ -147,8 +147,8 @@ def test_who_is_ahead_of_whom(tmp_path):
         in activity
     )
     # At 5 s 0.97, at 15 s 0.9831: 0.983 at 5 · 3^(130/131) s. Two seeds drawn anew give one time in
-    # 16 0.9825 with 0.9842 at 15 s, soonest: at 5 · 3^(125/142) s; and as often 0.9835 with 0.982 at
-    # 15 s and 0.985 at 60 s, latest: at 15 · 4^(15/30) s.
+    # 16 0.9825 with 0.9842 at 15 s, soonest: at 5 · 3^(125/142) s; and as often 0.9835 with 0.982
+    # at 15 s and 0.985 at 60 s, latest: at 15 · 4^(15/30) s.
     assert (
         "8.07 [4, 9.12] times backprop's time to that mean, which is between 5 s, whose runs "
         "are worse, and 15 s, at most 20 wanted: reached" in activity
