@@ -33,10 +33,27 @@ from fwdgrad.work import (
 from fwdgrad.work.stepping import Batches, make_stepper
 
 SETTINGS = ("num_steps", "batch_size", "eval_every", "steps_per_call", "compiler_options")
+# Of each part of a config all keys that anything reads; the options of what is made are further in.
+_KEYS = {
+    "": {
+        "model", "dataset", "estimator", "tangents", "space", "aggregation", "guess", "optimizer",
+        "seed", "learning_rate", "output", *SETTINGS,
+    },
+    "model": {"name", "make", "learning_rate", "steps_per_call", "compiler_options"},
+    "dataset": {"name", "folder"},
+    "estimator": {"name", "label", "value_and_grad", "guess_rate"},
+    "tangents": {"name", "distribution"},
+}  # fmt: skip
+_FURTHER_IN = "estimator.value_and_grad, tangents.distribution, model.make or optimizer"
 
 
 def run(cfg: DictConfig) -> RunRecord:
-    """Runs a composed `train` config, or goes on with it, or returns what is already there."""
+    """Runs a composed `train` config, or goes on with it, or returns what is already there.
+
+    Raises:
+      ValueError: a key was added that nothing reads.
+    """
+    _check_keys(cfg)
     if (record := finished_run(folder(cfg))) is not None:
         return record
     config: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -53,6 +70,17 @@ def run(cfg: DictConfig) -> RunRecord:
         checkpoint_seconds=cfg.output.checkpoint_seconds,
         show_progress=cfg.output.progress,
     )
+
+
+def _check_keys(cfg: DictConfig) -> None:
+    for part, known in _KEYS.items():
+        found: Any = cfg[part] if part else cfg
+        if unknown := sorted(set(found) - known):
+            path = f"{part}.{unknown[0]}" if part else unknown[0]
+            raise ValueError(
+                f"nothing reads the key {path}. If it is an option of a constructor, it belongs "
+                f"under {_FURTHER_IN}; what there is shows --cfg job."
+            )
 
 
 def recorded(cfg: DictConfig) -> dict[str, Any]:

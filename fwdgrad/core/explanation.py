@@ -138,7 +138,8 @@ def explain(
     Args:
       fun, params, args: as `forward_value_and_grad(fun)(key, params, *args)` takes them; bind
         keyword arguments of fun by `functools.partial`.
-      tangents, num_tangents, space, has_aux: as `forward_value_and_grad` takes them.
+      tangents, num_tangents, space, has_aux: as `forward_value_and_grad` takes them, but the
+        tangents are of low rank, not normal, if nothing is said.
 
     Returns:
       An `Explanation`; print it.

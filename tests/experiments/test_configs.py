@@ -83,6 +83,14 @@ def test_mistyped_keys_and_groups(compose, override, message):
         compose("train", override)
 
 
+@pytest.mark.parametrize("key", ["num_tangents", "estimator.num_tangents", "tangents.rank"])
+def test_a_key_that_is_added_and_that_nothing_reads(compose, tmp_path, key):
+    cfg = compose("train", f"+{key}=8", f"output.root={tmp_path}/runs")
+    with pytest.raises(ValueError, match=rf"nothing reads the key {key}\."):
+        train.run(cfg)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_identity_is_of_what_decides_the_numbers(compose):
     def identity(*overrides):
         return train.config_identity(train.identifying(compose("train", *overrides)))
