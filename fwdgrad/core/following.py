@@ -163,7 +163,8 @@ def _passed(
     made, equations, read_outside = {variable}, [], set(variables(jaxpr.outvars[:1]))
     for equation, needed in zip(jaxpr.eqns[start:], plan.needed[start:], strict=True):
         read = set(variables(equation.invars))
-        if read <= made | known and passes(equation) and not _is_complex(equation):
+        is_known = all(v in made or v in known for v in read)
+        if is_known and passes(equation) and not _is_complex(equation):
             equations.append(equation)
             (made if read & made else known).update(equation.outvars)
         elif needed:
