@@ -38,7 +38,7 @@ def race_figure(lines: Lines, about: About) -> Figure:
     by_operations.set(xlabel="operations (10¹²)")
     ends.set(xlabel="training time of the whole run (s)")
     least = min(100 * (1 - line.accuracy) for line in lines.values())
-    ends.set_ylim(0.9 * least, 2 * least)  # where it is decided
+    ends.set_ylim(0.9 * least, 2.5 * least)  # where it is decided
     lengths_of_all = [line.seconds for line in lines.values()]
     ends.set_xlim(0.7 * min(lengths_of_all), 1.4 * max(lengths_of_all))
     titles = ("validation, while training",) * 2 + ("test, at a run's end, the best",)
