@@ -217,6 +217,7 @@ class _Injection:
 
 
 def _masked(noise: Any, mask: Array) -> Any:
+    ones = mask.astype(noise.dtype)
     if isinstance(noise, Blocks):
-        return Blocks(noise.value * mask, noise.axis, noise.number)
-    return dense(noise) * mask
+        return Blocks(noise.value * ones, noise.axis, noise.number)
+    return dense(noise) * ones[None]

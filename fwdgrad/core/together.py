@@ -86,7 +86,7 @@ class Orthogonal(_Together):
         numbers = jax.random.normal(key, (d, num_tangents), widest)
         basis = orthonormal(numbers)
         # The factorisation fixes the sign of each column, so that its mean would not be zero.
-        directions = signs(sign_key, jnp.zeros(num_tangents, basis.dtype)) * basis
+        directions = signs(sign_key, jnp.zeros(num_tangents, basis.dtype))[None] * basis
         rows = d**0.5 * directions.T
         tangents = [
             rows[:, i:j].reshape(num_tangents, *x.shape).astype(x.dtype)

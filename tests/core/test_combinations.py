@@ -57,3 +57,19 @@ def test_and_so_it_is_with_any_guess(space, name):
     assert jax.tree.leaves(guess)
     _, grad = averaged_over_signs(value_and_grad, guided._replace(guess=guess), args)
     assert_same(grad.params, jax.grad(loss)(params, *args))
+
+
+@pytest.mark.parametrize("space", [fwdgrad.Weights(), fwdgrad.Activities(exact_last=True)])
+@pytest.mark.parametrize("tangents", [fwdgrad.Orthogonal(), fwdgrad.BlockSparse()])
+def test_no_rank_is_promoted(key, space, tangents):
+    """As some want of all code: `jax_numpy_rank_promotion="raise"`."""
+
+    def loss(params, x):
+        return jnp.mean((jax.nn.relu(x @ params["w"]) @ params["u"]) ** 2)
+
+    params = {"w": jnp.ones((2, 4)), "u": jnp.ones((4, 1))}
+    value_and_grad = fwdgrad.forward_value_and_grad(
+        loss, space=space, tangents=tangents, num_tangents=2
+    )
+    with jax.numpy_rank_promotion("raise"):
+        value_and_grad(key, params, jnp.ones((3, 2)))
