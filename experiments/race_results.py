@@ -141,19 +141,19 @@ def _against_controls(name: str, line: Line, lines: Lines, about: About, budget:
     if not controls:
         return []
     alike = {n: x for n, x in controls.items() if _momentum(about[n]) == _momentum(about[name])}
-    best, best_alike = (
-        max(some, key=lambda n, of=some: of[n].accuracy, default=None)  # type: ignore[misc]
-        for some in (controls, alike)
-    )
-    assert best is not None
+    best = _best(controls)
     kind = f"the best control of its {'time' if budget == 'seconds' else 'operations'}"
     if spent(controls[best]) < 0.95 * spent(line):
         kind = f"the best control, of {controls[best].seconds:.3g} s alone"
     said = [_held_against(line, controls[best], best, kind)]
-    if best_alike not in (best, None):
+    if alike and (best_alike := _best(alike)) != best:
         kind = "the best of those with its optimizer"
         said.append(_held_against(line, controls[best_alike], best_alike, kind))
     return said
+
+
+def _best(lines: Lines) -> str:
+    return max(lines, key=lambda name: lines[name].accuracy)
 
 
 def _momentum(about: Mapping[str, Any]) -> list[str]:

@@ -36,8 +36,8 @@ class Guided(NamedTuple):
     """Parameters and a guess of the gradient, to be given to an estimator in the place of params.
 
     The gradient then is a `Guided` too, and guess − rate · its guess is the next guess, for a rate
-    from 0 to 1 (`fwdgrad.work.guided_optimizer` does both): of a direction 1 makes it the last
-    estimate, and 1 − β a momentum. A first guess, zero, is made by `value_and_grad.guide`.
+    from 0 to 1: of a direction 1 makes it the last estimate, and 1 − β a momentum. A first guess,
+    zero, is made by `value_and_grad.guide`.
 
     Attributes:
       params: what `fun` is called with.

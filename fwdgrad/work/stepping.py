@@ -122,7 +122,7 @@ def make_stepper(
         value, _, report = jax.eval_shape(value_and_grad, steps_key, params, batch)
         zero = jnp.zeros((), value.dtype)
         return State(
-            params=jax.tree.map(jnp.copy, params),  # donated later; these may be somebody's
+            params=params,
             opt_state=optimizer.init(params),
             step=jnp.zeros((), jnp.int32),
             loss=zero,
@@ -131,6 +131,7 @@ def make_stepper(
             report_sum=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), report),
         )
 
+    # Compiled, so these are copies: the state is donated, and the parameters may be somebody's.
     state = jax.jit(initial_state)(init(init_key))
     indices = jax.ShapeDtypeStruct((steps_per_call, batch_size), jnp.int32)
     start = time.perf_counter()

@@ -26,7 +26,7 @@ from fwdgrad.work import (
 from fwdgrad.work.evaluation import make_evaluate
 from fwdgrad.work.records import read_metrics
 from fwdgrad.work.schedules import exponential_decay
-from fwdgrad.work.stepping import Batches
+from fwdgrad.work.stepping import Batches, make_stepper
 
 
 class Regression(NamedTuple):
@@ -320,6 +320,16 @@ def test_minibatch_larger_than_the_training_set(problem, tmp_path):
     with pytest.raises(ValueError, match=r"batch_size must be at most .* 100; found 101"):
         run(problem, tmp_path, settings=Settings(1, 101, 1, 1))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_parameters_that_somebody_else_has_are_not_donated(problem, key):
+    params = problem.init(key)
+    stepper = make_stepper(
+        problem.loss, lambda key: params, problem.train, fwdgrad.backprop_value_and_grad,
+        optax.sgd(0.1), seed=0, batch_size=10, steps_per_call=1,
+    )  # fmt: skip
+    stepper.advance(stepper.state, problem.train, np.arange(10, dtype=np.int32)[None], 1)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(params))
 
 
 def test_every_epoch_uses_every_example_once():
