@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.core import checks
+from fwdgrad.core import checks, fits
+from fwdgrad.core.examples import keys_of_each, number_of_examples, types_of_one
 from fwdgrad.core.forms import gram, weighted_sum
 from fwdgrad.core.guess import along, gradient_of_feedback
 from fwdgrad.core.jaxprs import inlined
@@ -117,7 +118,7 @@ class _AtActivities:
         guess: PyTree,
     ):
         self._space, self._num_tangents, self._enter = space, num_tangents, enter_custom_vjp
-        self._number = checks.number_of_examples(loss.args, loss.kwargs)
+        self._number = number_of_examples(loss.args, loss.kwargs)
         self._leaves, structure = jax.tree.flatten(loss.theta)
         examples, structure_of_args = jax.tree.flatten(loss.args)
         self._examples = [jnp.asarray(x)[:, None] for x in examples]  # minibatches of one
@@ -127,7 +128,7 @@ class _AtActivities:
             return loss.of(jax.tree.unflatten(structure, leaves), args)
 
         self._flat = Flat(of_example)
-        one = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in self._examples]
+        one = types_of_one(self._examples)
         needed_by = "space=Activities()"
         try:
             traced = checks.checked_jaxpr(self._flat, self._leaves, one, needed_by=needed_by)
@@ -141,7 +142,7 @@ class _AtActivities:
         self._shared = [i for i in self._loss.noisy if not sites[i].per_example]
         self._guess: dict[int, Array] = {}
         if guess is not None:
-            checks.check_guess(guess, jax.eval_shape(self.first_guess))
+            fits.check_guess(guess, jax.eval_shape(self.first_guess))
             self._guess = dict(zip(self._own, guess, strict=True))
 
     def first_guess(self) -> PyTree:
@@ -185,7 +186,7 @@ class _AtActivities:
             folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
             for_own, for_shared = jax.vmap(jax.random.split, out_axes=1)(folded)  # (K,) each
             if own := [i for i in sites if i in self._own]:
-                of_examples = jax.vmap(lambda key: jax.random.split(key, self._number))(for_own)
+                of_examples = jax.vmap(partial(keys_of_each, self._examples))(for_own)
                 sample = partial(sample_each, distribution, params=self._zeros(own))
                 drawn.update(zip(own, jax.vmap(sample, in_axes=1)(of_examples), strict=True))
             if shared := [i for i in sites if i in self._shared]:
@@ -199,7 +200,7 @@ class _AtActivities:
 
     def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
         sites = [self._loss.sites[i] for i in (*self._own, *self._shared)]
-        checks.check_drawn(found, expected, [f"the value at {site.place}" for site in sites])
+        fits.check_drawn(found, expected, [f"the value at {site.place}" for site in sites])
 
     def estimate(self, tangents: Tangents, number: int, weigh: Weigh) -> Estimate:
         loss = self._loss

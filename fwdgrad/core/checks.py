@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fwdgrad.core.blocks import Blocks
-from fwdgrad.core.factored import Factored
-from fwdgrad.core.forms import is_structured
+from fwdgrad.core.guess import Guided
 from fwdgrad.core.jaxprs import uses_references
 from fwdgrad.core.tangents import TangentDistribution
 from fwdgrad.core.trees import Array, PyTree
@@ -59,7 +57,9 @@ def check_clip(clip: Any) -> None:
     """Raises TypeError or ValueError unless `clip` is None or a positive number."""
     if clip is None:
         return
-    if not isinstance(clip, (int, float, np.number)) or isinstance(clip, bool):
+    is_number = isinstance(clip, (int, float, np.number)) and not isinstance(clip, bool)
+    is_known = isinstance(clip, (np.ndarray, jax.Array)) and not isinstance(clip, jax.core.Tracer)
+    if not (is_number or (is_known and clip.shape == () and jnp.isrealobj(clip))):
         raise TypeError(f"clip must be None or a positive number; found {clip!r}.")
     if not (clip > 0 and math.isfinite(clip)):
         raise ValueError(
@@ -120,142 +120,16 @@ def checked_jaxpr(fun: Callable[..., Any], *args: Any, needed_by: str) -> Any:
     return jaxpr
 
 
-def checked_sample(
-    tangents: Any, tangent: PyTree, params: PyTree, number: int | None = None
-) -> list[Array | Factored | Blocks]:
-    """The leaves of the sampled `tangent`; raises ValueError unless they fit those of `params`.
-
-    Args:
-      tangents: the distribution that sampled them.
-      tangent, params: pytrees.
-      number: how many were drawn together, None for one tangent.
-    """
-    call = "sample(key, params, splits)" if number is None else "sample_together"
-    found: Any = jax.tree.structure(tangent, is_leaf=is_structured)
-    expected: Any = jax.tree.structure(params)
-    if found != expected:
-        raise ValueError(
-            f"tangents={tangents!r} sampled a tangent of structure {found}; its {call} must "
-            f"return the structure of params, {expected}."
+def check_unguided(params: PyTree) -> None:
+    """Raises TypeError if there is a guess beside the parameters, where none is made use of."""
+    if isinstance(params, Guided):
+        raise TypeError(
+            "params is a Guided, parameters and a guess, which forward_value_and_grad alone makes "
+            "use of; pass its params alone."
         )
-    leaves = [
-        v if is_structured(v) else jnp.asarray(v)
-        for v in jax.tree.leaves(tangent, is_leaf=is_structured)
-    ]
-    for (path, x), v in zip(jax.tree_util.tree_leaves_with_path(params), leaves, strict=True):
-        name = f"params{jax.tree_util.keystr(path)}"
-        if isinstance(v, Factored) and not v.is_consistent:
-            raise ValueError(
-                f"tangents={tangents!r} sampled factors {v.left.dtype}{list(v.left.shape)} and "
-                f"{v.right.dtype}{list(v.right.shape)} for {name}; both must have its dtype "
-                f"{x.dtype} and the shape (rank, *axes), each axis of the size in "
-                f"{list(x.shape)} or 1."
-            )
-        shape = (v.number, *v.shape) if isinstance(v, Blocks) else v.shape
-        wanted = x.shape if number is None else (number, *x.shape)
-        if (shape, v.dtype) != (wanted, x.dtype):
-            raise ValueError(
-                f"tangents={tangents!r} sampled {v.dtype}{list(shape)} for {name}; its {call} must "
-                f"return that leaf's shape and dtype, {x.dtype}{list(wanted)}."
-            )
-    return leaves
 
 
-def check_guess(found: PyTree, expected: PyTree) -> None:
-    """Raises ValueError unless a guess has the structure, shapes and dtypes of an expected one."""
-    remedy = "Make it with the guide of the same estimator, for these parameters."
-    structures: list[Any] = [jax.tree.structure(x) for x in (found, expected)]
-    if structures[0] != structures[1]:
-        raise ValueError(
-            f"the guess of params has the structure {structures[0]}; it must be {structures[1]}. "
-            f"{remedy}"
-        )
-    pairs = zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True)
-    for (path, x), wanted in pairs:
-        if (jnp.shape(x), jnp.result_type(x)) != (wanted.shape, wanted.dtype):
-            raise ValueError(
-                f"guess{jax.tree_util.keystr(path)} is {jnp.result_type(x)}{list(jnp.shape(x))}; "
-                f"it must be {wanted.dtype}{list(wanted.shape)}. {remedy}"
-            )
-
-
-def check_drawn(found: Sequence[Any], expected: Sequence[Any], names: Sequence[str]) -> None:
-    """Raises ValueError unless tangents that were drawn ahead are such as would be drawn now.
-
-    Args:
-      found: one for each name.
-      expected: the same, of which only shapes and dtypes matter.
-      names: of the leaves or values that they are tangents of.
-    """
-    remedy = "Draw them by the draw of the same estimator, for these parameters."
-    if len(found) != len(expected):
-        raise ValueError(
-            f"key holds tangents drawn ahead for {len(found)} leaves; params has {len(expected)}. "
-            f"{remedy}"
-        )
-    for name, v, wanted in zip(names, found, expected, strict=True):
-        if _shapes(v) != _shapes(wanted):
-            raise ValueError(
-                f"key holds tangents drawn ahead for {name} that are {_described(v)}; they must be "
-                f"{_described(wanted)}. {remedy} Of a stack of draws, take one."
-            )
-
-
-def _shapes(tangent: Any) -> Any:
-    leaves, structure = jax.tree.flatten(tangent)
-    return structure, [(x.shape, x.dtype) for x in leaves]
-
-
-def _described(tangent: Any) -> str:
-    if isinstance(tangent, Factored):
-        lead = tangent.left.shape[: tangent.left.ndim - len(tangent.shape) - 1]
-        return f"{tangent.dtype}{[*lead, *tangent.shape]} of rank {tangent.rank}"
-    if isinstance(tangent, Blocks):
-        return f"{tangent.dtype}{list(tangent.shape)} in {tangent.number} blocks"
-    return f"{tangent.dtype}{list(tangent.shape)}"
-
-
-def number_of_examples(args: PyTree, kwargs: PyTree) -> int:
-    """N, the size of the first axis of the arrays in `args`; raises unless it is one number.
-
-    Arrays in `kwargs` that have as many entries are taken for examples in the wrong place.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(args)
-    sizes = {}
-    for path, leaf in leaves:
-        at = jax.tree_util.keystr(path)
-        if not isinstance(leaf, (jax.Array, np.ndarray)) or leaf.ndim == 0:
-            is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            remedy = (
-                "give each example a key of its own, jax.random.split(key, N)"
-                if is_key
-                else "pass what examples share as a keyword argument"
-            )
-            raise ValueError(
-                f"args{at} has no axis of examples: found {type(leaf).__name__} of shape (). With "
-                "space=Activities() all positional arguments after params have examples in front; "
-                f"{remedy}."
-            )
-        sizes[at] = jnp.shape(leaf)[0]
-    if len(set(sizes.values())) != 1:
-        found = ", ".join(f"args{path}: {n}" for path, n in sizes.items()) or "no arrays"
-        raise ValueError(
-            "the positional arguments after params must have one number of examples in front with "
-            f"space=Activities(); found {found}."
-        )
-    number = next(iter(sizes.values()))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(kwargs):
-        if number > 1 and jnp.shape(leaf)[:1] == (number,):
-            raise ValueError(
-                f"the keyword argument{jax.tree_util.keystr(path)} has {number} entries in front, "
-                "as many as there are examples; with space=Activities() keyword arguments are the "
-                "same for all of them. If they are of the examples, pass them by position; if not, "
-                "let fun close over them (functools.partial)."
-            )
-    return number
-
-
-def check_loss(fun: Callable[..., Any], output: Any, has_aux: bool) -> tuple[Array, PyTree]:
+def check_loss(fun: Callable[..., Any], output: Any, has_aux: bool | None) -> tuple[Array, PyTree]:
     """Takes `fun`'s output apart into (loss, aux); raises unless the loss is a real scalar."""
     if has_aux:
         if not (isinstance(output, tuple) and len(output) == 2):
@@ -266,10 +140,12 @@ def check_loss(fun: Callable[..., Any], output: Any, has_aux: bool) -> tuple[Arr
         loss, aux = output
     else:
         if isinstance(output, tuple):
-            raise TypeError(
-                f"fun{_named(fun)} must return a scalar loss; found a tuple. If it is "
-                "(loss, aux), say has_aux=True."
+            remedy = (
+                "Return the loss alone: this estimator has no aux."
+                if has_aux is None
+                else "If it is (loss, aux), say has_aux=True."
             )
+            raise TypeError(f"fun{_named(fun)} must return a scalar loss; found a tuple. {remedy}")
         loss, aux = output, None
     if not isinstance(loss, (jax.Array, np.ndarray, np.generic, int, float, complex)):
         raise TypeError(f"fun{_named(fun)} must return a scalar loss; found {type(loss).__name__}.")

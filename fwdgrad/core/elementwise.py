@@ -22,7 +22,7 @@ ELEMENTWISE = {
         primitives.ne_p, primitives.and_p, primitives.or_p, primitives.not_p,
         primitives.is_finite_p,
     )
-}  # fmt: skip
+} | {"pvary"}  # fmt: skip
 
 
 def is_elementwise(equation: Any) -> bool:
@@ -62,7 +62,7 @@ def _are_elementwise(jaxpr: Any, differentiated: bool) -> bool:
 def _rule(equation: Any) -> Any:
     """The Jaxpr of a custom_jvp with its rule: from primals and tangents to both."""
     moving = [not isinstance(v, jex_core.Literal) and is_inexact(v) for v in equation.invars]
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars]
+    avals = [v.aval for v in equation.invars]
 
     def push(primals: list[Any], tangents: list[Any]) -> Any:
         def run(*xs: Any) -> Any:
@@ -74,10 +74,10 @@ def _rule(equation: Any) -> Any:
         return jax.jvp(run, [x for m, x in zip(moving, primals, strict=True) if m], tangents)
 
     primals = [
-        v.val if isinstance(v, jex_core.Literal) else s
-        for v, s in zip(equation.invars, shapes, strict=True)
+        v.val if isinstance(v, jex_core.Literal) else a
+        for v, a in zip(equation.invars, avals, strict=True)
     ]
-    tangents = [s for m, s in zip(moving, shapes, strict=True) if m]
+    tangents = [a for m, a in zip(moving, avals, strict=True) if m]
     return jax.make_jaxpr(push)(primals, tangents).jaxpr
 
 

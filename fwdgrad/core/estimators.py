@@ -24,7 +24,7 @@ from fwdgrad.core.losses import Flat, Loss
 from fwdgrad.core.sampling import Tangents, draws_together
 from fwdgrad.core.spaces import Estimate, Space, Weights
 from fwdgrad.core.tangents import Normal, TangentDistribution
-from fwdgrad.core.trees import Array, PyTree, combine
+from fwdgrad.core.trees import Array, PyTree, as_gradient, combine
 
 ValueAndGrad = Callable[..., tuple[Any, ...]]
 
@@ -188,14 +188,14 @@ def forward_value_and_grad(
 
             total = _sum_over_tangents(estimate, _split(key, num_tangents), chunk_size)
         leaves, structure = jax.tree.flatten(loss.theta)
-        grad = [g.astype(x.dtype) for g, x in zip(total.grad, leaves, strict=True)]
+        grad = [as_gradient(g, x) for g, x in zip(total.grad, leaves, strict=True)]
         value = (total.value, total.aux) if has_aux else total.value
         report = ({"clip_rate": total.num_clipped / num_tangents},) if has_report else ()
         gradient = combine(jax.tree.unflatten(structure, grad), loss.rest)
         if isinstance(params, Guided):
             leaves, structure = jax.tree.flatten(params.guess)
             parts = zip(total.guess_grad, leaves, strict=True)
-            of_guess = jax.tree.unflatten(structure, [g.astype(x.dtype) for g, x in parts])
+            of_guess = jax.tree.unflatten(structure, [as_gradient(g, x) for g, x in parts])
             gradient = Guided(gradient, of_guess)
         return value, gradient, *report
 

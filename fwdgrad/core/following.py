@@ -28,7 +28,7 @@ _MOVING = {
         primitives.squeeze_p, primitives.rev_p, primitives.slice_p, primitives.dynamic_slice_p,
         primitives.pad_p, primitives.concatenate_p,
     )
-} | {"split", "stack", "tile"}  # fmt: skip
+} | {"split", "stack", "tile", "pvary"}  # fmt: skip
 _PICKING = {
     p.name
     for p in (
@@ -212,15 +212,15 @@ def _goes_back(found: Following) -> bool:
     """Whether it can be differentiated in reverse, which a custom_jvp need not provide for."""
     if found.is_elementwise and not found.narrows:
         return True
-    shapes = {v: jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in found.read}
+    read = list(found.read)
 
     def back(*values: Array) -> Any:
-        known = dict(zip(shapes, values, strict=True))
+        known = dict(zip(read, values, strict=True))
         outputs, pull_back = jax.vjp(found.run(known), known[found.variable])
         return pull_back(outputs)
 
     try:
-        jax.eval_shape(back, *shapes.values())
+        jax.eval_shape(back, *(v.aval for v in read))
     except (NotImplementedError, TypeError, ValueError):
         return False
     return True

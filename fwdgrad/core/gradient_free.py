@@ -75,8 +75,9 @@ def evolution_value_and_grad(
     """Evolution strategies: a population of 2K mutants θ ± h v_k, weighed by their standing.
 
     g = (1/K) Σ_k (r(θ + h v_k) − r(θ − h v_k)) v_k, with r the rank of a loss among the 2K, from −½
-    to ½: a direction of ascent whatever the scale of the loss, not an estimate of its gradient.
-    Mutations of low rank are what makes large populations cheap.
+    to ½ (the mean rank of those that are equal): a direction of ascent whatever the scale of the
+    loss, not an estimate of its gradient. Mutations of low rank are what makes large populations
+    cheap.
 
     Args:
       fun, num_tangents, has_report: as in `spsa_value_and_grad`; num_tangents is K.
@@ -99,7 +100,9 @@ def evolution_value_and_grad(
 
     def weigh(ahead: Array, behind: Array) -> Array:
         losses = jnp.concatenate([ahead, behind])
-        ranks = jnp.argsort(jnp.argsort(losses)).astype(losses.dtype)
+        # Equal losses share the mean of their ranks: on a plateau there is no direction.
+        ends = [jnp.searchsorted(jnp.sort(losses), losses, side=s) for s in ("left", "right")]
+        ranks = (ends[0] + ends[1] - 1).astype(losses.dtype) / 2
         standing = ranks / (losses.size - 1) - 0.5
         return standing[: ahead.size] - standing[ahead.size :]
 
@@ -123,7 +126,7 @@ def _from_values(
 
     def value_and_grad(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         checks.check_key(key)
-        loss = Loss(fun, params, args, kwargs, has_aux=False)
+        loss = Loss(fun, params, args, kwargs, has_aux=None)
         leaves, structure = jax.tree.flatten(loss.theta)
         splits = Pushforward(loss.at, loss.theta).splits
         keys = jax.random.split(key, num_tangents)

@@ -80,8 +80,8 @@ def inlined(jaxpr: Any, enter_custom_vjp: bool = True) -> Any:
             v.val if isinstance(v, jex_core.Literal) else values[v] for v in jaxpr.jaxpr.outvars
         ]
 
-    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in jaxpr.in_avals]
-    return jax.make_jaxpr(lambda *inputs: run(jaxpr, inputs))(*avals)
+    # Avals, not shapes and dtypes: an array of `shard_map` has the axes too over which it varies.
+    return jax.make_jaxpr(lambda *inputs: run(jaxpr, inputs))(*jaxpr.in_avals)
 
 
 def body_of(equation: Any) -> Any:

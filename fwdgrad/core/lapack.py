@@ -8,16 +8,36 @@ layers, so wait for each other for ever once each has one of its two threads (ja
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import sequential_vmap
+from jax.custom_batching import custom_vmap
+from jax.sharding import PartitionSpec
 
+from fwdgrad.core.jaxprs import has_explicit_axes
 from fwdgrad.core.trees import Array
 
 
 def _singly_on_cpu(fun: Callable[..., Array]) -> Callable[..., Array]:
     """`fun`, which under `vmap` on the CPU is a loop over the matrices."""
-    in_a_loop = sequential_vmap(fun)
+    in_a_loop = custom_vmap(fun)
+
+    @in_a_loop.def_vmap
+    def over_matrices(number: int, are_mapped: list[bool], *args: Array) -> tuple[Array, bool]:
+        mapped = [x for x, is_mapped in zip(args, are_mapped, strict=True) if is_mapped]
+        spec = jax.typeof(mapped[0]).sharding.spec
+        if has_explicit_axes():  # a loop does not go over what is sharded
+            mapped = [jax.sharding.reshard(x, PartitionSpec()) for x in mapped]
+
+        def of_one(own: list[Array]) -> Array:
+            rest = iter(own)
+            both = zip(args, are_mapped, strict=True)
+            return in_a_loop(*(next(rest) if is_mapped else x for x, is_mapped in both))
+
+        outputs = lax.map(of_one, mapped)
+        if has_explicit_axes():
+            outputs = jax.sharding.reshard(outputs, PartitionSpec(spec[0]))
+        return outputs, True
 
     def call(*args: Array) -> Array:
         return lax.platform_dependent(*args, cpu=in_a_loop, default=fun)

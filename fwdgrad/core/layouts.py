@@ -66,6 +66,10 @@ def _reverse(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
     return v.map(lambda f: lax.rev(f, params["dimensions"]))
 
 
+def _vary(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
+    return v.map(lambda f: lax.pcast(f, params["axes"], to="varying"))
+
+
 def _slice(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
     starts, limits = params["start_indices"], params["limit_indices"]
     strides = params["strides"] or (1,) * len(starts)
@@ -310,8 +314,9 @@ RULES: dict[str, Rule] = {
     primitives.pad_p.name: _of_first_operand(_pad),
     primitives.mul_p.name: _multiply,
     primitives.concatenate_p.name: _concatenate,
-    "stack": _stack,  # this one and the next are not among the public primitives
+    "stack": _stack,  # this one and the next two are not among the public primitives
     "split": _split,
+    "pvary": _of_first_operand(_vary),
     primitives.sharding_constraint_p.name: _of_first_operand(_same),
     primitives.add_p.name: _sum,
     primitives.sub_p.name: _sum,

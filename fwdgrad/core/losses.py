@@ -10,7 +10,7 @@ from fwdgrad.core.trees import Array, PyTree, combine, partition, require_parame
 
 
 class Loss:
-    """`fun` at given parameters and arguments.
+    """`fun` at given parameters and arguments; `has_aux` is None where no aux can be had.
 
     Attributes:
       theta: the differentiable leaves of the parameters, a pytree.
@@ -24,8 +24,9 @@ class Loss:
         params: PyTree,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        has_aux: bool,
+        has_aux: bool | None,
     ):
+        checks.check_unguided(params)
         require_parameters(params)
         self.theta, self.rest = partition(params)
         self.args, self.kwargs = args, kwargs

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from fwdgrad.core import checks
+from fwdgrad.core import fits
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.tangents import Splits, TangentDistribution
@@ -26,10 +26,10 @@ def sample_each(distribution: Any, keys: Array, params: PyTree, splits: Splits =
     """
     if draws_together(distribution):
         drawn = distribution.sample_together(keys[0], params, splits, len(keys))
-        return checks.checked_sample(distribution, drawn, params, len(keys))
+        return fits.checked_sample(distribution, drawn, params, len(keys))
 
     def sample(key: Array) -> Tangents:
-        return checks.checked_sample(distribution, distribution.sample(key, params, splits), params)
+        return fits.checked_sample(distribution, distribution.sample(key, params, splits), params)
 
     if len(keys) == 1:
         return jax.tree.map(lambda x: x[None], sample(keys[0]))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.core import checks
+from fwdgrad.core import fits
 from fwdgrad.core.forms import gram, weighted_sum
 from fwdgrad.core.guess import along, square, unit
 from fwdgrad.core.layers import Layers
@@ -150,7 +150,7 @@ class _AtWeights:
             self._groups = [group for group in groups if group]
         self._guess: list[Array] | None = None
         if guess is not None:
-            checks.check_guess(guess, jax.eval_shape(self.first_guess))
+            fits.check_guess(guess, jax.eval_shape(self.first_guess))
             self._guess = jax.tree.leaves(guess)
 
     def first_guess(self) -> PyTree:
@@ -170,7 +170,7 @@ class _AtWeights:
         return [drawn[i] for i in range(len(self._leaves))]
 
     def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
-        checks.check_drawn(found, expected, self.pushforward.names)
+        fits.check_drawn(found, expected, self.pushforward.names)
 
     def estimate(self, tangents: Tangents, number: int, weigh: Weigh) -> Estimate:
         share = number / self._num_tangents

@@ -142,7 +142,7 @@ def _rearranged(equation: Any, operands: list[Known]) -> Known:
         return [axes._replace(of=(*axes.of[:at], frozenset(), *axes.of[at:])) for axes in joined]
     if primitive in (primitives.add_p, primitives.sub_p) and all(operands):
         return joined
-    if primitive in _UNCHANGED:
+    if primitive in _UNCHANGED or primitive.name == "pvary":
         return operands[0]
     if primitive in _REARRANGED:
         moved = _REARRANGED[primitive]

@@ -4,7 +4,6 @@ The mean of K independent tangents' estimates has E‖g‖² ≥ (1 + (d − 1)/
 orthogonal do not tell twice of one direction, and their mean has d/K ‖∇f‖², at K = d ‖∇f‖² itself.
 """
 
-import functools
 import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.lapack import orthonormal
 from fwdgrad.core.tangents import Splits, signs
-from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
 
 
 class _Together(ABC):
@@ -82,7 +81,7 @@ class Orthogonal(_Together):
             )
         ends = list(itertools.accumulate(sizes, initial=0))
         key, sign_key = jax.random.split(key)
-        widest = functools.reduce(jnp.promote_types, (x.dtype for x in leaves), jnp.float32)
+        widest = accumulation_dtype(*(x.dtype for x in leaves))
         numbers = jax.random.normal(key, (d, num_tangents), widest)
         basis = orthonormal(numbers)
         # The factorisation fixes the sign of each column, so that its mean would not be zero.

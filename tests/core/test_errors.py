@@ -1,6 +1,7 @@
 """What a user gets wrong: every error names the argument, what was found, and the remedy."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ def loss(w):
         ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1; found 0"),
         ({"clip": 0}, ValueError, "clip must be positive.*found 0.*clip=None"),
         ({"clip": float("nan")}, ValueError, "clip must be positive.*found nan"),
+        ({"clip": jnp.float32(-1)}, ValueError, "clip must be positive.*found -1"),
+        ({"clip": jnp.ones(2)}, TypeError, "clip must be None or a positive number; found Array"),
         ({"clip": "1"}, TypeError, "clip must be None or a positive number; found '1'"),
         ({"tangents": fwdgrad.Normal}, TypeError, r"found the class Normal.*tangents=Normal\(\)"),
         ({"tangents": "normal"}, TypeError, r"sample\(key, params, splits\).*found 'normal'"),
@@ -100,6 +103,30 @@ def vector_loss(w):
 def test_losses(estimator, fun, options, message, key):
     with pytest.raises(TypeError, match=message):
         estimator(fun, **options)(key, W)
+
+
+def test_aux_is_not_advised_where_there_is_none(key):
+    for estimator in (fwdgrad.spsa_value_and_grad, fwdgrad.evolution_value_and_grad):
+        with pytest.raises(TypeError, match=r"found a tuple\. Return the loss alone"):
+            estimator(lambda w: (jnp.sum(w), w))(key, W)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        fwdgrad.backprop_value_and_grad,
+        fwdgrad.spsa_value_and_grad,
+        fwdgrad.evolution_value_and_grad,
+        fwdgrad.explain,
+    ],
+)
+def test_a_guess_where_none_is_made_use_of(estimator, key):
+    guided = fwdgrad.forward_value_and_grad(loss).guide(W)
+    call = (
+        partial(estimator, loss) if estimator is fwdgrad.explain else partial(estimator(loss), key)
+    )
+    with pytest.raises(TypeError, match=r"params is a Guided.*pass its params alone"):
+        call(guided)
 
 
 @pytest.mark.parametrize(

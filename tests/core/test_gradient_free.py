@@ -83,6 +83,20 @@ def test_evolution_goes_by_ranks(case, key, distribution, number):
     jax.tree.map(np.testing.assert_array_equal, found, of_log)
 
 
+def test_evolution_stays_where_all_losses_are_equal(key):
+    """And mutants that are equally good weigh the same, whichever came first."""
+
+    def grad(fun, **options):
+        return fwdgrad.evolution_value_and_grad(fun, **options)(key, jnp.ones(3))[1]
+
+    np.testing.assert_array_equal(grad(lambda w: jnp.sum(w) * 0), 0)
+    options = {"tangents": fwdgrad.Rademacher(), "num_tangents": 6}
+    found = grad(lambda w: jnp.sign(w[0] - 1), **options)  # six mutants are better, six worse
+    signs = fwdgrad.forward_value_and_grad(jnp.sum, **options).draw(key, jnp.ones(3)).tangents[0]
+    # The mean rank of the better six is 2.5 of 11, of the others 8.5.
+    np.testing.assert_allclose(found, 6 / 11 * (signs[:, :1] * signs).mean(0), rtol=1e-6)
+
+
 def test_a_step_must_be_positive():
     with pytest.raises(ValueError, match="step must be positive; found 0"):
         fwdgrad.spsa_value_and_grad(quadratic, step=0)

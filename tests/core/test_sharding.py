@@ -1,35 +1,138 @@
-"""On several devices, with sharded parameters and examples: the same as on one."""
+"""On several devices: the same as on one, however parameters and examples are sharded."""
 
+import os
 import subprocess
 import sys
 
-SCRIPT = """
+COMMON = """
+from functools import partial
 import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import fwdgrad
+from fwdgrad import Activities, BlockSparse, LowRank, Orthogonal, Projection, Rademacher, Sphere
+from fwdgrad import Weights
+
+def loss(params, x, y):
+    h = jax.nn.relu(x @ params["w"] + params["b"])
+    z = jnp.tanh(h @ params["v"]) @ params["u"]
+    return jnp.mean(-jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], 1))
+
+key = jax.random.key(0)
+normal = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
+params = {"w": normal(1, 4, 6), "b": normal(2, 6), "v": normal(3, 6, 5), "u": normal(4, 5, 3)}
+x, y = normal(5, 8, 4), jnp.arange(8) % 3
+combinations = [
+    dict(tangents=tangents, num_tangents=2, space=space, **more)
+    for tangents, space, more in (
+        (LowRank(), Weights(), {}),
+        (BlockSparse(), Weights(True, True), {}),
+        (Orthogonal(), Activities(), {}),
+        (LowRank(), Activities(True, True), {"aggregation": Projection()}),
+    )
+]
+
+def assert_same(found, expected):
+    compare = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(compare, found, expected)
 
 mesh = Mesh(np.array(jax.devices()), ("d",))
+"""
+
+AUTOMATIC = """
 put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
-loss = lambda p, x: jnp.mean(jnp.tanh(x @ p["w"]) ** 2)
-key = jax.random.key(0)
-params, x = {"w": jnp.arange(64.0).reshape(8, 8) / 64}, jax.random.normal(key, (16, 8))
-for tangents in (fwdgrad.Rademacher(), fwdgrad.Sphere()):
-    estimate = jax.jit(fwdgrad.forward_value_and_grad(loss, tangents=tangents, num_tangents=2))
+of_matrix = lambda p, x: jnp.mean(jnp.tanh(x @ p["w"]) ** 2)
+params, x = {"w": jnp.arange(64.0).reshape(8, 8) / 64}, normal(0, 16, 8)
+for tangents in (Rademacher(), Sphere()):
+    estimate = jax.jit(fwdgrad.forward_value_and_grad(of_matrix, tangents=tangents, num_tangents=2))
     value, grad = estimate(key, params, x)
     for spec in (("d",), (None, "d")):
-        found, sharded = estimate(key, {"w": put(params["w"], *spec)}, put(x, "d"))
-        np.testing.assert_allclose(found, value, rtol=1e-6)
-        np.testing.assert_allclose(sharded["w"], grad["w"], rtol=1e-5, atol=1e-6)
-print(len(jax.devices()), "devices agree")
+        assert_same(estimate(key, {"w": put(params["w"], *spec)}, put(x, "d")), (value, grad))
+"""
+
+EXPLICIT = """
+explicit = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+for chosen in combinations:
+    estimate = fwdgrad.forward_value_and_grad(loss, **chosen)
+    expected = jax.jit(estimate)(key, params, x, y)
+    with jax.set_mesh(explicit):
+        sharded = jax.device_put(x, P("d")), jax.device_put(y, P("d"))
+        assert_same(jax.jit(estimate)(key, params, *sharded), expected)
+"""
+
+# Every device has a key and, by type, parameters of its own: its estimate is that of its examples.
+MANUAL = """
+def over_devices(step, of_params, out_specs=P()):
+    specs = (P("d"), of_params, P("d"), P("d"))
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=out_specs))
+
+keys, each = jax.random.split(key, 4), lambda tree: jax.tree.map(lambda x: x[None], tree)
+for chosen in combinations:
+    estimate = fwdgrad.forward_value_and_grad(loss, **chosen)
+
+    def own(keys, params, x, y):
+        params = jax.tree.map(lambda x: jax.lax.pcast(x, "d", to="varying"), params)
+        return each(estimate(keys[0], params, x, y))
+
+    found = over_devices(own, P(), P("d"))(keys, params, x, y)
+    parts = x.reshape(4, 2, 4), y.reshape(4, 2)
+    assert_same(found, jax.jit(jax.vmap(estimate, (0, None, 0, 0)))(keys, params, *parts))
+"""
+
+# Parameters and tangents are the same on all: the gradient is the sum over devices, as jax.grad
+# has it.
+MANUAL_SAME = """
+def over_devices(estimate):
+    def step(params, x, y):
+        value, grad = estimate(key, params, x, y)
+        return jax.lax.pmean(value, "d"), grad
+    specs = (P(), P("d"), P("d"))
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P()))
+
+number = sum(x.size for x in params.values())
+exact = over_devices(fwdgrad.backprop_value_and_grad(loss))(params, x, y)
+assert_same(exact[1], jax.tree.map(lambda g: 4 * g, jax.grad(loss)(params, x, y)))
+at_weights = {"tangents": Orthogonal(), "num_tangents": number}
+at_activities = {"num_tangents": 6 + 5, "space": Activities(exact_last=True)}
+for chosen in (
+    at_weights,
+    at_weights | {"aggregation": Projection()},
+    at_activities | {"tangents": Orthogonal()},
+    at_activities | {"tangents": Rademacher(), "num_tangents": 40, "aggregation": Projection()},
+):
+    estimate = fwdgrad.forward_value_and_grad(loss, **chosen)
+    assert_same(over_devices(estimate)(params, x, y), exact)
+for chosen in combinations:
+    estimate = fwdgrad.forward_value_and_grad(loss, **chosen)
+    over_devices(estimate)(params, x, y)
 """
 
 
-def test_sharded_parameters_and_examples():
+def _run(script: str) -> None:
+    """Runs a script in a process with four devices."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    counted = "assert len(jax.devices()) == 4\nprint('compared')"
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", f"{COMMON}\n{script}\n{counted}"],
         capture_output=True,
         text=True,
-        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"},
+        env=environment,
     )
     assert result.returncode == 0, result.stderr
-    assert "4 devices agree" in result.stdout
+    assert "compared" in result.stdout
+
+
+def test_sharded_parameters_and_examples():
+    _run(AUTOMATIC)
+
+
+def test_a_mesh_of_explicit_axes():
+    _run(EXPLICIT)
+
+
+def test_shard_map_with_keys_of_each_device():
+    _run(MANUAL)
+
+
+def test_shard_map_with_what_is_the_same_on_all_devices():
+    _run(MANUAL_SAME)

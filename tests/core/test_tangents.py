@@ -18,7 +18,8 @@ import scipy.stats
 from jax.flatten_util import ravel_pytree
 
 import fwdgrad
-from fwdgrad.core import checks
+from fwdgrad.core import fits
+from fwdgrad.core.checks import check_tangents
 from fwdgrad.core.factored import is_factored
 from fwdgrad.core.forms import dense
 
@@ -111,7 +112,7 @@ def samples(distribution, key, number, params=PARAMS):
 @each_distribution
 def test_follows_the_protocol(distribution):
     assert isinstance(distribution, fwdgrad.TangentDistribution)
-    checks.check_tangents(distribution)
+    check_tangents(distribution)
     assert distribution == type(distribution)() and hash(distribution) == hash(type(distribution)())
 
 
@@ -123,7 +124,7 @@ def test_structure_shapes_and_dtypes(distribution, dtype, key, x64):
         "rest": [jnp.zeros(33, dtype), None, jnp.zeros(0, dtype)],
     }
     tangent = distribution.sample(key, params)
-    checks.checked_sample(distribution, tangent, params)
+    fits.checked_sample(distribution, tangent, params)
     assert all(bool(jnp.all(jnp.isfinite(v))) for v in jax.tree.leaves(tangent))
 
 
