@@ -257,7 +257,7 @@ class _AtActivities:
         """How many entries of the sites' noise are put in, where that matters."""
         entries = [self._loss.noisy_at[i].aval for i in sites]
         counts = [jnp.broadcast_to(masks[i], v.shape) for i, v in zip(sites, entries, strict=True)]
-        return sum(jnp.sum(mask) for mask in counts)
+        return sum(jnp.sum(mask, dtype=jnp.float32) for mask in counts)
 
     def _guesses(self, pushed: Pushed) -> tuple[Array, dict[int, Array]]:
         """An example's exact derivatives e, and the guesses A e of the others, if there are any."""
@@ -265,7 +265,7 @@ class _AtActivities:
             return jnp.zeros(0), {}
         errors = jnp.concatenate([pushed.exact[i].ravel() for i in self._exact])
         return errors, {
-            i: jnp.tensordot(errors, matrix, 1) * pushed.masks[i]
+            i: jnp.where(pushed.masks[i], jnp.tensordot(errors, matrix, 1), 0)
             for i, matrix in self._guess.items()
         }
 

@@ -59,6 +59,9 @@ class Projection:
     The condition of the Gram matrix is the square of V's, so close to K = d single precision loses
     directions of the span that are hardly in it. Use `Orthogonal` tangents there, or float64.
 
+    What is solved has forward derivatives alone: reverse mode through the estimate, as for learning
+    a learning rate, is an error of JAX here; use `jax.jvp`, or `Mean`.
+
     >>> import jax.numpy as jnp
     >>> v = jnp.array([[1.0, 1.0], [1.0, -2.0]])
     >>> w = Projection().coefficients(v @ jnp.array([3.0, 4.0]), lambda: v @ v.T, 2)

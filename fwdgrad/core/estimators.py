@@ -103,6 +103,11 @@ def forward_value_and_grad(
       arguments that only draws the tangents; what it returns can be given in the place of the
       key. A loop of very short steps saves time if `jax.vmap` draws for all of them before it.
 
+      In `jax.shard_map` value and derivatives are those of the examples that are on the device, and
+      the gradient by parameters that are the same on all devices is the sum over these, as in
+      `jax.grad`. A key that differs among devices asks for parameters that may do so, too:
+      `jax.lax.pcast(params, axis_name, to="varying")`; then the gradient is each device's own.
+
       In the place of params it takes `Guided(params, guess)`, a guess of the gradient beside them,
       and returns their gradients as the same pair; see `fwdgrad.Guided`. An attribute `guide`, a
       function of params and the arguments after them, makes the pair with a first guess, zero.

@@ -19,7 +19,7 @@ from fwdgrad.core.low_rank import LowRank
 from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.sampling import sample_each
 from fwdgrad.core.tangents import Rademacher, TangentDistribution
-from fwdgrad.core.trees import Array, PyTree, accumulation_dtype, combine
+from fwdgrad.core.trees import Array, PyTree, accumulation_dtype, as_gradient, combine
 
 ValueAndGrad = Callable[..., tuple[Any, ...]]
 
@@ -146,7 +146,7 @@ def _from_values(
         _, (ahead, behind) = jax.lax.scan(values, None, each, unroll=min(num_tangents, 8))
         weights = weigh(ahead, behind) / num_tangents
         grad = [
-            weighted_sum(v, weights, accumulation_dtype(x.dtype)).astype(x.dtype)
+            as_gradient(weighted_sum(v, weights, accumulation_dtype(x.dtype)), x)
             for v, x in zip(drawn, leaves, strict=True)
         ]
         report: tuple[dict, ...] = ({},) if has_report else ()

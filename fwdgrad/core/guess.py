@@ -26,6 +26,7 @@ squares, learned from the directional derivatives alone. No weights are transpor
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from fwdgrad.core.forms import inner
@@ -61,13 +62,17 @@ def unit(direction: list[Array]) -> list[Array]:
 
 def square(direction: list[Array]) -> Array:
     """The squared length of a direction over several arrays."""
-    wide = [x.astype(accumulation_dtype(x.dtype)) for x in direction]
-    return sum((jnp.sum(jnp.square(x)) for x in wide[1:]), jnp.sum(jnp.square(wide[0])))
+    dtype = accumulation_dtype(*(x.dtype for x in direction))
+    return jnp.stack([jnp.sum(jnp.square(x.astype(dtype))) for x in direction]).sum()
 
 
 def along(tangents: list[Any], cotangents: list[Array]) -> Array:
     """Σ over the arrays of the products ⟨c, v_k⟩, (K,)."""
-    products = [inner(v, c) for v, c in zip(tangents, cotangents, strict=True)]
+    dtype = accumulation_dtype(*(c.dtype for c in cotangents))
+    products = []
+    for v, c in zip(tangents, cotangents, strict=True):
+        wide = jax.tree.map(lambda x, to=c.dtype: x.astype(to), v)
+        products.append(inner(wide, c).astype(dtype))
     return sum(products[1:], products[0])
 
 

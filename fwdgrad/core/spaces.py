@@ -226,12 +226,15 @@ class _AtWeights:
         slope = slope.astype(dtype) / length
         products = along(along_each, direction).astype(dtype)  # ⟨û, v_k⟩
         weights, grad, num_clipped = weighed(
-            derivatives - slope * products,
+            derivatives.astype(dtype) - slope * products,
             lambda: gram(along_each, dtype) - jnp.outer(products, products) / length,
         )
         length = share * slope - jnp.dot(weights, products) / length
-        grad = [g + (length * u).astype(g.dtype) for g, u in zip(grad, direction, strict=True)]
-        guess_grad = [share * u - g for u, g in zip(guess, grad, strict=True)]
+        grad = [
+            g + length.astype(g.dtype) * u.astype(g.dtype)
+            for g, u in zip(grad, direction, strict=True)
+        ]
+        guess_grad = [share * u.astype(g.dtype) - g for u, g in zip(guess, grad, strict=True)]
         return Estimate(value, aux, grad, num_clipped, guess_grad)
 
     def _with_exact(self, grad: list[Array], share: float) -> list[Array]:

@@ -50,7 +50,7 @@ def test_layouts_keep_the_factors(name, x64):
 def test_what_keeps_factors_is_followed_to_find_them():
     """Each primitive with a rule here is one that `splits` looks through, so that they agree."""
     followed = {p.name for p in (*splits._UNCHANGED, *splits._REARRANGED)}
-    by_hand = {"mul", "div", "concatenate", "stack", "split", "add", "sub"}
+    by_hand = {"mul", "div", "concatenate", "stack", "split", "pvary", "add", "sub"}
     ignored = {"stop_gradient", "add_any"}  # no tangent goes through; only of JAX's own sums
     assert set(layouts.RULES) == followed | by_hand | ignored
 
