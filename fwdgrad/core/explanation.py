@@ -87,12 +87,14 @@ class Explanation:
       leaves: at weights, one entry for each differentiable leaf.
       sites: at activities, one for each value that gets noise, or is exact.
       traced: whether the loss is propagated through; if not, all tangents are written out.
+      estimator: the forward gradient, K and the distribution of its tangents.
       forward, backprop: the costs of a step; None where it cannot be compiled.
     """
 
     leaves: tuple[LeafExplanation, ...]
     sites: tuple[SiteExplanation, ...]
     traced: bool
+    estimator: str
     forward: Cost | None
     backprop: Cost | None
 
@@ -104,7 +106,7 @@ class Explanation:
                 "tangents are written out and pushed forward by jax.jvp of the whole loss."
             )
         costs: list[tuple[str, ...]] = [
-            ("a step, by XLA's account", "forward", "backprop", "ratio")
+            (f"a step, {self.estimator}, by XLA's account", "forward", "backprop", "ratio")
         ]
         for name, attribute in (
             ("operations", "operations"),
@@ -170,6 +172,7 @@ def explain(
         leaves,
         sites,
         traced,
+        f"{num_tangents} × {tangents!r}",
         _cost(value_and_grad, params, args) if traced else None,
         _cost(backprop, params, args, may_fail=True) if traced else None,
     )
