@@ -60,10 +60,10 @@ def read(table: Path) -> dict[str, Line]:
 def rows(lines: Lines, about: About, rates: Mapping[str, Rates]) -> list[str]:
     """A table of all lines, in Markdown."""
     text = [
-        "| family | estimator | training (s) | 10¹² operations | derivatives | rates | best rate "
-        "| seeds | steps | a step's time over backprop's | validation accuracy (%) "
+        "| family | estimator | training (s) | 10¹² operations | derivatives | minibatch | rates "
+        "| best rate | seeds | steps | a step's time over backprop's | validation accuracy (%) "
         "| test accuracy (%) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, line in lines.items():
         tried, steps = rates[name].tried, line.columns["step"]
@@ -73,6 +73,7 @@ def rows(lines: Lines, about: About, rates: Mapping[str, Rates]) -> list[str]:
         text.append(
             f"| {line.family} | {style.name(name)} | {line.seconds:.3g} ({clock:.3g}) "
             f"| {line.columns['flops'][0, -1] / 1e12:.3g} | {about[name]['derivatives']} "
+            f"| {about[name]['batch_size']} "
             f"| {len(tried)} from {min(tried):g} to {max(tried):g} | {rates[name]} | {len(steps)} "
             f"| {steps[0, -1]:.0f} | {Interval(value, low, high, ratio['n'])} "
             f"| {_percent(line.columns['valid_accuracy'][:, -1])} "
@@ -188,7 +189,8 @@ def _against_backprop(line: Line, lines: Lines, budget: str, at_most: float | No
 def _when_backprop(line: Line, lines: Lines, at_most: float | None) -> str:
     """The line's time over that of backprop to the line's mean, between two lengths of its runs.
 
-    The interval is of seeds drawn anew, of this line and of each length of backprop.
+    The interval is of means drawn anew, of this line and of each length of backprop, as Student's
+    intervals have them.
     """
     backprops = list(_backprops(lines).values())
     if not backprops:
@@ -204,7 +206,10 @@ def _when_backprop(line: Line, lines: Lines, at_most: float | None) -> str:
     generator = np.random.default_rng(0)
 
     def anew(x: Line) -> float:
-        return float(generator.choice(x.test_accuracy, len(x.test_accuracy)).mean())
+        n = len(x.test_accuracy)
+        if n == 1:
+            return x.accuracy
+        return x.accuracy + x.test_accuracy.std(ddof=1) / n**0.5 * generator.standard_t(n - 1)
 
     def ratio(of: Callable[[Line], float]) -> float:
         return line.seconds / _seconds_to(of(line), [(x.seconds, of(x)) for x in backprops])

@@ -59,7 +59,7 @@ _HOW = (
     "would be another, with a standard deviation of up to 0.13 points at 98.3 %, and a difference "
     "with one that is not known. A control may have another optimizer; then the best of those with "
     "the line's own is there, too. Backprop's time to a mean is interpolated, accuracies over the "
-    "logarithm of the time; its interval is of seeds drawn anew."
+    "logarithm of the time; its interval is of means drawn anew by Student's law."
 )
 
 
@@ -110,6 +110,7 @@ class Race:
             "lines": {
                 name: {
                     **{key: line.get(key) for key in _ABOUT},
+                    "batch_size": race.of_any_length(name).batch_size,
                     "over_backprop": of_line[name].over_backprop,
                     "operations_per_step": of_line[name].operations,
                     # By the clock of the runs themselves, which other work may have slowed.
