@@ -8,7 +8,8 @@ from fwdgrad.core.aggregation import Mean, Projection
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.chains import Pass, at_weights, pull_back, push_forward
 from fwdgrad.core.estimators import backprop_value_and_grad, forward_value_and_grad
-from fwdgrad.core.explanation import Explanation, explain
+from fwdgrad.core.explaining import explain
+from fwdgrad.core.explanation import Explanation
 from fwdgrad.core.factored import Factored, Split
 from fwdgrad.core.gradient_free import evolution_value_and_grad, spsa_value_and_grad
 from fwdgrad.core.guess import Guided

@@ -236,10 +236,11 @@ class _AtActivities:
             put_in = {i: pushed.noise[i] for i in sites}
             guessed = [i for i in sites if i in guesses]
             if guessed:
-                parts = [put_in[i] for i in guessed], [guesses[i] for i in guessed]
-                derivatives = derivatives - along(*parts)
+                known = along([put_in[i] for i in guessed], [guesses[i] for i in guessed])
+                derivatives = derivatives.astype(known.dtype) - known
             size = self._size(sites, pushed.masks)
-            weights, clipped = weigh(derivatives, partial(_gram, put_in), size)
+            products = partial(gram, [*put_in.values()], accumulation_dtype(derivatives.dtype))
+            weights, clipped = weigh(derivatives, products, size)
             of_groups.append(weights)
             num_clipped.append(clipped[None] / len(self._loss.groups))
             for i in set(sites) & set(self._own):
@@ -300,8 +301,3 @@ class _AtActivities:
             scaled.append(cotangent.astype(value.dtype))
         (grad,) = pull_back(scaled)
         return [g.astype(accumulation_dtype(g.dtype)) for g in grad]
-
-
-def _gram(noise: dict[int, Any]) -> Array:
-    tangents = list(noise.values())
-    return gram(tangents, accumulation_dtype(tangents[0].dtype))

@@ -1,4 +1,4 @@
-"""Rules for primitives that only rearrange, scale or add: the tangent keeps its factors.
+"""Rules for primitives that only rearrange or scale: the tangent keeps its factors.
 
 All of them are linear in the operand, so the tangent goes through the same operation; on a
 factored tangent it acts on each factor, whose axes of size 1 stay of size 1.
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives
 
-from fwdgrad.core.factored import Factored, stack
-from fwdgrad.core.forms import Tangent, add
+from fwdgrad.core.factored import Factored
+from fwdgrad.core.forms import Tangent
 from fwdgrad.core.jaxprs import bind
 from fwdgrad.core.propagation import Context, Rule
 from fwdgrad.core.trees import Array
@@ -72,23 +72,24 @@ def _vary(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
 
 def _slice(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
     starts, limits = params["start_indices"], params["limit_indices"]
-    strides = params["strides"] or (1,) * len(starts)
+    return sliced(v, starts, limits, params["strides"] or (1,) * len(starts))
+
+
+def sliced(
+    v: Factored, starts: Sequence[int], limits: Sequence[int], strides: Sequence[int]
+) -> Factored:
+    """A slice of the tangent, as `lax.slice` takes it."""
+    own = list(zip(v.shape, starts, limits, strides, strict=True))
 
     def cut(f: Array) -> Array:
         return f[
             tuple(
                 slice(None) if n == 1 < size else slice(start, limit, stride)
-                for n, size, start, limit, stride in zip(
-                    f.shape, v.shape, starts, limits, strides, strict=True
-                )
+                for n, (size, start, limit, stride) in zip(f.shape, own, strict=True)
             )
         ]
 
-    shape = tuple(
-        -(-(limit - start) // stride)
-        for start, limit, stride in zip(starts, limits, strides, strict=True)
-    )
-    return v.map(cut, shape)
+    return v.map(cut, tuple(-(-(limit - start) // stride) for _, start, limit, stride in own))
 
 
 def _dynamic_slice(params: dict[str, Any], v: Factored, starts: list[Any]) -> Factored:
@@ -174,10 +175,10 @@ def _divide(params: dict[str, Any], v: Factored, divisors: list[Any]) -> Factore
 
 
 def _pad(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
-    return _padded(v, params["padding_config"])
+    return padded(v, params["padding_config"])
 
 
-def _padded(v: Factored, config: Sequence[tuple[int, int, int]]) -> Factored:
+def padded(v: Factored, config: Sequence[tuple[int, int, int]]) -> Factored:
     """The tangent with zeros around it.
 
     Every factor that depends on a padded axis is padded along it; where none does, the left one
@@ -220,77 +221,6 @@ def _multiply(
     return NotImplemented
 
 
-def _concatenate(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
-) -> tuple[list[Any], list[Tangent]]:
-    """The sum of the parts, each in its place among zeros: the ranks add up."""
-    parts = [v for v in tangents if isinstance(v, Factored)]
-    if len(parts) < sum(v is not None for v in tangents):
-        return NotImplemented
-    total, axis = equation.outvars[0].aval.shape, equation.params["dimension"]
-    start = 0
-    result: Tangent = None
-    for x, v in zip(primals, tangents, strict=True):
-        if isinstance(v, Factored):
-            config = [(0, 0, 0)] * len(total)
-            config[axis] = (start, total[axis] - start - x.shape[axis], 0)
-            result = add(result, _padded(v, config))
-        start += x.shape[axis]
-    return _observed(context, equation, parts, bind(equation, primals), result)
-
-
-def _stack(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
-) -> tuple[list[Any], list[Tangent]]:
-    parts = [v if isinstance(v, Factored) else None for v in tangents]
-    if any(v is not None and p is None for v, p in zip(tangents, parts, strict=True)):
-        return NotImplemented
-    shape = equation.outvars[0].aval.shape
-    result = stack(parts, equation.params["axis"], shape)
-    known = [v for v in parts if v is not None]
-    return _observed(context, equation, known, bind(equation, primals), result)
-
-
-def _sum(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
-) -> tuple[list[Any], list[Tangent]]:
-    """A sum or a difference of factored tangents, or of one and a constant."""
-    shape = equation.outvars[0].aval.shape
-    parts = [v for v in tangents if isinstance(v, Factored) and v.shape == shape]
-    if len(parts) < sum(v is not None for v in tangents):
-        return NotImplemented
-    first, second = tangents
-    if equation.primitive is primitives.sub_p and isinstance(second, Factored):
-        second = _negate({}, second, [])
-    return _observed(context, equation, parts, bind(equation, primals), add(first, second))
-
-
-def _observed(
-    context: Context, equation: Any, parts: list[Factored], outputs: list[Any], result: Tangent
-) -> tuple[list[Any], list[Tangent]]:
-    for v in parts:
-        context.observe(equation, v, isinstance(result, Factored))
-    return outputs, [result]
-
-
-def _split(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
-) -> tuple[list[Any], list[Tangent]]:
-    (v,), axis = tangents, equation.params["axis"]
-    if not isinstance(v, Factored):
-        return NotImplemented
-    results: list[Tangent] = []
-    start = 0
-    for size in equation.params["sizes"]:
-        starts, limits = [0] * len(v.shape), list(v.shape)
-        starts[axis], limits[axis] = start, start + size
-        cut = {"start_indices": starts, "limit_indices": limits, "strides": None}
-        results.append(_slice(cut, v, []))
-        start += size
-    context.observe(equation, v, True)
-    return bind(equation, primals), results
-
-
 def _stop_gradient(
     context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
 ) -> tuple[list[Any], list[Tangent]]:
@@ -313,12 +243,6 @@ RULES: dict[str, Rule] = {
     primitives.div_p.name: _of_first_operand(_divide),
     primitives.pad_p.name: _of_first_operand(_pad),
     primitives.mul_p.name: _multiply,
-    primitives.concatenate_p.name: _concatenate,
-    "stack": _stack,  # this one and the next two are not among the public primitives
-    "split": _split,
-    "pvary": _of_first_operand(_vary),
+    "pvary": _of_first_operand(_vary),  # not among the public primitives
     primitives.sharding_constraint_p.name: _of_first_operand(_same),
-    primitives.add_p.name: _sum,
-    primitives.sub_p.name: _sum,
-    primitives.add_jaxvals_p.name: _sum,
 }

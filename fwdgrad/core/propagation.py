@@ -6,7 +6,8 @@ an array, `Factored` or `Blocks` (`fwdgrad.core.forms`). For an equation y = f(x
     y = f(x)        ẏ = (∂f/∂x) ẋ
 
  1. by `f` alone, where every ẋ is zero;
- 2. by a rule, where the structure of ẋ makes ẏ cheaper (`contractions`, `layouts`, `block_rules`)
+ 2. by a rule, where the structure of ẋ makes ẏ cheaper (`contractions`, `layouts`, `joins`,
+    `block_rules`)
     or where f is control flow or a call that is entered (`control_flow`);
  3. else by `jax.jvp` of the one equation, with ẋ written out.
 

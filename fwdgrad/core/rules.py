@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fwdgrad.core import block_rules, contractions, control_flow, layouts
+from fwdgrad.core import block_rules, contractions, control_flow, joins, layouts
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.forms import Tangent, dense
 from fwdgrad.core.propagation import Context, Rule
@@ -22,7 +22,7 @@ def _with_blocks(of_blocks: Rule, rule: Rule | None) -> Rule:
     return choose
 
 
-_OTHERS = {**contractions.RULES, **layouts.RULES, **control_flow.RULES}
+_OTHERS = {**contractions.RULES, **layouts.RULES, **joins.RULES, **control_flow.RULES}
 RULES: dict[str, Rule] = {
     **_OTHERS,
     **{name: _with_blocks(rule, _OTHERS.get(name)) for name, rule in block_rules.RULES.items()},

@@ -17,11 +17,11 @@ alone, and is the same for all examples.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
 from fwdgrad.core.jaxprs import body_of, evaluate, is_inexact, place, variables
+from fwdgrad.core.linearity import BILINEAR, PRODUCTS, linear_operands
 
 Variable = Any  # jax.extend.core.Var
 
@@ -154,7 +154,7 @@ class _Search:
         operands = [
             None if isinstance(v, jex_core.Literal) else self.linear.get(v) for v in equation.invars
         ]
-        kept = _kept(equation, operands)
+        kept = linear_operands(equation, [x and x.has_data for x in operands])
         if kept and self._meets_itself(self._joined(index, kept)):
             kept = []  # w·w: it is linear in w only with the other w held
         noise = self._reaching(read)
@@ -170,17 +170,17 @@ class _Search:
 
     def _is_more_than_a_loss(self, equation: Any) -> bool:
         """Whether an equation may be layers: a loop, a branch, a product with something fixed."""
-        if equation.primitive.name in _BILINEAR - {primitives.mul_p.name}:
+        if equation.primitive.name in PRODUCTS:
             return any(v not in self.varying for v in variables(equation.invars))
         bodies = list(jex_core.jaxprs_in_params(equation.params))
         if bodies and body_of(equation) is None:
             return True
         names = {e.primitive.name for body in bodies for e in _flattened(body)}
-        return bool(names & (_BILINEAR - {primitives.mul_p.name}))
+        return bool(names & PRODUCTS)
 
     def _is_gated(self, i: int, equation: Any) -> bool:
         """Whether the noise of a site is multiplied by what other parameters decide."""
-        if equation.primitive.name not in _BILINEAR | {primitives.div_p.name}:
+        if equation.primitive.name not in BILINEAR | {primitives.div_p.name}:
             return False
         others = (v for v in variables(equation.invars) if i not in self._reaching([v]))
         return any(v in self.depending for v in others)
@@ -250,57 +250,6 @@ def _passes_tangents(equation: Any) -> bool:
     return equation.primitive is not primitives.stop_gradient_p and any(
         map(is_inexact, equation.outvars)
     )
-
-
-def _kept(equation: Any, operands: Sequence[_Linear | None]) -> list[int]:
-    """The positions of the linear operands in which the equation is linear, jointly."""
-    name = equation.primitive.name
-    known = {i: x for i, x in enumerate(operands) if x is not None}
-    given = list(known)
-    if not given:
-        return []
-    if name in _LINEAR_IN_FIRST:
-        floating = all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in equation.outvars)
-        return [0] if operands[0] is not None and floating else []
-    has_data = any(x.has_data for x in known.values())
-    if name in _LINEAR_IN_ALL:
-        # Beside a layer's output a held array would get noise for nothing: the site is before it.
-        joined = name in _JOINING and len(given) < len(equation.invars)
-        return [] if joined and has_data else given
-    if name in _BILINEAR:
-        if len(given) == 1:  # a layer's output times something fixed is one more layer
-            return [] if has_data and name != primitives.mul_p.name else given
-        # Of two weights the larger stays linear; of a layer's output and a weight, the weight.
-        if all(x.has_data for x in known.values()):
-            return []
-        sizes = [-1 if x.has_data else equation.invars[i].aval.size for i, x in known.items()]
-        return [given[sizes.index(max(sizes))]]
-    return []
-
-
-_LINEAR_IN_FIRST = {
-    p.name
-    for p in (
-        primitives.transpose_p, primitives.reshape_p, primitives.broadcast_in_dim_p,
-        primitives.squeeze_p, primitives.rev_p, primitives.slice_p, primitives.dynamic_slice_p,
-        primitives.gather_p, primitives.convert_element_type_p, primitives.copy_p,
-        primitives.name_p, primitives.neg_p, primitives.div_p, primitives.reduce_sum_p,
-        primitives.cumsum_p, primitives.reduce_window_sum_p, primitives.sharding_constraint_p,
-    )
-} | {"split", "pvary"}  # fmt: skip
-_LINEAR_IN_ALL = {
-    p.name
-    for p in (
-        primitives.add_p, primitives.sub_p, primitives.add_jaxvals_p, primitives.concatenate_p,
-        primitives.pad_p,
-    )
-} | {"stack"}  # fmt: skip
-_JOINING = {primitives.concatenate_p.name, primitives.pad_p.name, "stack"}
-_BILINEAR = {
-    primitives.mul_p.name,
-    primitives.dot_general_p.name,
-    primitives.conv_general_dilated_p.name,
-}
 
 
 def program(jaxpr: Any, site: Site) -> Callable[[Sequence[Any], dict[Variable, Any]], Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fwdgrad.core import layouts, splits
+from fwdgrad.core import joins, layouts, splits
 from fwdgrad.core.factored import Factored, stack
 from fwdgrad.core.forms import add, dense
 from tests.core.oracle import assert_same, normal, push_both_ways
@@ -52,7 +52,7 @@ def test_what_keeps_factors_is_followed_to_find_them():
     followed = {p.name for p in (*splits._UNCHANGED, *splits._REARRANGED)}
     by_hand = {"mul", "div", "concatenate", "stack", "split", "pvary", "add", "sub"}
     ignored = {"stop_gradient", "add_any"}  # no tangent goes through; only of JAX's own sums
-    assert set(layouts.RULES) == followed | by_hand | ignored
+    assert set(layouts.RULES) | set(joins.RULES) == followed | by_hand | ignored
 
 
 def test_a_stack_has_the_rank_of_its_parts():

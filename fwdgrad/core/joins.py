@@ -1,0 +1,94 @@
+"""Rules for primitives that put tangents together or take one apart: factors stay factors.
+
+What is joined is a sum of its parts, each in its place among zeros, so ranks add up.
+"""
+
+from typing import Any
+
+from jax.extend.core import primitives
+
+from fwdgrad.core.factored import Factored, stack
+from fwdgrad.core.forms import Tangent, add
+from fwdgrad.core.jaxprs import bind
+from fwdgrad.core.layouts import padded, sliced
+from fwdgrad.core.propagation import Context, Rule
+
+
+def _concatenate(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    """The sum of the parts, each in its place among zeros: the ranks add up."""
+    parts = [v for v in tangents if isinstance(v, Factored)]
+    if len(parts) < sum(v is not None for v in tangents):
+        return NotImplemented
+    total, axis = equation.outvars[0].aval.shape, equation.params["dimension"]
+    start = 0
+    result: Tangent = None
+    for x, v in zip(primals, tangents, strict=True):
+        if isinstance(v, Factored):
+            config = [(0, 0, 0)] * len(total)
+            config[axis] = (start, total[axis] - start - x.shape[axis], 0)
+            result = add(result, padded(v, config))
+        start += x.shape[axis]
+    return _observed(context, equation, parts, bind(equation, primals), result)
+
+
+def _stack(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    parts = [v if isinstance(v, Factored) else None for v in tangents]
+    if any(v is not None and p is None for v, p in zip(tangents, parts, strict=True)):
+        return NotImplemented
+    shape = equation.outvars[0].aval.shape
+    result = stack(parts, equation.params["axis"], shape)
+    known = [v for v in parts if v is not None]
+    return _observed(context, equation, known, bind(equation, primals), result)
+
+
+def _sum(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    """A sum or a difference of factored tangents, or of one and a constant."""
+    shape = equation.outvars[0].aval.shape
+    parts = [v for v in tangents if isinstance(v, Factored) and v.shape == shape]
+    if len(parts) < sum(v is not None for v in tangents):
+        return NotImplemented
+    first, second = tangents
+    if equation.primitive is primitives.sub_p and isinstance(second, Factored):
+        second = second.replace(-second.left, second.right)
+    return _observed(context, equation, parts, bind(equation, primals), add(first, second))
+
+
+def _observed(
+    context: Context, equation: Any, parts: list[Factored], outputs: list[Any], result: Tangent
+) -> tuple[list[Any], list[Tangent]]:
+    for v in parts:
+        context.observe(equation, v, isinstance(result, Factored))
+    return outputs, [result]
+
+
+def _split(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    (v,), axis = tangents, equation.params["axis"]
+    if not isinstance(v, Factored):
+        return NotImplemented
+    results: list[Tangent] = []
+    start = 0
+    for size in equation.params["sizes"]:
+        starts, limits = [0] * len(v.shape), list(v.shape)
+        starts[axis], limits[axis] = start, start + size
+        results.append(sliced(v, starts, limits, [1] * len(starts)))
+        start += size
+    context.observe(equation, v, True)
+    return bind(equation, primals), results
+
+
+RULES: dict[str, Rule] = {
+    primitives.concatenate_p.name: _concatenate,
+    "stack": _stack,  # this one and the next are not among the public primitives
+    "split": _split,
+    primitives.add_p.name: _sum,
+    primitives.sub_p.name: _sum,
+    primitives.add_jaxvals_p.name: _sum,
+}
