@@ -27,7 +27,12 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.core import checks, fits
-from fwdgrad.core.examples import keys_of_each, number_of_examples, types_of_one
+from fwdgrad.core.examples import (
+    check_own_losses,
+    keys_of_each,
+    number_of_examples,
+    types_of_one,
+)
 from fwdgrad.core.forms import gram, weighted_sum
 from fwdgrad.core.guess import along, gradient_of_feedback
 from fwdgrad.core.jaxprs import inlined
@@ -135,6 +140,7 @@ class _AtActivities:
         except (TypeError, ValueError) as error:
             error.add_note(f"{needed_by} calls fun with minibatches of one example.")
             raise
+        check_own_losses(one, traced.out_avals[0])
         flat = inlined(traced, enter_custom_vjp)
         self._loss = NoisyLoss(flat, len(self._leaves), space.layerwise, space.exact_last)
         sites = self._loss.sites
@@ -231,7 +237,7 @@ class _AtActivities:
         share = number / self._num_tangents
         cotangents = {i: c * share for i, c in pushed.exact.items()}
         errors, guesses = self._guesses(pushed)
-        of_groups, num_clipped, residuals = [], [jnp.zeros(0)], {}
+        of_groups, num_clipped, residuals = [], [jnp.zeros(0, jnp.float32)], {}
         for sites, derivatives in zip(self._loss.groups, pushed.derivatives, strict=True):
             put_in = {i: pushed.noise[i] for i in sites}
             guessed = [i for i in sites if i in guesses]
@@ -266,7 +272,7 @@ class _AtActivities:
             return jnp.zeros(0), {}
         errors = jnp.concatenate([pushed.exact[i].ravel() for i in self._exact])
         return errors, {
-            i: jnp.where(pushed.masks[i], jnp.tensordot(errors, matrix, 1), 0)
+            i: jnp.where(pushed.masks[i], jnp.tensordot(errors.astype(matrix.dtype), matrix, 1), 0)
             for i, matrix in self._guess.items()
         }
 

@@ -16,10 +16,11 @@ from jax.extend.core import primitives
 
 from fwdgrad.core.blocks import Blocks, by_blocks
 from fwdgrad.core.contractions import Dot, shares
+from fwdgrad.core.devices import has_explicit_axes
 from fwdgrad.core.elementwise import ELEMENTWISE, is_elementwise
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent, add, dense
-from fwdgrad.core.jaxprs import bind, body_of, has_explicit_axes, variables
+from fwdgrad.core.jaxprs import bind, body_of, variables
 from fwdgrad.core.layouts import axis_groups
 from fwdgrad.core.propagation import Context, Rule, jvp
 from fwdgrad.core.trees import Array

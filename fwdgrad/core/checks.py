@@ -53,18 +53,29 @@ def check_positive_integer(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be at least 1; found {value}.")
 
 
-def check_clip(clip: Any) -> None:
-    """Raises TypeError or ValueError unless `clip` is None or a positive number."""
+def checked_clip(clip: Any) -> float | None:
+    """None or a positive number, as a float; raises TypeError or ValueError if it is no such."""
     if clip is None:
-        return
-    is_number = isinstance(clip, (int, float, np.number)) and not isinstance(clip, bool)
-    is_known = isinstance(clip, (np.ndarray, jax.Array)) and not isinstance(clip, jax.core.Tracer)
-    if not (is_number or (is_known and clip.shape == () and jnp.isrealobj(clip))):
-        raise TypeError(f"clip must be None or a positive number; found {clip!r}.")
-    if not (clip > 0 and math.isfinite(clip)):
-        raise ValueError(
-            f"clip must be positive and finite; found {clip}. Use clip=None for no clipping."
-        )
+        return None
+    return _positive("clip", clip, "None or ", " Use clip=None for no clipping.")
+
+
+def checked_step(step: Any) -> float:
+    """A positive number, as a float; raises TypeError or ValueError if it is no such."""
+    return _positive("step", step)
+
+
+def _positive(name: str, value: Any, alternative: str = "", remedy: str = "") -> float:
+    is_array = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer)
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if is_array:
+        is_number = value.shape == () and jnp.issubdtype(value.dtype, jnp.number)
+    if not is_number or isinstance(value, (complex, np.complexfloating)):
+        raise TypeError(f"{name} must be {alternative}a positive number; found {value!r}.")
+    value = float(value)
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite; found {value:g}.{remedy}")
+    return value
 
 
 def check_tangents(tangents: Any) -> None:

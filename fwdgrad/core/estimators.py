@@ -19,12 +19,14 @@ import jax.numpy as jnp
 
 from fwdgrad.core import checks
 from fwdgrad.core.aggregation import Aggregation, Mean
+from fwdgrad.core.chunks import keys_of_tangents, sum_over_tangents
+from fwdgrad.core.devices import as_gradient, check_own_keys, varying_as
 from fwdgrad.core.guess import Guided
 from fwdgrad.core.losses import Flat, Loss
 from fwdgrad.core.sampling import Tangents, draws_together
 from fwdgrad.core.spaces import Estimate, Space, Weights
 from fwdgrad.core.tangents import Normal, TangentDistribution
-from fwdgrad.core.trees import Array, PyTree, as_gradient, combine
+from fwdgrad.core.trees import Array, PyTree, accumulation_dtype, combine
 
 ValueAndGrad = Callable[..., tuple[Any, ...]]
 
@@ -103,10 +105,12 @@ def forward_value_and_grad(
       arguments that only draws the tangents; what it returns can be given in the place of the
       key. A loop of very short steps saves time if `jax.vmap` draws for all of them before it.
 
-      In `jax.shard_map` value and derivatives are those of the examples that are on the device, and
-      the gradient by parameters that are the same on all devices is the sum over these, as in
-      `jax.grad`. A key that differs among devices asks for parameters that may do so, too:
-      `jax.lax.pcast(params, axis_name, to="varying")`; then the gradient is each device's own.
+      In `jax.shard_map` value and derivatives are those of the device, whose key may be its own
+      (`jax.random.fold_in(key, jax.lax.axis_index(axis_name))`, for as many more tangents). The
+      gradient by parameters that devices share is the sum of theirs, as in `jax.grad`, and that of
+      a guess their mean. Parameters that are sharded by hand need keys that differ, and a `fun`
+      that communicates must return what is the same on all devices, by `jax.lax.psum`. With
+      `check_vma=False` all is the device's own.
 
       In the place of params it takes `Guided(params, guess)`, a guess of the gradient beside them,
       and returns their gradients as the same pair; see `fwdgrad.Guided`. An attribute `guide`, a
@@ -135,7 +139,7 @@ def forward_value_and_grad(
     checks.check_positive_integer("num_tangents", num_tangents)
     if chunk_size is not None:
         checks.check_positive_integer("chunk_size", chunk_size)
-    checks.check_clip(clip)
+    clip = checks.checked_clip(clip)
     checks.check_has("space", space, ["at"], "fwdgrad.Activities()")
     checks.check_has("aggregation", aggregation, ["coefficients", "needs_all"], "fwdgrad.Mean()")
     if shrink:
@@ -153,6 +157,7 @@ def forward_value_and_grad(
         )
 
     def weigh(derivatives: Array, gram: Callable[[], Array], size: Any) -> tuple[Array, Array]:
+        derivatives = derivatives.astype(accumulation_dtype(derivatives.dtype))
         num_clipped = jnp.zeros((), jnp.float32)
         if clip is not None:
             num_clipped = jnp.sum(jnp.abs(derivatives) > clip, dtype=jnp.float32)
@@ -160,38 +165,44 @@ def forward_value_and_grad(
         weights = aggregation.coefficients(derivatives, gram, num_tangents)
         if shrink:
             error = tangents.relative_error(size, num_tangents)  # type: ignore[attr-defined]
+            error = jnp.asarray(error, weights.dtype)
             weights = weights / (1 + jnp.maximum(error, 0))  # size may be 0: all units are off
         return weights, num_clipped
 
-    def evaluation(params: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def evaluation(
+        params: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any], like: PyTree = None
+    ) -> Any:
+        """The loss, and its evaluation along tangents that differ by device where `like` does."""
         params, guess = params if isinstance(params, Guided) else (params, None)
         loss = Loss(fun, params, args, kwargs, has_aux)
-        return loss, space.at(loss, num_tangents, enter_custom_vjp, guess)
+        theta, guess = varying_as((loss.theta, guess), like)
+        return loss, space.at(loss.replace(theta), num_tangents, enter_custom_vjp, guess)
 
     def guide(params: PyTree, /, *args: Any, **kwargs: Any) -> Guided:
         return Guided(params, evaluation(params, args, kwargs)[1].first_guess())
 
     def draw(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> Drawn:
         checks.check_key(key)
-        _, at = evaluation(params, args, kwargs)
-        return Drawn(at.draw(tangents, _split(key, num_tangents)))
+        _, at = evaluation(params, args, kwargs, key)
+        return Drawn(at.draw(tangents, keys_of_tangents(key, num_tangents)))
 
     def value_and_grad(
         key: Array | Drawn, params: PyTree, /, *args: Any, **kwargs: Any
     ) -> tuple[Any, ...]:
         if not isinstance(key, Drawn):
             checks.check_key(key)
-        loss, at = evaluation(params, args, kwargs)
+        loss, at = evaluation(params, args, kwargs, key)
         if isinstance(key, Drawn):
-            keys = _split(jax.random.key(0), num_tangents)
+            keys = keys_of_tangents(jax.random.key(0), num_tangents)
             at.check_drawn(key.tangents, jax.eval_shape(lambda: at.draw(tangents, keys)))
             total = at.estimate(key.tangents, num_tangents, weigh)
         else:
+            check_own_keys(key, loss.theta)
 
             def estimate(keys: Array) -> Estimate:
                 return at.estimate(at.draw(tangents, keys), len(keys), weigh)
 
-            total = _sum_over_tangents(estimate, _split(key, num_tangents), chunk_size)
+            total = sum_over_tangents(estimate, keys_of_tangents(key, num_tangents), chunk_size)
         leaves, structure = jax.tree.flatten(loss.theta)
         grad = [as_gradient(g, x) for g, x in zip(total.grad, leaves, strict=True)]
         value = (total.value, total.aux) if has_aux else total.value
@@ -200,7 +211,9 @@ def forward_value_and_grad(
         if isinstance(params, Guided):
             leaves, structure = jax.tree.flatten(params.guess)
             parts = zip(total.guess_grad, leaves, strict=True)
-            of_guess = jax.tree.unflatten(structure, [as_gradient(g, x) for g, x in parts])
+            of_guess = jax.tree.unflatten(
+                structure, [as_gradient(g, x, jax.lax.pmean) for g, x in parts]
+            )
             gradient = Guided(gradient, of_guess)
         return value, gradient, *report
 
@@ -259,40 +272,3 @@ def backprop_value_and_grad(
         return (value, aux) if has_aux else value, combine(grad, loss.rest), *report
 
     return value_and_grad
-
-
-def _split(key: Array, num_tangents: int) -> Array:
-    """A key for each tangent; of one, the key itself."""
-    return key[None] if num_tangents == 1 else jax.random.split(key, num_tangents)
-
-
-def _sum_over_tangents(
-    estimate: Callable[[Array], Estimate], keys: Array, chunk_size: int | None
-) -> Estimate:
-    """The sum over the keys' tangents, `chunk_size` of them at a time.
-
-    The tangents of a chunk go through the loss together, with the primal evaluated once.
-    (`jax.linearize` would evaluate it once for all chunks, but only by keeping every
-    intermediate value, as reverse mode does.)
-    """
-
-    def add_chunk(sums: PyTree, keys: Array) -> tuple[PyTree, None]:
-        chunk = estimate(keys)
-        return jax.tree.map(jnp.add, sums, _summed(chunk)), None
-
-    # The remainder, or else the first whole chunk, comes first and gives value and aux; then
-    # all that is left are whole chunks, for one scan.
-    number = len(keys)
-    chunk = min(chunk_size or number, number)
-    head = number % chunk or chunk
-    total = estimate(keys[:head])
-    if head == number:
-        return total
-    sums, _ = jax.lax.scan(add_chunk, _summed(total), keys[head:].reshape(-1, chunk))
-    return total._replace(**sums)
-
-
-def _summed(estimate: Estimate) -> dict[str, Any]:
-    """What is added up over chunks."""
-    summed = ("grad", "num_clipped", "guess_grad")
-    return {name: getattr(estimate, name) for name in summed}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from fwdgrad.core.jaxprs import has_explicit_axes
+from fwdgrad.core.devices import has_explicit_axes, varying_axes
 from fwdgrad.core.trees import Array, PyTree
 
 
@@ -57,6 +57,17 @@ def types_of_one(examples: Sequence[Array]) -> list[Any]:
     types: list[Any] = []
     jax.eval_shape(jax.vmap(lambda *one: types.extend(map(jax.typeof, one))), *examples)
     return types
+
+
+def check_own_losses(types: Sequence[Any], type_of_loss: Any) -> None:
+    """Raises ValueError if examples differ among devices and the loss does not, by their types."""
+    known = varying_axes(type_of_loss)
+    if missing := sorted(axis for x in types for axis in varying_axes(x) if axis not in known):
+        raise ValueError(
+            f"fun returns what is the same on all devices along {missing[0]!r}, such as a "
+            "jax.lax.pmean, and the examples are not; space=Activities() asks for the loss of each "
+            "example. Take the mean over devices outside of fun."
+        )
 
 
 def keys_of_each(examples: Sequence[Array], key: Array) -> Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from fwdgrad.core import checks, factored
 from fwdgrad.core.blocks import Blocks
+from fwdgrad.core.devices import as_gradient, check_own_keys, varying_as
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import dense, weighted_sum
 from fwdgrad.core.losses import Loss
@@ -19,7 +20,7 @@ from fwdgrad.core.low_rank import LowRank
 from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.sampling import sample_each
 from fwdgrad.core.tangents import Rademacher, TangentDistribution
-from fwdgrad.core.trees import Array, PyTree, accumulation_dtype, as_gradient, combine
+from fwdgrad.core.trees import Array, PyTree, accumulation_dtype, combine
 
 ValueAndGrad = Callable[..., tuple[Any, ...]]
 
@@ -57,6 +58,8 @@ def spsa_value_and_grad(
     Source: Spall, Multivariate stochastic approximation using a simultaneous perturbation gradient
     approximation (1992).
     """
+
+    step = checks.checked_step(step)
 
     def weigh(ahead: Array, behind: Array) -> Array:
         return (ahead - behind) / (2 * step)
@@ -98,6 +101,8 @@ def evolution_value_and_grad(
     learning (2017); Sarkar et al., Evolution strategies at the hyperscale (2025), for low rank.
     """
 
+    step = checks.checked_step(step)
+
     def weigh(ahead: Array, behind: Array) -> Array:
         losses = jnp.concatenate([ahead, behind])
         # Equal losses share the mean of their ranks: on a plateau there is no direction.
@@ -121,16 +126,16 @@ def _from_values(
     checks.check_callable(fun)
     checks.check_tangents(tangents)
     checks.check_positive_integer("num_tangents", num_tangents)
-    if not step > 0:
-        raise ValueError(f"step must be positive; found {step}.")
 
     def value_and_grad(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         checks.check_key(key)
         loss = Loss(fun, params, args, kwargs, has_aux=None)
-        leaves, structure = jax.tree.flatten(loss.theta)
-        splits = Pushforward(loss.at, loss.theta).splits
+        check_own_keys(key, loss.theta)
+        theta = varying_as(loss.theta, key)
+        leaves, structure = jax.tree.flatten(theta)
+        splits = Pushforward(loss.at, theta).splits
         keys = jax.random.split(key, num_tangents)
-        drawn = sample_each(tangents, keys, loss.theta, splits)
+        drawn = sample_each(tangents, keys, theta, splits)
 
         def value(mutation: list[Any], sign: int) -> Array:
             written = [factored.write_out(v) if isinstance(v, Factored) else v for v in mutation]
@@ -147,7 +152,7 @@ def _from_values(
         weights = weigh(ahead, behind) / num_tangents
         grad = [
             as_gradient(weighted_sum(v, weights, accumulation_dtype(x.dtype)), x)
-            for v, x in zip(drawn, leaves, strict=True)
+            for v, x in zip(drawn, jax.tree.leaves(loss.theta), strict=True)
         ]
         report: tuple[dict, ...] = ({},) if has_report else ()
         mean = (ahead.mean() + behind.mean()) / 2

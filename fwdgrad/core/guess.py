@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fwdgrad.core.devices import has_explicit_axes
 from fwdgrad.core.forms import inner
 from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
 
@@ -85,4 +86,8 @@ def gradient_of_feedback(errors: Array, residuals: dict[int, Array]) -> list[Arr
     """
     squares = jnp.sum(jnp.square(errors))
     scale = jnp.where(squares > 0, squares, 1)
-    return [-jnp.tensordot(errors, r, (0, 0)) / scale for _, r in sorted(residuals.items())]
+    whole = jax.sharding.PartitionSpec() if has_explicit_axes() else None
+    return [
+        -jnp.tensordot(errors.astype(r.dtype), r, (0, 0), out_sharding=whole) / scale
+        for _, r in sorted(residuals.items())
+    ]

@@ -119,12 +119,6 @@ def place(equation: Equation) -> str:
     return os.sep.join(file.split(os.sep)[-2:]) + colon + rest
 
 
-def has_explicit_axes() -> bool:
-    """Whether arrays may be sharded by type (`AxisType.Explicit`): not every reshape is legal."""
-    kinds = jax.sharding.get_abstract_mesh().axis_types
-    return any(kind == jax.sharding.AxisType.Explicit for kind in kinds)
-
-
 def uses_references(jaxpr: Any) -> bool:
     """Whether a jaxpr makes or reads mutable arrays (`jax.new_ref`), in it or in what it calls."""
     return any(

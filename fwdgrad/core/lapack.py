@@ -14,7 +14,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.sharding import PartitionSpec
 
-from fwdgrad.core.jaxprs import has_explicit_axes
+from fwdgrad.core.devices import has_explicit_axes
 from fwdgrad.core.trees import Array
 
 

@@ -1,5 +1,6 @@
 """A user's loss, as the estimators see it: a checked function of the differentiable leaves."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,12 @@ class Loss:
         self.theta, self.rest = partition(params)
         self.args, self.kwargs = args, kwargs
         self._fun, self._has_aux = fun, has_aux
+
+    def replace(self, theta: PyTree) -> "Loss":
+        """The same at other values of the leaves."""
+        other = copy.copy(self)
+        other.theta = theta
+        return other
 
     def at(self, theta: PyTree) -> tuple[Array, PyTree]:
         """(loss, aux) of other values of the leaves."""

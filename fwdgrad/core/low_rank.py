@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.core.checks import check_positive_integer
+from fwdgrad.core.devices import has_explicit_axes
 from fwdgrad.core.factored import Factored, Split
-from fwdgrad.core.jaxprs import has_explicit_axes
 from fwdgrad.core.tangents import Splits, normals, random_bits, signs
 from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
 

@@ -156,9 +156,12 @@ class Sphere:
     def sample(self, key: Array, params: PyTree, splits: Splits = None) -> PyTree:
         directions = _sample_each_leaf(normals, key, params)
         leaves = jax.tree.leaves(directions)
-        squared_norm: Any = sum(jnp.sum(jnp.square(z)) for z in leaves)
+        dtype = accumulation_dtype(*(z.dtype for z in leaves))
+        squared_norm: Any = sum(jnp.sum(jnp.square(z.astype(dtype))) for z in leaves)
         scale = jnp.sqrt(sum(z.size for z in leaves) / squared_norm)
-        return jax.tree.map(lambda z, x: (scale * z).astype(x.dtype), directions, params)
+        return jax.tree.map(
+            lambda z, x: (scale * z.astype(dtype)).astype(x.dtype), directions, params
+        )
 
     def relative_error(self, num_parameters: Any, num_tangents: int) -> Any:
         """E‖g − ∇f‖² / ‖∇f‖² = (d − 1)/K."""

@@ -98,19 +98,6 @@ def _describe(leaf: Any) -> str:
     return type(leaf).__name__
 
 
-def as_gradient(cotangent: Array, parameter: Array) -> Array:
-    """The cotangent in the dtype of a parameter, summed over devices if they share the parameter.
-
-    In `jax.shard_map` a gradient by what is the same on all devices is the sum of what each finds,
-    as `jax.grad` has it: reverse mode through the cast of the one to the other is that sum.
-    """
-    cotangent = cotangent.astype(parameter.dtype)
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return cotangent
-    _, pull_back = jax.vjp(lambda x: x + jnp.zeros_like(cotangent), parameter)
-    return pull_back(cotangent)[0]
-
-
 def accumulation_dtype(*dtypes: Any) -> Any:
     """The dtype in which values of these are drawn, multiplied and summed: at least float32.
 

@@ -28,6 +28,7 @@ def loss(w):
         ({"clip": float("nan")}, ValueError, "clip must be positive.*found nan"),
         ({"clip": jnp.float32(-1)}, ValueError, "clip must be positive.*found -1"),
         ({"clip": jnp.ones(2)}, TypeError, "clip must be None or a positive number; found Array"),
+        ({"clip": jnp.array(True)}, TypeError, "clip must be None or a positive number"),
         ({"clip": "1"}, TypeError, "clip must be None or a positive number; found '1'"),
         ({"tangents": fwdgrad.Normal}, TypeError, r"found the class Normal.*tangents=Normal\(\)"),
         ({"tangents": "normal"}, TypeError, r"sample\(key, params, splits\).*found 'normal'"),

@@ -98,5 +98,23 @@ def test_evolution_stays_where_all_losses_are_equal(key):
 
 
 def test_a_step_must_be_positive():
-    with pytest.raises(ValueError, match="step must be positive; found 0"):
+    with pytest.raises(ValueError, match="step must be positive and finite; found 0"):
         fwdgrad.spsa_value_and_grad(quadratic, step=0)
+
+
+@pytest.mark.parametrize("step", ["1", None, jnp.ones(2)])
+def test_a_step_must_be_a_number(step):
+    with pytest.raises(TypeError, match="step must be a positive number; found"):
+        fwdgrad.evolution_value_and_grad(quadratic, step=step)
+
+
+@pytest.mark.parametrize("step", [0.01, np.float64(0.01), jnp.float32(0.01)])
+def test_parameters_are_moved_in_their_own_dtype(key, step):
+    seen = []
+
+    def loss(w):
+        seen.append(w.dtype)
+        return jnp.sum(w)
+
+    fwdgrad.spsa_value_and_grad(loss, step=step)(key, jnp.ones(3, jnp.bfloat16))
+    assert set(seen) == {jnp.dtype(jnp.bfloat16)}

@@ -51,31 +51,89 @@ for tangents in (Rademacher(), Sphere()):
 
 EXPLICIT = """
 explicit = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+sharded = lambda tree, *spec: jax.tree.map(lambda x: jax.device_put(x, P(*spec)), tree)
 for chosen in combinations:
     estimate = fwdgrad.forward_value_and_grad(loss, **chosen)
-    expected = jax.jit(estimate)(key, params, x, y)
+    has_guess = chosen["space"] == Activities(True, True)
+    guided = estimate.guide(params, x, y) if has_guess else params
+    expected = jax.jit(estimate)(key, guided, x, y)
     with jax.set_mesh(explicit):
-        sharded = jax.device_put(x, P("d")), jax.device_put(y, P("d"))
-        assert_same(jax.jit(estimate)(key, params, *sharded), expected)
+        assert_same(jax.jit(estimate)(key, guided, *sharded((x, y), "d")), expected)
+
+# Gradients are sharded as their parameters.
+rows = lambda p, x: jnp.mean(jnp.tanh(p["w"] @ x) ** 2)
+params, x = {"w": normal(6, 8, 4)}, normal(7, 4, 3)
+for tangents in (Rademacher(), LowRank()):
+    estimate = jax.jit(fwdgrad.forward_value_and_grad(rows, tangents=tangents))
+    expected = estimate(key, params, x)
+    with jax.set_mesh(explicit):
+        value, grad = estimate(key, sharded(params, "d"), x)
+    assert_same((value, grad), expected)
+    assert grad["w"].sharding.spec == P("d", None)
 """
 
-# Every device has a key and, by type, parameters of its own: its estimate is that of its examples.
+# Every device has a key of its own: the estimate of the parameters, which they share, is the sum of
+# theirs, and that of a guess the mean.
 MANUAL = """
-def over_devices(step, of_params, out_specs=P()):
-    specs = (P("d"), of_params, P("d"), P("d"))
-    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=out_specs))
+def over_devices(step):
+    specs = (P("d"), P(), P("d"), P("d"))
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P()))
 
-keys, each = jax.random.split(key, 4), lambda tree: jax.tree.map(lambda x: x[None], tree)
-for chosen in combinations:
+keys = jax.random.split(key, 4)
+parts = x.reshape(4, 2, 4), y.reshape(4, 2)
+for chosen, guided in [
+    *((chosen, False) for chosen in combinations),
+    ({"space": Activities(exact_last=True)}, True),
+    ({}, True),
+]:
     estimate = fwdgrad.forward_value_and_grad(loss, **chosen)
+    at = estimate.guide(params, x, y) if guided else params
+    at = jax.tree.map(lambda x: x + 0.1, at)
+
+    def own(keys, at, x, y):
+        value, grad = estimate(keys[0], at, x, y)
+        return jax.lax.pmean(value, "d"), grad
+
+    value, grad = jax.jit(jax.vmap(estimate, (0, None, 0, 0)))(keys, at, *parts)
+    sums, means = [jax.tree.map(lambda x: f(x, 0), grad) for f in (jnp.sum, jnp.mean)]
+    expected = sums if not guided else fwdgrad.Guided(sums.params, means.guess)
+    assert_same(over_devices(own)(keys, at, x, y), (value.mean(), expected))
+
+# From values alone, too.
+for make in (fwdgrad.spsa_value_and_grad, fwdgrad.evolution_value_and_grad):
+    estimate = make(loss, num_tangents=2)
 
     def own(keys, params, x, y):
-        params = jax.tree.map(lambda x: jax.lax.pcast(x, "d", to="varying"), params)
-        return each(estimate(keys[0], params, x, y))
+        value, grad = estimate(keys[0], params, x, y)
+        return jax.lax.pmean(value, "d"), grad
 
-    found = over_devices(own, P(), P("d"))(keys, params, x, y)
-    parts = x.reshape(4, 2, 4), y.reshape(4, 2)
-    assert_same(found, jax.jit(jax.vmap(estimate, (0, None, 0, 0)))(keys, params, *parts))
+    value, grad = jax.jit(jax.vmap(estimate, (0, None, 0, 0)))(keys, params, *parts)
+    expected = value.mean(), jax.tree.map(lambda x: x.sum(0), grad)
+    found = over_devices(own)(keys, params, x, y)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-2), found[1], expected[1])
+
+# What would be wrong is refused.
+def refused(step, message):
+    try:
+        over_devices(step)(keys, params, x, y)
+    except ValueError as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError(message)
+
+def sharded_without_own_keys(keys, params, x, y):
+    params = jax.tree.map(lambda p: jax.lax.pcast(p, "d", to="varying"), params)
+    return jax.lax.pmean(fwdgrad.forward_value_and_grad(loss)(key, params, x, y), "d")
+
+def mean_of_all(params, x, y):
+    return jax.lax.pmean(loss(params, x, y), "d")
+
+def a_loss_that_communicates(keys, params, x, y):
+    return fwdgrad.forward_value_and_grad(mean_of_all, space=Activities())(key, params, x, y)
+
+refused(sharded_without_own_keys, "params['b'] differs among devices along 'd'")
+refused(a_loss_that_communicates, "Take the mean over devices outside of fun")
 """
 
 # Parameters and tangents are the same on all: the gradient is the sum over devices, as jax.grad

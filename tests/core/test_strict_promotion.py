@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import fwdgrad
@@ -13,6 +14,10 @@ def loss(params, x):
     """Of weights in half and a bias in single precision."""
     z = jnp.tanh(x @ params["w"]).astype(jnp.float32) + params["b"]
     return jnp.mean((z @ params["u"].astype(jnp.float32)) ** 2)
+
+
+def half_loss(params, x):
+    return loss(params, x).astype(jnp.bfloat16)
 
 
 PARAMS = {
@@ -50,26 +55,40 @@ def assert_as_params(grad):
     )
 
 
+@pytest.fixture(params=[loss, half_loss])
+def fun(request):
+    return request.param
+
+
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("space", SPACES, ids=repr)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
-def test_forward_gradients(key, distribution, space):
+def test_forward_gradients(key, fun, distribution, space, wide):
     options = [{}, {"aggregation": fwdgrad.Projection()}]
     if distribution != fwdgrad.LowRank(factors="normal"):
-        options.append({"shrink": True, "clip": 1.0})
+        options.append({"shrink": True, "clip": np.float32(1)})
     for chosen in options:
         estimate = fwdgrad.forward_value_and_grad(
-            loss, tangents=distribution, num_tangents=2, space=space, **chosen
+            fun, tangents=distribution, num_tangents=2, space=space, **chosen
         )
-        value, grad = jax.eval_shape(estimate, key, PARAMS, X)
+        with jax.enable_x64(wide):
+            value, grad = jax.eval_shape(estimate, key, PARAMS, X)
         assert_as_params(grad)
-        assert value.dtype == jnp.float32
+        assert value.dtype == fun(PARAMS, X).dtype
+
+
+def test_single_and_double_precision_together(key):
+    with jax.enable_x64(True):
+        tangent = fwdgrad.Sphere().sample(key, {"a": jnp.ones(2), "b": jnp.ones(3, jnp.float32)})
+        length = sum(float(jnp.sum(v**2)) for v in tangent.values())
+    assert length == pytest.approx(5, rel=1e-6)
 
 
 @pytest.mark.parametrize("space", [fwdgrad.Weights(), fwdgrad.Activities(exact_last=True)])
 @pytest.mark.parametrize("chunk_size", [None, 1])
-def test_guesses(key, space, chunk_size):
+def test_guesses(key, fun, space, chunk_size):
     estimate = fwdgrad.forward_value_and_grad(
-        loss, space=space, num_tangents=2, chunk_size=chunk_size
+        fun, space=space, num_tangents=2, chunk_size=chunk_size
     )
     _, grad = jax.eval_shape(estimate, key, jax.eval_shape(estimate.guide, PARAMS, X), X)
     assert_as_params(grad.params)
@@ -79,8 +98,8 @@ def test_guesses(key, space, chunk_size):
 @pytest.mark.parametrize(
     "estimator", [fwdgrad.spsa_value_and_grad, fwdgrad.evolution_value_and_grad]
 )
-def test_estimates_from_values(key, estimator, distribution):
-    estimate = estimator(loss, tangents=distribution, num_tangents=2)
+def test_estimates_from_values(key, fun, estimator, distribution):
+    estimate = estimator(fun, tangents=distribution, num_tangents=2)
     _, grad = jax.eval_shape(estimate, key, PARAMS, X)
     assert_as_params(grad)
 
