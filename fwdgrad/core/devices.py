@@ -17,12 +17,13 @@ from fwdgrad.core.trees import Array, PyTree
 
 def has_explicit_axes() -> bool:
     """Whether arrays may be sharded by type (`AxisType.Explicit`): not every reshape is legal."""
-    kinds = jax.sharding.get_abstract_mesh().axis_types
-    return any(kind == jax.sharding.AxisType.Explicit for kind in kinds)
+    return jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
 
 
 def varying_axes(kind: Any) -> frozenset[str]:
     """The axes of `shard_map` along which arrays of a type, `jax.typeof(x)`, differ by device."""
+    if jax.sharding.AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
+        return frozenset()  # outside of shard_map
     varying = getattr(kind, "vma", None)
     if varying is None:  # JAX 0.10.2 and later
         varying = kind.mat.varying
