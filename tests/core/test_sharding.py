@@ -4,6 +4,9 @@ import os
 import subprocess
 import sys
 
+import jax
+import pytest
+
 COMMON = """
 from functools import partial
 import jax, jax.numpy as jnp, numpy as np
@@ -184,6 +187,9 @@ def test_sharded_parameters_and_examples():
     _run(AUTOMATIC)
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 10, 2), reason="jax.grad of the loss, too, is an error there"
+)
 def test_a_mesh_of_explicit_axes():
     _run(EXPLICIT)
 
