@@ -74,7 +74,7 @@ def rows(lines: Lines, about: About, rates: Mapping[str, Rates]) -> list[str]:
             f"| {line.family} | {style.name(name)} | {line.seconds:.3g} ({clock:.3g}) "
             f"| {line.columns['flops'][0, -1] / 1e12:.3g} | {about[name]['derivatives']} "
             f"| {about[name]['batch_size']} "
-            f"| {len(tried)} from {min(tried):g} to {max(tried):g} | {rates[name]} | {len(steps)} "
+            f"| {_range(tried)} | {rates[name]} | {len(steps)} "
             f"| {steps[0, -1]:.0f} | {Interval(value, low, high, ratio['n'])} "
             f"| {_percent(line.columns['valid_accuracy'][:, -1])} "
             f"| {_percent(line.test_accuracy)} |"
@@ -261,6 +261,11 @@ def _paired(a: Line, b: Line, of: str = "test_accuracy") -> np.ndarray:
     ends = [x.test_accuracy if of == "test_accuracy" else x.columns[of][:, -1] for x in (a, b)]
     n = min(map(len, ends))
     return ends[0][:n] - ends[1][:n]
+
+
+def _range(tried: Mapping[float, float]) -> str:
+    lowest, highest = min(tried), max(tried)
+    return "one, given" if lowest == highest else f"{len(tried)} from {lowest:g} to {highest:g}"
 
 
 def _number(x: Interval) -> str:

@@ -111,7 +111,7 @@ class Rates(NamedTuple):
     @property
     def is_at_the_end(self) -> bool:
         """Whether the chosen rate is an end of the grid, so that the best may lie beyond."""
-        return self.chosen in (min(self.tried), max(self.tried))
+        return len(self.tried) > 1 and self.chosen in (min(self.tried), max(self.tried))
 
     def over(self, other: "Rates") -> Interval:
         """The ratio of the chosen rates, each of which may be the next of its grid as well."""
