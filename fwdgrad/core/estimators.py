@@ -183,7 +183,8 @@ def forward_value_and_grad(
 
     def draw(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> Drawn:
         checks.check_key(key)
-        _, at = evaluation(params, args, kwargs, key)
+        loss, at = evaluation(params, args, kwargs, key)
+        check_own_keys(key, loss.theta)
         return Drawn(at.draw(tangents, keys_of_tangents(key, num_tangents)))
 
     def value_and_grad(

@@ -135,6 +135,12 @@ def mean_of_all(params, x, y):
 def a_loss_that_communicates(keys, params, x, y):
     return fwdgrad.forward_value_and_grad(mean_of_all, space=Activities())(key, params, x, y)
 
+def drawn_without_own_keys(keys, params, x, y):
+    params = jax.tree.map(lambda p: jax.lax.pcast(p, "d", to="varying"), params)
+    estimate = fwdgrad.forward_value_and_grad(loss)
+    return jax.lax.pmean(estimate(estimate.draw(key, params, x, y), params, x, y), "d")
+
+refused(drawn_without_own_keys, "params['b'] differs among devices along 'd'")
 refused(sharded_without_own_keys, "params['b'] differs among devices along 'd'")
 refused(a_loss_that_communicates, "Take the mean over devices outside of fun")
 """
