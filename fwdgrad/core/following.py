@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import primitives
 
+from fwdgrad.core.devices import varying_as
 from fwdgrad.core.elementwise import is_elementwise
 from fwdgrad.core.jaxprs import body_of, evaluate, is_inexact, variables
 from fwdgrad.core.sites import Plan, Site, Variable
@@ -229,6 +230,6 @@ def _goes_back(found: Following) -> bool:
 def _random(key: Array, like: Sequence[Array]) -> list[Array]:
     keys = jax.random.split(key, len(like))
     return [
-        jax.random.uniform(k, x.shape, x.dtype, minval=0.5, maxval=1.5)
+        varying_as(jax.random.uniform(k, x.shape, x.dtype, minval=0.5, maxval=1.5), x)
         for k, x in zip(keys, like, strict=True)
     ]
