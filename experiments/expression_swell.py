@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 
 from experiments import style
 from fwdgrad.core.chains import apply_chain, pull_back, push_forward
-from fwdgrad.core.jaxprs import CALLS, called
+from fwdgrad.core.jax_internals import called
 from fwdgrad.core.trees import Array
 from fwdgrad.problems.symbolic import count_operations, expressions, symbolic_jacobian
 from fwdgrad.work.records import read_table
@@ -67,9 +67,10 @@ def _program(mode: Any) -> int:
 
 def _operations(jaxpr: Any) -> int:
     """The number of operations of a jaxpr on single numbers, those of what it calls included."""
+    bodies = [called(e) for e in jaxpr.eqns]
     return sum(
-        _operations(called(e).jaxpr) if e.primitive in CALLS else e.outvars[0].aval.size
-        for e in jaxpr.eqns
+        e.outvars[0].aval.size if body is None else _operations(body.jaxpr)
+        for e, body in zip(jaxpr.eqns, bodies, strict=True)
     )
 
 

@@ -20,7 +20,8 @@ from fwdgrad.core.devices import has_explicit_axes
 from fwdgrad.core.elementwise import ELEMENTWISE, is_elementwise
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent, add, dense
-from fwdgrad.core.jaxprs import bind, body_of, variables
+from fwdgrad.core.jax_internals import bind
+from fwdgrad.core.jaxprs import body_of, variables
 from fwdgrad.core.layouts import axis_groups
 from fwdgrad.core.propagation import Context, Rule, jvp
 from fwdgrad.core.trees import Array

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fwdgrad.core.guess import Guided
+from fwdgrad.core.jax_internals import function_name
 from fwdgrad.core.jaxprs import uses_references
 from fwdgrad.core.tangents import TangentDistribution
 from fwdgrad.core.trees import Array, PyTree
@@ -181,10 +182,9 @@ def _named(fun: Callable[..., Any]) -> str:
 
 def raise_for_custom_vjp(equation: Any) -> None:
     """Raises the TypeError that names the `custom_vjp` function of an equation, and its place."""
-    debug_info = equation.params["call_jaxpr"].jaxpr.debug_info
-    name = getattr(debug_info, "func_src_info", None) or "a function without a name"
     raise TypeError(
         "fun calls a function that is defined by jax.custom_vjp and so has no forward-mode "
-        f"rule: {name}. Define it by jax.custom_jvp instead (JAX derives the reverse mode from "
-        "that), or leave enter_custom_vjp=False out, to differentiate what it computes."
+        f"rule: {function_name(equation)}. Define it by jax.custom_jvp instead (JAX derives the "
+        "reverse mode from that), or leave enter_custom_vjp=False out, to differentiate what it "
+        "computes."
     )

@@ -19,27 +19,36 @@ from fwdgrad.core import checks
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent, dense, number_of
-from fwdgrad.core.jaxprs import CALLS, called, reached
+from fwdgrad.core.jax_internals import (
+    CALL_NAMES,
+    branches_of,
+    called,
+    is_by_platform,
+    is_custom_vjp,
+    scan_parts,
+    while_parts,
+)
+from fwdgrad.core.jaxprs import reached
 from fwdgrad.core.propagation import Context, Rule, propagate
 from fwdgrad.core.trees import Array
 
 
-def _call(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
-) -> tuple[list[Any], list[Tangent]]:
-    if equation.primitive is primitives.custom_vjp_call_p and not context.enter_custom_vjp:
+def _call(context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]) -> Any:
+    if (body := called(equation)) is None:
+        return NotImplemented
+    if is_custom_vjp(equation) and not context.enter_custom_vjp:
         checks.raise_for_custom_vjp(equation)
-    return propagate(context, called(equation), primals, tangents)
+    return propagate(context, body, primals, tangents)
 
 
 def _cond(
     context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
 ) -> tuple[list[Any], list[Tangent]]:
-    if equation.params.get("branches_platforms") is not None:  # one branch for each platform
+    if is_by_platform(equation):
         return NotImplemented
     index, *operands = primals
     number = _number(tangents)
-    branches = equation.params["branches"]
+    branches = branches_of(equation)
     active = [t is not None for t in tangents[1:]]
     outputs_active = [
         any(x) for x in zip(*(reached(b.jaxpr, active) for b in branches), strict=True)
@@ -58,23 +67,22 @@ def _cond(
 def _while(
     context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
 ) -> tuple[list[Any], list[Tangent]]:
-    params = equation.params
-    if params["cond_jaxpr"].out_avals[0].shape:  # of vmap: each example ends at its own turn
+    loop = while_parts(equation)
+    if loop.condition.out_avals[0].shape:  # of vmap: each example ends at its own turn
         return NotImplemented
-    n, m = params["cond_nconsts"], params["body_nconsts"]
+    n, m = loop.num_condition_consts, loop.num_body_consts
     cond_consts, body_consts, init = primals[:n], primals[n : n + m], primals[n + m :]
     const_tangents = tangents[n : n + m]
     number = _number(tangents)
-    body = params["body_jaxpr"]
-    active = _carried(body.jaxpr, const_tangents, tangents[n + m :])
+    active = _carried(loop.body.jaxpr, const_tangents, tangents[n + m :])
 
     def condition(carry: tuple[list[Any], list[Tangent]]) -> Array:
-        return jex_core.jaxpr_as_fun(params["cond_jaxpr"])(*cond_consts, *carry[0])[0]
+        return jex_core.jaxpr_as_fun(loop.condition)(*cond_consts, *carry[0])[0]
 
     def turn(carry: tuple[list[Any], list[Tangent]]) -> tuple[list[Any], list[Tangent]]:
         values, duals = carry
         outputs, pushed = propagate(
-            context, body, [*body_consts, *values], [*const_tangents, *duals]
+            context, loop.body, [*body_consts, *values], [*const_tangents, *duals]
         )
         return outputs, _filled(number, outputs, pushed, active)
 
@@ -85,15 +93,14 @@ def _while(
 def _scan(
     context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
 ) -> tuple[list[Any], list[Tangent]]:
-    params = equation.params
-    n, m = params["num_consts"], params["num_consts"] + params["num_carry"]
-    body = params["jaxpr"]
+    scan = scan_parts(equation)
+    body, num_carry = scan.body, scan.num_carry
+    n, m = scan.num_consts, scan.num_consts + num_carry
     consts, init, xs = primals[:n], primals[n:m], primals[m:]
     const_tangents = tangents[:n]
     number = _number(tangents)
     slices = [_Slices(v) for v in tangents[m:]]
     active = _carried(body.jaxpr, const_tangents, tangents[n:m], tangents[m:])
-    num_carry = params["num_carry"]
 
     def turn(
         carry: tuple[list[Any], list[Tangent]], x: tuple[list[Any], list[Any]]
@@ -112,9 +119,9 @@ def _scan(
         turn,
         (init, start),
         (xs, [s.scanned for s in slices]),
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
+        length=scan.length,
+        reverse=scan.reverse,
+        unroll=scan.unroll,
     )
     moved = [None if t is None else jnp.moveaxis(t, 0, 1) for t in ys_tangents]  # K first again
     return [*last, *ys], [*last_tangents, *moved]
@@ -185,7 +192,7 @@ def _filled(
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys((p.name for p in CALLS), _call),
+    **dict.fromkeys(CALL_NAMES, _call),
     primitives.cond_p.name: _cond,
     primitives.while_p.name: _while,
     primitives.scan_p.name: _scan,

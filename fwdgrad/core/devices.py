@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from fwdgrad.core.jax_internals import varying_axes_of
 from fwdgrad.core.trees import Array, PyTree
 
 
@@ -24,10 +25,7 @@ def varying_axes(kind: Any) -> frozenset[str]:
     """The axes of `shard_map` along which arrays of a type, `jax.typeof(x)`, differ by device."""
     if jax.sharding.AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
         return frozenset()  # outside of shard_map
-    varying = getattr(kind, "vma", None)
-    if varying is None:  # JAX 0.10.2 and later
-        varying = kind.mat.varying
-    return frozenset(varying)
+    return varying_axes_of(kind)
 
 
 def varying_as(tree: PyTree, like: PyTree) -> PyTree:

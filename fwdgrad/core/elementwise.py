@@ -6,7 +6,8 @@ import jax
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.core.jaxprs import bind, body_of, is_inexact, variables
+from fwdgrad.core.jax_internals import bind
+from fwdgrad.core.jaxprs import body_of, is_inexact, variables
 
 ELEMENTWISE = {
     p.name

@@ -29,7 +29,7 @@ _MOVING = {
         primitives.squeeze_p, primitives.rev_p, primitives.slice_p, primitives.dynamic_slice_p,
         primitives.pad_p, primitives.concatenate_p,
     )
-} | {"split", "stack", "tile", "pvary"}  # fmt: skip
+} | {"split", "stack", "unstack", "tile", "pvary"}  # fmt: skip
 _PICKING = {
     p.name
     for p in (

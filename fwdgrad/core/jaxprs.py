@@ -1,8 +1,8 @@
 """Reading jaxprs: what an equation calls and computes, and where in the user's code it stands.
 
-All that is used of JAX's insides is behind `jax.extend` and in the fields of equations that JAX's
-own guide to writing interpreters uses, and it is here, but for the parameters of the primitives
-that have rules.
+How a version of JAX lays out its equations is in `fwdgrad.core.jax_internals`; all else that is
+used of JAX's insides is behind `jax.extend` and in the fields of equations that JAX's own guide to
+writing interpreters uses.
 """
 
 import os
@@ -16,40 +16,21 @@ from jax.extend import core as jex_core
 from jax.extend import source_info_util
 from jax.extend.core import primitives
 
+from fwdgrad.core.jax_internals import (
+    bind,
+    called,
+    custom_jvp_body,
+    entered_jaxprs,
+    inner_jaxprs,
+    is_custom_vjp,
+)
+
 Equation = Any  # jax.extend.core.JaxprEqn
-
-# Primitives that do nothing but call a jaxpr, and the parameter that holds it.
-CALLS = {
-    primitives.jit_p: "jaxpr",
-    primitives.remat_p: "jaxpr",
-    primitives.closed_call_p: "call_jaxpr",
-    primitives.custom_vjp_call_p: "call_jaxpr",
-}
-
-
-def closed(jaxpr: Any) -> Any:
-    """A ClosedJaxpr, from one or from a Jaxpr without constants."""
-    if isinstance(jaxpr, jex_core.ClosedJaxpr):
-        return jaxpr
-    return jex_core.ClosedJaxpr(jaxpr, ())
-
-
-def called(equation: Equation) -> Any:
-    """The ClosedJaxpr that an equation of one of `CALLS` calls."""
-    return closed(equation.params[CALLS[equation.primitive]])
 
 
 def variables(atoms: Sequence[Any]) -> list[Any]:
     """The atoms that are variables, not literals."""
     return [v for v in atoms if not isinstance(v, jex_core.Literal)]
-
-
-def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
-    """Evaluates one equation at `values`; returns a list, also of a single output."""
-    params = equation.primitive.get_bind_params(equation.params)
-    functions, params = params if isinstance(params, tuple) else ((), params)  # JAX 0.10.0, later
-    outputs = equation.primitive.bind(*functions, *values, **params)
-    return list(outputs) if equation.primitive.multiple_results else [outputs]
 
 
 def evaluate(equations: Sequence[Equation], values: dict[Any, Any]) -> None:
@@ -69,13 +50,13 @@ def inlined(jaxpr: Any, enter_custom_vjp: bool = True) -> Any:
         values = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
         values.update(zip(jaxpr.jaxpr.invars, inputs, strict=True))
         for e in jaxpr.jaxpr.eqns:
-            custom = e.primitive is primitives.custom_vjp_call_p
-            if e.primitive not in CALLS or (custom and not enter_custom_vjp):
+            body = called(e)
+            if body is None or (is_custom_vjp(e) and not enter_custom_vjp):
                 evaluate([e], values)
                 continue
             operands = [v.val if isinstance(v, jex_core.Literal) else values[v] for v in e.invars]
             with context_of(e):
-                values.update(zip(e.outvars, run(called(e), operands), strict=True))
+                values.update(zip(e.outvars, run(body, operands), strict=True))
         return [
             v.val if isinstance(v, jex_core.Literal) else values[v] for v in jaxpr.jaxpr.outvars
         ]
@@ -89,11 +70,10 @@ def body_of(equation: Any) -> Any:
 
     Not that of a custom_vjp, which has no forward mode where it is not entered.
     """
-    if equation.primitive is primitives.custom_jvp_call_p:
-        return closed(equation.params["call_jaxpr"]).jaxpr
-    if equation.primitive is primitives.custom_vjp_call_p:
-        return None
-    return called(equation).jaxpr if equation.primitive in CALLS else None
+    body = custom_jvp_body(equation)
+    if body is None and not is_custom_vjp(equation):
+        body = called(equation)
+    return None if body is None else body.jaxpr
 
 
 def context_of(equation: Equation) -> ExitStack:
@@ -120,19 +100,23 @@ def place(equation: Equation) -> str:
 
 
 def uses_references(jaxpr: Any) -> bool:
-    """Whether a jaxpr makes or reads mutable arrays (`jax.new_ref`), in it or in what it calls."""
+    """Whether a jaxpr makes or reads mutable arrays (`jax.new_ref`), itself or where it is entered.
+
+    What an equation that is not entered does with memory of its own, such as a kernel, is left to
+    the rules of JAX.
+    """
     return any(
         any(isinstance(v.aval, jax.ref.AbstractRef) for v in (*equation.invars, *equation.outvars))
-        or any(map(uses_references, jex_core.jaxprs_in_params(equation.params)))
+        or any(map(uses_references, entered_jaxprs(equation)))
         for equation in jaxpr.eqns
     )
 
 
 def find_custom_vjp(equation: Equation) -> Equation | None:
     """The first call of a `custom_vjp` function in an equation, however deep, or None."""
-    if equation.primitive is primitives.custom_vjp_call_p:
+    if is_custom_vjp(equation):
         return equation
-    inner = (e for jaxpr in jex_core.jaxprs_in_params(equation.params) for e in jaxpr.eqns)
+    inner = (e for jaxpr in inner_jaxprs(equation) for e in jaxpr.eqns)
     return next((found for e in inner if (found := find_custom_vjp(e)) is not None), None)
 
 
@@ -140,11 +124,16 @@ def without_custom_vjp(equation: Equation) -> Equation:
     """The equation with every such call replaced by one of what the function computes."""
     if find_custom_vjp(equation) is None:
         return equation
-    if equation.primitive is primitives.custom_vjp_call_p:
-        params = {"call_jaxpr": _without_custom_vjp(called(equation))}
+    if (body := called(equation)) is not None and not _is_plain(equation):
+        params = {"call_jaxpr": _without_custom_vjp(body)}
         return equation.replace(primitive=primitives.closed_call_p, params=params)
     params = jax.tree.map(_without_custom_vjp, equation.params, is_leaf=_is_jaxpr)
     return equation.replace(params=params)
+
+
+def _is_plain(equation: Equation) -> bool:
+    """Whether a call has its jaxpr among its parameters, to be replaced there."""
+    return not is_custom_vjp(equation) and any(map(_is_jaxpr, equation.params.values()))
 
 
 def _is_jaxpr(x: Any) -> bool:
@@ -153,9 +142,11 @@ def _is_jaxpr(x: Any) -> bool:
 
 def _without_custom_vjp(x: Any) -> Any:
     """The same of a jaxpr in an equation's parameters; any other parameter is as it was."""
-    if isinstance(x, jex_core.ClosedJaxpr):
-        return jex_core.ClosedJaxpr(_without_custom_vjp(x.jaxpr), x.consts)
-    return x.replace(eqns=[*map(without_custom_vjp, x.eqns)]) if _is_jaxpr(x) else x
+    if not _is_jaxpr(x):
+        return x
+    if isinstance(x, jex_core.Jaxpr):  # in JAX 0.11 and later closed ones, too
+        return x.replace(eqns=[*map(without_custom_vjp, x.eqns)])
+    return jex_core.ClosedJaxpr(_without_custom_vjp(x.jaxpr), x.consts)
 
 
 def is_inexact(variable: Any) -> bool:

@@ -5,13 +5,15 @@ What is joined is a sum of its parts, each in its place among zeros, so ranks ad
 
 from typing import Any
 
+from jax import lax
 from jax.extend.core import primitives
 
 from fwdgrad.core.factored import Factored, stack
 from fwdgrad.core.forms import Tangent, add
-from fwdgrad.core.jaxprs import bind
+from fwdgrad.core.jax_internals import bind
 from fwdgrad.core.layouts import padded, sliced
 from fwdgrad.core.propagation import Context, Rule
+from fwdgrad.core.trees import Array
 
 
 def _concatenate(
@@ -84,10 +86,29 @@ def _split(
     return bind(equation, primals), results
 
 
+def _unstack(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    (v,), axis = tangents, equation.params["axis"]
+    if not isinstance(v, Factored):
+        return NotImplemented
+    shape = (*v.shape[:axis], *v.shape[axis + 1 :])
+
+    def part(index: int) -> Factored:
+        def take(f: Array) -> Array:
+            return lax.index_in_dim(f, index if f.shape[axis] > 1 else 0, axis, keepdims=False)
+
+        return v.map(take, shape)
+
+    context.observe(equation, v, True)
+    return bind(equation, primals), [part(i) for i in range(v.shape[axis])]
+
+
 RULES: dict[str, Rule] = {
     primitives.concatenate_p.name: _concatenate,
-    "stack": _stack,  # this one and the next are not among the public primitives
+    "stack": _stack,  # this one and the next two are not among the public primitives
     "split": _split,
+    "unstack": _unstack,
     primitives.add_p.name: _sum,
     primitives.sub_p.name: _sum,
     primitives.add_jaxvals_p.name: _sum,

@@ -13,7 +13,7 @@ from jax.extend.core import primitives
 
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent
-from fwdgrad.core.jaxprs import bind
+from fwdgrad.core.jax_internals import bind
 from fwdgrad.core.propagation import Context, Rule
 from fwdgrad.core.trees import Array
 

@@ -20,7 +20,7 @@ _LINEAR_IN_FIRST = {
         primitives.name_p, primitives.neg_p, primitives.div_p, primitives.reduce_sum_p,
         primitives.cumsum_p, primitives.reduce_window_sum_p, primitives.sharding_constraint_p,
     )
-} | {"split", "pvary"}  # fmt: skip
+} | {"split", "unstack", "pvary"}  # fmt: skip
 _LINEAR_IN_ALL = {
     p.name
     for p in (

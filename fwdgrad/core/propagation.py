@@ -28,8 +28,8 @@ from jax.extend import core as jex_core
 from fwdgrad.core import checks
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent, dense, is_structured, number_of
+from fwdgrad.core.jax_internals import bind
 from fwdgrad.core.jaxprs import (
-    bind,
     context_of,
     find_custom_vjp,
     place,

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
+from fwdgrad.core.jax_internals import inner_jaxprs, is_opaque
 from fwdgrad.core.jaxprs import body_of, evaluate, is_inexact, place, variables
 from fwdgrad.core.linearity import BILINEAR, PRODUCTS, linear_operands
 
@@ -172,8 +173,8 @@ class _Search:
         """Whether an equation may be layers: a loop, a branch, a product with something fixed."""
         if equation.primitive.name in PRODUCTS:
             return any(v not in self.varying for v in variables(equation.invars))
-        bodies = list(jex_core.jaxprs_in_params(equation.params))
-        if bodies and body_of(equation) is None:
+        bodies = inner_jaxprs(equation)
+        if is_opaque(equation) or (bodies and body_of(equation) is None):
             return True
         names = {e.primitive.name for body in bodies for e in _flattened(body)}
         return bool(names & PRODUCTS)
@@ -230,7 +231,7 @@ def _flattened(jaxpr: Any) -> Iterable[Any]:
     """The equations of a jaxpr, and of what it calls."""
     for equation in jaxpr.eqns:
         yield equation
-        for body in jex_core.jaxprs_in_params(equation.params):
+        for body in inner_jaxprs(equation):
             yield from _flattened(body)
 
 

@@ -15,7 +15,8 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
 from fwdgrad.core.factored import Split
-from fwdgrad.core.jaxprs import CALLS, called, place
+from fwdgrad.core.jax_internals import branches_of, called, scan_parts, while_parts
+from fwdgrad.core.jaxprs import place
 from fwdgrad.core.layouts import axis_groups
 
 
@@ -90,7 +91,7 @@ def _walk(jaxpr: Any, inputs: Sequence[Known], record: Record) -> list[Known]:
 
 
 def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]:
-    primitive, params = equation.primitive, equation.params
+    primitive = equation.primitive
     nothing: list[Known] = [[] for _ in equation.outvars]
 
     def lost(known: Sequence[Known]) -> None:
@@ -98,27 +99,33 @@ def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]
         for axes in (a for each in known for a in each):
             record(axes.parameter, equation, None)
 
-    if primitive in CALLS:
-        return _walk(called(equation).jaxpr, operands, record)
+    if (body := called(equation)) is not None:
+        return _walk(body.jaxpr, operands, record)
     if primitive is primitives.cond_p:
-        for branch in params["branches"]:
+        for branch in branches_of(equation):
             lost(_walk(branch.jaxpr, operands[1:], record))
         return nothing
     if primitive is primitives.while_p:
-        n, m = params["cond_nconsts"], params["body_nconsts"]
+        loop = while_parts(equation)
+        n, m = loop.num_condition_consts, loop.num_body_consts
         carried: list[Known] = [[] for _ in operands[n + m :]]
         lost(operands[n + m :])
-        lost(_walk(params["body_jaxpr"].jaxpr, [*operands[n : n + m], *carried], record))
+        lost(_walk(loop.body.jaxpr, [*operands[n : n + m], *carried], record))
         return nothing
     if primitive is primitives.scan_p:
-        n, m = params["num_consts"], params["num_consts"] + params["num_carry"]
+        scan = scan_parts(equation)
+        n, m = scan.num_consts, scan.num_consts + scan.num_carry
         carried = [[] for _ in operands[n:m]]
         slices = [[a._replace(of=a.of[1:]) for a in known] for known in operands[m:]]
         lost(operands[n:m])
-        lost(_walk(params["jaxpr"].jaxpr, [*operands[:n], *carried, *slices], record))
+        lost(_walk(scan.body.jaxpr, [*operands[:n], *carried, *slices], record))
         return nothing
     if primitive.name == "split":
         return [operands[0] for _ in equation.outvars]
+    if primitive.name == "unstack":
+        at = equation.params["axis"]
+        part = [axes._replace(of=(*axes.of[:at], *axes.of[at + 1 :])) for axes in operands[0]]
+        return [part for _ in equation.outvars]
     if rearranged := _rearranged(equation, operands):
         return [rearranged]
     for side, known in enumerate(operands):

@@ -14,7 +14,7 @@ import numpy as np
 import sympy
 from jax.extend import core as jex_core
 
-from fwdgrad.core.jaxprs import CALLS, called
+from fwdgrad.core.jax_internals import called, custom_jvp_body
 from fwdgrad.core.trees import Array
 
 _DIGITS = 50  # more than a float64's exact value needs for what is computed with it
@@ -112,12 +112,14 @@ def _evaluate(closed: Any, inputs: list[Any]) -> list[Any]:
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
         name = equation.primitive.name
-        if equation.primitive in CALLS:
-            outputs = _evaluate(called(equation), operands)
-        elif name == "custom_jvp_call":
-            outputs = _evaluate(equation.params["call_jaxpr"], operands)
+        body = called(equation)
+        if body is None:
+            body = custom_jvp_body(equation)
+        if body is not None:
+            outputs = _evaluate(body, operands)
         elif name in _RULES:
-            outputs = [_RULES[name](*operands, **equation.params)]
+            result = _RULES[name](*operands, **equation.params)
+            outputs = list(result) if equation.primitive.multiple_results else [result]
         else:
             raise NotImplementedError(
                 f"{name} has no symbolic counterpart here; use {', '.join(sorted(_RULES))}."
@@ -184,6 +186,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "concatenate": lambda *parts, dimension, **_: np.concatenate(parts, dimension),
     "stack": lambda *parts, axis, **_: np.stack(parts, axis),
+    "unstack": lambda a, *, axis, **_: np.moveaxis(a, axis, 0),
     "reshape": lambda a, *, new_sizes, **_: np.reshape(a, new_sizes),
     "squeeze": lambda a, *, dimensions, **_: np.squeeze(a, tuple(dimensions)),
     "transpose": lambda a, *, permutation, **_: np.transpose(a, permutation),

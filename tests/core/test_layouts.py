@@ -25,6 +25,7 @@ LAYOUTS = {
     "negate and scale": lambda w: -2 * w / 3,
     "concatenate": lambda w: jnp.concatenate([w, jnp.ones((2, 10), w.dtype), 3 * w]),
     "stack": lambda w: jnp.stack([w, jnp.ones_like(w), 3 * w], 1)[:, 0],
+    "unstack": lambda w: jnp.concatenate(jnp.unstack(w.reshape(3, 4, 10))[::-1]),
     "sum": lambda w: 2 * w + w[:, ::-1] - w[::-1],
     "copy": lambda w: jnp.copy(w),
     "jit": lambda w: jax.jit(lambda w: w.T)(w),
@@ -50,7 +51,7 @@ def test_layouts_keep_the_factors(name, x64):
 def test_what_keeps_factors_is_followed_to_find_them():
     """Each primitive with a rule here is one that `splits` looks through, so that they agree."""
     followed = {p.name for p in (*splits._UNCHANGED, *splits._REARRANGED)}
-    by_hand = {"mul", "div", "concatenate", "stack", "split", "pvary", "add", "sub"}
+    by_hand = {"mul", "div", "concatenate", "stack", "unstack", "split", "pvary", "add", "sub"}
     ignored = {"stop_gradient", "add_any"}  # no tangent goes through; only of JAX's own sums
     assert set(layouts.RULES) | set(joins.RULES) == followed | by_hand | ignored
 

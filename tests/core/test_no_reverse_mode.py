@@ -12,6 +12,7 @@ import pytest
 from jax.extend import core as jex_core
 
 import fwdgrad
+from fwdgrad.core.jax_internals import scan_parts
 from fwdgrad.core.jaxprs import inlined
 from fwdgrad.problems import CNN, MLP, LocalHeads
 
@@ -76,7 +77,8 @@ def walk(jaxpr, kinds):
 def carried(equation, body):
     """The first input of a loop's body that is carried round, and how many are."""
     if equation.primitive.name == "scan":
-        return equation.params["num_consts"], equation.params["num_carry"]
+        parts = scan_parts(equation)
+        return parts.num_consts, parts.num_carry
     if equation.primitive.name == "while":
         return len(body.invars) - len(body.outvars), len(body.outvars)
     return 0, 0
