@@ -14,6 +14,7 @@ from jax import lax
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
+from fwdgrad.core.axes import axis_groups, merge_axes
 from fwdgrad.core.blocks import Blocks, by_blocks
 from fwdgrad.core.contractions import Dot, shares
 from fwdgrad.core.devices import has_explicit_axes
@@ -22,7 +23,6 @@ from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent, add, dense
 from fwdgrad.core.jax_internals import bind
 from fwdgrad.core.jaxprs import body_of, variables
-from fwdgrad.core.layouts import axis_groups
 from fwdgrad.core.propagation import Context, Rule, jvp
 from fwdgrad.core.trees import Array
 
@@ -228,7 +228,7 @@ def _conv_general_dilated(
     if kernel_tangent is not None or not isinstance(v, Blocks) or v.axis != lhs[1]:
         return NotImplemented
     images = by_blocks(v.value, lhs[1], v.number, v.size)
-    images = images.reshape(*v.shape[: lhs[1]], -1, *v.shape[lhs[1] + 1 :])
+    images = merge_axes(images, lhs[1], lhs[1] + 2)
     # (inputs, …) as (number, size): one set of outputs for each group, so inputs go to outputs.
     kernels = jnp.moveaxis(by_blocks(kernel, rhs[1], v.number, v.size), rhs[1], 0)
     kernels = jnp.concatenate([*kernels], rhs[0])
@@ -236,7 +236,8 @@ def _conv_general_dilated(
     options["dimension_numbers"] = lax.ConvDimensionNumbers(lhs, rhs, out)
     rows = lax.conv_general_dilated(images, kernels, feature_group_count=v.number, **options)
     channels = out[1]
-    rows = rows.reshape(*rows.shape[:channels], v.number, -1, *rows.shape[channels + 1 :])
+    each = rows.shape[channels] // v.number
+    rows = rows.reshape(*rows.shape[:channels], v.number, each, *rows.shape[channels + 1 :])
     rows = jnp.moveaxis(rows, channels, 0)
     if v.before is not None:
         number = v.before.shape[0]

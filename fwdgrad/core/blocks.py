@@ -107,7 +107,7 @@ def scaled(v: Blocks, weights: Array, dtype: Any) -> Array:
 def inner(v: Blocks, cotangent: Array) -> Array:
     """The products ⟨c, v_k⟩, (R + K,)."""
     products = by_blocks(v.value * cotangent, v.axis, v.number, v.size)
-    of_blocks = jnp.moveaxis(products, v.axis, 0).reshape(v.number, -1).sum(1)
+    of_blocks = _sum_of_each(products, v.axis)
     if v.before is None:
         return of_blocks
     return jnp.concatenate([jnp.tensordot(v.before, cotangent, cotangent.ndim), of_blocks])
@@ -116,4 +116,9 @@ def inner(v: Blocks, cotangent: Array) -> Array:
 def gram(v: Blocks, dtype: Any) -> Array:
     """The inner products of the K tangents: a diagonal matrix, since no two overlap."""
     squares = by_blocks(jnp.square(v.value.astype(dtype)), v.axis, v.number, v.size)
-    return jnp.diag(jnp.moveaxis(squares, v.axis, 0).reshape(v.number, -1).sum(1))
+    return jnp.diag(_sum_of_each(squares, v.axis))
+
+
+def _sum_of_each(x: Array, axis: int) -> Array:
+    """Sum over all axes but one."""
+    return x.sum([i for i in range(x.ndim) if i != axis])

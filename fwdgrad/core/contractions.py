@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives
 
+from fwdgrad.core.axes import merge_axes
 from fwdgrad.core.devices import has_explicit_axes
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent, add, dense
@@ -119,7 +120,7 @@ class Dot:
 
     def _with_vectors(self, x: Array, other: Array, extra: int) -> Array:
         """W x for several x without free axes, as x Wᵀ: they come out in front as they went in."""
-        rows = x.reshape(-1, *x.shape[extra:])
+        rows = merge_axes(x, 0, extra)
         contract, batch = ([i + 1 for i in axes] for axes in (self.contract[1], self.batch[1]))
         numbers = ((contract, self.contract[0]), (batch, self.batch[0]))
         product = lax.dot_general(rows, other, numbers, **self.options)
@@ -222,7 +223,7 @@ class _Convolution:
         groups, all of them, where those of a group are equal.
         """
         lead = kernels.shape[:2]
-        flat = jnp.concatenate([*kernels.reshape(-1, *kernels.shape[2:])], self.rhs[0])
+        flat = jnp.concatenate([*merge_axes(kernels, 0, 2)], self.rhs[0])
         tiled = jnp.concatenate([flat] * self.groups, self.rhs[0])
         options = {k: v for k, v in self.params.items() if k != "dimension_numbers"}
         y = lax.conv_general_dilated(
@@ -247,7 +248,8 @@ class _Convolution:
         lead, taps = kernels.shape[:2], [kernels.shape[2 + i] for i in self.rhs[2:]]
         order = [0, 1, *(2 + i for i in self.rhs[2:]), 2 + self.rhs[0], 2 + self.rhs[1]]
         number = math.prod(lead) * math.prod(taps)
-        pointwise = kernels.transpose(order).reshape(number, -1, *(1,) * spatial)
+        inputs = kernels.shape[2 + self.rhs[1]]
+        pointwise = kernels.transpose(order).reshape(number, inputs, *(1,) * spatial)
         planes = lax.conv_general_dilated(
             x,
             pointwise,

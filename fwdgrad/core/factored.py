@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fwdgrad.core.axes import merge_axes
 from fwdgrad.core.trees import Array
 
 # Sums of at most this many products are spelled out, so that XLA fuses them into whatever
@@ -121,6 +122,8 @@ def is_factored(x: Any) -> bool:
 def write_out(tangent: Factored) -> Array:
     """The dense array (*lead, *shape) that `tangent` stands for."""
     left, right, axis = tangent.left, tangent.right, tangent.left.ndim - len(tangent.shape) - 1
+    if 0 in tangent.shape:
+        return jnp.zeros((*left.shape[:axis], *tangent.shape), tangent.dtype)
     if tangent.rank <= SPELLED_OUT:
         parts = [
             jax.lax.index_in_dim(left, i, axis, keepdims=False)
@@ -162,8 +165,8 @@ def gram(tangent: Factored, dtype: Any) -> Array:
 
     def products(factor: Array) -> Array:
         first = jnp.moveaxis(factor, shared, range(2, 2 + len(shared)))
-        rows = first.reshape(*first.shape[: 2 + len(shared)], -1)
-        rows = rows.reshape(*rows.shape[:2], -1, rows.shape[-1])  # (K, ρ, shared, others)
+        rows = merge_axes(first, 2 + len(shared), first.ndim)
+        rows = merge_axes(rows, 2, 2 + len(shared))  # (K, ρ, shared, others)
         return jnp.einsum("kasi,lbsi->klabs", rows, rows, precision=jax.lax.Precision.HIGHEST)
 
     return repeats * (products(left) * products(right)).sum((2, 3, 4))

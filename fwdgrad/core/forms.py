@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.core import blocks, factored
+from fwdgrad.core.axes import merge_axes
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.trees import Array
@@ -72,7 +73,7 @@ def weighted_sum(tangent: Array | Factored | Blocks, weights: Array, dtype: Any)
         return jnp.tensordot(weights, tangent.astype(dtype), 1, precision=jax.lax.Precision.HIGHEST)
     left, right = tangent.left.astype(dtype), tangent.right.astype(dtype)
     left = left * weights.reshape(-1, *(1,) * (left.ndim - 1))
-    merged = [f.reshape(-1, *f.shape[2:]) for f in (left, right)]
+    merged = [merge_axes(f, 0, 2) for f in (left, right)]
     return factored.write_out(Factored(merged[0], merged[1], tangent.shape))
 
 
@@ -100,6 +101,6 @@ def gram(tangents: Sequence[Array | Factored | Blocks], dtype: Any) -> Array:
         elif isinstance(tangent, Factored):
             products.append(factored.gram(tangent, dtype))
         else:
-            flat = tangent.reshape(number_of(tangent), -1).astype(dtype)
+            flat = merge_axes(tangent, 1, tangent.ndim).astype(dtype)
             products.append(jnp.matmul(flat, flat.T, precision=jax.lax.Precision.HIGHEST))
     return sum(products[1:], products[0])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives
 
+from fwdgrad.core.axes import axis_groups
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent
 from fwdgrad.core.jax_internals import bind
@@ -97,10 +98,11 @@ def _dynamic_slice(params: dict[str, Any], v: Factored, starts: list[Any]) -> Fa
 
     def cut(f: Array) -> Array:
         whole = [n == 1 < size for n, size in zip(f.shape, v.shape, strict=True)]
-        return lax.dynamic_slice(
-            f,
-            [jnp.zeros_like(s) if w else s for w, s in zip(whole, starts, strict=True)],
-            [1 if w else n for w, n in zip(whole, sizes, strict=True)],
+        own = [jnp.zeros_like(s) if w else s for w, s in zip(whole, starts, strict=True)]
+        # The primitive, which clamps a start out of bounds: `lax.dynamic_slice` counts a negative
+        # one from the end.
+        return primitives.dynamic_slice_p.bind(
+            f, *own, slice_sizes=tuple(1 if w else n for w, n in zip(whole, sizes, strict=True))
         )
 
     return v.map(cut, tuple(sizes))
@@ -126,32 +128,6 @@ def _reshape(params: dict[str, Any], v: Factored, sizes: list[Any]) -> Factored 
 
     result = v.map(regroup, tuple(new_shape))
     return result if result.pays else None
-
-
-def axis_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The finest way to part the axes of two shapes into runs of equal size, in order.
-
-    >>> axis_groups((2, 12, 5), (24, 5, 1))
-    [([0, 1], [0]), ([2], [1, 2])]
-    """
-    groups: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(old) and j < len(new):
-        first, second, size, other = [i], [j], old[i], new[j]
-        i, j = i + 1, j + 1
-        while size != other:
-            if size < other:
-                first.append(i)
-                size, i = size * old[i], i + 1
-            else:
-                second.append(j)
-                other, j = other * new[j], j + 1
-        groups.append((first, second))
-    # What is left of one shape is of size 1.
-    groups = groups or [([], [])]
-    groups[-1][0].extend(range(i, len(old)))
-    groups[-1][1].extend(range(j, len(new)))
-    return groups
 
 
 def _convert(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored | None:

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 
 from fwdgrad.core import checks
+from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent, dense, is_structured, number_of
 from fwdgrad.core.jax_internals import bind
@@ -149,7 +150,14 @@ def _read(
 
 
 def _aligned(tangents: list[Tangent]) -> list[Tangent]:
-    """The tangents of an equation's operands, as many of each: zeros come after the fewer."""
+    """Return the tangents of an equation's operands, as many of each: zeros come after the fewer.
+
+    The tangent of an array without entries is written out: that costs nothing, and no rule has to
+    tell an axis of size zero from one on which a factor does not depend.
+    """
+    tangents = [
+        dense(t) if isinstance(t, (Factored, Blocks)) and 0 in t.shape else t for t in tangents
+    ]
     numbers = {number_of(t) for t in tangents if t is not None}
     if len(numbers) <= 1:
         return tangents

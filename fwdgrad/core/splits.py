@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
+from fwdgrad.core.axes import axis_groups
 from fwdgrad.core.factored import Split
 from fwdgrad.core.jax_internals import branches_of, called, scan_parts, while_parts
 from fwdgrad.core.jaxprs import place
-from fwdgrad.core.layouts import axis_groups
 
 
 class Use(NamedTuple):

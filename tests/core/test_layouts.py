@@ -74,3 +74,55 @@ def test_a_sum_with_a_transpose_stays_factored():
     total = add(v, transposed)
     assert isinstance(total, Factored) and total.rank == 2
     np.testing.assert_allclose(dense(total), dense(v) + dense(transposed), atol=1e-6)
+
+
+OUT_OF_BOUNDS = {  # (a weight (12, 10), start) -> rows
+    "dynamic_slice": lambda w, i: lax.dynamic_slice(w, (i, jnp.int32(0)), (4, 10)),
+    "dynamic_slice that does not wrap": lambda w, i: lax.dynamic_slice(
+        w, (i, jnp.int32(0)), (4, 10), allow_negative_indices=False
+    ),
+    "dynamic_slice of columns": lambda w, i: (
+        lax.dynamic_slice(w, (jnp.int32(0), i), (12, 4), allow_negative_indices=(True, False)).T
+    ),
+    "dynamic_index": lambda w, i: lax.dynamic_index_in_dim(w, i),
+    "dynamic_index that does not wrap": lambda w, i: lax.dynamic_index_in_dim(
+        w, i, allow_negative_indices=False
+    ),
+    "dynamic_update_slice": lambda w, i: lax.dynamic_update_slice(w, 2 * w[:4], (i, jnp.int32(0))),
+    "dynamic_update_slice that does not wrap": lambda w, i: lax.dynamic_update_slice(
+        w, 2 * w[:4], (i, jnp.int32(0)), allow_negative_indices=False
+    ),
+    **{
+        f"gather, {mode}": lambda w, i, mode=mode: w.at[jnp.array([i, 2, i + 1])].get(mode=mode)
+        for mode in ("clip", "fill", "promise_in_bounds")
+    },
+    "gather of columns": lambda w, i: w.at[:, i].get(mode="clip")[None],
+    **{
+        f"scatter, {mode}": lambda w, i, mode=mode: w.at[jnp.array([i, 2])].add(w[:2], mode=mode)
+        for mode in ("clip", "drop")
+    },
+    "scatter in its place": lambda w, i: w.at[i].set(3 * w[1], mode="clip"),
+    "take": lambda w, i: jnp.take(w, jnp.array([i, 1]), axis=0, mode="fill", fill_value=0),
+    "take_along_axis": lambda w, i: jnp.take_along_axis(w, jnp.full((3, 10), i), 0, mode="clip"),
+    "roll": lambda w, i: jnp.roll(w, i, 0),
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_BOUNDS)
+def test_starts_out_of_bounds_mean_the_same_for_tangents(name, x64):
+    """A primitive clamps, drops or fills where the public function of its name may wrap."""
+    w = normal(0, (12, 10), "float64")
+    starts = [0, 3] if "promise" in name else [-30, -6, -1, 3, 11, 40]
+
+    def loss(params):
+        total = 0.0
+        for i in starts:
+            part = OUT_OF_BOUNDS[name](params["w"], jnp.int32(i))
+            part = jnp.nan_to_num(part) if name == "gather, fill" else part
+            x = normal(i + 100, (3, part.shape[0]), "float64")
+            total = total + jnp.mean(jnp.sin(x @ part))
+        return total
+
+    found, expected, _, factored = push_both_ways(loss, {"w": w}, num_tangents=2)
+    assert_same(found, expected, 1e-11)
+    assert factored == [True] or not name.startswith("dynamic_slice")
