@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fwdgrad.core.jax_internals import TESTED_VERSIONS
+
 ROOT = Path(__file__).parents[1]
 FLOORS = ["fwdgrad.core", "fwdgrad.problems", "fwdgrad.work", "experiments"]
 MODULES = sorted([*(ROOT / "fwdgrad").rglob("*.py"), *(ROOT / "experiments").glob("*.py")])
@@ -128,6 +130,22 @@ def test_the_readme_names_every_module():
     for path in MODULES:
         relative = path.relative_to(ROOT).as_posix()
         assert path.name == "__init__.py" or f"`{relative}`" in README, relative
+
+
+def test_the_readme_names_the_versions_of_jax_that_ci_runs():
+    """They stand in the code; CI runs all tests on the pinned one, and the core on both ends."""
+    (line,) = re.findall(r"tested with JAX ([^:]*?), on Python (3\.\d+) to (3\.\d+)", README)
+    named = re.findall(r"\d+(?:\.\d+)+", line[0])
+    assert tuple(named) == TESTED_VERSIONS
+    plan = subprocess.run(
+        ["bash", ROOT / ".ci" / "run", "--plan"], capture_output=True, text=True, check=True
+    ).stdout
+    runs = re.findall(r"^\+ JAX (\S+) on Python (\d+\.\d+)", plan, re.MULTILINE)
+    versions, pythons = zip(*runs, strict=True)
+    pinned = re.search(r"^jax==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+    assert versions == (pinned, TESTED_VERSIONS[0], TESTED_VERSIONS[-1])
+    assert pinned in TESTED_VERSIONS
+    assert all(int(line[1][2:]) <= int(x[2:]) <= int(line[2][2:]) for x in pythons)
 
 
 def test_the_readmes_links_and_pictures_exist():
