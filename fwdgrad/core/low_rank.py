@@ -8,14 +8,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from fwdgrad.core.backend import choices
 from fwdgrad.core.checks import check_positive_integer
 from fwdgrad.core.devices import has_explicit_axes
 from fwdgrad.core.factored import Factored, Split
 from fwdgrad.core.tangents import Splits, normals, random_bits, signs
 from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
 
-# Entries. An embedding of 5 million took 45 ms a step and an array of its size when it was drawn
-# together with the factors; by itself XLA fuses its signs into what reads them: 15 ms.
+# Entries. The same on every backend, since it decides what a key draws. An embedding of 5 million
+# took 45 ms a step and an array of its size when it was drawn together with the factors; by itself
+# XLA fuses its signs into what reads them: 15 ms.
 _LARGE = 2**14
 
 
@@ -138,14 +140,10 @@ class LowRank:
         ]
 
     def _entries(self, drawn: Array, dtype: Any) -> Array:
-        """Signs from bits, by a lookup; normals as they are.
-
-        XLA fuses cheap arithmetic into whatever reads it, here down to the generator, which would
-        then run for each entry of the weight that is updated. It does not fuse a lookup that way:
-        a step of the paper's MLP takes 4.2 ms instead of 5.5.
-        """
-        if self.factors == "rademacher":
-            if has_explicit_axes():  # which ask how to shard what is looked up
-                return jnp.where(drawn == 0, 1, -1).astype(dtype)
+        """Signs from bits; normals as they are."""
+        if self.factors != "rademacher":
+            return drawn.astype(dtype)
+        # Meshes of explicit axes ask how to shard what is looked up.
+        if choices().signs_by_lookup and not has_explicit_axes():
             return jnp.array([1, -1], dtype)[drawn]
-        return drawn.astype(dtype)
+        return jnp.where(drawn == 0, 1, -1).astype(dtype)

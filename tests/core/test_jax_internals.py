@@ -2,9 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
+import fwdgrad
+from fwdgrad.core.forms import dense
 from fwdgrad.core.jax_internals import (
     branches_of,
     called,
@@ -16,6 +19,8 @@ from fwdgrad.core.jax_internals import (
     scan_parts,
     while_parts,
 )
+
+from .oracle import assert_same, normal, push_both_ways
 
 
 def the_equation(name, fun, *args):
@@ -112,6 +117,44 @@ def check_call(name):
     if name == "custom_vjp":
         found = function_name(equation)
         assert "rounded" in found and "test_jax_internals" in found
+
+
+def test_propagation_through_objects(made_of_objects, x64):
+    """A loop in a checkpoint, and a custom_vjp around a product: factors are kept, not lost."""
+
+    @jax.custom_vjp
+    def product(x, w):
+        return jnp.tanh(x @ w)
+
+    product.defvjp(lambda x, w: (product(x, w), None), lambda _, ct: (ct, ct))
+
+    @jax.checkpoint
+    def layers(x, w):
+        return lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, 3)[0]
+
+    def loss(params):
+        return jnp.mean(product(layers(normal(1, (5, 9), "float64"), params["w"]), params["w"]))
+
+    params = {"w": normal(0, (9, 9), "float64")}
+    found, expected, events, factored = push_both_ways(
+        lambda p: jnp.mean(layers(layers(normal(1, (5, 9), "float64"), p["w"]), p["w"])),
+        params,
+        num_tangents=2,
+    )
+    assert_same(found, expected, 1e-11)
+    assert factored == [True] and events == {("dot_general", True)}
+    value_and_grad = fwdgrad.forward_value_and_grad(loss, tangents=fwdgrad.LowRank())
+    (v,) = (dense(x)[0] for x in value_and_grad.draw(jax.random.key(0), params).tangents)
+
+    def entered(params):
+        return jnp.mean(jnp.tanh(layers(normal(1, (5, 9), "float64"), params["w"]) @ params["w"]))
+
+    derivative = jax.jvp(entered, (params,), ({"w": v},))[1]
+    _, grad = value_and_grad(jax.random.key(0), params)
+    np.testing.assert_allclose(grad["w"], derivative * v, rtol=1e-9)
+    refusing = fwdgrad.forward_value_and_grad(loss, enter_custom_vjp=False)
+    with pytest.raises(TypeError, match=r"product at .*test_jax_internals\.py"):
+        refusing(jax.random.key(0), params)
 
 
 @jax.custom_jvp
