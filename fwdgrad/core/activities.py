@@ -124,13 +124,13 @@ class _AtActivities:
     ):
         self._space, self._num_tangents, self._enter = space, num_tangents, enter_custom_vjp
         self._number = number_of_examples(loss.args, loss.kwargs)
-        self._leaves, structure = jax.tree.flatten(loss.theta)
+        self._leaves = loss.theta
         examples, structure_of_args = jax.tree.flatten(loss.args)
         self._examples = [jnp.asarray(x)[:, None] for x in examples]  # minibatches of one
 
         def of_example(leaves: Sequence[Array], example: Sequence[Array]) -> tuple[Array, PyTree]:
             args = jax.tree.unflatten(structure_of_args, example)
-            return loss.of(jax.tree.unflatten(structure, leaves), args)
+            return loss.of(leaves, args)
 
         self._flat = Flat(of_example)
         one = types_of_one(self._examples)

@@ -7,7 +7,7 @@ parameter again, which for one that devices share is the sum of what each has fo
 does the same, by transposing the cast.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,16 +41,16 @@ def varying_as(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(cast, tree)
 
 
-def check_own_keys(key: Array, theta: PyTree) -> None:
+def check_own_keys(key: Array, leaves: Sequence[Array], names: Sequence[str]) -> None:
     """Raises ValueError unless devices whose parameters differ have keys that do.
 
     With one key shards of equal shapes would get equal tangents, and the estimate a bias.
     """
     known = varying_axes(jax.typeof(key))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(theta):
+    for name, leaf in zip(names, leaves, strict=True):
         if missing := sorted(varying_axes(jax.typeof(leaf)) - known):
             raise ValueError(
-                f"params{jax.tree_util.keystr(path)} differs among devices along {missing[0]!r}, "
+                f"{name} differs among devices along {missing[0]!r}, "
                 "by its type, and key does not, so that all would draw the same; give each device "
                 f"a key of its own, jax.random.fold_in(key, jax.lax.axis_index({missing[0]!r}))."
             )

@@ -26,7 +26,7 @@ from fwdgrad.core.losses import Flat, Loss
 from fwdgrad.core.sampling import Tangents, draws_together
 from fwdgrad.core.spaces import Estimate, Space, Weights
 from fwdgrad.core.tangents import Normal, TangentDistribution
-from fwdgrad.core.trees import Array, PyTree, accumulation_dtype, combine
+from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
 
 ValueAndGrad = Callable[..., tuple[Any, ...]]
 
@@ -184,7 +184,7 @@ def forward_value_and_grad(
     def draw(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> Drawn:
         checks.check_key(key)
         loss, at = evaluation(params, args, kwargs, key)
-        check_own_keys(key, loss.theta)
+        check_own_keys(key, loss.theta, loss.names)
         return Drawn(at.draw(tangents, keys_of_tangents(key, num_tangents)))
 
     def value_and_grad(
@@ -198,17 +198,16 @@ def forward_value_and_grad(
             at.check_drawn(key.tangents, jax.eval_shape(lambda: at.draw(tangents, keys)))
             total = at.estimate(key.tangents, num_tangents, weigh)
         else:
-            check_own_keys(key, loss.theta)
+            check_own_keys(key, loss.theta, loss.names)
 
             def estimate(keys: Array) -> Estimate:
                 return at.estimate(at.draw(tangents, keys), len(keys), weigh)
 
             total = sum_over_tangents(estimate, keys_of_tangents(key, num_tangents), chunk_size)
-        leaves, structure = jax.tree.flatten(loss.theta)
-        grad = [as_gradient(g, x) for g, x in zip(total.grad, leaves, strict=True)]
+        grad = [as_gradient(g, x) for g, x in zip(total.grad, loss.theta, strict=True)]
         value = (total.value, total.aux) if has_aux else total.value
         report = ({"clip_rate": total.num_clipped / num_tangents},) if has_report else ()
-        gradient = combine(jax.tree.unflatten(structure, grad), loss.rest)
+        gradient = loss.gradient(grad)
         if isinstance(params, Guided):
             leaves, structure = jax.tree.flatten(params.guess)
             parts = zip(total.guess_grad, leaves, strict=True)
@@ -263,13 +262,13 @@ def backprop_value_and_grad(
         loss = Loss(fun, params, args, kwargs, has_aux)
         flat = Flat(loss.at)  # jax.checkpoint wants arrays alone
 
-        def at_checkpoint(theta: PyTree) -> tuple[Array, PyTree]:
+        def at_checkpoint(theta: list[Array]) -> tuple[Array, PyTree]:
             value, *leaves = jax.checkpoint(flat)(theta)
             return value, flat.restored(leaves)
 
         at = at_checkpoint if checkpoint else loss.at
         (value, aux), grad = jax.value_and_grad(at, has_aux=True)(loss.theta)
         report: tuple[dict, ...] = ({},) if has_report else ()
-        return (value, aux) if has_aux else value, combine(grad, loss.rest), *report
+        return (value, aux) if has_aux else value, loss.gradient(grad), *report
 
     return value_and_grad

@@ -16,10 +16,10 @@ from fwdgrad.core.forms import is_structured
 from fwdgrad.core.jaxprs import place
 from fwdgrad.core.losses import Loss
 from fwdgrad.core.low_rank import LowRank
-from fwdgrad.core.sampling import Tangents, sample_each
+from fwdgrad.core.sampling import Tangents
 from fwdgrad.core.spaces import Space, Weights
 from fwdgrad.core.tangents import TangentDistribution
-from fwdgrad.core.trees import Array, PyTree, combine, partition, split
+from fwdgrad.core.trees import Array, PyTree, is_differentiable, take_out
 
 
 def explain(
@@ -86,11 +86,10 @@ def _leaves(
 ) -> tuple[tuple[LeafExplanation, ...], bool]:
     """What becomes of each leaf's tangent, and whether the loss is propagated through."""
     at = (space if isinstance(space, Weights) else Weights()).at(loss, num_tangents, True)
-    theta, pushforward = at.theta, at.pushforward
+    pushforward = at.pushforward
 
     def sample(key: Array) -> Tangents:
-        keys = jax.random.split(key, num_tangents)
-        return sample_each(tangents, keys, theta, pushforward.splits)
+        return at.draw(tangents, jax.random.split(key, num_tangents))
 
     drawn = jax.eval_shape(sample, jax.random.key(0))
     used: dict[str, dict[str, None]] = {name: {} for name in pushforward.names}
@@ -110,10 +109,10 @@ def _leaves(
         lost = {name: {"jax.jvp of the whole loss": None} for name in pushforward.names}
     exact = tuple(
         LeafExplanation(
-            f"params{jax.tree_util.keystr(path)}", x.shape, str(x.dtype), rank=None, blocks=None,
+            name, x.shape, str(x.dtype), rank=None, blocks=None,
             size=0, used=(), lost=(), reason="the last layer: its exact gradient",
         )
-        for path, x in jax.tree_util.tree_leaves_with_path(at.exact)
+        for name, x in at.exact.items()
     )  # fmt: skip
     leaves = tuple(
         LeafExplanation(
@@ -128,17 +127,15 @@ def _leaves(
             reason="" if is_structured(v) else _reason(tangents, uses),
         )
         for name, x, v, uses in zip(
-            pushforward.names, jax.tree.leaves(theta), drawn, pushforward.uses, strict=True
+            pushforward.names, at.leaves, drawn, pushforward.uses, strict=True
         )
     )
     return leaves + exact, traced
 
 
 def _sites(space: Activities, loss: Loss) -> tuple[SiteExplanation, ...]:
-    paths, _ = jax.tree_util.tree_flatten_with_path(loss.theta)
-    names = [f"params{jax.tree_util.keystr(path)}" for path, _ in paths]
     return tuple(
-        SiteExplanation(place, shape, tuple(names[i] for i in parameters), kind)
+        SiteExplanation(place, shape, tuple(loss.names[i] for i in parameters), kind)
         for place, shape, parameters, kind in space.at(loss, 1, True).describe()
     )
 
@@ -158,12 +155,14 @@ def _cost(
     args: tuple[Any, ...],
     may_fail: bool = False,
 ) -> Cost | None:
-    theta, rest = partition(params)
-    arrays, others = split(args, lambda x: isinstance(x, (jax.Array, np.ndarray)))
+    theta, params_around = take_out(params, is_differentiable)
+    arrays, args_around = take_out(args, lambda x: isinstance(x, (jax.Array, np.ndarray)))
 
-    def step(key: Array, theta: PyTree, arrays: PyTree) -> PyTree:
-        _, grad = value_and_grad(key, combine(theta, rest), *combine(arrays, others))
-        return jax.tree.map(lambda p, g: p - 1e-3 * g, theta, partition(grad)[0])
+    def step(key: Array, theta: list[Array], arrays: list[Array]) -> list[Array]:
+        whole = params_around.filled(theta), *args_around.filled(arrays)
+        _, grad = value_and_grad(key, *whole)
+        of_leaves, _ = take_out(grad, is_differentiable)
+        return [p - 1e-3 * g for p, g in zip(theta, of_leaves, strict=True)]
 
     try:
         compiled = jax.jit(step).lower(jax.random.key(0), theta, arrays).compile()

@@ -20,7 +20,7 @@ from fwdgrad.core.low_rank import LowRank
 from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.sampling import sample_each
 from fwdgrad.core.tangents import Rademacher, TangentDistribution
-from fwdgrad.core.trees import Array, PyTree, accumulation_dtype, combine
+from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
 
 ValueAndGrad = Callable[..., tuple[Any, ...]]
 
@@ -130,17 +130,16 @@ def _from_values(
     def value_and_grad(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         checks.check_key(key)
         loss = Loss(fun, params, args, kwargs, has_aux=None)
-        check_own_keys(key, loss.theta)
-        theta = varying_as(loss.theta, key)
-        leaves, structure = jax.tree.flatten(theta)
-        splits = Pushforward(loss.at, theta).splits
+        check_own_keys(key, loss.theta, loss.names)
+        leaves = varying_as(loss.theta, key)
+        splits = Pushforward(loss.at, leaves, loss.names).splits
         keys = jax.random.split(key, num_tangents)
-        drawn = sample_each(tangents, keys, theta, splits)
+        drawn = sample_each(tangents, keys, loss.frame.alone(leaves), splits)
 
         def value(mutation: list[Any], sign: int) -> Array:
             written = [factored.write_out(v) if isinstance(v, Factored) else v for v in mutation]
             moved = [x + sign * step * v for x, v in zip(leaves, written, strict=True)]
-            return loss.at(jax.tree.unflatten(structure, moved))[0]
+            return loss.at(moved)[0]
 
         def values(_: None, mutation: list[Any]) -> tuple[None, tuple[Array, Array]]:
             return None, (value(mutation, 1), value(mutation, -1))
@@ -152,10 +151,10 @@ def _from_values(
         weights = weigh(ahead, behind) / num_tangents
         grad = [
             as_gradient(weighted_sum(v, weights, accumulation_dtype(x.dtype)), x)
-            for v, x in zip(drawn, jax.tree.leaves(loss.theta), strict=True)
+            for v, x in zip(drawn, loss.theta, strict=True)
         ]
         report: tuple[dict, ...] = ({},) if has_report else ()
         mean = (ahead.mean() + behind.mean()) / 2
-        return mean, combine(jax.tree.unflatten(structure, grad), loss.rest), *report
+        return mean, loss.gradient(grad), *report
 
     return value_and_grad

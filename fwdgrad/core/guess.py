@@ -43,7 +43,9 @@ class Guided(NamedTuple):
 
     Attributes:
       params: what `fun` is called with.
-      guess: of the structure that the estimator's space asks for.
+      guess: of the structure that the estimator's space asks for; at the parameters that of
+        `params`, or of dicts, lists and tuples with None for leaves that have no gradient. Beside
+        such leaves in any other class it is the list of the arrays.
     """
 
     params: PyTree

@@ -9,7 +9,7 @@ from fwdgrad.core import checks
 from fwdgrad.core.jaxprs import evaluate, inlined
 from fwdgrad.core.losses import Flat, Loss
 from fwdgrad.core.sites import find_sites
-from fwdgrad.core.trees import Array, PyTree, combine, split
+from fwdgrad.core.trees import Array, PyTree, take_out
 
 
 class Layers:
@@ -32,11 +32,11 @@ class Layers:
     """
 
     def __init__(self, loss: Loss, enter_custom_vjp: bool, *, needed_by: str):
-        self._leaves, structure = jax.tree.flatten(loss.theta)
-        self._data, others = split(loss.args, lambda x: isinstance(x, (jax.Array, np.ndarray)))
+        self._leaves = loss.theta
+        self._data, frame = take_out(loss.args, lambda x: isinstance(x, (jax.Array, np.ndarray)))
 
-        def of_arrays(leaves: Sequence[Array], data: PyTree) -> tuple[Array, PyTree]:
-            return loss.of(jax.tree.unflatten(structure, leaves), combine(data, others))
+        def of_arrays(leaves: Sequence[Array], data: Sequence[Array]) -> tuple[Array, PyTree]:
+            return loss.of(leaves, frame.filled(data))
 
         traced = checks.checked_jaxpr(
             Flat(of_arrays), self._leaves, self._data, needed_by=needed_by
@@ -61,7 +61,7 @@ class Layers:
             both = zip(self._leaves, self.is_last, strict=True)
             leaves = [next(given) if is_chosen else x for x, is_chosen in both]
             values = dict(zip(jaxpr.constvars, self._closed.consts, strict=True))
-            inputs = [*leaves, *jax.tree.leaves(self._data)]
+            inputs = [*leaves, *self._data]
             values.update(zip(jaxpr.invars, inputs, strict=True))
             evaluate(jaxpr.eqns, values)
             return values[jaxpr.outvars[0]]

@@ -25,16 +25,24 @@ class Pushforward:
     works with mutable arrays, is pushed forward by `jax.jvp` as a whole, with its tangents written
     out.
 
+    Args:
+      loss: a function of a list of arrays, that returns (loss, aux).
+      leaves: these arrays, theta.
+      names: of the arrays, as `explain` calls them.
+
     Attributes:
-      names: of the leaves, 'params' and the path.
+      names: of the leaves.
       jaxpr: the loss's ClosedJaxpr, or None if it is pushed forward as a whole.
     """
 
-    def __init__(self, loss: Callable[[PyTree], tuple[Array, PyTree]], theta: PyTree):
-        paths, structure = jax.tree_util.tree_flatten_with_path(theta)
-        self.names = [f"params{jax.tree_util.keystr(path)}" for path, _ in paths]
-        self._leaves = [leaf for _, leaf in paths]
-        self._flat = Flat(lambda leaves: loss(jax.tree.unflatten(structure, leaves)))
+    def __init__(
+        self,
+        loss: Callable[[Sequence[Array]], tuple[Array, PyTree]],
+        leaves: Sequence[Array],
+        names: Sequence[str],
+    ):
+        self.names, self._leaves = list(names), list(leaves)
+        self._flat = Flat(loss)
         self.jaxpr: Any
         try:
             self.jaxpr = jax.make_jaxpr(lambda *leaves: self._flat(leaves))(*self._leaves)

@@ -4,7 +4,7 @@ A space evaluates a loss along K tangents and makes the estimate of them; how ma
 which distribution, and how their derivatives become one estimate is none of its business.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -19,7 +19,7 @@ from fwdgrad.core.losses import Loss
 from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.sampling import Tangents, sample_each
 from fwdgrad.core.tangents import TangentDistribution
-from fwdgrad.core.trees import Array, PyTree, accumulation_dtype, combine
+from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
 
 # (derivatives (k,), a function that makes the Gram matrix of their tangents, the number of entries
 # of a tangent) -> their weights in the estimate (k,), and how many were clipped.
@@ -116,8 +116,8 @@ class _AtWeights:
     """Evaluates a loss along tangents of its parameters.
 
     Attributes:
-      theta: the parameters that have tangents, a pytree with None for the others.
-      exact: the others, which have their exact gradient.
+      leaves: the parameters that have tangents.
+      exact: the others, which have their exact gradient, by name.
       pushforward: of the loss, along tangents of `theta`.
     """
 
@@ -125,49 +125,57 @@ class _AtWeights:
         self, space: Weights, loss: Loss, num_tangents: int, enter_custom_vjp: bool, guess: PyTree
     ):
         self._num_tangents, self._enter = num_tangents, enter_custom_vjp
-        leaves, structure = jax.tree.flatten(loss.theta)
         self._layers: Layers | None = None
         if space.layerwise or space.exact_last:
             choice = "layerwise" if space.layerwise else "exact_last"
             needed_by = f"space=Weights({choice}=True)"
             self._layers = Layers(loss, enter_custom_vjp, needed_by=needed_by)
-        self._is_exact = [False] * len(leaves)
+        self._is_exact = [False] * len(loss.theta)
         if self._layers is not None and space.exact_last:
             self._is_exact = self._layers.is_last
-        parts = [
-            [x if is_part else None for x, is_part in zip(leaves, chosen, strict=True)]
-            for chosen in ([not e for e in self._is_exact], self._is_exact)
-        ]
-        self.theta, self.exact = (jax.tree.unflatten(structure, part) for part in parts)
-        self._leaves = jax.tree.leaves(self.theta)
+        self._frame = loss.frame
+        named = list(zip(loss.names, loss.theta, self._is_exact, strict=True))
+        self.leaves = [x for _, x, is_exact in named if not is_exact]
+        self.exact = {name: x for name, x, is_exact in named if is_exact}
         self.pushforward = Pushforward(
-            lambda theta: loss.at(combine(theta, self.exact)), self.theta
+            lambda leaves: loss.at(self._merged(leaves, self.exact.values())),
+            self.leaves,
+            [name for name, _, is_exact in named if not is_exact],
         )
-        self._groups = [list(range(len(self._leaves)))]
+        self._groups = [list(range(len(self.leaves)))]
         if self._layers is not None and space.layerwise:
             noisy = [i for i, is_exact in enumerate(self._is_exact) if not is_exact]
             groups = [[noisy.index(i) for i in x if i in noisy] for x in self._layers.groups]
             self._groups = [group for group in groups if group]
         self._guess: list[Array] | None = None
         if guess is not None:
-            fits.check_guess(guess, jax.eval_shape(self.first_guess))
+            fits.check_guess(guess, self.first_guess())
             self._guess = jax.tree.leaves(guess)
 
+    def _merged(self, leaves: Iterable[Any], exact: Iterable[Any]) -> list[Any]:
+        """One value for each leaf of the parameters, from those of both kinds."""
+        parts = [iter(leaves), iter(exact)]
+        return [next(parts[is_exact]) for is_exact in self._is_exact]
+
+    def _for_distribution(self) -> PyTree:
+        return self._frame.alone(self._merged(self.leaves, [None] * len(self.exact)))
+
     def first_guess(self) -> PyTree:
-        return jax.tree.map(jnp.zeros_like, self.theta)
+        zeros = map(jnp.zeros_like, self.leaves)
+        return self._frame.alone(self._merged(zeros, [None] * len(self.exact)), like_whole=True)
 
     def draw(self, distribution: TangentDistribution, keys: Array) -> Tangents:
-        if not self._leaves:  # all are exact
+        if not self.leaves:  # all are exact
             return []
         splits = self.pushforward.splits
         if len(self._groups) == 1:
-            return sample_each(distribution, keys, self.theta, splits)
+            return sample_each(distribution, keys, self._for_distribution(), splits)
         drawn: dict[int, Any] = {}
         for number, group in enumerate(self._groups):
             folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-            parts = [self._leaves[i] for i in group], [splits[i] for i in group]
+            parts = [self.leaves[i] for i in group], [splits[i] for i in group]
             drawn.update(zip(group, sample_each(distribution, folded, *parts), strict=True))
-        return [drawn[i] for i in range(len(self._leaves))]
+        return [drawn[i] for i in range(len(self.leaves))]
 
     def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
         fits.check_drawn(found, expected, self.pushforward.names)
@@ -195,7 +203,7 @@ class _AtWeights:
 
     def _push(self, tangents: dict[int, Any], number: int) -> tuple[Array, Array, PyTree]:
         """The pushforward along tangents of some of the leaves."""
-        of_all = [tangents.get(i) for i in range(len(self._leaves))]
+        of_all = [tangents.get(i) for i in range(len(self.leaves))]
         return self.pushforward(of_all, num_tangents=number, enter_custom_vjp=self._enter)
 
     def _estimate(
@@ -205,8 +213,8 @@ class _AtWeights:
         value, derivatives, aux = self._push(tangents, number)
         share = number / self._num_tangents
         dtype = accumulation_dtype(value.dtype)
-        dtypes = [accumulation_dtype(self._leaves[i].dtype) for i in group]
-        size = sum(self._leaves[i].size for i in group)
+        dtypes = [accumulation_dtype(self.leaves[i].dtype) for i in group]
+        size = sum(self.leaves[i].size for i in group)
         along_each = list(tangents.values())
 
         def weighed(derivatives: Array, matrix: Callable[[], Array]) -> tuple[Array, list, Array]:
@@ -241,10 +249,5 @@ class _AtWeights:
         """The gradients by all leaves: those by `theta`, and this share of the exact ones."""
         if self._layers is None or not any(self._is_exact):
             return grad
-        others, exact = iter(grad), iter(self._layers.gradient_of_last())
-        return [
-            share * (g := next(exact)).astype(accumulation_dtype(g.dtype))
-            if is_exact
-            else next(others)
-            for is_exact in self._is_exact
-        ]
+        exact = [g.astype(accumulation_dtype(g.dtype)) for g in self._layers.gradient_of_last()]
+        return self._merged(grad, [share * g for g in exact])

@@ -45,8 +45,10 @@ class TangentDistribution(Protocol):
 
         Args:
           key: one typed PRNG key, `jax.random.key(seed)`.
-          params: a pytree whose leaves are all arrays of real floating dtypes (leaves of
-            any other kind have been taken out and stand as `None`).
+          params: a pytree whose leaves are all arrays of real floating dtypes. It has the structure
+            of the user's parameters, with `None` for leaves of any other kind, if that is made of
+            dicts, lists and tuples alone. Otherwise it is the list of the arrays, since a class of
+            the user's may check its children and refuse `None` or a factored tangent.
           splits: for each leaf in the order of `jax.tree.leaves(params)`, along which axes the
             loss uses it as a matrix (a `Split`), or None if it does not. A distribution without
             factors ignores it.

@@ -6,9 +6,14 @@ strings, the activation functions of an Equinox module. Only real floating-point
 the two apart and `combine` puts them together again, as `equinox.partition` does:
 
     params  =  combine(*partition(params))
+
+Both parts have `None` in the place of the other's leaves, which a class that checks its children
+may refuse. So the core itself takes leaves out with `take_out`, keeps them in lists, and rebuilds a
+pytree of the user's only with every leaf in its place.
 """
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -37,24 +42,18 @@ def partition(tree: PyTree) -> tuple[PyTree, PyTree]:
     """Splits `tree` into its differentiable leaves and the rest, each with `None` for the other.
 
     The differentiable part is a pytree of arrays alone, so it can be jitted, donated,
-    checkpointed and given to any optax optimizer.
+    checkpointed and given to any optax optimizer. A class that refuses `None` as a child cannot be
+    parted; estimators take such parameters whole, and so does optax if all leaves are arrays.
 
     >>> partition({"w": jnp.float32(2), "steps": 3})
     ({'steps': None, 'w': Array(2., dtype=float32)}, {'steps': 3, 'w': None})
     """
-    differentiable, rest = split(tree, is_differentiable)
-    return jax.tree.map(jnp.asarray, differentiable), rest
-
-
-def split(tree: PyTree, chosen: Callable[[Any], bool]) -> tuple[PyTree, PyTree]:
-    """Splits `tree` into the leaves that are `chosen` and the rest, as `partition` does."""
-    first = jax.tree.map(lambda x: x if chosen(x) else None, tree)
-    rest = jax.tree.map(lambda x: None if chosen(x) else x, tree)
-    return first, rest
+    differentiable = jax.tree.map(lambda x: jnp.asarray(x) if is_differentiable(x) else None, tree)
+    return differentiable, jax.tree.map(lambda x: None if is_differentiable(x) else x, tree)
 
 
 def combine(differentiable: PyTree, rest: PyTree) -> PyTree:
-    """Puts together what `partition` or `split` took apart.
+    """Puts together what `partition` took apart.
 
     >>> combine({"w": jnp.float32(2), "steps": None}, {"w": None, "steps": 3})
     {'steps': 3, 'w': Array(2., dtype=float32)}
@@ -64,6 +63,70 @@ def combine(differentiable: PyTree, rest: PyTree) -> PyTree:
         return other if x is None else x
 
     return jax.tree.map(choose, differentiable, rest, is_leaf=lambda x: x is None)
+
+
+class Frame:
+    """A pytree without its chosen leaves, to be rebuilt with others in their place.
+
+    Attributes:
+      structure: of the whole pytree.
+      names: of the chosen leaves, their paths.
+      others: the leaves that were not chosen.
+    """
+
+    def __init__(self, tree: PyTree, chosen: Callable[[Any], bool]):
+        paths, self.structure = jax.tree_util.tree_flatten_with_path(tree)
+        self._is_chosen = [chosen(x) for _, x in paths]
+        both = list(zip(paths, self._is_chosen, strict=True))
+        self.names = [jax.tree_util.keystr(path) for (path, _), taken in both if taken]
+        self.others = [x for (_, x), taken in both if not taken]
+
+    def filled(self, values: Iterable[Any], others: Iterable[Any] | None = None) -> PyTree:
+        """Return the pytree with these values in the place of the chosen leaves.
+
+        Args:
+          values: one for each chosen leaf.
+          others: one for each other leaf; by default those of the pytree.
+        """
+        parts = [iter(self.others if others is None else others), iter(values)]
+        return jax.tree.unflatten(self.structure, [next(parts[i]) for i in self._is_chosen])
+
+    def alone(self, values: Sequence[Any], *, like_whole: bool = False) -> PyTree:
+        """Return a pytree of nothing but the values that are not None, one for each chosen leaf.
+
+        Where the pytree is made of dicts, lists and tuples alone it has their structure, with None
+        for every other leaf. Any other class may refuse None, or check what it is made of: then it
+        is the list of the values.
+
+        Args:
+          values: one for each chosen leaf; those that are None are left out.
+          like_whole: return the structure of the pytree, of any class, if nothing is left out.
+        """
+        present = [x for x in values if x is not None]
+        is_whole = like_whole and len(present) == len(self._is_chosen)
+        if is_whole or _is_plain(self.structure):
+            return self.filled(values, [None] * len(self.others))
+        return present
+
+
+def take_out(tree: PyTree, chosen: Callable[[Any], bool]) -> tuple[list[Any], Frame]:
+    """Return the leaves of `tree` that are `chosen`, and what is left of it.
+
+    >>> values, frame = take_out({"w": 2.0, "name": "x"}, lambda leaf: isinstance(leaf, float))
+    >>> values, frame.filled([3.0]), frame.alone([3.0])
+    ([2.0], {'name': 'x', 'w': 3.0}, {'name': None, 'w': 3.0})
+    """
+    return [x for x in jax.tree.leaves(tree) if chosen(x)], Frame(tree, chosen)
+
+
+_PLAIN = (dict, list, tuple, collections.OrderedDict, collections.defaultdict)
+
+
+def _is_plain(structure: Any) -> bool:
+    """Whether a pytree is made of Python's own containers alone."""
+    if jax.tree_util.treedef_is_leaf(structure):
+        return True
+    return structure.node_data()[0] in _PLAIN and all(map(_is_plain, structure.children()))
 
 
 def require_parameters(params: PyTree) -> None:

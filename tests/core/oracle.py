@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import tree_leaves_with_path
 
 import fwdgrad
 from fwdgrad.core.factored import is_factored
@@ -28,7 +29,11 @@ def push_both_ways(fun, params, *, rank=1, num_tangents=1):
 
     Returns (found, expected, {(primitive, structure kept)}, whether each leaf is factored).
     """
-    pushforward = Pushforward(lambda p: (fun(p), None), params)
+    leaves, structure = jax.tree.flatten(params)
+    names = [f"params{jax.tree_util.keystr(path)}" for path, _ in tree_leaves_with_path(params)]
+    pushforward = Pushforward(
+        lambda leaves: (fun(jax.tree.unflatten(structure, leaves)), None), leaves, names
+    )
     distribution = fwdgrad.LowRank(rank=rank)
     tangents = draw(pushforward, params, distribution, num_tangents, jax.random.key(3))
     events = set()
@@ -38,8 +43,6 @@ def push_both_ways(fun, params, *, rank=1, num_tangents=1):
 
     def found(tangents):
         return pushforward(tangents, num_tangents=num_tangents, observer=observe)[:2]
-
-    structure = jax.tree.structure(params)
 
     def expected(tangents):
         written_out = jax.tree.unflatten(structure, [dense(v) for v in tangents])
