@@ -38,6 +38,7 @@ from fwdgrad.core.guess import along, gradient_of_feedback
 from fwdgrad.core.jaxprs import inlined
 from fwdgrad.core.losses import Flat, Loss
 from fwdgrad.core.noise import NoisyLoss, Pushed
+from fwdgrad.core.record import current_record
 from fwdgrad.core.sampling import Tangents, sample_each
 from fwdgrad.core.sites import program
 from fwdgrad.core.spaces import Estimate, Weigh
@@ -146,6 +147,8 @@ class _AtActivities:
         sites = self._loss.sites
         self._own = [i for i in self._loss.noisy if sites[i].per_example]
         self._shared = [i for i in self._loss.noisy if not sites[i].per_example]
+        if (record := current_record()) is not None:
+            record.sites = self.describe()
         self._guess: dict[int, Array] = {}
         if guess is not None:
             fits.check_guess(guess, jax.eval_shape(self.first_guess))

@@ -46,12 +46,13 @@ def along_the_axis(
 
     positions = range(len(tangents))
     outputs, values = push([cut[i].value[None] if i in cut else None for i in positions], 1)
+    origin = tuple(dict.fromkeys(name for t in cut.values() for name in t.origin))
     before: list[Array | None] = [None] * len(outputs)
     if first.before is not None:
         rows = [cut[i].before if i in cut else None for i in positions]
         before = [None if t is None else dense(t) for t in push(rows, len(first.before))[1]]
     return outputs, [
-        None if v is None else Blocks(dense(v)[0], axis, first.number, b)
+        None if v is None else Blocks(dense(v)[0], axis, first.number, b, origin)
         for v, b, axis in zip(values, before, after, strict=True)
     ]
 
@@ -193,7 +194,8 @@ def _product(dot: Dot, side: int, v: Blocks, other: Array, before: Array | None)
     """The product with blocks of one side, after `before`, that with the tangents before them."""
     if v.axis not in dot.contract[side]:
         value = dot.with_rows(side, v.value[None], other)[0]
-        return Blocks(value, dot.output_axis(side, v.axis, other.ndim), v.number, before)
+        axis = dot.output_axis(side, v.axis, other.ndim)
+        return Blocks(value, axis, v.number, before, v.origin)
     position = dot.contract[side].index(v.axis)
     its_axis = dot.contract[1 - side][position]
     operands, contract, batch = [v.value, other], [], []
@@ -224,7 +226,8 @@ def _conv_general_dilated(
         if kernel_tangent.before is not None:
             return NotImplemented
         value = bind(equation, [x, kernel_tangent.value])[0]
-        return bind(equation, primals), [Blocks(value, out[1], kernel_tangent.number)]
+        kept = Blocks(value, out[1], kernel_tangent.number, origin=kernel_tangent.origin)
+        return bind(equation, primals), [kept]
     if kernel_tangent is not None or not isinstance(v, Blocks) or v.axis != lhs[1]:
         return NotImplemented
     images = by_blocks(v.value, lhs[1], v.number, v.size)

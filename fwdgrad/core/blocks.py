@@ -19,7 +19,7 @@ from fwdgrad.core.trees import Array
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("value", "before"),
-    meta_fields=("axis", "number"),
+    meta_fields=("axis", "number", "origin"),
 )
 class Blocks:
     """K tangents, of which the k-th is `value` on the k-th block of an axis and zero elsewhere.
@@ -30,15 +30,24 @@ class Blocks:
       number: K.
       before: dense tangents (R, *shape) that come before these K, or None. They have nothing to do
         with the blocks; they go along.
+      origin: the parameters it comes from, for `explain`; empty once it has been used.
 
     >>> write_out(Blocks(jnp.array([1.0, 2.0, 3.0]), axis=0, number=2)).tolist()
     [[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]]
     """
 
-    __slots__ = ("axis", "before", "number", "value")
+    __slots__ = ("axis", "before", "number", "origin", "value")
 
-    def __init__(self, value: Array, axis: int, number: int, before: Array | None = None):
+    def __init__(
+        self,
+        value: Array,
+        axis: int,
+        number: int,
+        before: Array | None = None,
+        origin: tuple[str, ...] = (),
+    ):
         self.value, self.axis, self.number, self.before = value, axis, number, before
+        self.origin = origin
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,7 +85,8 @@ class Blocks:
 def add(x: Blocks, y: Blocks) -> Blocks:
     """x + y, of two that fit."""
     before = None if x.before is None or y.before is None else x.before + y.before
-    return Blocks(x.value + y.value, x.axis, x.number, before)
+    origin = tuple(dict.fromkeys(x.origin + y.origin))
+    return Blocks(x.value + y.value, x.axis, x.number, before, origin)
 
 
 def write_out(v: Blocks) -> Array:

@@ -32,6 +32,8 @@ from fwdgrad.core.jaxprs import reached
 from fwdgrad.core.propagation import Context, Rule, propagate
 from fwdgrad.core.trees import Array
 
+_CARRIED = "carried by a loop"
+
 
 def _call(context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]) -> Any:
     if (body := called(equation)) is None:
@@ -57,6 +59,7 @@ def _cond(
     def dual(branch: Any) -> Any:
         def run(operands: list[Any], tangents: list[Tangent]) -> tuple[list[Any], list[Tangent]]:
             outputs, pushed = propagate(context, branch, operands, tangents)
+            pushed = _arrays(context, equation, pushed, "returned by a branch")
             return outputs, _filled(number, outputs, pushed, outputs_active)
 
         return run
@@ -84,9 +87,11 @@ def _while(
         outputs, pushed = propagate(
             context, loop.body, [*body_consts, *values], [*const_tangents, *duals]
         )
+        pushed = _arrays(context, equation, pushed, _CARRIED)
         return outputs, _filled(number, outputs, pushed, active)
 
-    start = _filled(number, init, _arrays(context, equation, tangents[n + m :]), active)
+    start = _arrays(context, equation, tangents[n + m :], _CARRIED)
+    start = _filled(number, init, start, active)
     return jax.lax.while_loop(condition, turn, (init, start))
 
 
@@ -99,7 +104,7 @@ def _scan(
     consts, init, xs = primals[:n], primals[n:m], primals[m:]
     const_tangents = tangents[:n]
     number = _number(tangents)
-    slices = [_Slices(v) for v in tangents[m:]]
+    slices = [_Slices(context, equation, v) for v in tangents[m:]]
     active = _carried(body.jaxpr, const_tangents, tangents[n:m], tangents[m:])
 
     def turn(
@@ -110,11 +115,13 @@ def _scan(
         outputs, pushed = propagate(
             context, body, [*consts, *values, *values_x], [*const_tangents, *duals, *duals_x]
         )
-        carried = _filled(number, outputs[:num_carry], pushed[:num_carry], active)
-        stacked = [context.written_out(equation, t) for t in pushed[num_carry:]]
+        carried = _arrays(context, equation, pushed[:num_carry], _CARRIED)
+        carried = _filled(number, outputs[:num_carry], carried, active)
+        stacked = _arrays(context, equation, pushed[num_carry:], "stacked by a loop")
         return (outputs[:num_carry], carried), (outputs[num_carry:], stacked)
 
-    start = _filled(number, init, _arrays(context, equation, tangents[n:m]), active)
+    start = _arrays(context, equation, tangents[n:m], _CARRIED)
+    start = _filled(number, init, start, active)
     (last, last_tangents), (ys, ys_tangents) = jax.lax.scan(
         turn,
         (init, start),
@@ -130,8 +137,10 @@ def _scan(
 class _Slices:
     """A tangent that is scanned over: its parts that have the scanned axis, and how to rebuild."""
 
-    def __init__(self, tangent: Tangent):
-        self.tangent = tangent = dense(tangent) if isinstance(tangent, Blocks) else tangent
+    def __init__(self, context: Context, equation: Any, tangent: Tangent):
+        if isinstance(tangent, Blocks):
+            tangent = context.written_out(equation, tangent, "scanned over by a loop")
+        self.tangent = tangent
         self.scanned: Any = None
         if isinstance(tangent, Factored):
             factors = (tangent.left, tangent.right)
@@ -171,8 +180,10 @@ def _number(tangents: Sequence[Tangent]) -> int:
     return next(number_of(t) for t in tangents if t is not None)
 
 
-def _arrays(context: Context, equation: Any, tangents: Sequence[Tangent]) -> list[Tangent]:
-    return [context.written_out(equation, t) for t in tangents]
+def _arrays(
+    context: Context, equation: Any, tangents: Sequence[Tangent], reason: str
+) -> list[Tangent]:
+    return [context.written_out(equation, t, reason) for t in tangents]
 
 
 def _filled(

@@ -1,23 +1,23 @@
 """Finding out why a forward gradient of a loss costs what it costs."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from fwdgrad.core.activities import Activities
-from fwdgrad.core.blocks import Blocks
+from fwdgrad.core import checks
 from fwdgrad.core.estimators import backprop_value_and_grad, forward_value_and_grad
 from fwdgrad.core.explanation import Cost, Explanation, LeafExplanation, SiteExplanation
-from fwdgrad.core.factored import Factored, is_factored
-from fwdgrad.core.forms import is_structured
-from fwdgrad.core.jaxprs import place
 from fwdgrad.core.losses import Loss
 from fwdgrad.core.low_rank import LowRank
-from fwdgrad.core.sampling import Tangents
+from fwdgrad.core.noise import site_name
+from fwdgrad.core.pushforward import Pushforward
+from fwdgrad.core.record import Record, recording
 from fwdgrad.core.spaces import Space, Weights
+from fwdgrad.core.splits import Use
 from fwdgrad.core.tangents import TangentDistribution
 from fwdgrad.core.trees import Array, PyTree, is_differentiable, take_out
 
@@ -59,85 +59,147 @@ def explain(
     >>> [(leaf.name, leaf.rank, leaf.size) for leaf in explanation.leaves]
     [("params['b']", None, 20), ("params['w']", 1, 50)]
     """
+    checks.check_unguided(params)
     value_and_grad = forward_value_and_grad(
         fun, tangents=tangents, num_tangents=num_tangents, space=space, has_aux=has_aux
     )
     backprop = backprop_value_and_grad(fun, has_aux=has_aux)
-    loss = Loss(fun, params, args, {}, has_aux)
-    leaves: tuple[LeafExplanation, ...] = ()
-    sites: tuple[SiteExplanation, ...] = ()
-    traced = True
-    if isinstance(space, Activities):
-        sites = _sites(space, loss)
-    else:
-        leaves, traced = _leaves(loss, space, tangents, num_tangents)
+    call = _Call(params, args)
+    leaves, record, traced = _recorded(value_and_grad, fun, call, has_aux)
+    at = "" if space == Weights() else f" at {_named(space)}"
     return Explanation(
-        leaves,
-        sites,
+        _leaves(leaves, record, tangents),
+        _sites(leaves, record),
         traced,
-        f"{num_tangents} × {tangents!r}",
-        _cost(value_and_grad, params, args) if traced else None,
-        _cost(backprop, params, args, may_fail=True) if traced else None,
+        f"{num_tangents} × {tangents!r}{at}",
+        _cost(value_and_grad, call) if traced else None,
+        _cost(backprop, call, may_fail=True) if traced else None,
     )
+
+
+class _Call:
+    """The parameters and positional arguments of a loss, apart in arrays and the rest.
+
+    Attributes:
+      params: their differentiable leaves, arrays or `jax.ShapeDtypeStruct`.
+      arrays: the arrays among the arguments, likewise.
+      is_concrete: whether all of these have values.
+    """
+
+    def __init__(self, params: PyTree, args: tuple[Any, ...]):
+        self.params, self._params_around = take_out(params, _is_parameter)
+        self.arrays, self._args_around = take_out(args, _is_array)
+        both = (*self.params, *self.arrays, *self._params_around.others)
+        self.is_concrete = not any(map(_is_abstract, both))
+
+    def filled(self, params: Sequence[Any], arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """Return params and args with these arrays in their places."""
+        return (self._params_around.filled(params), *self._args_around.filled(arrays))
+
+    def evaluated_abstractly(self, function: Callable[..., Any]) -> Any:
+        """Return `jax.eval_shape` of function(params, *args); what has values keeps them."""
+        leaves = [*self.params, *self.arrays]
+        abstract = [x for x in leaves if _is_abstract(x)]
+
+        def of_abstract(*values: Any) -> Any:
+            given = iter(values)
+            filled = [next(given) if _is_abstract(x) else x for x in leaves]
+            n = len(self.params)
+            return function(*self.filled(filled[:n], filled[n:]))
+
+        return jax.eval_shape(of_abstract, *abstract)
+
+
+def _is_abstract(x: Any) -> bool:
+    return isinstance(x, jax.ShapeDtypeStruct)
+
+
+def _is_array(x: Any) -> bool:
+    return _is_abstract(x) or isinstance(x, (jax.Array, np.ndarray))
+
+
+def _is_parameter(x: Any) -> bool:
+    return is_differentiable(x) or (_is_abstract(x) and jnp.issubdtype(x.dtype, jnp.floating))
+
+
+class _Leaf(NamedTuple):
+    """A leaf of the parameters, and how the loss uses it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    uses: list[Use]
+
+
+def _recorded(
+    value_and_grad: Callable[..., Any], fun: Callable[..., Any], call: _Call, has_aux: bool
+) -> tuple[list[_Leaf], Record, bool]:
+    """Return the leaves, the record of an estimate, and whether the loss is propagated through."""
+    leaves: list[_Leaf] = []
+
+    def of_leaves(params: PyTree, *args: Any) -> None:
+        loss = Loss(fun, params, args, {}, has_aux)
+        uses = Pushforward(loss.at, loss.theta, loss.names).uses
+        leaves.extend(
+            _Leaf(name, x.shape, str(x.dtype), of_leaf)
+            for name, x, of_leaf in zip(loss.names, loss.theta, uses, strict=True)
+        )
+
+    def estimate(params: PyTree, *args: Any) -> None:
+        value_and_grad(jax.random.key(0), params, *args)
+
+    call.evaluated_abstractly(of_leaves)
+    with recording() as record:
+        try:
+            call.evaluated_abstractly(estimate)
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+            if not record.as_a_whole:
+                raise
+    return leaves, record, not record.as_a_whole
 
 
 def _leaves(
-    loss: Loss, space: Space, tangents: TangentDistribution, num_tangents: int
-) -> tuple[tuple[LeafExplanation, ...], bool]:
-    """What becomes of each leaf's tangent, and whether the loss is propagated through."""
-    at = (space if isinstance(space, Weights) else Weights()).at(loss, num_tangents, True)
-    pushforward = at.pushforward
-
-    def sample(key: Array) -> Tangents:
-        return at.draw(tangents, jax.random.split(key, num_tangents))
-
-    drawn = jax.eval_shape(sample, jax.random.key(0))
-    used: dict[str, dict[str, None]] = {name: {} for name in pushforward.names}
-    lost: dict[str, dict[str, None]] = {name: {} for name in pushforward.names}
-
-    def observer(equation: Any, v: Factored, kept: bool) -> None:
-        for name in v.origin:
-            (used if kept else lost)[name][f"{equation.primitive.name} at {place(equation)}"] = None
-
-    def push(key: Array) -> Any:
-        return pushforward(sample(key), num_tangents=num_tangents, observer=observer)[:2]
-
-    traced = pushforward.jaxpr is not None
-    if traced:
-        jax.eval_shape(push, jax.random.key(0))
-    else:
-        lost = {name: {"jax.jvp of the whole loss": None} for name in pushforward.names}
-    exact = tuple(
-        LeafExplanation(
-            name, x.shape, str(x.dtype), rank=None, blocks=None,
-            size=0, used=(), lost=(), reason="the last layer: its exact gradient",
+    leaves: Sequence[_Leaf], record: Record, tangents: TangentDistribution
+) -> tuple[LeafExplanation, ...]:
+    """Return what becomes of each leaf's tangent; those with an exact gradient come last."""
+    explained = []
+    for leaf in sorted(leaves, key=lambda leaf: leaf.name in record.exact):
+        form = record.forms.get(leaf.name)
+        if form is None and record.sites is not None:
+            continue
+        used, lost = (tuple(events.get(leaf.name, {})) for events in (record.used, record.lost))
+        rank, blocks, size = form or (None, None, 0)
+        is_structured = rank is not None or blocks is not None
+        if record.as_a_whole and is_structured:
+            lost = ("jax.jvp of the whole loss",)
+        if leaf.name in record.exact:
+            reason = "the last layer: its exact gradient"
+        elif form is None:
+            reason = "the space pushes no tangent of it through fwdgrad's interpreter"
+        else:
+            reason = "" if is_structured else _reason(tangents, leaf.uses)
+        explained.append(
+            LeafExplanation(
+                leaf.name, leaf.shape, leaf.dtype, rank, blocks, size, used, lost, reason
+            )
         )
-        for name, x in at.exact.items()
-    )  # fmt: skip
-    leaves = tuple(
-        LeafExplanation(
-            name=name,
-            shape=x.shape,
-            dtype=str(x.dtype),
-            rank=v.rank if is_factored(v) else None,
-            blocks=v.number if isinstance(v, Blocks) else None,
-            size=sum(part.size for part in jax.tree.leaves(v)),
-            used=tuple(used[name]),
-            lost=tuple(lost[name]) if is_factored(v) else (),
-            reason="" if is_structured(v) else _reason(tangents, uses),
-        )
-        for name, x, v, uses in zip(
-            pushforward.names, at.leaves, drawn, pushforward.uses, strict=True
-        )
-    )
-    return leaves + exact, traced
+    return tuple(explained)
 
 
-def _sites(space: Activities, loss: Loss) -> tuple[SiteExplanation, ...]:
-    return tuple(
-        SiteExplanation(place, shape, tuple(loss.names[i] for i in parameters), kind)
-        for place, shape, parameters, kind in space.at(loss, 1, True).describe()
-    )
+def _sites(leaves: Sequence[_Leaf], record: Record) -> tuple[SiteExplanation, ...]:
+    sites = []
+    for i, (at, shape, parameters, kind) in enumerate(record.sites or ()):
+        name = site_name(i)
+        rank, blocks, _ = record.forms.get(name, (None, None, 0))
+        used, lost = (tuple(events.get(name, {})) for events in (record.used, record.lost))
+        names = tuple(leaves[j].name for j in parameters)
+        sites.append(SiteExplanation(at, shape, names, kind, rank, blocks, used, lost))
+    return tuple(sites)
+
+
+def _named(space: Any) -> str:
+    """Return the space as its class writes it, or the name of a class that says nothing more."""
+    return type(space).__name__ if type(space).__repr__ is object.__repr__ else repr(space)
 
 
 def _reason(tangents: TangentDistribution, uses: list[Any]) -> str:
@@ -149,23 +211,14 @@ def _reason(tangents: TangentDistribution, uses: list[Any]) -> str:
     return "no matrix: read by " + ", ".join(f"{u.operation} at {u.place}" for u in uses[:2])
 
 
-def _cost(
-    value_and_grad: Callable[..., Any],
-    params: PyTree,
-    args: tuple[Any, ...],
-    may_fail: bool = False,
-) -> Cost | None:
-    theta, params_around = take_out(params, is_differentiable)
-    arrays, args_around = take_out(args, lambda x: isinstance(x, (jax.Array, np.ndarray)))
-
+def _cost(value_and_grad: Callable[..., Any], call: _Call, may_fail: bool = False) -> Cost | None:
     def step(key: Array, theta: list[Array], arrays: list[Array]) -> list[Array]:
-        whole = params_around.filled(theta), *args_around.filled(arrays)
-        _, grad = value_and_grad(key, *whole)
+        _, grad = value_and_grad(key, *call.filled(theta, arrays))
         of_leaves, _ = take_out(grad, is_differentiable)
         return [p - 1e-3 * g for p, g in zip(theta, of_leaves, strict=True)]
 
     try:
-        compiled = jax.jit(step).lower(jax.random.key(0), theta, arrays).compile()
+        compiled = jax.jit(step).lower(jax.random.key(0), call.params, call.arrays).compile()
     except Exception:
         if may_fail:  # a while_loop has no reverse mode
             return None

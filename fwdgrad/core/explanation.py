@@ -10,11 +10,11 @@ class LeafExplanation:
 
     Attributes:
       name, shape, dtype: of the leaf.
-      rank: of its factors, or None if its tangent has none.
-      blocks: into how many blocks it is cut, or None.
+      rank: of the factors of its tangent, or None if there are none.
+      blocks: into how many blocks its tangent is cut, or None.
       size: how many numbers are drawn for it, for all tangents; 0 if it has its exact gradient.
-      used: "operation at place" of each equation that used or kept the factors.
-      lost: the same of each that had them written out.
+      used: "operation at place" of each equation that used or kept the factors or blocks.
+      lost: "operation at place: reason" of each equation that had them written out.
       reason: why the tangent is dense, or there is none, or "".
     """
 
@@ -38,12 +38,17 @@ class SiteExplanation:
       shape: of one example's noise.
       parameters: the names of those that learn by it.
       kind: noise of each example's own, noise that is one for all, or its exact derivative.
+      rank, blocks, used, lost: of its noise, as a `LeafExplanation` has them.
     """
 
     place: str
     shape: tuple[int, ...]
     parameters: tuple[str, ...]
     kind: str
+    rank: int | None = None
+    blocks: int | None = None
+    used: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,12 @@ class Explanation:
     backprop: Cost | None
 
     def __str__(self) -> str:
-        lines = _aligned(_rows_of_sites(self.sites) if self.sites else _rows_of_leaves(self.leaves))
+        tables = []
+        if self.sites:
+            tables.append(_aligned(_rows_of_sites(self.sites)))
+        if self.leaves or not self.sites:
+            tables.append(_aligned(_rows_of_leaves(self.leaves)))
+        lines = [line for table in tables for line in ("", *table)][1:]
         if not self.traced:
             lines.append(
                 "The loss asks for the value of a parameter or works with mutable arrays: all "
@@ -105,8 +115,7 @@ def _rows_of_leaves(leaves: Iterable[LeafExplanation]) -> list[tuple[str, ...]]:
     header = ("parameter", "shape", "tangent", "numbers", "where")
     rows: list[tuple[str, ...]] = [header]
     for leaf in leaves:
-        where = [f"used by {use}" for use in leaf.used]
-        where += [f"LOST, written out for {use}" for use in leaf.lost]
+        where = _where(leaf.used, leaf.lost)
         where += [leaf.reason] if leaf.reason else []
         form = "dense" if leaf.blocks is None else f"{leaf.blocks} blocks"
         form = form if leaf.rank is None else f"rank {leaf.rank}"
@@ -120,8 +129,20 @@ def _rows_of_leaves(leaves: Iterable[LeafExplanation]) -> list[tuple[str, ...]]:
 def _rows_of_sites(sites: Iterable[SiteExplanation]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("value at", "shape", "gets", "for")]
     for site in sites:
-        rows.append((site.place, str(list(site.shape)), site.kind, ", ".join(site.parameters)))
+        form = "" if site.blocks is None else f", {site.blocks} blocks"
+        form = form if site.rank is None else f", rank {site.rank}"
+        kind = site.kind + form
+        rows.append((site.place, str(list(site.shape)), kind, ", ".join(site.parameters)))
+        rows += [("", "", line, "") for line in _where(site.used, site.lost)]
     return rows
+
+
+def _where(used: Iterable[str], lost: Iterable[str]) -> list[str]:
+    """Return a line for each place of use, then for each of loss."""
+    return [
+        *(f"used by {use}" for use in used),
+        *(f"LOST, written out for {loss}" for loss in lost),
+    ]
 
 
 def _aligned(rows: list[tuple[str, ...]], right: bool = False) -> list[str]:

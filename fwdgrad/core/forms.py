@@ -30,6 +30,15 @@ def is_structured(x: Any) -> bool:
     return isinstance(x, (Factored, Blocks))
 
 
+def with_origin(tangent: Any, origin: tuple[str, ...]) -> Any:
+    """Return the same tangent, named if it is structured, so that records can say whose it is."""
+    if isinstance(tangent, Factored):
+        return Factored(tangent.left, tangent.right, tangent.shape, origin)
+    if isinstance(tangent, Blocks):
+        return Blocks(tangent.value, tangent.axis, tangent.number, tangent.before, origin)
+    return tangent
+
+
 def number_of(tangent: Array | Factored | Blocks) -> int:
     """K, how many tangents go together."""
     if isinstance(tangent, Blocks):

@@ -8,6 +8,7 @@ writing interpreters uses.
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -76,12 +77,23 @@ def body_of(equation: Any) -> Any:
     return None if body is None else body.jaxpr
 
 
+# Where the innermost equation with a place, of those that are being evaluated, comes from.
+_call_around: ContextVar[Any] = ContextVar("fwdgrad_call_around", default=None)
+
+
 def context_of(equation: Equation) -> ExitStack:
-    """The context in which to evaluate the equation: names and places as in the user's code."""
+    """The context in which to evaluate the equation: names and places as in the user's code.
+
+    Equations in the body of one of JAX's own functions may have no place; theirs is that of the
+    call, if it is evaluated in this context.
+    """
     info = equation.source_info
     names = source_info_util.current_name_stack() + info.name_stack
     stack = ExitStack()
-    stack.enter_context(source_info_util.user_context(info.traceback, name_stack=names))
+    if source_info_util.summarize(info, num_frames=1) or (call := _call_around.get()) is None:
+        call = info
+    stack.callback(_call_around.reset, _call_around.set(call))
+    stack.enter_context(source_info_util.user_context(call.traceback, name_stack=names))
     stack.enter_context(equation.ctx.manager)
     return stack
 
@@ -92,11 +104,17 @@ def place(equation: Equation) -> str:
     That is the innermost frame outside of installed packages and of this one, so it names the line
     of a model and not the line of the library whose layer it uses.
     """
-    frames = source_info_util.summarize(equation.source_info, num_frames=100).split("\n")
+    frames = _frames(equation.source_info)
+    if frames == [""] and (call := _call_around.get()) is not None:
+        frames = _frames(call)
     libraries = (f"{os.sep}site-packages{os.sep}", os.path.dirname(__file__) + os.sep)
     own = [frame for frame in frames if not any(library in frame for library in libraries)]
     file, colon, rest = (own or frames)[-1].partition(":")
     return os.sep.join(file.split(os.sep)[-2:]) + colon + rest
+
+
+def _frames(info: Any) -> list[str]:
+    return source_info_util.summarize(info, num_frames=100).split("\n")
 
 
 def uses_references(jaxpr: Any) -> bool:

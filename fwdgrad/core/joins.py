@@ -65,7 +65,11 @@ def _observed(
     context: Context, equation: Any, parts: list[Factored], outputs: list[Any], result: Tangent
 ) -> tuple[list[Any], list[Tangent]]:
     for v in parts:
-        context.observe(equation, v, isinstance(result, Factored))
+        if isinstance(result, Factored):
+            context.observe(equation, v)
+        else:
+            reason = "the factors of the whole would be no smaller than the array"
+            context.observe_loss(equation, v, reason)
     return outputs, [result]
 
 
@@ -82,7 +86,7 @@ def _split(
         starts[axis], limits[axis] = start, start + size
         results.append(sliced(v, starts, limits, [1] * len(starts)))
         start += size
-    context.observe(equation, v, True)
+    context.observe(equation, v)
     return bind(equation, primals), results
 
 
@@ -100,7 +104,7 @@ def _unstack(
 
         return v.map(take, shape)
 
-    context.observe(equation, v, True)
+    context.observe(equation, v)
     return bind(equation, primals), [part(i) for i in range(v.shape[axis])]
 
 

@@ -34,7 +34,7 @@ def _of_first_operand(transform: Transform) -> Rule:
         result = transform(equation.params, tangent, primals[1:])
         if result is None:
             return NotImplemented
-        context.observe(equation, tangent, True)
+        context.observe(equation, tangent)
         return bind(equation, primals), [result]
 
     return rule
@@ -192,7 +192,7 @@ def _multiply(
     pairs = list(zip(primals, tangents, strict=True))
     for (number, its_tangent), (_, v) in (pairs, pairs[::-1]):
         if its_tangent is None and isinstance(v, Factored) and jnp.shape(number) == ():
-            context.observe(equation, v, True)
+            context.observe(equation, v)
             return bind(equation, primals), [v.replace(v.left * number, v.right)]
     return NotImplemented
 

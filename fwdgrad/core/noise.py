@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 
 from fwdgrad.core.blocks import Blocks
+from fwdgrad.core.factored import Factored
 from fwdgrad.core.following import find_following
-from fwdgrad.core.forms import Tangent, add, dense, inner, is_structured, number_of
+from fwdgrad.core.forms import Tangent, add, dense, inner, is_structured, number_of, with_origin
 from fwdgrad.core.jaxprs import evaluate, variables
 from fwdgrad.core.propagation import Context, padded, propagate_equations
+from fwdgrad.core.record import current_record
 from fwdgrad.core.rules import RULES
 from fwdgrad.core.sites import find_sites
 from fwdgrad.core.trees import Array
@@ -173,6 +175,8 @@ class _Injection:
     def __init__(self, loss: NoisyLoss, head: Sequence[Any], noise: dict[int, Any], number: int):
         self._head = {id(equation) for equation in head}
         self._noise, self._number = noise, number
+        self._record = current_record()
+        self._places = [site.place for site in loss.sites]
         self._group = {i: g for g, sites in enumerate(loss.groups) for i in sites}
         self._following = loss.following
         self._at_operand: dict[tuple[int, int], int] = {}
@@ -201,19 +205,39 @@ class _Injection:
 
     def _put(self, i: int, values: Mapping[Any, Any], tangent: Tangent) -> Tangent:
         noise, mask = self._noise[i], jnp.ones((), bool)
+        if self._record is not None:
+            self._record.enter(site_name(i), noise)
         if (after := self._following.get(i)) is not None:
             mask = after.has_effect(values)
+            if isinstance(noise, Factored):
+                self._lose(i, "masked where the activation after it is flat")
             noise = _masked(noise, mask)
         self.put_in[i], self.masks[i] = noise, mask
+        noise = with_origin(noise, (site_name(i),))
         if self._group[i] == 0:
-            return add(tangent, noise)
+            total = add(tangent, noise)
+            if is_structured(noise) and not is_structured(total):
+                self._lose(i, "added to tangents of the noise before it, which are dense there")
+            return total
+        if isinstance(noise, Factored):
+            self._lose(i, "it follows the noise of other layers, which is dense there")
         # So far there are tangents of earlier groups alone, and they come first.
         shape = noise.shape if is_structured(noise) else noise.shape[1:]
         earlier = jnp.zeros((0, *shape), noise.dtype) if tangent is None else dense(tangent)
         earlier = padded(earlier, self._group[i] * self._number)
         if isinstance(noise, Blocks):
-            return Blocks(noise.value, noise.axis, noise.number, earlier)
+            return Blocks(noise.value, noise.axis, noise.number, earlier, noise.origin)
         return jnp.concatenate([earlier, dense(noise)])
+
+    def _lose(self, i: int, reason: str) -> None:
+        """Record that the structure of a site's noise is lost where it is put in."""
+        if self._record is not None:
+            self._record.lose((site_name(i),), f"putting it in at {self._places[i]}", reason)
+
+
+def site_name(i: int) -> str:
+    """Return the name of a site in records."""
+    return f"site {i}"
 
 
 def _masked(noise: Any, mask: Array) -> Any:

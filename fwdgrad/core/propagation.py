@@ -18,7 +18,7 @@ with the tangents written out.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
@@ -37,13 +37,12 @@ from fwdgrad.core.jaxprs import (
     variables,
     without_custom_vjp,
 )
+from fwdgrad.core.record import Record, current_record, described, reason_of_loss
 from fwdgrad.core.trees import Array
 
 # rule(context, equation, primals, tangents) -> (outputs, their tangents), or NotImplemented.
 # It is called only where some tangent is not zero.
 Rule = Callable[["Context", Any, list[Any], list[Tangent]], Any]
-
-Observer = Callable[[Any, Factored, bool], None]
 
 
 class Injection(Protocol):
@@ -68,25 +67,29 @@ class Context:
       rules: by the name of a primitive, its rule.
       enter_custom_vjp: whether to differentiate what a `custom_vjp` function computes; if not,
         a tangent that reaches one is an error.
-      observer: called as observer(equation, tangent, kept) for each equation that reads a factored
-        tangent of a parameter, with whether it kept or used the structure.
       injection: what puts tangents in on the way, if anything does.
+      record: of the equations that read a structured tangent of a parameter, if one is kept.
     """
 
     rules: Mapping[str, Rule]
     enter_custom_vjp: bool = True
-    observer: Observer | None = None
     injection: Injection | None = None
+    record: Record | None = field(default_factory=current_record)
 
-    def observe(self, equation: Any, tangent: Factored, kept: bool) -> None:
-        """Tells the observer, if the tangent is still a parameter's own."""
-        if self.observer is not None and tangent.origin:
-            self.observer(equation, tangent, kept)
+    def observe(self, equation: Any, tangent: Factored | Blocks) -> None:
+        """Record that an equation used or kept the structure, if the tangent is a parameter's."""
+        if self.record is not None and tangent.origin:
+            self.record.use(tangent.origin, described(equation))
 
-    def written_out(self, equation: Any, tangent: Tangent) -> Array | None:
-        """The tangent as an array; that its structure is lost here is observed."""
-        if isinstance(tangent, Factored):
-            self.observe(equation, tangent, False)
+    def observe_loss(self, equation: Any, tangent: Factored | Blocks, reason: str) -> None:
+        """Record that an equation loses the structure, if the tangent is a parameter's."""
+        if self.record is not None and tangent.origin:
+            self.record.lose(tangent.origin, described(equation), reason)
+
+    def written_out(self, equation: Any, tangent: Tangent, reason: str) -> Array | None:
+        """Return the tangent as an array, and record that its structure is lost here."""
+        if isinstance(tangent, (Factored, Blocks)):
+            self.observe_loss(equation, tangent, reason)
         return None if tangent is None else dense(tangent)
 
 
@@ -125,7 +128,7 @@ def propagate_equations(
                     context.injection.at_operand(equation, position, values, t)
                     for position, t in enumerate(tangents)
                 ]
-            tangents = _aligned(tangents)
+            tangents = _aligned(context, equation, tangents)
             outputs, pushed = _evaluate(context, equation, primals, tangents)
             _check_shapes(equation, tangents, pushed)
             values.update(zip(equation.outvars, outputs, strict=True))
@@ -149,7 +152,7 @@ def _read(
     return values[atom], duals.get(atom)
 
 
-def _aligned(tangents: list[Tangent]) -> list[Tangent]:
+def _aligned(context: Context, equation: Any, tangents: list[Tangent]) -> list[Tangent]:
     """Return the tangents of an equation's operands, as many of each: zeros come after the fewer.
 
     The tangent of an array without entries is written out: that costs nothing, and no rule has to
@@ -161,7 +164,9 @@ def _aligned(tangents: list[Tangent]) -> list[Tangent]:
     numbers = {number_of(t) for t in tangents if t is not None}
     if len(numbers) <= 1:
         return tangents
-    return [None if t is None else padded(dense(t), max(numbers)) for t in tangents]
+    reason = "its operands have tangents of different layers"
+    arrays = [context.written_out(equation, t, reason) for t in tangents]
+    return [None if t is None else padded(t, max(numbers)) for t in arrays]
 
 
 def padded(tangents: Array, number: int) -> Array:
@@ -175,11 +180,14 @@ def _evaluate(
 ) -> tuple[list[Any], Sequence[Tangent]]:
     if all(t is None for t in tangents):
         return bind(equation, primals), [None] * len(equation.outvars)
-    if rule := context.rules.get(equation.primitive.name):
+    rule = context.rules.get(equation.primitive.name)
+    if rule is not None:
         result = rule(context, equation, primals, tangents)
         if result is not NotImplemented:
             return result
-    arrays = [context.written_out(equation, t) for t in tangents]
+    arrays = [
+        context.written_out(equation, t, _reason(context, equation, tangents, t)) for t in tangents
+    ]
     if (inner := find_custom_vjp(equation)) is not None:
         if not context.enter_custom_vjp:
             checks.raise_for_custom_vjp(inner)
@@ -193,6 +201,15 @@ def _evaluate(
         return jvp(fun, primals, arrays, number)
     except (ValueError, NotImplementedError):  # it cannot be mapped: Pallas, ragged_dot
         return jvp(fun, primals, arrays, number, one_by_one=True)
+
+
+def _reason(context: Context, equation: Any, tangents: Sequence[Tangent], lost: Tangent) -> str:
+    """Return why no rule could keep the structure of a tangent, if a record wants to know."""
+    if context.record is None or not isinstance(lost, (Factored, Blocks)):
+        return ""
+    rule = context.rules.get(equation.primitive.name)
+    has_rule = rule is not None and isinstance(lost, getattr(rule, "forms", Factored))
+    return reason_of_loss(equation, tangents, lost, has_rule=has_rule)
 
 
 def _check_shapes(equation: Any, tangents: Sequence[Tangent], pushed: Sequence[Tangent]) -> None:

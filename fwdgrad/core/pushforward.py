@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.factored import Factored, Split
-from fwdgrad.core.forms import Tangent, dense
+from fwdgrad.core.forms import Tangent, dense, with_origin
 from fwdgrad.core.jaxprs import uses_references
 from fwdgrad.core.losses import Flat
-from fwdgrad.core.propagation import Context, Observer, jvp, propagate
+from fwdgrad.core.propagation import Context, jvp, propagate
+from fwdgrad.core.record import current_record
 from fwdgrad.core.rules import RULES
 from fwdgrad.core.splits import Use, choose_split, find_uses
 from fwdgrad.core.trees import Array, PyTree
@@ -68,11 +69,15 @@ class Pushforward:
         *,
         num_tangents: int = 1,
         enter_custom_vjp: bool = True,
-        observer: Observer | None = None,
     ) -> tuple[Array, Array, PyTree]:
         """(loss, the K derivatives ∇loss·v_k, aux) for a tangent (K, ...) of each leaf, or None."""
-        named: Sequence[Tangent]
         pushed: Sequence[Tangent]
+        record = current_record()
+        if record is not None:
+            record.as_a_whole |= self.jaxpr is None
+            for name, v in zip(self.names, tangents, strict=True):
+                if v is not None:
+                    record.enter(name, v)
         if self.jaxpr is None:
             arrays = [
                 jnp.zeros((num_tangents, *x.shape), x.dtype) if v is None else dense(v)
@@ -87,11 +92,8 @@ class Pushforward:
                 one_by_one=num_tangents > 1 and self._uses_references,
             )
         else:
-            context = Context(RULES, enter_custom_vjp, observer)
-            named = [
-                Factored(v.left, v.right, v.shape, (name,)) if isinstance(v, Factored) else v
-                for v, name in zip(tangents, self.names, strict=True)
-            ]
+            context = Context(RULES, enter_custom_vjp)
+            named = [with_origin(v, (name,)) for v, name in zip(tangents, self.names, strict=True)]
             outputs, pushed = propagate(context, self.jaxpr, self._leaves, named)
         value, *leaves_of_aux = map(jnp.asarray, outputs)
         derivative = pushed[0]

@@ -4,8 +4,10 @@ from typing import Any
 
 from fwdgrad.core import block_rules, contractions, control_flow, joins, layouts
 from fwdgrad.core.blocks import Blocks
-from fwdgrad.core.forms import Tangent, dense
+from fwdgrad.core.factored import Factored
+from fwdgrad.core.forms import Tangent
 from fwdgrad.core.propagation import Context, Rule
+from fwdgrad.core.record import reason_of_loss
 
 
 def _with_blocks(of_blocks: Rule, rule: Rule | None) -> Rule:
@@ -14,11 +16,20 @@ def _with_blocks(of_blocks: Rule, rule: Rule | None) -> Rule:
     def choose(context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]) -> Any:
         if any(isinstance(t, Blocks) for t in tangents):
             result = of_blocks(context, equation, primals, tangents)
+            cut = [t for t in tangents if isinstance(t, Blocks)]
             if result is not NotImplemented:
+                for t in cut:
+                    context.observe(equation, t)
                 return result
-            tangents = [dense(t) if isinstance(t, Blocks) else t for t in tangents]
+            reasons = {id(t): reason_of_loss(equation, tangents, t, has_rule=True) for t in cut}
+            tangents = [
+                context.written_out(equation, t, reasons[id(t)]) if isinstance(t, Blocks) else t
+                for t in tangents
+            ]
         return NotImplemented if rule is None else rule(context, equation, primals, tangents)
 
+    # For records: the forms of tangents of which some are kept.
+    choose.forms = (Blocks,) if rule is None else (Blocks, Factored)  # type: ignore[attr-defined]
     return choose
 
 

@@ -17,6 +17,7 @@ from fwdgrad.core.guess import along, square, unit
 from fwdgrad.core.layers import Layers
 from fwdgrad.core.losses import Loss
 from fwdgrad.core.pushforward import Pushforward
+from fwdgrad.core.record import current_record
 from fwdgrad.core.sampling import Tangents, sample_each
 from fwdgrad.core.tangents import TangentDistribution
 from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
@@ -249,5 +250,7 @@ class _AtWeights:
         """The gradients by all leaves: those by `theta`, and this share of the exact ones."""
         if self._layers is None or not any(self._is_exact):
             return grad
+        if (record := current_record()) is not None:
+            record.exact.update(dict.fromkeys(self.exact))
         exact = [g.astype(accumulation_dtype(g.dtype)) for g in self._layers.gradient_of_last()]
         return self._merged(grad, [share * g for g in exact])

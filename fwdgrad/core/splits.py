@@ -17,7 +17,7 @@ from jax.extend.core import primitives
 from fwdgrad.core.axes import axis_groups
 from fwdgrad.core.factored import Split
 from fwdgrad.core.jax_internals import branches_of, called, scan_parts, while_parts
-from fwdgrad.core.jaxprs import place
+from fwdgrad.core.jaxprs import context_of, place
 
 
 class Use(NamedTuple):
@@ -85,7 +85,8 @@ def _walk(jaxpr: Any, inputs: Sequence[Known], record: Record) -> list[Known]:
     for equation in jaxpr.eqns:
         operands = [read(v) for v in equation.invars]
         if any(operands):
-            outputs = _follow(equation, operands, record)
+            with context_of(equation):
+                outputs = _follow(equation, operands, record)
             known.update(zip(equation.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 

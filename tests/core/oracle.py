@@ -9,6 +9,7 @@ import fwdgrad
 from fwdgrad.core.factored import is_factored
 from fwdgrad.core.forms import dense
 from fwdgrad.core.pushforward import Pushforward
+from fwdgrad.core.record import recording
 
 ROUNDING = {"float32": 2e-4, "float64": 1e-11}
 
@@ -36,21 +37,24 @@ def push_both_ways(fun, params, *, rank=1, num_tangents=1):
     )
     distribution = fwdgrad.LowRank(rank=rank)
     tangents = draw(pushforward, params, distribution, num_tangents, jax.random.key(3))
-    events = set()
-
-    def observe(equation, tangent, kept):
-        events.add((equation.primitive.name, kept))
 
     def found(tangents):
-        return pushforward(tangents, num_tangents=num_tangents, observer=observe)[:2]
+        return pushforward(tangents, num_tangents=num_tangents)[:2]
 
     def expected(tangents):
         written_out = jax.tree.unflatten(structure, [dense(v) for v in tangents])
         each = jax.vmap(lambda v: jax.jvp(fun, (params,), (v,))[1])
         return fun(params), each(written_out)
 
-    both = jax.jit(lambda v: (found(v), expected(v)))
-    return *both(tangents), events, [is_factored(v) for v in tangents]
+    with recording() as record:
+        both = jax.jit(lambda v: (found(v), expected(v)))(tangents)
+    events = {
+        (event.partition(" at ")[0], kept)
+        for kept, of_names in ((True, record.used), (False, record.lost))
+        for of_name in of_names.values()
+        for event in of_name
+    }
+    return *both, events, [is_factored(v) for v in tangents]
 
 
 def assert_same(found, expected, rounding):
