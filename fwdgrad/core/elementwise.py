@@ -2,12 +2,9 @@
 
 from typing import Any
 
-import jax
-from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.core.jax_internals import bind
-from fwdgrad.core.jaxprs import body_of, is_inexact, variables
+from fwdgrad.core.jaxprs import body_of, custom_jvp_rule, variables
 
 ELEMENTWISE = {
     p.name
@@ -40,7 +37,7 @@ def _is_elementwise(equation: Any, differentiated: bool) -> bool:
     if len(shapes) != 1 or not all(_broadcasts(v.aval.shape, *shapes) for v in equation.invars):
         return False
     if differentiated and equation.primitive is primitives.custom_jvp_call_p:
-        return _are_elementwise(_rule(equation), differentiated=False)
+        return _are_elementwise(custom_jvp_rule(equation).jaxpr, differentiated=False)
     if (body := body_of(equation)) is not None:
         return _are_elementwise(body, differentiated)
     if equation.primitive is primitives.broadcast_in_dim_p:
@@ -58,28 +55,6 @@ def _are_elementwise(jaxpr: Any, differentiated: bool) -> bool:
             return False
         depending.update(equation.outvars)
     return True
-
-
-def _rule(equation: Any) -> Any:
-    """The Jaxpr of a custom_jvp with its rule: from primals and tangents to both."""
-    moving = [not isinstance(v, jex_core.Literal) and is_inexact(v) for v in equation.invars]
-    avals = [v.aval for v in equation.invars]
-
-    def push(primals: list[Any], tangents: list[Any]) -> Any:
-        def run(*xs: Any) -> Any:
-            rest = iter(xs)
-            return bind(
-                equation, [next(rest) if m else x for m, x in zip(moving, primals, strict=True)]
-            )
-
-        return jax.jvp(run, [x for m, x in zip(moving, primals, strict=True) if m], tangents)
-
-    primals = [
-        v.val if isinstance(v, jex_core.Literal) else a
-        for v, a in zip(equation.invars, avals, strict=True)
-    ]
-    tangents = [a for m, a in zip(moving, avals, strict=True) if m]
-    return jax.make_jaxpr(push)(primals, tangents).jaxpr
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -65,15 +65,15 @@ def explain(
     )
     backprop = backprop_value_and_grad(fun, has_aux=has_aux)
     call = _Call(params, args)
-    leaves, record, traced = _recorded(value_and_grad, fun, call, has_aux)
+    leaves, record = _recorded(value_and_grad, fun, call, has_aux)
     at = "" if space == Weights() else f" at {_named(space)}"
     return Explanation(
         _leaves(leaves, record, tangents),
         _sites(leaves, record),
-        traced,
+        record.why_whole,
         f"{num_tangents} × {tangents!r}{at}",
-        _cost(value_and_grad, call) if traced else None,
-        _cost(backprop, call, may_fail=True) if traced else None,
+        _cost(value_and_grad, call, may_fail=bool(record.why_whole)),
+        _cost(backprop, call, may_fail=True),
     )
 
 
@@ -133,8 +133,8 @@ class _Leaf(NamedTuple):
 
 def _recorded(
     value_and_grad: Callable[..., Any], fun: Callable[..., Any], call: _Call, has_aux: bool
-) -> tuple[list[_Leaf], Record, bool]:
-    """Return the leaves, the record of an estimate, and whether the loss is propagated through."""
+) -> tuple[list[_Leaf], Record]:
+    """Return the leaves, and the record of an estimate."""
     leaves: list[_Leaf] = []
 
     def of_leaves(params: PyTree, *args: Any) -> None:
@@ -153,9 +153,9 @@ def _recorded(
         try:
             call.evaluated_abstractly(estimate)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
-            if not record.as_a_whole:
+            if not record.why_whole:
                 raise
-    return leaves, record, not record.as_a_whole
+    return leaves, record
 
 
 def _leaves(
@@ -170,7 +170,7 @@ def _leaves(
         used, lost = (tuple(events.get(leaf.name, {})) for events in (record.used, record.lost))
         rank, blocks, size = form or (None, None, 0)
         is_structured = rank is not None or blocks is not None
-        if record.as_a_whole and is_structured:
+        if record.why_whole and is_structured:
             lost = ("jax.jvp of the whole loss",)
         if leaf.name in record.exact:
             reason = "the last layer: its exact gradient"

@@ -73,14 +73,15 @@ class Explanation:
     Attributes:
       leaves: at weights, one entry for each differentiable leaf.
       sites: at activities, one for each value that gets noise, or is exact.
-      traced: whether the loss is propagated through; if not, all tangents are written out.
+      why_whole: why the loss is pushed forward as a whole by `jax.jvp`, with all tangents written
+        out; '' if it is not.
       estimator: the forward gradient, K and the distribution of its tangents.
       forward, backprop: the costs of a step; None where it cannot be compiled.
     """
 
     leaves: tuple[LeafExplanation, ...]
     sites: tuple[SiteExplanation, ...]
-    traced: bool
+    why_whole: str
     estimator: str
     forward: Cost | None
     backprop: Cost | None
@@ -92,10 +93,10 @@ class Explanation:
         if self.leaves or not self.sites:
             tables.append(_aligned(_rows_of_leaves(self.leaves)))
         lines = [line for table in tables for line in ("", *table)][1:]
-        if not self.traced:
+        if self.why_whole:
             lines.append(
-                "The loss asks for the value of a parameter or works with mutable arrays: all "
-                "tangents are written out and pushed forward by jax.jvp of the whole loss."
+                "All tangents are written out and pushed forward by jax.jvp of the whole loss: "
+                f"{self.why_whole}."
             )
         costs: list[tuple[str, ...]] = [
             (f"a step, {self.estimator}, by XLA's account", "forward", "backprop", "ratio")

@@ -223,6 +223,18 @@ def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
     return list(outputs) if equation.primitive.multiple_results else [outputs]
 
 
+def is_leaked(value: Any) -> bool:
+    """Whether a value is a tracer of none of the transformations that are under way."""
+    if not isinstance(value, jax.core.Tracer):
+        return False
+    probe: list[Any] = []  # a tracer inside of all transformations, whose trace knows those around
+    jax.make_jaxpr(lambda x: probe.append(x))(0.0)
+    trace = probe[0]._trace
+    while trace is not None and trace is not value._trace:
+        trace = getattr(trace, "parent_trace", None)
+    return trace is None
+
+
 def varying_axes_of(kind: Any) -> frozenset[str]:
     """Return the axes of `shard_map` along which arrays of a type differ by device."""
     varying = getattr(kind, "vma", None)

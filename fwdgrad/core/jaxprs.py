@@ -24,6 +24,7 @@ from fwdgrad.core.jax_internals import (
     entered_jaxprs,
     inner_jaxprs,
     is_custom_vjp,
+    is_leaked,
 )
 
 Equation = Any  # jax.extend.core.JaxprEqn
@@ -81,6 +82,43 @@ def body_of(equation: Any) -> Any:
 _call_around: ContextVar[Any] = ContextVar("fwdgrad_call_around", default=None)
 
 
+def custom_jvp_rule(equation: Equation) -> Any:
+    """Return the ClosedJaxpr of a custom_jvp with its rule: from primals and tangents to both."""
+    moving = [not isinstance(v, jex_core.Literal) and is_inexact(v) for v in equation.invars]
+    avals = [v.aval for v in equation.invars]
+
+    def push(primals: list[Any], tangents: list[Any]) -> Any:
+        def run(*xs: Any) -> Any:
+            rest = iter(xs)
+            return bind(
+                equation, [next(rest) if m else x for m, x in zip(moving, primals, strict=True)]
+            )
+
+        return jax.jvp(run, [x for m, x in zip(moving, primals, strict=True) if m], tangents)
+
+    primals = [
+        v.val if isinstance(v, jex_core.Literal) else a
+        for v, a in zip(equation.invars, avals, strict=True)
+    ]
+    tangents = [a for m, a in zip(moving, avals, strict=True) if m]
+    return jax.make_jaxpr(push)(primals, tangents)
+
+
+def has_staged_rule(equation: Equation) -> bool:
+    """Whether the rule of a custom_jvp can still be applied after the function was traced.
+
+    It cannot if it uses a value of that trace which is no argument, or if it gives an output a
+    tangent of another shape, as where the tangent alone is mapped over.
+    """
+    try:
+        rule = custom_jvp_rule(equation)
+    except jax.errors.UnexpectedTracerError:
+        return False
+    shapes = [v.aval.shape for v in equation.outvars]
+    fits = [x.shape for x in rule.out_avals] == [*shapes, *shapes]
+    return fits and not any(map(is_leaked, rule.consts))
+
+
 def context_of(equation: Equation) -> ExitStack:
     """The context in which to evaluate the equation: names and places as in the user's code.
 
@@ -95,7 +133,18 @@ def context_of(equation: Equation) -> ExitStack:
     stack.callback(_call_around.reset, _call_around.set(call))
     stack.enter_context(source_info_util.user_context(call.traceback, name_stack=names))
     stack.enter_context(equation.ctx.manager)
+    if not jax.config.jax_enable_x64 and _has_64_bits(equation):  # type: ignore[attr-defined]
+        stack.enter_context(jax.enable_x64(True))
     return stack
+
+
+def _has_64_bits(equation: Equation) -> bool:
+    """Whether an operand or output is a number of 64 bits, or a complex number of twice as many."""
+    dtypes = (getattr(v.aval, "dtype", None) for v in (*equation.invars, *equation.outvars))
+    return any(str(dtype) in _OF_64_BITS for dtype in dtypes)
+
+
+_OF_64_BITS = {"float64", "complex128", "int64", "uint64"}
 
 
 def place(equation: Equation) -> str:

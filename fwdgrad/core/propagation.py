@@ -24,15 +24,17 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from jax.extend import core as jex_core
+from jax.extend.core import primitives
 
 from fwdgrad.core import checks
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent, dense, is_structured, number_of
-from fwdgrad.core.jax_internals import bind
+from fwdgrad.core.jax_internals import bind, function_name
 from fwdgrad.core.jaxprs import (
     context_of,
     find_custom_vjp,
+    has_staged_rule,
     place,
     variables,
     without_custom_vjp,
@@ -57,6 +59,16 @@ class Injection(Protocol):
     def at_output(self, variable: Any, values: Mapping[Any, Any], tangent: Tangent) -> Tangent:
         """The tangent with which a value goes to all that read it, given all values so far."""
         ...
+
+
+class CannotBeStagedError(TypeError):
+    """A part of the loss has a derivative that cannot be had from the loss's jaxpr.
+
+    The rule of a `custom_jvp` function may use a value of its surroundings, such as a key or an
+    array that is mapped over, that is no argument of it; and it may give its output a tangent of
+    another shape where it is mapped. JAX can differentiate such a loss while it runs, and not from
+    its jaxpr, by `jax.grad(jax.jit(loss))` neither.
+    """
 
 
 @dataclass(frozen=True)
@@ -196,11 +208,16 @@ def _evaluate(
     def fun(values: list[Any]) -> list[Any]:
         return bind(equation, values)
 
+    if equation.primitive is primitives.custom_jvp_call_p and not has_staged_rule(equation):
+        raise CannotBeStagedError(
+            f"the rule of the custom_jvp function {function_name(equation)}, called at "
+            f"{place(equation)}, cannot be applied after fun was traced: it uses a value that is "
+            "no argument of the function, or gives a tangent of another shape where it is mapped. "
+            "Pass what the rule uses as arguments; or use space=Weights(), which then pushes the "
+            "whole of fun forward by jax.jvp."
+        )
     number = next(number_of(t) for t in tangents if t is not None)
-    try:
-        return jvp(fun, primals, arrays, number)
-    except (ValueError, NotImplementedError):  # it cannot be mapped: Pallas, ragged_dot
-        return jvp(fun, primals, arrays, number, one_by_one=True)
+    return jvp(fun, primals, arrays, number)
 
 
 def _reason(context: Context, equation: Any, tangents: Sequence[Tangent], lost: Tangent) -> str:
@@ -213,7 +230,7 @@ def _reason(context: Context, equation: Any, tangents: Sequence[Tangent], lost: 
 
 
 def _check_shapes(equation: Any, tangents: Sequence[Tangent], pushed: Sequence[Tangent]) -> None:
-    """Raises unless the tangents of an equation's outputs fit them: a rule of ours is at fault."""
+    """Raise unless the tangents of an equation's outputs fit them: a rule of ours is at fault."""
     number = next((number_of(t) for t in tangents if t is not None), 0)
     for v, t in zip(equation.outvars, pushed, strict=True):
         if t is None:
@@ -234,9 +251,11 @@ def jvp(
     *,
     one_by_one: bool = False,
 ) -> tuple[list[Any], list[Tangent]]:
-    """`jax.jvp` for K dense tangents (K, ...), where `None` is zero.
+    """Evaluate `jax.jvp` for K dense tangents (K, ...), where `None` is zero.
 
-    They are mapped over, or pushed forward one by one.
+    They are mapped over; or pushed forward one by one, if that is asked for, or if `fun` cannot be
+    mapped (some kernels, ragged products, functions with a mapping rule of their own). If it fails
+    one by one as well, the first error is raised.
     """
     active = {i: t for i, t in enumerate(tangents) if t is not None}
 
@@ -256,10 +275,22 @@ def jvp(
     if num_tangents == 1:  # not mapped: some primitives are slower with one more axis
         outputs, pushed = push(*(t[0] for t in active.values()))
         pushed = [t[None] for t in pushed]
-    elif one_by_one:
-        outputs = fun(list(primals))
-        pushed = jax.lax.map(lambda their_tangents: push(*their_tangents)[1], [*active.values()])
     else:
-        outputs, pushed = jax.vmap(push, out_axes=(None, 0))(*active.values())
+        each = list(active.values())
+
+        def in_turn() -> tuple[list[Any], list[Array]]:
+            outputs = fun(list(primals))
+            return outputs, jax.lax.map(lambda own: push(*own)[1], each)
+
+        if one_by_one:
+            outputs, pushed = in_turn()
+        else:
+            try:
+                outputs, pushed = jax.vmap(push, out_axes=(None, 0))(*each)
+            except Exception as error:  # of any kind: a rule for mapping may raise what it likes
+                try:
+                    outputs, pushed = in_turn()
+                except Exception:
+                    raise error from None
     remaining = iter(pushed)
     return outputs, [next(remaining) if kept else None for kept in inexact]

@@ -12,7 +12,7 @@ from fwdgrad.core.factored import Factored, Split
 from fwdgrad.core.forms import Tangent, dense, with_origin
 from fwdgrad.core.jaxprs import uses_references
 from fwdgrad.core.losses import Flat
-from fwdgrad.core.propagation import Context, jvp, propagate
+from fwdgrad.core.propagation import CannotBeStagedError, Context, jvp, propagate
 from fwdgrad.core.record import current_record
 from fwdgrad.core.rules import RULES
 from fwdgrad.core.splits import Use, choose_split, find_uses
@@ -23,8 +23,8 @@ class Pushforward:
     """A loss at given parameters, ready to be evaluated along tangents.
 
     A loss that cannot be traced, because its Python code asks for the value of a parameter, or that
-    works with mutable arrays, is pushed forward by `jax.jvp` as a whole, with its tangents written
-    out.
+    works with mutable arrays, or of which a part has a derivative only while it runs, is pushed
+    forward by `jax.jvp` as a whole, with its tangents written out.
 
     Args:
       loss: a function of a list of arrays, that returns (loss, aux).
@@ -33,7 +33,9 @@ class Pushforward:
 
     Attributes:
       names: of the leaves.
-      jaxpr: the loss's ClosedJaxpr, or None if it is pushed forward as a whole.
+      jaxpr: the loss's ClosedJaxpr, or None if it cannot be traced or works with mutable arrays.
+      why_whole: why the loss is pushed forward as a whole, '' if it is not. Where a part is not
+        known to need that before it is evaluated, it is '' until then.
     """
 
     def __init__(
@@ -45,13 +47,16 @@ class Pushforward:
         self.names, self._leaves = list(names), list(leaves)
         self._flat = Flat(loss)
         self.jaxpr: Any
+        self.why_whole = ""
         try:
             self.jaxpr = jax.make_jaxpr(lambda *leaves: self._flat(leaves))(*self._leaves)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
             self.jaxpr = None
+            self.why_whole = "its Python code asks for the value of a parameter"
         self._uses_references = self.jaxpr is not None and uses_references(self.jaxpr.jaxpr)
         if self._uses_references:
             self.jaxpr = None
+            self.why_whole = "it works with mutable arrays"
 
     @cached_property
     def uses(self) -> list[list[Use]]:
@@ -74,29 +79,39 @@ class Pushforward:
         pushed: Sequence[Tangent]
         record = current_record()
         if record is not None:
-            record.as_a_whole |= self.jaxpr is None
             for name, v in zip(self.names, tangents, strict=True):
                 if v is not None:
                     record.enter(name, v)
         if self.jaxpr is None:
-            arrays = [
-                jnp.zeros((num_tangents, *x.shape), x.dtype) if v is None else dense(v)
-                for v, x in zip(tangents, self._leaves, strict=True)
-            ]
-            outputs, pushed = jvp(
-                self._flat,
-                self._leaves,
-                arrays,
-                num_tangents,
-                # Mapped over the tangents, what is written to a reference would be mapped too.
-                one_by_one=num_tangents > 1 and self._uses_references,
-            )
+            outputs, pushed = self._as_a_whole(tangents, num_tangents)
         else:
             context = Context(RULES, enter_custom_vjp)
             named = [with_origin(v, (name,)) for v, name in zip(tangents, self.names, strict=True)]
-            outputs, pushed = propagate(context, self.jaxpr, self._leaves, named)
+            try:
+                outputs, pushed = propagate(context, self.jaxpr, self._leaves, named)
+            except CannotBeStagedError as error:
+                self.why_whole = str(error).partition(" Pass what")[0].rstrip(".")
+                outputs, pushed = self._as_a_whole(tangents, num_tangents)
         value, *leaves_of_aux = map(jnp.asarray, outputs)
         derivative = pushed[0]
         if derivative is None:  # the loss does not depend on the parameters
             derivative = jnp.zeros(num_tangents, value.dtype)
         return value, dense(derivative), self._flat.restored(leaves_of_aux)
+
+    def _as_a_whole(
+        self, tangents: Sequence[Array | Factored | Blocks | None], num_tangents: int
+    ) -> tuple[list[Any], list[Tangent]]:
+        if (record := current_record()) is not None:
+            record.why_whole = self.why_whole
+        arrays = [
+            jnp.zeros((num_tangents, *x.shape), x.dtype) if v is None else dense(v)
+            for v, x in zip(tangents, self._leaves, strict=True)
+        ]
+        return jvp(
+            self._flat,
+            self._leaves,
+            arrays,
+            num_tangents,
+            # Mapped over the tangents, what is written to a reference would be mapped too.
+            one_by_one=num_tangents > 1 and self._uses_references,
+        )

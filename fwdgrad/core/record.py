@@ -46,7 +46,7 @@ class Record:
       lost: "operation at place: reason" of each that had a tangent written out.
       exact: the leaves whose gradient was taken exactly.
       sites: at activities, the place, shape, parameters (indices) and kind of each site.
-      as_a_whole: whether a loss was pushed forward by `jax.jvp` as a whole.
+      why_whole: why a loss was pushed forward by `jax.jvp` as a whole, '' if none was.
     """
 
     forms: dict[str, Form] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Record:
     lost: dict[str, dict[str, None]] = field(default_factory=dict)
     exact: dict[str, None] = field(default_factory=dict)
     sites: list[tuple[str, tuple[int, ...], list[int], str]] | None = None
-    as_a_whole: bool = False
+    why_whole: str = ""
 
     def enter(self, name: str, tangent: Array | Factored | Blocks) -> None:
         """Record the form of the tangents of a leaf or a site."""

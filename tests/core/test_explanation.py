@@ -40,7 +40,7 @@ def test_forms_and_places():
     (use,) = leaves["used"].used
     assert use.startswith("dot_general at core/test_explanation.py:14:") and "(layer)" in use
     assert leaves["lost"].reason.startswith("no matrix: read by sin at core/test_explanation.py:18")
-    assert explanation.traced and explanation.forward.operations > 0
+    assert not explanation.why_whole and explanation.forward.operations > 0
     text = str(explanation)
     for part in (
         "params['used']",
@@ -96,4 +96,4 @@ def test_no_reverse_mode_and_no_trace():
         return jnp.sum(X @ w) if w[0, 0] > 0 else jnp.sum(w)
 
     explanation = fwdgrad.explain(asks, jnp.ones((20, 20)))
-    assert not explanation.traced and "asks for the value of a parameter" in str(explanation)
+    assert explanation.why_whole and "asks for the value of a parameter" in str(explanation)
