@@ -19,6 +19,7 @@ derivative is at hand (`exact_last`). Of that, the derivatives of earlier layers
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -114,6 +115,14 @@ class _OfExample(NamedTuple):
     residuals: dict[int, Array]
 
 
+def _noting() -> AbstractContextManager[None]:
+    return checks.noting(
+        "space=Activities() calls fun with minibatches of one example, which it maps over the "
+        "examples by jax.vmap. Where fun does not work so, or JAX cannot map something that it "
+        "calls (a ragged product, a sparse matrix, an ordered callback), use space=Weights()."
+    )
+
+
 class _AtActivities:
     def __init__(
         self,
@@ -134,13 +143,11 @@ class _AtActivities:
             return loss.of(leaves, args)
 
         self._flat = Flat(of_example)
-        one = types_of_one(self._examples)
-        needed_by = "space=Activities()"
-        try:
-            traced = checks.checked_jaxpr(self._flat, self._leaves, one, needed_by=needed_by)
-        except (TypeError, ValueError) as error:
-            error.add_note(f"{needed_by} calls fun with minibatches of one example.")
-            raise
+        with _noting():
+            one = types_of_one(self._examples)
+            traced = checks.checked_jaxpr(
+                self._flat, self._leaves, one, needed_by="space=Activities()"
+            )
         check_own_losses(one, traced.out_avals[0])
         flat = inlined(traced, enter_custom_vjp)
         self._loss = NoisyLoss(flat, len(self._leaves), space.layerwise, space.exact_last)
@@ -190,6 +197,10 @@ class _AtActivities:
 
     def draw(self, distribution: TangentDistribution, keys: Array) -> Tangents:
         """Of each noisy site, those that have their own noise first, with an axis of examples."""
+        with checks.noting("space=Activities() samples tangents for each example by jax.vmap."):
+            return self._draw(distribution, keys)
+
+    def _draw(self, distribution: TangentDistribution, keys: Array) -> Tangents:
         drawn: dict[int, Any] = {}
         for number, sites in enumerate(self._loss.groups):
             folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
@@ -212,6 +223,10 @@ class _AtActivities:
         fits.check_drawn(found, expected, [f"the value at {site.place}" for site in sites])
 
     def estimate(self, tangents: Tangents, number: int, weigh: Weigh) -> Estimate:
+        with _noting():
+            return self._estimate(tangents, number, weigh)
+
+    def _estimate(self, tangents: Tangents, number: int, weigh: Weigh) -> Estimate:
         loss = self._loss
         own, shared = tangents[: len(self._own)], tangents[len(self._own) :]
         of_shared = dict(zip(self._shared, shared, strict=True))

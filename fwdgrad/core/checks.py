@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import jax
@@ -11,9 +12,33 @@ import numpy as np
 
 from fwdgrad.core.guess import Guided
 from fwdgrad.core.jax_internals import function_name
-from fwdgrad.core.jaxprs import uses_references
+from fwdgrad.core.jaxprs import place, uses_references
 from fwdgrad.core.tangents import TangentDistribution
 from fwdgrad.core.trees import Array, PyTree
+
+
+@contextmanager
+def noting(note: str) -> Iterator[None]:
+    """Add a note to any error that is raised inside of the `with`, unless one was added inside.
+
+    For errors of JAX, which cannot know the option of ours that led to them: the note names it and
+    the remedy.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not any(known.startswith("fwdgrad: ") for known in getattr(error, "__notes__", ())):
+            error.add_note(f"fwdgrad: {note}")
+        raise
+
+
+def reverse_mode_of_last(space: str) -> AbstractContextManager[None]:
+    """Return a context that notes what exact_last=True asks of the loss function."""
+    return noting(
+        f"space={space}(exact_last=True) asks for reverse mode through what follows the last "
+        "layer, the loss function, and JAX has none for something there. Leave exact_last=True "
+        "out: then all layers are estimated by forward mode alone."
+    )
 
 
 def check_callable(fun: Any) -> None:
@@ -184,7 +209,7 @@ def raise_for_custom_vjp(equation: Any) -> None:
     """Raises the TypeError that names the `custom_vjp` function of an equation, and its place."""
     raise TypeError(
         "fun calls a function that is defined by jax.custom_vjp and so has no forward-mode "
-        f"rule: {function_name(equation)}. Define it by jax.custom_jvp instead (JAX derives the "
-        "reverse mode from that), or leave enter_custom_vjp=False out, to differentiate what it "
-        "computes."
+        f"rule: {function_name(equation)}, called at {place(equation)}. Define it by "
+        "jax.custom_jvp instead (JAX derives the reverse mode from that), or leave "
+        "enter_custom_vjp=False out, to differentiate what it computes."
     )

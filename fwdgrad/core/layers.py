@@ -67,7 +67,8 @@ class Layers:
             return values[jaxpr.outvars[0]]
 
         both = zip(self._leaves, self.is_last, strict=True)
-        return jax.grad(value)([x for x, is_chosen in both if is_chosen])
+        with checks.reverse_mode_of_last("Weights"):
+            return jax.grad(value)([x for x, is_chosen in both if is_chosen])
 
 
 def _joined(together: Sequence[Sequence[int]], number: int) -> list[list[int]]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 
 from fwdgrad.core.blocks import Blocks
+from fwdgrad.core.checks import reverse_mode_of_last
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.following import find_following
 from fwdgrad.core.forms import Tangent, add, dense, inner, is_structured, number_of, with_origin
@@ -148,8 +149,9 @@ class NoisyLoss:
             evaluate(self._head, known)
             return known[loss_variable]
 
-        loss, pull_back = jax.vjp(head, [values[v] for v in inputs])
-        (cotangents,) = pull_back(jnp.ones_like(loss))
+        with reverse_mode_of_last("Activities"):
+            loss, pull_back = jax.vjp(head, [values[v] for v in inputs])
+            (cotangents,) = pull_back(jnp.ones_like(loss))
         derivatives: Tangent = None  # whatever reaches the loss comes in by the head's inputs
         exact = {}
         for v, cotangent in zip(inputs, cotangents, strict=True):
