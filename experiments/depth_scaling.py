@@ -29,7 +29,7 @@ from experiments.deep_network import ESTIMATORS
 from experiments.paper import Finding, compare
 from fwdgrad.work import Interval, exact
 from fwdgrad.work.measurements import measured_once
-from fwdgrad.work.records import read_table, write_json, write_table
+from fwdgrad.work.records import read_table, write_table
 
 NAME = "depth_scaling"
 _LINE_STYLES = {"backprop-checkpointed": "--"}  # it often lies upon backprop's
@@ -62,7 +62,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
             rows.append((axis, depth, batch_size, shared["width"], name, *ends, rounds, *memory))
         records[depth, batch_size] = record
     write_table(folder / f"{NAME}.csv", _COLUMNS, rows)
-    write_json(folder / f"{NAME}.json", jobs.sources(records.values()))
+    jobs.write_information(folder, NAME, [NAME], jobs.sources(records.values()))
 
 
 def draw(folder: Path) -> None:

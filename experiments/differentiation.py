@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import estimator_error, expression_swell, jacobian_modes, jobs, step_sizes
 from experiments.paper import Finding
 from fwdgrad.work.measurements import measured_once
-from fwdgrad.work.records import write_json, write_table
+from fwdgrad.work.records import write_table
 
 NAME = "differentiation"
 # Each has measure(config) -> rows of COLUMNS, and of the table of them draw(folder) and
@@ -40,7 +40,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
         record = measured_once(folder / "runs" / NAME, part.NAME, config, measure)
         write_table(folder / f"{part.NAME}.csv", part.COLUMNS, record["result"])
         records.append(record)
-    write_json(folder / f"{NAME}.json", jobs.sources(records))
+    tables = [part.NAME for part in PARTS]
+    jobs.write_information(folder, NAME, tables, jobs.sources(records))
 
 
 def draw(folder: Path) -> None:

@@ -37,7 +37,7 @@ from experiments.quality_figure import quality_figure
 from experiments.targets import verdict
 from fwdgrad.work import Interval, exact, mean_interval
 from fwdgrad.work.measurements import measured_once
-from fwdgrad.work.records import read_json, read_table, write_json, write_table
+from fwdgrad.work.records import read_json, read_table, write_table
 
 NAME = "estimator_quality"
 COLUMNS = ("stage", "line", "quantity", "value", "low", "high", "n")
@@ -79,7 +79,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         "history": experiment.history,
         **jobs.sources(records),
     }
-    write_json(folder / f"{NAME}.json", information)
+    jobs.write_information(folder, NAME, [NAME], information)
 
 
 def _config(cfg: DictConfig, overrides: Any, **values: Any) -> DictConfig:

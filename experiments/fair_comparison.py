@@ -29,7 +29,7 @@ from experiments.curves import Curve, final, plot, read_curves, write_curves
 from experiments.paper import Finding, compare
 from experiments.tuning import Rates, Tuned, read_rates, tune_and_train
 from fwdgrad.work import DivergedError, mean_interval
-from fwdgrad.work.records import read_json, read_table, write_json, write_table
+from fwdgrad.work.records import read_json, read_table, write_table
 
 NAME = "fair_comparison"
 
@@ -83,7 +83,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         "failed": failed,
         **jobs.sources(sources),
     }
-    write_json(folder / f"{NAME}.json", information)
+    jobs.write_information(folder, NAME, [NAME, f"{NAME}_tuning"], information)
 
 
 def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> Tuned:

@@ -8,7 +8,10 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-_SOURCES = ("code", "versions", "hardware")
+from fwdgrad.work import RecordError, hold
+from fwdgrad.work.records import read_json, read_table, table_sum, write_json
+
+_SOURCES = ("code", "jax", "versions", "hardware")  # "jax" is not in old records
 
 
 def progress(jobs: Sequence[Any], cfg: DictConfig, name: str) -> tqdm:
@@ -35,6 +38,7 @@ def compose_train(cfg: DictConfig, overrides: Iterable[str], **values: Any) -> D
             f"output.root={output.root}/runs",
             f"output.progress={'null' if output.progress is None else output.progress}",
             f"output.checkpoint_seconds={output.checkpoint_seconds}",
+            f"output.accept_other_code={output.accept_other_code}",
         ],
     )
 
@@ -57,16 +61,58 @@ def differences(settings: Mapping[str, Any], but_for: Iterable[str] = ()) -> str
 def alone(cfg: DictConfig, experiment: Any) -> None:
     """One experiment of a `reproduce` config by itself: the module with `run` and `draw`."""
     folder = Path(cfg.output.root)
-    if not cfg.draw_only:
-        experiment.run(cfg, folder)
-    experiment.draw(folder)
+    with hold(folder):
+        if not cfg.draw_only:
+            experiment.run(cfg, folder)
+        check_tables(folder, experiment.NAME)
+        experiment.draw(folder)
     print(f"drawn in {folder}")
+
+
+def write_information(
+    folder: Path, name: str, tables: Iterable[str], information: Mapping[str, Any]
+) -> None:
+    """Write what an experiment notes beside its tables, with a sum of each table.
+
+    Args:
+      folder: where the tables are.
+      name: of the file, without `.json`.
+      tables: the tables' names, without `.csv`.
+      information: plain values.
+    """
+    write_json(
+        folder / f"{name}.json",
+        {**information, "tables": {table: _sum(folder, table) for table in tables}},
+    )
+
+
+def check_tables(folder: Path, name: str) -> None:
+    """Raise an error if a table of an experiment is no longer the one that it has written.
+
+    Raises:
+      RecordError: a table is lost, or has other lines than when it was written.
+    """
+    for path in sorted(folder.glob(f"{name}*.json")):
+        # Those of earlier versions have no sums.
+        for table, known in read_json(path, ["provenance"]).get("tables", {}).items():
+            if not (folder / f"{table}.csv").exists() or _sum(folder, table) != known:
+                raise RecordError(
+                    f"{folder / table}.csv is not the table that {path.name} was written with: it "
+                    "was cut, changed or lost. Restore it, or run the experiment again without "
+                    "draw_only, which makes it from the finished runs."
+                )
+
+
+def _sum(folder: Path, table: str) -> str:
+    rows = read_table(folder / f"{table}.csv")
+    return table_sum(rows[0] if rows else (), (row.values() for row in rows))
 
 
 def sources(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Where records come from: each source once, and how long making them all took."""
     records = list(records)
-    every = [{key: record[key] for key in _SOURCES} for record in records]
+    processes = [process for record in records for process in (*record.get("earlier", ()), record)]
+    every = [{key: process[key] for key in _SOURCES if key in process} for process in processes]
     return {
         "provenance": [s for i, s in enumerate(every) if s not in every[:i]],
         "wall_seconds": sum(record["wall_seconds"] for record in records),

@@ -43,7 +43,7 @@ from experiments.curves import (
 )
 from experiments.paper import Finding, compare
 from fwdgrad.work import DivergedError, Interval, RunRecord, mean_interval
-from fwdgrad.work.records import read_json, read_table, write_json, write_table
+from fwdgrad.work.records import read_json, read_table, write_table
 
 NAME = "learning_curves"
 _RUN_COLUMNS = (
@@ -148,7 +148,8 @@ def _write_tables(
         "diverged": diverged,
         **jobs.sources([*every, *costs.values()]),
     }
-    write_json(folder / f"{NAME}.json", information)
+    tables = [NAME, f"{NAME}_runs", f"{NAME}_costs"]
+    jobs.write_information(folder, NAME, tables, information)
 
 
 def draw(folder: Path) -> None:

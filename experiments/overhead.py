@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 import fwdgrad
 from fwdgrad.problems import image_classification, load_dataset
-from fwdgrad.work import Interval, interleaved_seconds, median_interval
+from fwdgrad.work import Interval, hold, interleaved_seconds, median_interval
 from fwdgrad.work.records import write_table
 
 RATE = 1e-6
@@ -73,7 +73,8 @@ def run(cfg: DictConfig) -> dict[str, Interval]:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="overhead")
 def main(cfg: DictConfig) -> None:
-    result = run(cfg)
+    with hold(cfg.output.root):
+        result = run(cfg)
     print(
         f"{cfg.model.name}, medians with 95 % intervals of {cfg.rounds} turns\n"
         f"  library  {result['library']} ms a step\n"

@@ -25,7 +25,7 @@ from experiments.race_figure import race_figure
 from experiments.race_results import read, rows, verdicts
 from experiments.tuning import Tuned, read_rates, tune_and_train
 from fwdgrad.work import exact
-from fwdgrad.work.records import read_json, read_table, write_json, write_table
+from fwdgrad.work.records import read_json, read_table, write_table
 
 COLUMNS = (
     "family", "estimator", "seed", "step", "seconds", "flops", "valid_accuracy", "test_accuracy"
@@ -124,7 +124,9 @@ class Race:
             "history": race.experiment.history,
             **jobs.sources(sources),
         }
-        write_json(folder / f"{self._name}.json", information)
+        jobs.write_information(
+            folder, self._name, [self._name, f"{self._name}_tuning"], information
+        )
 
     def draw(self, folder: Path) -> None:
         """Draws the figure from the tables in `folder`."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.paper import FACTS, TOLERANCE, WIDEST, Finding, not_found
 from fwdgrad.work.files import atomic_write
+from fwdgrad.work.jax_settings import DEFAULTS
 from fwdgrad.work.records import read_json
 
 
@@ -95,6 +96,13 @@ def _provenance(information: Mapping[str, dict[str, Any]]) -> str:
             lines.append(
                 f"  - commit {commit}{changed}; {hardware['cpu']}, "
                 f"{hardware['cpu_cores']} cores, {hardware['num_devices']} device of kind "
-                f"{hardware['device_kind']}, {hardware['system']}; {versions}."
+                f"{hardware['device_kind']}, {hardware['system']}; {versions}"
+                f"{_jax_settings(source.get('jax', {}))}."
             )
     return "\n".join(lines)
+
+
+def _jax_settings(settings: Mapping[str, Any]) -> str:
+    """Those that are not JAX's own and may change numbers."""
+    changed = (f"{k} {v}" for k, v in settings.items() if DEFAULTS.get(k, "") != v)
+    return "".join(f"; {setting}" for setting in changed)

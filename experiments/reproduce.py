@@ -28,6 +28,7 @@ from experiments import (
     trajectories,
 )
 from experiments.paper import Finding
+from fwdgrad.work import hold
 
 # In the order of the report. Each has run(cfg, folder), and of what that leaves in the folder
 # draw(folder), describe(folder), a section of the report, and findings(folder).
@@ -41,8 +42,17 @@ EXPERIMENTS = {
 
 
 def run(cfg: DictConfig) -> dict[str, str]:
-    """Runs, draws and reports all experiments; returns those that failed, and why."""
+    """Runs, draws and reports all experiments; returns those that failed, and why.
+
+    Raises:
+      FolderInUseError: another process writes to the same root.
+    """
     folder = Path(cfg.output.root)
+    with hold(folder):
+        return _run(cfg, folder)
+
+
+def _run(cfg: DictConfig, folder: Path) -> dict[str, str]:
     sections, failures = {}, {}
     findings: list[Finding] = []
     bar = jobs.progress(list(EXPERIMENTS.items()), cfg, "reproduce")
@@ -52,6 +62,11 @@ def run(cfg: DictConfig) -> dict[str, str]:
         if not cfg.draw_only:
             _attempt(failed, "", module.run, cfg, folder)
         is_old = bool(failed)  # what there is then is of the last time that it ran
+        wrong: list[str] = []
+        _attempt(wrong, "its tables: ", jobs.check_tables, folder, name)
+        if wrong:  # nothing is drawn or said of them
+            failures[name] = "; ".join([*failed, *wrong])
+            continue
         _attempt(failed, "drawing: ", module.draw, folder)
         section = _attempt(failed, "its section: ", module.describe, folder)
         found = _attempt(failed, "its numbers: ", module.findings, folder) or []

@@ -30,7 +30,7 @@ import fwdgrad
 from experiments import pytorch_step, style, train
 from fwdgrad.core.estimators import Drawn
 from fwdgrad.core.trees import PyTree
-from fwdgrad.work import Interval, TrainableProblem, interleaved_seconds, median_interval
+from fwdgrad.work import Interval, TrainableProblem, hold, interleaved_seconds, median_interval
 from fwdgrad.work.files import atomic_write
 from fwdgrad.work.provenance import provenance
 from fwdgrad.work.records import read_json, read_table, write_json, write_table
@@ -263,11 +263,12 @@ def _ratio(information: dict, row: dict[str, str]) -> Interval:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="step_cost")
 def main(cfg: DictConfig) -> None:
-    run(cfg)
     folder = Path(cfg.output.root)
-    draw(folder)
-    with atomic_write(folder / "README.md") as file:
-        file.write(f"{describe(folder)}\n")
+    with hold(folder):
+        run(cfg)
+        draw(folder)
+        with atomic_write(folder / "README.md") as file:
+            file.write(f"{describe(folder)}\n")
 
 
 if __name__ == "__main__":

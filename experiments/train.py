@@ -20,18 +20,21 @@ from omegaconf import DictConfig, OmegaConf
 from fwdgrad.problems import Problem, image_classification, load_dataset
 from fwdgrad.work import (
     GuidedProblem,
+    RecordError,
     RunRecord,
     Settings,
     TrainableProblem,
     config_identity,
     finished_run,
     guided_optimizer,
-    read_run,
     run_folder,
     train,
 )
+from fwdgrad.work.jax_settings import with_changed_settings
+from fwdgrad.work.records import read_info
 from fwdgrad.work.stepping import Batches, make_stepper
 
+_SOURCES = (Path(__file__),)  # of a run's code, besides fwdgrad
 SETTINGS = ("num_steps", "batch_size", "eval_every", "steps_per_call", "compiler_options")
 # Of each part of a config all keys that anything reads; the options of what is made are further in.
 _KEYS = {
@@ -54,21 +57,25 @@ def run(cfg: DictConfig) -> RunRecord:
       ValueError: a key was added that nothing reads.
     """
     _check_keys(cfg)
-    if (record := finished_run(folder(cfg))) is not None:
-        return record
     config: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings = Settings(**{key: config[key] for key in SETTINGS})
+    known: dict[str, Any] = {"seed": cfg.seed, "settings": settings, "sources": _SOURCES}
+    if (record := finished_run(folder(cfg), **known)) is not None:
+        return record
     rate = _learning_rate(cfg)
     return train(
         problem(cfg),
         estimator(cfg),
         optimizer(cfg),
         rate if callable(rate) else lambda step: rate,
-        Settings(**{key: config[key] for key in SETTINGS}),
+        settings,
         seed=cfg.seed,
         folder=folder(cfg),
         config=OmegaConf.to_yaml(cfg, resolve=True),
         checkpoint_seconds=cfg.output.checkpoint_seconds,
         show_progress=cfg.output.progress,
+        sources=_SOURCES,
+        accept_other_code=cfg.output.accept_other_code,
     )
 
 
@@ -85,9 +92,10 @@ def _check_keys(cfg: DictConfig) -> None:
 
 def recorded(cfg: DictConfig) -> dict[str, Any]:
     """The information of a run that was begun, also of one that diverged."""
-    record = read_run(folder(cfg))
-    assert record is not None
-    return record.info
+    info = read_info(folder(cfg))
+    if info is None:
+        raise RecordError(f"{folder(cfg)} has lost its run.json. Start the command once more.")
+    return info
 
 
 def summary(record: RunRecord) -> str:
@@ -102,9 +110,13 @@ def summary(record: RunRecord) -> str:
 
 
 def folder(cfg: DictConfig) -> Path:
-    """Where a run is recorded: named after model, estimator, what decides the numbers, and seed."""
+    """Where a run is recorded: named after model, estimator, what decides the numbers, and seed.
+
+    Settings of JAX that decide numbers change the name, where they are not JAX's own.
+    """
     label = f"{cfg.model.name}-{cfg.estimator.label}"
-    return run_folder(cfg.output.root, label, config_identity(identifying(cfg)), cfg.seed)
+    identity = config_identity(with_changed_settings(identifying(cfg)))
+    return run_folder(cfg.output.root, label, identity, cfg.seed)
 
 
 def identifying(cfg: DictConfig) -> dict[str, Any]:

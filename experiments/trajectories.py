@@ -34,7 +34,7 @@ from fwdgrad.problems import TEST_FUNCTIONS
 from fwdgrad.work import Interval, exact, mean_interval
 from fwdgrad.work.descent import make_descend
 from fwdgrad.work.measurements import measured_once
-from fwdgrad.work.records import read_json, read_table, write_json, write_table
+from fwdgrad.work.records import read_json, read_table, write_table
 
 NAME = "trajectories"
 _MORE = f"{NAME}_more"  # the figure of other functions than the paper's, if there is one
@@ -74,7 +74,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         write_table(folder / f"{figure}.csv", ("function", "estimator", "seed", *_RECORDED), rows)
         chosen = {name: experiment["functions"][name] for name in names}
         sources = jobs.sources(records[name] for name in names)
-        write_json(folder / f"{figure}.json", {"functions": chosen, **sources})
+        jobs.write_information(folder, figure, [figure], {"functions": chosen, **sources})
 
 
 def _descend(config: dict[str, Any]) -> dict[str, list[list[list[float]]]]:

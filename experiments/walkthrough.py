@@ -21,6 +21,7 @@ from experiments import style
 from fwdgrad.core.chains import Layer, Pass, pull_back, push_forward
 from fwdgrad.core.jacobians import jacobian, layer_jacobians
 from fwdgrad.core.trees import Array
+from fwdgrad.work import hold
 from fwdgrad.work.files import atomic_write
 
 NAME = "walkthrough"
@@ -158,7 +159,9 @@ def run(cfg: DictConfig) -> Walk:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name=NAME)
 def main(cfg: DictConfig) -> None:
-    print(describe(run(cfg)))
+    with hold(cfg.output.root):
+        walked = run(cfg)
+    print(describe(walked))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ MODULES = sorted([*(ROOT / "fwdgrad").rglob("*.py"), *(ROOT / "experiments").glo
 EXTERNAL = {  # what a floor may import besides the standard library
     "fwdgrad.core": {"jax", "numpy"},
     "fwdgrad.problems": {"jax", "numpy", "equinox", "optax", "pooch", "sympy"},
-    "fwdgrad.work": {"jax", "numpy", "scipy", "equinox", "optax", "tqdm"},
+    "fwdgrad.work": {"jax", "numpy", "scipy", "equinox", "filelock", "optax", "tqdm"},
     "experiments": {
         "jax",
         "numpy",

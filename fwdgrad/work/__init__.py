@@ -6,33 +6,44 @@ Knows an estimator only through its call, and a problem only as parameters, loss
 from fwdgrad.work.checkpoints import CheckpointError
 from fwdgrad.work.guidance import GuidedProblem, guided_optimizer
 from fwdgrad.work.intervals import Interval, exact, mean_interval, median_interval
-from fwdgrad.work.provenance import provenance
-from fwdgrad.work.records import Metrics, RunRecord, config_identity, read_run, run_folder
+from fwdgrad.work.jax_settings import changed_settings, jax_settings
+from fwdgrad.work.locks import FolderInUseError, hold
+from fwdgrad.work.provenance import OtherCodeWarning, provenance
+from fwdgrad.work.records import (
+    Metrics,
+    RecordError,
+    RunRecord,
+    config_identity,
+    read_run,
+    run_folder,
+)
+from fwdgrad.work.resuming import DivergedError, finished_run
+from fwdgrad.work.run_settings import Settings
 from fwdgrad.work.schedules import exponential_decay
 from fwdgrad.work.timing import interleaved_seconds
-from fwdgrad.work.training import (
-    DivergedError,
-    Settings,
-    TrainableProblem,
-    finished_run,
-    train,
-)
+from fwdgrad.work.training import TrainableProblem, train
 
 __all__ = [
     "CheckpointError",
     "DivergedError",
+    "FolderInUseError",
     "GuidedProblem",
     "Interval",
     "Metrics",
+    "OtherCodeWarning",
+    "RecordError",
     "RunRecord",
     "Settings",
     "TrainableProblem",
+    "changed_settings",
     "config_identity",
     "exact",
     "exponential_decay",
     "finished_run",
     "guided_optimizer",
+    "hold",
     "interleaved_seconds",
+    "jax_settings",
     "mean_interval",
     "median_interval",
     "provenance",

@@ -1,21 +1,27 @@
 """Measurements that are made once: what was measured is kept, and read back the next time."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fwdgrad.work.provenance import provenance
-from fwdgrad.work.records import config_identity, read_json, write_json
+from fwdgrad.work.jax_settings import with_changed_settings
+from fwdgrad.work.locks import hold
+from fwdgrad.work.provenance import provenance, warn_of_other_code
+from fwdgrad.work.records import RecordError, config_identity, read_json, write_json
+
+_KEYS = ("config", "result", "wall_seconds", "code", "versions", "hardware")
 
 
 def measured_once(
     folder: Path, label: str, config: Mapping[str, Any], measure: Callable[[], Any]
 ) -> dict[str, Any]:
-    """What `measure` returns, from `folder` if it has been measured before.
+    """Return what `measure` returns, from `folder` if it has been measured before.
 
     It is kept as `<folder>/<label>-<hash of the config>.json`, which holds `config`, `result`,
-    `wall_seconds` and where it comes from (`code`, `versions`, `hardware`); that dict is returned.
+    `wall_seconds` and where it comes from (`code`, `jax`, `versions`, `hardware`); that dict is
+    returned. Settings of JAX that decide numbers are part of the config if they are not JAX's own.
     Delete the file to measure once more.
 
     Args:
@@ -24,6 +30,13 @@ def measured_once(
       config: plain values that decide what is measured.
       measure: makes the measurement; returns plain values.
 
+    Raises:
+      RecordError: the file is damaged, or of another config.
+      FolderInUseError: another process measures in `folder`, and would disturb the times.
+
+    Warns:
+      OtherCodeWarning: it was measured with other code or other versions.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     first = measured_once(Path(folder), "a", {"n": 1}, lambda: [1.5])
@@ -31,11 +44,19 @@ def measured_once(
     >>> first["result"], again == first
     ([1.5], True)
     """
-    path = folder / f"{label}-{config_identity(config)}.json"
+    identifying = with_changed_settings(dict(config))
+    identity = config_identity(identifying)
+    path = folder / f"{label}-{identity}.json"
     if not path.exists():
-        start = time.monotonic()
-        result = measure()
-        seconds = time.monotonic() - start
-        record = {"config": dict(config), "result": result, "wall_seconds": seconds}
-        write_json(path, {**record, **provenance()})
-    return read_json(path)
+        with hold(folder):
+            if not path.exists():  # nor has another process just written it
+                start = time.monotonic()
+                result = measure()
+                seconds = time.monotonic() - start
+                record = {"config": identifying, "result": result, "wall_seconds": seconds}
+                write_json(path, {**record, **provenance()})
+    record = read_json(path, _KEYS)
+    if record["config"] != json.loads(json.dumps(identifying)):
+        raise RecordError(f"{path} is of another config than its name. Delete it to measure again.")
+    warn_of_other_code("Measurements", record, remedy="To measure once more, delete their files.")
+    return record

@@ -7,12 +7,16 @@ and a folder named after it, with a folder for each seed:
         config.yaml      the resolved config, written by the experiment
         metrics.csv      one row an evaluation, the columns of `Metrics`
         run.json         seed, status, final metrics, the steps at which it was resumed; code,
-                         versions and hardware of the process that wrote it last
+                         settings of JAX, versions and hardware of the process that wrote it last,
+                         `earlier` those of processes before; sums of the two files above
         checkpoint.eqx   the training state; the final one, once the run has finished
+
+While a process writes to the folder there are `.lock` and `.holder.json`, too.
 """
 
 import csv
 import hashlib
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -20,6 +24,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fwdgrad.work.files import atomic_write
+
+_STATUS = ("running", "finished", "diverged")
+# Of run.json: the keys and types that every version has written.
+_INFO = {"status": str, "seed": int, "settings": dict, "resumed_at": list, "wall_seconds": float}
+_AGAIN = "Restore the file, or delete the folder {} to start the run from the beginning."
+
+_MAKE_AGAIN = "Restore the file, or make it again: run the command that made it, without draw_only."
+
+
+class RecordError(ValueError):
+    """A recorded file is lost, cut or changed."""
 
 
 class Metrics(NamedTuple):
@@ -72,53 +87,193 @@ def run_folder(root: str | Path, label: str, identity: str, seed: int) -> Path:
 
 
 def write_metrics(folder: Path, rows: Iterable[Metrics]) -> None:
-    """Writes `metrics.csv`; floats are written so that they read back to the bit."""
+    """Write `metrics.csv`; floats are written so that they read back to the bit."""
     write_table(folder / "metrics.csv", Metrics._fields, rows)
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
-    """Reads `metrics.csv`; no rows if there is no such file."""
+    """Read `metrics.csv`; no rows if there is no such file.
+
+    Raises:
+      RecordError: it is no table of metrics.
+    """
     path = folder / "metrics.csv"
     if not path.exists():
         return []
-    return [
-        Metrics(int(row.pop("step")), **{name: float(x) for name, x in row.items()})
-        for row in read_table(path)
-    ]
+    remedy = _AGAIN.format(folder)
+    table, rows = read_table(path, remedy), []
+    for number, row in enumerate(table, start=1):
+        if tuple(row) != Metrics._fields:
+            columns, expected = ", ".join(row), ", ".join(Metrics._fields)
+            found = f"has the columns {columns}, not {expected}"
+            raise RecordError(f"{path} {found}. {remedy}")
+        try:
+            step, *others = row.values()
+            rows.append(Metrics(int(step), *map(float, others)))
+        except ValueError as error:
+            raise RecordError(f"{path}, row {number}: {error}. {remedy}") from error
+    return rows
+
+
+def table_sum(columns: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 sum of a table's entries.
+
+    Quotes, line ends and a byte order mark change nothing.
+
+    >>> table_sum(["a"], [[1]]) == table_sum(["a"], [["1"]])
+    True
+    """
+    content = [[str(entry) for entry in row] for row in (columns, *rows)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def text_sum(text: str) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 sum of a text: its lines, without white space."""
+    lines = [line.rstrip() for line in text.lstrip("\ufeff").splitlines()]
+    return hashlib.sha256("\n".join(line for line in lines if line).encode()).hexdigest()[:16]
 
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Writes a tidy CSV file, whole or not at all."""
+    """Write a tidy CSV file, whole or not at all."""
     with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Reads a CSV file: a dict a row, from the column's name to the text of its entry."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def read_table(path: Path, remedy: str = _MAKE_AGAIN) -> list[dict[str, str]]:
+    """Read a CSV file: a dict for each row, from the column's name to the text of its entry.
+
+    A byte order mark, quotes and other line ends, as spreadsheets write them, are read.
+
+    Args:
+      path: the file.
+      remedy: the end of error messages.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      RecordError: it is no table: empty, cut, or with a row of another length than the header.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RecordError(f"{path} is no CSV file in UTF-8: {error}. {remedy}") from error
+    if not rows:
+        raise RecordError(f"{path} is empty. {remedy}")
+    if not text.endswith(("\n", "\r")):
+        raise RecordError(f"{path} is cut: its last line, {rows[-1]}, does not end. {remedy}")
+    for number, row in enumerate(rows[1:], start=1):
+        if len(row) != len(rows[0]):
+            lengths = f"row {number} has {len(row)} entries, the header {len(rows[0])}"
+            raise RecordError(f"{path} is damaged: {lengths}. {remedy}")
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file, whole or not at all; a number that is not finite becomes a string."""
+    """Write a JSON file, whole or not at all; a number that is not finite becomes a string."""
     with atomic_write(path) as file:
         json.dump(_finite(content), file, indent=2, allow_nan=False)
         file.write("\n")
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path, keys: Iterable[str] = ()) -> Any:
+    """Read a JSON file.
+
+    Args:
+      path: the file.
+      keys: those that it has to have.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      RecordError: it is no JSON, or not an object with these keys.
+    """
+    remedy = "Restore the file, or delete it and run the command that made it once more."
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except ValueError as error:
+        raise RecordError(f"{path} is no JSON file in UTF-8: {error}. {remedy}") from error
+    if keys and not isinstance(content, dict):
+        raise RecordError(f"{path} holds {type(content).__name__}, not an object. {remedy}")
+    if missing := [key for key in keys if key not in content]:
+        raise RecordError(f"{path} has no {', '.join(missing)}. {remedy}")
+    return content
 
 
-def read_run(folder: Path) -> RunRecord | None:
-    """Reads a run back; None if there is none in `folder`."""
+def read_info(folder: Path) -> dict[str, Any] | None:
+    """Read `run.json`; None if there is none.
+
+    Raises:
+      RecordError: it does not describe a run.
+    """
     path = folder / "run.json"
     if not path.exists():
         return None
-    return RunRecord(folder, read_json(path), read_metrics(folder))
+    info = read_json(path, _INFO)
+    remedy = _AGAIN.format(folder)
+    for key, kind in _INFO.items():
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(info[key], accepted) or isinstance(info[key], bool):
+            raise RecordError(
+                f"{path}: {key} is {info[key]!r}, not of type {kind.__name__}. {remedy}"
+            )
+    if info["status"] not in _STATUS:
+        raise RecordError(f"{path}: status is {info['status']!r}, not one of {_STATUS}. {remedy}")
+    needed = {"finished": ("final", dict), "diverged": ("message", str)}.get(info["status"])
+    if needed and not isinstance(info.get(needed[0]), needed[1]):
+        raise RecordError(f"{path}: a {info['status']} run has no {needed[0]}. {remedy}")
+    return info
+
+
+def read_run(folder: Path) -> RunRecord | None:
+    """Read a run back; None if there is none in `folder`.
+
+    Raises:
+      RecordError: a file is damaged; of a finished run also if a file is lost or was changed.
+    """
+    info = read_info(folder)
+    if info is None:
+        return None
+    record = RunRecord(folder, info, read_metrics(folder))
+    if info["status"] == "finished":
+        _check_finished(record)
+    return record
+
+
+def sums(rows: Iterable[Metrics], config: str) -> dict[str, str]:
+    """Return the sums of a run's files, for `run.json`."""
+    return {"metrics.csv": table_sum(Metrics._fields, rows), "config.yaml": text_sum(config)}
+
+
+def _check_finished(record: RunRecord) -> None:
+    """Check the files of a finished run against `run.json`, which has no sums if it is old."""
+    folder, info, rows = record
+    path, remedy = folder / "metrics.csv", _AGAIN.format(folder)
+    if not path.exists():
+        raise RecordError(f"{path} of a finished run is lost. {remedy}")
+    num_steps, every = (info["settings"].get(key) for key in ("num_steps", "eval_every"))
+    if isinstance(num_steps, int) and isinstance(every, int):
+        expected = [*range(0, num_steps, every), num_steps]
+        if (found := [row.step for row in rows]) != expected:
+            raise RecordError(
+                f"{path} has {len(found)} rows, the last of step {found[-1] if found else None}; "
+                f"the finished run has {len(expected)}, the last of step {num_steps}. {remedy}"
+            )
+    for name, value in rows[-1]._asdict().items() if rows else ():
+        if name in info["final"] and repr(value) != repr(type(value)(info["final"][name])):
+            raise RecordError(
+                f"{path}: the last row's {name} is {value}, in run.json {info['final'][name]}. "
+                f"{remedy}"
+            )
+    known = info.get("sums", {})
+    if "metrics.csv" in known and known["metrics.csv"] != table_sum(Metrics._fields, rows):
+        raise RecordError(f"{path} was changed after the run had finished: other numbers. {remedy}")
+    if "config.yaml" in known:
+        config = folder / "config.yaml"
+        if not config.exists():
+            raise RecordError(f"{config} of a finished run is lost. {remedy}")
+        if known["config.yaml"] != text_sum(config.read_text(encoding="utf-8", errors="replace")):
+            raise RecordError(f"{config} was changed after the run had finished. {remedy}")
 
 
 def _finite(value: Any) -> Any:

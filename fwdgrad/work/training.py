@@ -3,41 +3,41 @@
 The loop knows an estimator by its call, (key, params, batch) -> (value, grad, report), and a
 problem as parameters, loss and examples. It can be killed at any moment: started again, it
 goes on from the last checkpoint, and ends with the same parameters and metrics to the bit,
-because everything random is a function of the seed and the number of the step.
+because everything random is a function of the seed and the number of the step. All that it goes on
+from is in the checkpoint, rows included: the other files are written, and not read, until the run
+has finished.
 """
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 import optax
 from tqdm import tqdm
 
-from fwdgrad.core.checks import check_positive_integer
 from fwdgrad.core.trees import Array, PyTree
 from fwdgrad.work.checkpoints import load_checkpoint, save_checkpoint
 from fwdgrad.work.evaluation import make_evaluate
-from fwdgrad.work.files import atomic_write, remove_leftovers
+from fwdgrad.work.files import atomic_write
+from fwdgrad.work.locks import Hold, hold
 from fwdgrad.work.provenance import provenance
 from fwdgrad.work.records import (
     Metrics,
     RunRecord,
-    read_metrics,
+    read_info,
     read_run,
+    sums,
     write_json,
     write_metrics,
 )
-from fwdgrad.work.stepping import Batches, Estimator, State, Stepper, make_stepper
-
-
-class DivergedError(FloatingPointError):
-    """A loss was no longer finite."""
+from fwdgrad.work.resuming import DivergedError, check_checkpoint, finished_run
+from fwdgrad.work.run_settings import Identity, Settings, check_arguments, finite_rate
+from fwdgrad.work.stepping import Batches, Estimator, Stepper, make_stepper
 
 
 class TrainableProblem(Protocol):
@@ -59,36 +59,6 @@ class TrainableProblem(Protocol):
     def loss(self, params: PyTree, batch: PyTree) -> Array: ...
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How long and in what pieces to train.
-
-    Attributes:
-      num_steps: the number of updates.
-      batch_size: examples in a minibatch.
-      eval_every: steps between two rows of `metrics.csv`.
-      steps_per_call: the most steps in one compiled call (see `fwdgrad.work.stepping`).
-      compiler_options: XLA's, by name, for compiling the step.
-    """
-
-    num_steps: int
-    batch_size: int
-    eval_every: int
-    steps_per_call: int
-    compiler_options: dict[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "eval_every", "steps_per_call"):
-            check_positive_integer(name, getattr(self, name))
-
-
-class _Progress(NamedTuple):
-    """What a checkpoint holds."""
-
-    state: State
-    seconds: np.ndarray  # of training so far, float64
-
-
 def train(
     problem: TrainableProblem,
     estimator: Estimator,
@@ -101,6 +71,8 @@ def train(
     config: str = "",
     checkpoint_seconds: float = 30.0,
     show_progress: bool | None = None,
+    sources: Sequence[Path] = (),
+    accept_other_code: bool = False,
 ) -> RunRecord:
     """Trains, or goes on training, and returns the record of the finished run.
 
@@ -114,68 +86,56 @@ def train(
       settings: how long and in what pieces.
       seed: for the initial parameters, the order of the examples and the tangents.
       folder: where the run is recorded. If it holds a finished run, that is returned as it is;
-        if it holds an unfinished one, training goes on from its last checkpoint.
+        if it holds an unfinished one, training goes on from its last checkpoint. One process
+        holds it at a time.
       config: the text of `config.yaml`, for the record.
       checkpoint_seconds: the least time between two checkpoints.
       show_progress: whether to draw a progress bar; None: if the output is a terminal.
+      sources: Python files besides those of fwdgrad whose code makes the numbers.
+      accept_other_code: whether to go on with a run that was begun with other code or other
+        versions of the packages that compute. The record names both.
 
     Raises:
       DivergedError: a loss is not finite. What was recorded before stays in `folder`.
       CheckpointError: the checkpoint in `folder` is damaged.
-      ValueError: `seed` is negative, or `folder` holds a run of another seed or settings.
+      RecordError: another file in `folder` is damaged, and cannot be made again.
+      FolderInUseError: another process holds `folder`.
+      TypeError, ValueError: an argument is of no use, or `folder` holds a run of another seed,
+        other settings or settings of JAX, or an unfinished one of other code.
+
+    Warns:
+      OtherCodeWarning: the finished run was made with other code or other versions.
     """
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be an integer of at least 0; found {seed!r}.")
-    if (record := read_run(folder)) is not None:
-        _check_same_run(record, settings, seed)
-    if (record := finished_run(folder)) is not None:
+    check_arguments(seed, checkpoint_seconds, show_progress, learning_rate, settings.num_steps)
+    identity = Identity(seed, settings, config, tuple(sources))
+    known: dict[str, Any] = {"seed": seed, "settings": settings, "sources": sources}
+    if (record := finished_run(folder, **known)) is not None:
         return record
-    remove_leftovers(folder)
-    stepper = make_stepper(
-        problem.loss,
-        problem.init,
-        problem.train,
-        estimator,
-        optimizer,
-        seed=seed,
-        batch_size=settings.batch_size,
-        steps_per_call=settings.steps_per_call,
-        compiler_options=settings.compiler_options,
-    )
-    run = _Run(problem, stepper, learning_rate, settings, seed, folder)
-    with atomic_write(folder / "config.yaml") as file:
-        file.write(config)
-    run.write_info("running")
-    try:
-        run.advance_to_end(checkpoint_seconds, show_progress)
-    except DivergedError as error:
-        run.write_info("diverged", message=str(error))
-        raise
-    record = finished_run(folder)
+    with hold(folder) as held:
+        if (record := finished_run(folder, **known)) is not None:  # just now
+            return record
+        about = check_checkpoint(folder, identity.plain(), identity.sources, accept_other_code)
+        stepper = make_stepper(
+            problem.loss,
+            problem.init,
+            problem.train,
+            estimator,
+            optimizer,
+            seed=seed,
+            batch_size=settings.batch_size,
+            steps_per_call=settings.steps_per_call,
+            compiler_options=settings.compiler_options,
+        )
+        run = _Run(problem, stepper, learning_rate, identity, folder, held, about)
+        run.write_files()
+        try:
+            run.advance_to_end(float(checkpoint_seconds), show_progress)
+        except DivergedError as error:
+            run.write_info("diverged", message=str(error))
+            raise
+    record = read_run(folder)
     assert record is not None  # advance_to_end wrote it
     return record
-
-
-def _check_same_run(record: RunRecord, settings: Settings, seed: int) -> None:
-    found = {"seed": record.info["seed"], **record.info["settings"]}
-    wanted = {"seed": seed, **asdict(settings)}
-    if different := [f"{k} {found.get(k)}" for k in wanted if found.get(k) != wanted[k]]:
-        raise ValueError(
-            f"folder {record.folder} holds another run, with {', '.join(different)}. Name another "
-            "folder, or delete this one."
-        )
-
-
-def finished_run(folder: Path) -> RunRecord | None:
-    """The record of the run in `folder` if it has finished, None if it has not.
-
-    Raises:
-      DivergedError: it has diverged, with the message of that time.
-    """
-    record = read_run(folder)
-    if record is not None and record.info["status"] == "diverged":
-        raise DivergedError(record.info["message"])
-    return record if record is not None and record.info["status"] == "finished" else None
 
 
 class _Run:
@@ -186,26 +146,30 @@ class _Run:
         problem: TrainableProblem,
         stepper: Stepper,
         learning_rate: Callable[[int], Any],
-        settings: Settings,
-        seed: int,
+        identity: Identity,
         folder: Path,
+        held: Hold,
+        about: dict[str, Any] | None,  # of the checkpoint
     ):
         self._problem, self._stepper, self._learning_rate = problem, stepper, learning_rate
-        self._settings, self._seed, self._folder = settings, seed, folder
+        self._identity, self._folder, self._held = identity, folder, held
+        self._settings = settings = identity.settings
         num_examples = jax.tree.leaves(problem.train)[0].shape[0]
-        self._batches = Batches(num_examples, settings.batch_size, seed)
+        self._batches = Batches(num_examples, settings.batch_size, identity.seed)
         self._evaluate = make_evaluate(problem.scores, settings.compiler_options)
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._opened = time.monotonic() - stepper.compile_seconds
-        progress = _Progress(stepper.state, np.zeros(()))
-        progress = load_checkpoint(folder, progress) or progress
-        self._state, self._seconds = progress.state, float(progress.seconds)
-        before = read_run(folder)
-        self._resumed_at = [*before.info["resumed_at"], self._step] if before else []
-        self._wall_before = before.info["wall_seconds"] if before else 0.0
-        # A row is written before the checkpoint that follows it, so there may be rows of steps
-        # that this run has yet to repeat, but none is missing.
-        self._rows = [row for row in read_metrics(folder) if row.step <= self._step]
+        loaded = load_checkpoint(folder, stepper.state)
+        self._state = stepper.state if loaded is None else loaded
+        saved = about or {"seconds": 0.0, "rows": [], "sources": []}
+        self._seconds = saved["seconds"]
+        self._rows = [Metrics(*row) for row in saved["rows"]]
+        # run.json is of a later time than the checkpoint, if it is there.
+        before = read_info(folder) or about
+        self._resumed_at = [*before["resumed_at"], self._step] if before else []
+        self._wall_before = before["wall_seconds"] if before else 0.0
+        now = provenance(identity.sources)
+        self._sources = [*(x for x in saved["sources"] if x != now), now]
 
     @property
     def _step(self) -> int:
@@ -265,12 +229,13 @@ class _Run:
         row = Metrics(
             step=self._step,
             seconds=self._seconds,
-            learning_rate=float(self._learning_rate(self._step)),
+            learning_rate=finite_rate(self._learning_rate, self._step),
             train_loss=train_loss,
             valid_loss=scores["loss"],
             valid_accuracy=scores["accuracy"],
         )
         self._rows.append(row)
+        self._held.check()
         write_metrics(self._folder, self._rows)
         self._check_finite("validation", row.valid_loss, row.step)
 
@@ -284,7 +249,19 @@ class _Run:
             )
 
     def _save(self) -> None:
-        save_checkpoint(self._folder, _Progress(self._state, np.asarray(self._seconds)))
+        self._held.check()
+        about = {**self._about(), "rows": self._rows, "sources": self._sources}
+        save_checkpoint(self._folder, self._state, about)
+
+    def _about(self) -> dict[str, Any]:
+        """Return what run.json and checkpoint both say."""
+        return {
+            **self._identity.plain(),
+            "resumed_at": self._resumed_at,
+            "seconds": self._seconds,
+            "wall_seconds": self._wall_before + time.monotonic() - self._opened,
+            "jax": self._sources[-1]["jax"],
+        }
 
     def _final_metrics(self) -> dict[str, float]:
         # The only place that looks at the test set.
@@ -297,22 +274,28 @@ class _Run:
             **reports,
         }
 
+    def write_files(self) -> None:
+        """Write all that is known before the next step, whatever has become of the files."""
+        with atomic_write(self._folder / "config.yaml") as file:
+            file.write(self._identity.config)
+        write_metrics(self._folder, self._rows)
+        self.write_info("running")
+
     def write_info(self, status: str, **more: Any) -> None:
-        """Writes `run.json`."""
-        write_json(
-            self._folder / "run.json",
-            {
-                "status": status,
-                "seed": self._seed,
-                "settings": asdict(self._settings),
-                "steps_made": self._step,
-                "resumed_at": self._resumed_at,
-                "seconds": self._seconds,
-                "compile_seconds": self._stepper.compile_seconds,
-                "wall_seconds": self._wall_before + time.monotonic() - self._opened,
-                "started": self._started,
-                "written": datetime.now(UTC).isoformat(timespec="seconds"),
-                **more,
-                **provenance(),
-            },
-        )
+        """Write `run.json`."""
+        self._held.check()
+        if status != "running":
+            more["sums"] = sums(self._rows, self._identity.config)
+        *earlier, now = self._sources
+        info = {
+            "status": status,
+            "steps_made": self._step,
+            "compile_seconds": self._stepper.compile_seconds,
+            "started": self._started,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "earlier": earlier,
+            **self._about(),
+            **more,
+            **now,
+        }
+        write_json(self._folder / "run.json", info)

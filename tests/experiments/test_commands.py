@@ -4,14 +4,17 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import train
+from fwdgrad.work import checkpoints
 
 ROOT = Path(__file__).parents[2]
 MLP = [
@@ -30,10 +33,11 @@ def command(module, *overrides):
     return [sys.executable, "-m", f"experiments.{module}", *overrides]
 
 
-def call(module, *overrides):
+def call(module, *overrides, **environment):
     return subprocess.run(
-        command(module, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+        command(module, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, **environment},
+    )  # fmt: skip
 
 
 def only_run(root):
@@ -58,7 +62,10 @@ def wait_for(condition, process, seconds=120):
 
 
 def test_killed_run_ends_with_the_same_bits(compose, tmp_path):
-    """kill -9 in the middle of a run, then the same command: nothing but the times differs."""
+    """A second copy of a run's command is refused; kill -9 in the middle of it; the command again.
+
+    Whatever has become of all files but the checkpoint, nothing but the times differs.
+    """
     train.run(compose("train", *MLP, f"output.root={tmp_path}/alone"))
     alone = only_run(tmp_path / "alone")
 
@@ -77,15 +84,27 @@ def test_killed_run_ends_with_the_same_bits(compose, tmp_path):
 
     with process:
         wait_for(under_way, process)
+        os.kill(process.pid, signal.SIGSTOP)  # it does not finish while the second one runs
+        killed = only_run(tmp_path / "killed")
+        (killed / ".metrics.csv-abc.unfinished").write_text("what the first is writing")
+        files = {path: path.read_bytes() for path in killed.iterdir()}
+        second = call("train", *MLP, f"output.root={tmp_path}/killed")
+        assert second.returncode == 1
+        assert f"{killed} is in use by process {process.pid} on {socket.gethostname()}, since " in (
+            second.stderr
+        )
+        assert files == {path: path.read_bytes() for path in killed.iterdir()}
         os.kill(process.pid, signal.SIGKILL)
-    killed = only_run(tmp_path / "killed")
     assert json.loads((killed / "run.json").read_text())["status"] == "running"
+    (killed / "run.json").unlink()
+    (killed / "config.yaml").write_text("")
+    table = (killed / "metrics.csv").read_text().splitlines(keepends=True)
+    (killed / "metrics.csv").write_text("\ufeff" + "".join(table[:-1]))
 
     again = call("train", *MLP, f"output.root={tmp_path}/killed")
     assert again.returncode == 0, again.stderr
     assert numbers(killed) == numbers(alone)
-    # The checkpoint ends with the training seconds, a float64, and the sum of the file.
-    first, second = ((f / "checkpoint.eqx").read_bytes()[:-40] for f in (killed, alone))
+    first, second = (checkpoints._read(folder)[0] for folder in (killed, alone))
     assert first == second
     (resumed_at,) = json.loads((killed / "run.json").read_text())["resumed_at"]
     assert 0 < resumed_at < 100
@@ -130,6 +149,26 @@ def test_sweep_that_is_started_again_runs_only_what_is_missing(sweep):
     assert result.returncode == 0, result.stderr
     assert finished == {p: p.stat().st_mtime_ns for p in finished}
     assert len(list(sweep.glob("*/seed-2"))) == 1
+
+
+def test_other_settings_of_jax_make_another_run(sweep):
+    """Beside the finished ones, which stay as they are: other draws, and float64."""
+    finished = {path: path.read_bytes() for path in sweep.glob("*/seed-0/*")}
+    result = call(
+        "train", "estimator=forward", "model=logistic", "num_steps=6", "eval_every=3",
+        f"output.root={sweep}", JAX_DEFAULT_PRNG_IMPL="rbg", JAX_ENABLE_X64="1",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert finished == {path: path.read_bytes() for path in finished}
+    (new,) = {path.parent for path in sweep.glob("*/seed-0/*")} - {p.parent for p in finished}
+    (other,) = {p.parent for p in finished if "-forward-" in str(p)}
+    assert new.parent.name.startswith("logistic-forward-normal-")
+    settings = [json.loads((folder / "run.json").read_text())["jax"] for folder in (new, other)]
+    found = [(jax["jax_default_prng_impl"], jax["jax_enable_x64"]) for jax in settings]
+    assert found == [("rbg", True), ("threefry2x32", False)]
+    losses = [float(numbers(folder)[0][0]["train_loss"]) for folder in (new, other)]
+    assert [loss == float(np.float32(loss)) for loss in losses] == [False, True]
+    assert abs(losses[0] - losses[1]) > 1e-3  # another start
 
 
 def test_a_mistyped_key_is_refused_on_the_command_line(tmp_path):

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from experiments import report
+from experiments import jobs, report
 from experiments.curves import (
     Unreached,
     over_seeds,
@@ -17,8 +17,8 @@ from experiments.curves import (
     time_to,
 )
 from experiments.paper import CONTRADICTED, FACTS, REPRODUCED, UNCHECKED, compare
-from fwdgrad.work import Interval
-from fwdgrad.work.records import write_json
+from fwdgrad.work import Interval, RecordError
+from fwdgrad.work.records import write_json, write_table
 
 
 def curve(*seeds):
@@ -188,3 +188,63 @@ def test_every_fact_has_a_mark_and_a_range():
     for key, fact in FACTS.items():
         assert fact.mark in "FQU" and fact.value
         assert fact.low <= fact.high or fact.unchecked, key
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """A folder with an experiment's tables and what it notes beside them."""
+    for name in ("one", "one_tuning"):
+        write_table(tmp_path / f"{name}.csv", ("seed", "loss"), [(0, 1.5), (1, None), (2, 0.25)])
+    jobs.write_information(tmp_path, "one", ["one", "one_tuning"], {"provenance": []})
+    return tmp_path
+
+
+def test_tables_that_are_as_they_were_written(tables):
+    jobs.check_tables(tables, "one")
+    path = tables / "one.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    jobs.check_tables(tables, "one")
+    jobs.check_tables(tables, "another")  # that has never run
+
+
+def test_tables_of_earlier_versions_have_no_sums(tables):
+    write_json(tables / "one.json", {"provenance": []})
+    (tables / "one.csv").unlink()
+    jobs.check_tables(tables, "one")
+
+
+@pytest.mark.parametrize("name", ["one", "one_tuning"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[: text.index("2,0.25")],  # the last line
+        lambda text: text.replace("1,\n", ""),
+        lambda text: text.replace("0.25", "0.2"),
+        lambda text: "".join(text.splitlines(keepends=True)[:1]),
+        None,
+    ],
+)
+def test_no_line_of_a_table_is_lost_silently(tables, name, change):
+    path = tables / f"{name}.csv"
+    if change is None:
+        path.unlink()
+    else:
+        path.write_text(change(path.read_text()))
+    with pytest.raises(RecordError, match=f"{path} .*cut, changed or lost. Restore it, or run"):
+        jobs.check_tables(tables, "one")
+
+
+def test_sources_name_processes_of_before_and_settings_of_jax(tmp_path):
+    hardware = {"cpu": "C", "cpu_cores": 2, "num_devices": 1, "device_kind": "k", "system": "L"}
+    old, new = (
+        {"code": {"commit": c, "dirty": False}, "versions": {}, "hardware": hardware} for c in "ab"
+    )
+    settings = {"jax_enable_x64": True, "jax_default_prng_impl": "threefry2x32", "xla_flags": ""}
+    record = {**new, "jax": settings, "earlier": [old], "wall_seconds": 1.0}
+    found = jobs.sources([record, record])
+    assert found["provenance"] == [old, {**new, "jax": settings}] and found["wall_seconds"] == 2
+    write_json(tmp_path / "one.json", found)
+    lines = report.write(tmp_path, "quick", {"one": ""}, [], {}).read_text().splitlines()
+    first, second = (line for line in lines if line.startswith("  - commit"))
+    assert first.startswith("  - commit a;") and "jax_" not in first
+    assert second.startswith("  - commit b;") and second.endswith("; jax_enable_x64 True.")

@@ -118,7 +118,11 @@ def test_measured_once(tmp_path):
     assert first["wall_seconds"] >= 0 and first["versions"]["jax"]
     names = sorted(path.name for path in tmp_path.iterdir())
     assert len(names) == 2 and all(name.startswith("label-") for name in names)
-    assert json.loads((tmp_path / names[0]).read_text())["code"].keys() == {"commit", "dirty"}
+    assert json.loads((tmp_path / names[0]).read_text())["code"].keys() == {
+        "commit",
+        "dirty",
+        "sum",
+    }
 
 
 def test_a_measurement_that_fails_leaves_nothing(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fwdgrad.work import (
     Metrics,
+    RecordError,
     config_identity,
     interleaved_seconds,
     mean_interval,
@@ -19,7 +20,7 @@ from fwdgrad.work import (
     provenance,
 )
 from fwdgrad.work.files import atomic_write
-from fwdgrad.work.records import read_metrics, write_json, write_metrics
+from fwdgrad.work.records import read_metrics, read_table, write_json, write_metrics
 
 
 def test_atomic_write_keeps_the_old_content_on_failure(tmp_path):
@@ -44,6 +45,38 @@ def test_metrics_read_back_to_the_bit(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("metrics")
     write_metrics(folder, rows)
     assert read_metrics(folder) == rows
+
+
+TABLE = "a,b\n1,x y\n2,\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [TABLE, "\ufeff" + TABLE, TABLE.replace("\n", "\r\n"), '"a","b"\n"1","x y"\n"2",""\n'],
+    ids=["as written", "BOM", "CRLF", "quoted"],
+)
+def test_a_table_is_read_however_it_was_saved(tmp_path, text):
+    path = tmp_path / "table.csv"
+    path.write_bytes(text.encode())
+    assert read_table(path) == [{"a": "1", "b": "x y"}, {"a": "2", "b": ""}]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "is empty"),
+        (b"a,b\n1,x\n2\n", "row 2 has 1 entries, the header 2"),
+        (b"a,b\n1,x,3\n2,y\n", "row 1 has 3 entries, the header 2"),
+        (b"a,b\n1,x\n2,y", r"is cut: its last line, \['2', 'y'\], does not end"),
+        (b'a,b\n1,"x\n', "is no CSV file in UTF-8: unexpected end of data"),
+        ("a,b\n".encode("utf-16"), "is no CSV file in UTF-8: 'utf-8' codec can't decode"),
+    ],
+)
+def test_a_table_that_was_damaged(tmp_path, content, found):
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match=f"{path} .*{found}.*Restore the file, or make it again"):
+        read_table(path)
 
 
 def test_json_stays_valid_with_numbers_that_are_not_finite(tmp_path):

@@ -1,0 +1,64 @@
+"""The settings of JAX that decide numbers: they are part of what a run or a measurement is."""
+
+import os
+from typing import Any
+
+import jax
+
+# With the values that JAX has when nobody sets any. Under others random streams, precision or
+# types are others.
+DEFAULTS: dict[str, Any] = {
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_high_dynamic_range_gumbel": False,
+    "jax_enable_x64": False,
+    "jax_default_matmul_precision": None,
+    "jax_numpy_dtype_promotion": "standard",
+    "platform": "cpu",
+}
+# Flags of XLA that change no number.
+_HARMLESS = ("--xla_dump", "--xla_force_host_platform_device_count")
+
+
+def jax_settings() -> dict[str, Any]:
+    """Return the settings that decide numbers, and of the platform which it is, as plain values."""
+    return {
+        name: default_platform()
+        if name == "platform"
+        else _plain(getattr(jax.config, name, default))
+        for name, default in DEFAULTS.items()
+    }
+
+
+def changed_settings() -> dict[str, Any]:
+    """Return the settings that differ from JAX's defaults on a CPU: {} where none does."""
+    return {name: value for name, value in jax_settings().items() if value != DEFAULTS[name]}
+
+
+def with_changed_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config that has the changed settings in it: itself where none is changed.
+
+    >>> with_changed_settings({"n": 1})
+    {'n': 1}
+    """
+    changed = changed_settings()
+    return {**config, "jax_settings": changed} if changed else config
+
+
+def xla_flags() -> str:
+    """Return the flags of XLA that may change the rounding, in order, as one text."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    return " ".join(sorted(flag for flag in flags if not flag.startswith(_HARMLESS)))
+
+
+def default_platform() -> str:
+    """Return where arrays are: cpu, gpu or tpu."""
+    device = getattr(jax.config, "jax_default_device", None)
+    if device is None:
+        return jax.default_backend()
+    return getattr(device, "platform", None) or str(device)
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)  # of an enumeration
