@@ -8,10 +8,9 @@ A race (`experiments.races`) on MNIST, with backprop and controls among the line
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
-from experiments import jobs
+from experiments import commands, jobs
 from experiments.races import Race
 
 NAME = "accuracy_race"
@@ -19,10 +18,10 @@ _race = Race(NAME, "Accuracy in equal time: the MLP")
 run, draw, describe, findings = _race.run, _race.draw, _race.describe, _race.findings
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
-def main(cfg: DictConfig) -> None:
+@commands.printable
+def command(cfg: DictConfig) -> None:
     jobs.alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":
-    main()
+    commands.start("experiments.accuracy_race", "reproduce")

@@ -7,10 +7,9 @@ A race (`experiments.races`) as of the MLP, with fewer lines and seeds. Part of 
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
-from experiments import jobs
+from experiments import commands, jobs
 from experiments.races import Race
 
 NAME = "cnn_race"
@@ -18,10 +17,10 @@ _race = Race(NAME, "Accuracy in equal time: the CNN")
 run, draw, describe, findings = _race.run, _race.draw, _race.describe, _race.findings
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
-def main(cfg: DictConfig) -> None:
+@commands.printable
+def command(cfg: DictConfig) -> None:
     jobs.alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":
-    main()
+    commands.start("experiments.cnn_race", "reproduce")

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import deep_network, jobs, style
+from experiments import commands, deep_network, jobs, style
 from experiments.deep_network import ESTIMATORS
 from experiments.paper import Finding, compare
 from fwdgrad.work import Interval, exact
@@ -208,10 +207,10 @@ def _bytes(row: dict[str, str], of: str) -> float:
     return float(row[f"{of}_bytes"])
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
-def main(cfg: DictConfig) -> None:
+@commands.printable
+def command(cfg: DictConfig) -> None:
     jobs.alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":
-    main()
+    commands.start("experiments.depth_scaling", "reproduce")

@@ -14,10 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import estimator_error, expression_swell, jacobian_modes, jobs, step_sizes
+from experiments import (
+    commands,
+    estimator_error,
+    expression_swell,
+    jacobian_modes,
+    jobs,
+    step_sizes,
+)
 from experiments.paper import Finding
 from fwdgrad.work.measurements import measured_once
 from fwdgrad.work.records import write_table
@@ -61,10 +67,10 @@ def findings(folder: Path) -> list[Finding]:
     return []
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
-def main(cfg: DictConfig) -> None:
+@commands.printable
+def command(cfg: DictConfig) -> None:
     jobs.alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":
-    main()
+    commands.start("experiments.differentiation", "reproduce")

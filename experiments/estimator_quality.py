@@ -25,11 +25,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 from omegaconf import DictConfig
 
-from experiments import jobs, style, train
+from experiments import commands, jobs, style, train
 from experiments.costs import operations_of_a_step, step_costs
 from experiments.gradient_quality import quality, trained
 from experiments.paper import Finding
@@ -253,10 +252,10 @@ def findings(folder: Path) -> list[Finding]:
     return []
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
-def main(cfg: DictConfig) -> None:
+@commands.printable
+def command(cfg: DictConfig) -> None:
     jobs.alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":
-    main()
+    commands.start("experiments.estimator_quality", "reproduce")

@@ -16,14 +16,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig
 
-from experiments import jobs, style
+from experiments import commands, jobs, style
 from experiments.costs import operations_of_a_step
 from experiments.curves import Curve, final, plot, read_curves, write_curves
 from experiments.paper import Finding, compare
@@ -234,10 +233,10 @@ def findings(folder: Path) -> list[Finding]:
     return [f for f in found if f is not None]
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
-def main(cfg: DictConfig) -> None:
+@commands.printable
+def command(cfg: DictConfig) -> None:
     jobs.alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":
-    main()
+    commands.start("experiments.fair_comparison", "reproduce")

@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import hydra
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig
 
-from experiments import jobs, style, train
+from experiments import commands, jobs, style, train
 from experiments.costs import read_costs, step_costs, write_costs
 from experiments.curves import (
     Curve,
@@ -325,10 +324,10 @@ def findings(folder: Path) -> list[Finding]:
     return [f for f in found if f is not None]
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
-def main(cfg: DictConfig) -> None:
+@commands.printable
+def command(cfg: DictConfig) -> None:
     jobs.alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":
-    main()
+    commands.start("experiments.learning_curves", "reproduce")

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra
 import jax
 import numpy as np
 from hydra.utils import instantiate
@@ -18,6 +17,7 @@ from jax import Array
 from omegaconf import DictConfig
 
 import fwdgrad
+from experiments import commands
 from fwdgrad.problems import image_classification, load_dataset
 from fwdgrad.work import Interval, hold, interleaved_seconds, median_interval
 from fwdgrad.work.records import write_table
@@ -71,8 +71,8 @@ def run(cfg: DictConfig) -> dict[str, Interval]:
     return {name: median_interval(samples) for name, samples in columns.items()}
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="overhead")
-def main(cfg: DictConfig) -> None:
+@commands.printable
+def command(cfg: DictConfig) -> None:
     with hold(cfg.output.root):
         result = run(cfg)
     print(
@@ -84,4 +84,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commands.start("experiments.overhead", "overhead")

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
 from experiments import (
     accuracy_race,
     cnn_race,
+    commands,
     depth_scaling,
     differentiation,
     estimator_quality,
@@ -95,11 +95,11 @@ def _attempt(failed: list[str], what: str, part: Callable[..., Any], *args: Any)
         return None
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
-def main(cfg: DictConfig) -> None:
+@commands.printable
+def command(cfg: DictConfig) -> None:
     if failures := run(cfg):
         sys.exit(f"failed: {', '.join(failures)}")
 
 
 if __name__ == "__main__":
-    main()
+    commands.start("experiments.reproduce", "reproduce")

@@ -27,7 +27,7 @@ from matplotlib.axes import Axes
 from omegaconf import DictConfig, OmegaConf
 
 import fwdgrad
-from experiments import pytorch_step, style, train
+from experiments import commands, pytorch_step, style, train
 from fwdgrad.core.estimators import Drawn
 from fwdgrad.core.trees import PyTree
 from fwdgrad.work import Interval, TrainableProblem, hold, interleaved_seconds, median_interval
@@ -261,8 +261,8 @@ def _ratio(information: dict, row: dict[str, str]) -> Interval:
     return Interval(**information["relative_to_backprop"][row["model"]][row["estimator"]])
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="step_cost")
-def main(cfg: DictConfig) -> None:
+@commands.printable
+def command(cfg: DictConfig) -> None:
     folder = Path(cfg.output.root)
     with hold(folder):
         run(cfg)
@@ -272,4 +272,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commands.start("experiments.step_cost", "step_cost")

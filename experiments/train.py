@@ -11,12 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import hydra
 import jax
 import optax
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from experiments import commands
 from fwdgrad.problems import Problem, image_classification, load_dataset
 from fwdgrad.work import (
     GuidedProblem,
@@ -216,11 +216,11 @@ def _problem(make: str, dataset: str, folder: str | None) -> Problem:
     return image_classification(make_model, load_dataset(dataset, folder))
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
-def main(cfg: DictConfig) -> None:
+@commands.printable
+def command(cfg: DictConfig) -> None:
     record = run(cfg)
     print(f"{summary(record)}\nrecorded in {record.folder}")
 
 
 if __name__ == "__main__":
-    main()
+    commands.start("experiments.train", "train")

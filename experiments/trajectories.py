@@ -28,7 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import jobs, style
+from experiments import commands, jobs, style
 from experiments.paper import Finding, compare
 from fwdgrad.problems import TEST_FUNCTIONS
 from fwdgrad.work import Interval, exact, mean_interval
@@ -265,10 +265,10 @@ def findings(folder: Path) -> list[Finding]:
     return [f for f in found if f is not None]
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
-def main(cfg: DictConfig) -> None:
+@commands.printable
+def command(cfg: DictConfig) -> None:
     jobs.alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":
-    main()
+    commands.start("experiments.trajectories", "reproduce")

@@ -9,7 +9,6 @@ figure `walkthrough` and the same as text, `README.md`.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hydra
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -17,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
-from experiments import style
+from experiments import commands, style
 from fwdgrad.core.chains import Layer, Pass, pull_back, push_forward
 from fwdgrad.core.jacobians import jacobian, layer_jacobians
 from fwdgrad.core.trees import Array
@@ -157,12 +156,12 @@ def run(cfg: DictConfig) -> Walk:
     return walked
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name=NAME)
-def main(cfg: DictConfig) -> None:
+@commands.printable
+def command(cfg: DictConfig) -> None:
     with hold(cfg.output.root):
         walked = run(cfg)
     print(describe(walked))
 
 
 if __name__ == "__main__":
-    main()
+    commands.start("experiments.walkthrough", NAME)

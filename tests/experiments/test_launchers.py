@@ -1,0 +1,110 @@
+"""The commands under parallel launchers, which pickle them, and on any console."""
+
+import importlib
+import io
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from experiments import commands
+
+from .conftest import CONFIGS
+
+ROOT = CONFIGS.parent
+STARTED = {
+    path.stem: re.findall(r'commands\.start\("([\w.]+)", "?(\w+)"?\)', path.read_text())
+    for path in sorted((ROOT / "experiments").glob("*.py"))
+}
+COMMANDS = [name for name, calls in STARTED.items() if calls and name != "commands"]
+
+
+def test_every_module_that_runs_as_a_script_starts_a_command_of_its_own():
+    assert {"train", "reproduce", "step_cost", "overhead", "walkthrough"} <= set(COMMANDS)
+    for path in sorted((ROOT / "experiments").glob("*.py")):
+        text = path.read_text()
+        is_script = '\nif __name__ == "__main__":' in text
+        assert is_script == (path.stem in COMMANDS), path.stem
+        assert "hydra.main" not in text or path.stem == "commands", path.stem
+    for name in COMMANDS:
+        assert [module for module, _ in STARTED[name]] == [f"experiments.{name}"]
+
+
+PICKLE = """
+import pickle, runpy, sys, cloudpickle, hydra
+tasks = {}
+for name in sys.argv[2:]:
+    def main(name=name, **settings):
+        def start(task):
+            tasks[name] = cloudpickle.dumps(task)
+            return lambda: None
+        return start
+    hydra.main = main
+    runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+pickle.dump(tasks, open(sys.argv[1], "wb"))
+"""
+UNPICKLE = """
+import pickle, sys
+for name, task in pickle.load(open(sys.argv[1], "rb")).items():
+    assert b"__main__" not in task, name
+    print(name, pickle.loads(task).__module__, len(task))
+"""
+
+
+def run(*command, **env):
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, **env}, encoding="utf-8",
+    )  # fmt: skip
+
+
+def test_every_command_is_found_by_its_name_in_another_process(tmp_path):
+    """What a launcher pickles of `python -m experiments.NAME` is a reference, and no `__main__`."""
+    pytest.importorskip("cloudpickle")
+    file = str(tmp_path / "tasks")
+    pickled = run("-c", PICKLE, file, *COMMANDS)
+    assert pickled.returncode == 0, pickled.stderr
+    unpickled = run("-c", UNPICKLE, file)
+    assert unpickled.returncode == 0, unpickled.stderr
+    lines = [line.split() for line in unpickled.stdout.splitlines()]
+    assert [(name, module) for name, module, _ in lines] == [
+        (name, f"experiments.{name}") for name in COMMANDS
+    ]
+    assert all(int(size) < 100 for *_, size in lines)
+
+
+def test_a_sweep_by_joblib(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    result = run(
+        "-m", "experiments.train", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
+        "seed=0,1", "model=logistic", "num_steps=2", "eval_every=2", f"output.root={tmp_path}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.parent.name for path in tmp_path.glob("*/*/run.json")) == [
+        "seed-0", "seed-1"
+    ]  # fmt: skip
+
+
+def test_a_console_that_is_not_utf_8(tmp_path):
+    """What the console lacks is escaped; the files have it."""
+    result = run("-m", "experiments.walkthrough", f"output.root={tmp_path}",
+                 PYTHONIOENCODING="ascii")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.isascii() and r"c^i = (J^i)\u1d40 c^{i+1}" in result.stdout
+    assert "c^i = (J^i)ᵀ c^{i+1}" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_prints_on_any_console(monkeypatch, name):
+    """Of each the decorated function, with another in the place of what it does."""
+    module = importlib.import_module(f"experiments.{name}")
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    monkeypatch.setattr(sys, "stderr", console)
+    commands.printable(lambda cfg: print(cfg, "10⁹"))("η₀")
+    console.flush()
+    assert console.buffer.getvalue() == rb"\u03b7\u2080 10\u2079" + b"\n"
+    inner = module.command.__wrapped__  # by `functools.wraps` in `printable`
+    assert module.command.__code__ is commands.printable(inner).__code__
