@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import commands
+from fwdgrad import Activities, check_examples_independent
 from fwdgrad.problems import Problem, image_classification, load_dataset
 from fwdgrad.work import (
     GuidedProblem,
@@ -62,6 +63,8 @@ def run(cfg: DictConfig) -> RunRecord:
     known: dict[str, Any] = {"seed": cfg.seed, "settings": settings, "sources": _SOURCES}
     if (record := finished_run(folder(cfg), **known)) is not None:
         return record
+    if "space" in cfg.estimator.value_and_grad:
+        _check_examples(cfg)
     rate = _learning_rate(cfg)
     return train(
         problem(cfg),
@@ -77,6 +80,14 @@ def run(cfg: DictConfig) -> RunRecord:
         sources=_SOURCES,
         accept_other_code=cfg.output.accept_other_code,
     )
+
+
+def _check_examples(cfg: DictConfig) -> None:
+    """Raise ValueError if examples change each other's loss, where the space asks that they not."""
+    if isinstance(instantiate(cfg.estimator.value_and_grad.space), Activities):
+        made = _plain_problem(cfg)
+        examples = jax.tree.map(lambda x: x[:: max(1, len(x) // 8)][:8], made.train)
+        check_examples_independent(made.loss, made.init(jax.random.key(cfg.seed)), examples)
 
 
 def _check_keys(cfg: DictConfig) -> None:
@@ -203,11 +214,15 @@ class Training:
 
 def problem(cfg: DictConfig) -> TrainableProblem:
     """The problem of a `train` config; its data are those from before if nothing has changed."""
-    make = OmegaConf.to_yaml(cfg.model.make, resolve=True)
-    plain = _problem(make, cfg.dataset.name, cfg.dataset.folder)
+    plain = _plain_problem(cfg)
     if cfg.estimator.get("guess_rate") is None:
         return plain
     return GuidedProblem(plain, estimator(cfg)(plain.loss).guide, cfg.batch_size)
+
+
+def _plain_problem(cfg: DictConfig) -> Problem:
+    make = OmegaConf.to_yaml(cfg.model.make, resolve=True)
+    return _problem(make, cfg.dataset.name, cfg.dataset.folder)
 
 
 @lru_cache(maxsize=1)

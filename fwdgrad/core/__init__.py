@@ -13,6 +13,7 @@ from fwdgrad.core.explanation import Explanation
 from fwdgrad.core.factored import Factored, Split
 from fwdgrad.core.gradient_free import evolution_value_and_grad, spsa_value_and_grad
 from fwdgrad.core.guess import Guided
+from fwdgrad.core.independence import check_examples_independent
 from fwdgrad.core.jacobians import jacobian, layer_jacobians
 from fwdgrad.core.low_rank import LowRank
 from fwdgrad.core.numerical import numerical_jacobian
@@ -41,6 +42,7 @@ __all__ = [
     "Weights",
     "at_weights",
     "backprop_value_and_grad",
+    "check_examples_independent",
     "combine",
     "evolution_value_and_grad",
     "explain",

@@ -19,7 +19,6 @@ derivative is at hand (`exact_last`). Of that, the derivatives of earlier layers
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from fwdgrad.core import checks, fits
 from fwdgrad.core.examples import (
     check_own_losses,
     keys_of_each,
+    noting_minibatches_of_one,
     number_of_examples,
     types_of_one,
 )
@@ -115,14 +115,6 @@ class _OfExample(NamedTuple):
     residuals: dict[int, Array]
 
 
-def _noting() -> AbstractContextManager[None]:
-    return checks.noting(
-        "space=Activities() calls fun with minibatches of one example, which it maps over the "
-        "examples by jax.vmap. Where fun does not work so, or JAX cannot map something that it "
-        "calls (a ragged product, a sparse matrix, an ordered callback), use space=Weights()."
-    )
-
-
 class _AtActivities:
     def __init__(
         self,
@@ -143,7 +135,7 @@ class _AtActivities:
             return loss.of(leaves, args)
 
         self._flat = Flat(of_example)
-        with _noting():
+        with noting_minibatches_of_one():
             one = types_of_one(self._examples)
             traced = checks.checked_jaxpr(
                 self._flat, self._leaves, one, needed_by="space=Activities()"
@@ -223,7 +215,7 @@ class _AtActivities:
         fits.check_drawn(found, expected, [f"the value at {site.place}" for site in sites])
 
     def estimate(self, tangents: Tangents, number: int, weigh: Weigh) -> Estimate:
-        with _noting():
+        with noting_minibatches_of_one():
             return self._estimate(tangents, number, weigh)
 
     def _estimate(self, tangents: Tangents, number: int, weigh: Weigh) -> Estimate:

@@ -1,6 +1,7 @@
 """The examples of a minibatch: how many there are, what one is, and a key for each."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from fwdgrad.core import checks
 from fwdgrad.core.devices import has_explicit_axes, varying_axes
 from fwdgrad.core.trees import Array, PyTree
 
@@ -50,6 +52,15 @@ def number_of_examples(args: PyTree, kwargs: PyTree) -> int:
                 "let fun close over them (functools.partial)."
             )
     return number
+
+
+def noting_minibatches_of_one() -> AbstractContextManager[None]:
+    """Return a context that notes of errors inside of it how `Activities` calls the loss."""
+    return checks.noting(
+        "space=Activities() calls fun with minibatches of one example, which it maps over the "
+        "examples by jax.vmap. Where fun does not work so, or JAX cannot map something that it "
+        "calls (a ragged product, a sparse matrix, an ordered callback), use space=Weights()."
+    )
 
 
 def types_of_one(examples: Sequence[Array]) -> list[Any]:

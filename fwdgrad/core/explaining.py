@@ -11,6 +11,7 @@ import numpy as np
 from fwdgrad.core import checks
 from fwdgrad.core.estimators import backprop_value_and_grad, forward_value_and_grad
 from fwdgrad.core.explanation import Cost, Explanation, LeafExplanation, SiteExplanation
+from fwdgrad.core.independence import compare_examples
 from fwdgrad.core.losses import Loss
 from fwdgrad.core.low_rank import LowRank
 from fwdgrad.core.noise import site_name
@@ -74,6 +75,7 @@ def explain(
         f"{num_tangents} × {tangents!r}{at}",
         _cost(value_and_grad, call, may_fail=bool(record.why_whole)),
         _cost(backprop, call, may_fail=True),
+        examples=_examples(fun, call, has_aux) if record.sites is not None else "",
     )
 
 
@@ -195,6 +197,14 @@ def _sites(leaves: Sequence[_Leaf], record: Record) -> tuple[SiteExplanation, ..
         names = tuple(leaves[j].name for j in parameters)
         sites.append(SiteExplanation(at, shape, names, kind, rank, blocks, used, lost))
     return tuple(sites)
+
+
+def _examples(fun: Callable[..., Any], call: _Call, has_aux: bool) -> str:
+    """Return whether each example has a loss of its own, as `Activities` asks."""
+    if not call.is_concrete:
+        return "whether each example has a loss of its own is told by values: give arrays"
+    params, *args = call.filled(call.params, call.arrays)
+    return str(compare_examples(Loss(fun, params, tuple(args), {}, has_aux)))
 
 
 def _named(space: Any) -> str:

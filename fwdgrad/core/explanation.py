@@ -77,6 +77,7 @@ class Explanation:
         out; '' if it is not.
       estimator: the forward gradient, K and the distribution of its tangents.
       forward, backprop: the costs of a step; None where it cannot be compiled.
+      examples: at activities, whether each example has a loss of its own; else ''.
     """
 
     leaves: tuple[LeafExplanation, ...]
@@ -85,6 +86,7 @@ class Explanation:
     estimator: str
     forward: Cost | None
     backprop: Cost | None
+    examples: str = ""
 
     def __str__(self) -> str:
         tables = []
@@ -98,6 +100,8 @@ class Explanation:
                 "All tangents are written out and pushed forward by jax.jvp of the whole loss: "
                 f"{self.why_whole}."
             )
+        if self.examples:
+            lines += ["", f"examples: {self.examples}"]
         costs: list[tuple[str, ...]] = [
             (f"a step, {self.estimator}, by XLA's account", "forward", "backprop", "ratio")
         ]

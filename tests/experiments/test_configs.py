@@ -1,5 +1,8 @@
 """Every config composes, resolves and instantiates; what is mistyped is refused."""
 
+from typing import NamedTuple
+
+import jax.numpy as jnp
 import optax
 import pytest
 from hydra.errors import HydraException
@@ -8,7 +11,7 @@ from omegaconf import OmegaConf
 
 import fwdgrad
 from experiments import reproduce, style, train
-from fwdgrad.problems import TEST_FUNCTIONS, DataError, Examples, load_dataset
+from fwdgrad.problems import TEST_FUNCTIONS, DataError, Examples, Problem, load_dataset
 from fwdgrad.work import DivergedError, Settings
 
 from .conftest import CONFIGS
@@ -181,3 +184,28 @@ def test_defaults_are_the_papers(compose):
     assert set(cfg.optimizer) == {"_target_", "learning_rate"}
     assert compose("train", "model=logistic").learning_rate == 1e-4
     assert compose("train", "model=cnn").learning_rate == 2e-4
+
+
+class Centred(NamedTuple):
+    """A problem whose loss normalises over the minibatch."""
+
+    problem: Problem
+
+    def loss(self, params, batch):
+        losses = self.problem.scores(params, batch)["loss"]
+        return jnp.mean((losses - losses.mean()) ** 2)
+
+    def __getattr__(self, name):
+        return getattr(self.problem, name)
+
+
+def test_a_loss_over_the_minibatch_is_refused_at_activities(compose, tmp_path, monkeypatch):
+    options = ("model=logistic", "num_steps=2", "eval_every=2", f"output.root={tmp_path}")
+    cfg = compose("train", *options, "space=activities")
+    plain = train._plain_problem(cfg)
+    train.run(cfg)
+    monkeypatch.setattr(train, "_plain_problem", lambda cfg: Centred(plain))
+    cfg = compose("train", *options, "space=activities", "seed=1")
+    with pytest.raises(ValueError, match=r"fun mixes the examples.*space=Weights\(\)"):
+        train.run(cfg)
+    assert [folder.name for folder in tmp_path.glob("*/*")] == ["seed-0"]
