@@ -203,9 +203,8 @@ def test_a_loss_over_the_minibatch_is_refused_at_activities(compose, tmp_path, m
     options = ("model=logistic", "num_steps=2", "eval_every=2", f"output.root={tmp_path}")
     cfg = compose("train", *options, "space=activities")
     plain = train._plain_problem(cfg)
-    train.run(cfg)
+    train._check_examples(cfg)  # the model as it is passes
     monkeypatch.setattr(train, "_plain_problem", lambda cfg: Centred(plain))
-    cfg = compose("train", *options, "space=activities", "seed=1")
     with pytest.raises(ValueError, match=r"fun mixes the examples.*space=Weights\(\)"):
         train.run(cfg)
-    assert [folder.name for folder in tmp_path.glob("*/*")] == ["seed-0"]
+    assert not list(tmp_path.glob("*/*"))
