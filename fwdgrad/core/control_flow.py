@@ -28,7 +28,7 @@ from fwdgrad.core.jax_internals import (
     scan_parts,
     while_parts,
 )
-from fwdgrad.core.jaxprs import reached
+from fwdgrad.core.jaxprs import carried, reached
 from fwdgrad.core.propagation import Context, Rule, propagate
 from fwdgrad.core.trees import Array
 
@@ -166,14 +166,8 @@ def _carried(
     xs: Sequence[Tangent] = (),
 ) -> list[bool]:
     """Which values that a loop carries can have a tangent in some turn: the least fixed point."""
-    active = [t is not None for t in init]
-    while True:
-        inputs = [*(t is not None for t in consts), *active, *(t is not None for t in xs)]
-        outputs = reached(jaxpr, inputs)[: len(active)]
-        after = [a or b for a, b in zip(active, outputs, strict=True)]
-        if after == active:
-            return active
-        active = after
+    active = ([t is not None for t in tangents] for tangents in (consts, init, xs))
+    return carried(jaxpr, *active)
 
 
 def _number(tangents: Sequence[Tangent]) -> int:

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fwdgrad.core import checks
+from fwdgrad.core.custom_rules import CustomRule, entered_custom_rules
 from fwdgrad.core.estimators import backprop_value_and_grad, forward_value_and_grad
 from fwdgrad.core.explanation import Cost, Explanation, LeafExplanation, SiteExplanation
-from fwdgrad.core.independence import compare_examples
+from fwdgrad.core.independence import compare_examples, losses_alone
 from fwdgrad.core.losses import Loss
 from fwdgrad.core.low_rank import LowRank
 from fwdgrad.core.noise import site_name
+from fwdgrad.core.nonfinite import find_nonfinite
 from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.record import Record, recording
 from fwdgrad.core.spaces import Space, Weights
@@ -31,27 +33,37 @@ def explain(
     num_tangents: int = 1,
     space: Space = Weights(),
     has_aux: bool = False,
+    check_nan: bool = False,
 ) -> Explanation:
-    """Explains what a forward gradient of `fun` does with each parameter, and what it costs.
+    """Explain what a forward gradient of `fun` does with each parameter, and what it costs.
 
     The answer to "why is my model not fast?": for each leaf in which form its tangent is drawn,
-    which lines of the model use its factors, and which have them written out as an array of the
-    leaf's size; then the operations, the bytes and the memory of a step, that is of the estimate
-    and the update p − η g, beside those of backprop. Nothing is evaluated, but both are compiled.
-    With `space=Activities()` there are, in the place of `leaves`, `sites`: each value that gets
-    noise, or is exact, and the parameters that learn by it.
+    which lines of the model use its factors or blocks, and which have them written out as an array
+    of the leaf's size, with the reason; then the operations, the bytes and the memory of a step,
+    that is of the estimate and the update p − η g, beside those of backprop. The estimate is
+    traced, and both are compiled. All of that is read off the record that the interpreter keeps, so
+    it holds of any space and any distribution, your own included. With `space=Activities()` there
+    are, in the place of `leaves`, `sites`: each value that gets noise, or is exact, and the
+    parameters that learn by it.
+
+    The loss is evaluated, outside of `jit`, where values are needed: to compare the rules of
+    `custom_vjp` functions that forward mode enters with what they compute; at activities, to tell
+    whether each example has a loss of its own; and to find NaN.
 
     Args:
       fun, params, args: as `forward_value_and_grad(fun)(key, params, *args)` takes them; bind
-        keyword arguments of fun by `functools.partial`.
+        keyword arguments of fun by `functools.partial`. Arrays may be `jax.ShapeDtypeStruct`; then
+        nothing is evaluated.
       tangents, num_tangents, space, has_aux: as `forward_value_and_grad` takes them, but the
         tangents are of low rank, not normal, if nothing is said.
+      check_nan: whether to look for the equation at which a tangent becomes NaN or infinite while
+        its value is finite. That evaluates the loss operation by operation, and keeps all values.
 
     Returns:
       An `Explanation`; print it.
 
     Raises:
-      TypeError, ValueError: as `forward_value_and_grad`.
+      TypeError, ValueError: as `forward_value_and_grad`; or `check_nan` is asked for shapes.
 
     >>> def loss(params, x):
     ...     return jax.numpy.mean((x @ params["w"] + params["b"]) ** 2)
@@ -66,7 +78,16 @@ def explain(
     )
     backprop = backprop_value_and_grad(fun, has_aux=has_aux)
     call = _Call(params, args)
-    leaves, record = _recorded(value_and_grad, fun, call, has_aux)
+    if check_nan and not call.is_concrete:
+        raise TypeError(
+            "check_nan=True looks for NaN among values, and params or args hold a "
+            "jax.ShapeDtypeStruct; give arrays, or leave check_nan out."
+        )
+
+    def loss_at(params: PyTree, *args: Any) -> Loss:
+        return Loss(fun, params, args, {}, has_aux)
+
+    leaves, record = _recorded(value_and_grad, loss_at, call)
     at = "" if space == Weights() else f" at {_named(space)}"
     return Explanation(
         _leaves(leaves, record, tangents),
@@ -75,7 +96,9 @@ def explain(
         f"{num_tangents} × {tangents!r}{at}",
         _cost(value_and_grad, call, may_fail=bool(record.why_whole)),
         _cost(backprop, call, may_fail=True),
-        examples=_examples(fun, call, has_aux) if record.sites is not None else "",
+        examples=_examples(loss_at, call) if record.sites is not None else "",
+        custom_rules=_custom_rules(loss_at, call),
+        nonfinite=_nonfinite(loss_at, call, record) if check_nan else None,
     )
 
 
@@ -134,13 +157,13 @@ class _Leaf(NamedTuple):
 
 
 def _recorded(
-    value_and_grad: Callable[..., Any], fun: Callable[..., Any], call: _Call, has_aux: bool
+    value_and_grad: Callable[..., Any], loss_at: Callable[..., Loss], call: _Call
 ) -> tuple[list[_Leaf], Record]:
     """Return the leaves, and the record of an estimate."""
     leaves: list[_Leaf] = []
 
     def of_leaves(params: PyTree, *args: Any) -> None:
-        loss = Loss(fun, params, args, {}, has_aux)
+        loss = loss_at(params, *args)
         uses = Pushforward(loss.at, loss.theta, loss.names).uses
         leaves.extend(
             _Leaf(name, x.shape, str(x.dtype), of_leaf)
@@ -199,12 +222,44 @@ def _sites(leaves: Sequence[_Leaf], record: Record) -> tuple[SiteExplanation, ..
     return tuple(sites)
 
 
-def _examples(fun: Callable[..., Any], call: _Call, has_aux: bool) -> str:
+def _examples(loss_at: Callable[..., Loss], call: _Call) -> str:
     """Return whether each example has a loss of its own, as `Activities` asks."""
     if not call.is_concrete:
         return "whether each example has a loss of its own is told by values: give arrays"
-    params, *args = call.filled(call.params, call.arrays)
-    return str(compare_examples(Loss(fun, params, tuple(args), {}, has_aux)))
+    return str(compare_examples(loss_at(*call.filled(call.params, call.arrays))))
+
+
+def _custom_rules(loss_at: Callable[..., Loss], call: _Call) -> tuple[CustomRule, ...]:
+    """Return the custom_vjp functions that are entered, compared with their rules at values."""
+    found: list[CustomRule] = []
+
+    def walk(params: PyTree, *args: Any) -> None:
+        loss = loss_at(params, *args)
+        jaxpr = Pushforward(loss.at, loss.theta, loss.names).jaxpr
+        if jaxpr is not None:  # or it is JAX's own error if there is one
+            values = loss.theta if call.is_concrete else None
+            found.extend(entered_custom_rules(jaxpr, values))
+
+    if call.is_concrete:
+        walk(*call.filled(call.params, call.arrays))
+    else:
+        call.evaluated_abstractly(walk)
+    return tuple(found)
+
+
+def _nonfinite(loss_at: Callable[..., Loss], call: _Call, record: Record) -> str:
+    """Return where tangents become NaN or infinite: in each example alone, at activities."""
+    loss = loss_at(*call.filled(call.params, call.arrays))
+    if record.why_whole:
+        return f"cannot be told, since {record.why_whole}"
+    if record.sites is None:
+        jaxpr = Pushforward(loss.at, loss.theta, loss.names).jaxpr
+    else:
+        leaves, structure = jax.tree.flatten(loss.args)
+        jaxpr = jax.make_jaxpr(lambda *theta: losses_alone(loss, theta, leaves, structure))(
+            *loss.theta
+        )
+    return str(find_nonfinite(jaxpr, loss.theta))
 
 
 def _named(space: Any) -> str:

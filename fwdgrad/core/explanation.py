@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fwdgrad.core.custom_rules import CustomRule
+
 
 @dataclass(frozen=True)
 class LeafExplanation:
@@ -78,6 +80,8 @@ class Explanation:
       estimator: the forward gradient, K and the distribution of its tangents.
       forward, backprop: the costs of a step; None where it cannot be compiled.
       examples: at activities, whether each example has a loss of its own; else ''.
+      custom_rules: the `custom_vjp` functions that a tangent reaches, which are entered.
+      nonfinite: with `check_nan`, where a tangent becomes NaN or infinite; else None.
     """
 
     leaves: tuple[LeafExplanation, ...]
@@ -87,6 +91,8 @@ class Explanation:
     forward: Cost | None
     backprop: Cost | None
     examples: str = ""
+    custom_rules: tuple[CustomRule, ...] = ()
+    nonfinite: str | None = None
 
     def __str__(self) -> str:
         tables = []
@@ -102,6 +108,11 @@ class Explanation:
             )
         if self.examples:
             lines += ["", f"examples: {self.examples}"]
+        if self.custom_rules:
+            lines += ["", "custom_vjp functions that are entered, that is, differentiated:"]
+            lines += [f"  {rule}" for rule in self.custom_rules]
+        if self.nonfinite is not None:
+            lines += ["", f"check_nan: {self.nonfinite}"]
         costs: list[tuple[str, ...]] = [
             (f"a step, {self.estimator}, by XLA's account", "forward", "backprop", "ratio")
         ]

@@ -7,7 +7,7 @@ examples together, and of each of them alone.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -138,10 +138,8 @@ def compare_examples(loss: Loss) -> Comparison:
     examples = [jnp.asarray(x)[chosen] for x in leaves]
 
     def values(theta: list[Array], examples: list[Array]) -> tuple[Array, Array]:
-        def of(minibatch: list[Array]) -> Array:
-            return loss.of(theta, jax.tree.unflatten(structure, minibatch))[0]
-
-        return of(examples), jax.vmap(lambda one: of([x[None] for x in one]))(examples)
+        together = loss.of(theta, jax.tree.unflatten(structure, examples))[0]
+        return together, losses_alone(loss, theta, examples, structure)
 
     with noting_minibatches_of_one(), jax.default_matmul_precision("highest"):
         traced = jax.jit(values).trace(loss.theta, examples)
@@ -152,6 +150,24 @@ def compare_examples(loss: Loss) -> Comparison:
         size = max(abs(float(together)), float(np.abs(found).mean()))
     rounding = share * size if math.isfinite(size) else 0.0
     return Comparison(count, float(together), float(found.mean()), float(found.sum()), rounding)
+
+
+def losses_alone(
+    loss: Loss, theta: Sequence[Array], examples: Sequence[Array], structure: Any
+) -> Array:
+    """Return the loss of each example in a minibatch of one.
+
+    Args:
+      loss: at any arguments.
+      theta: the leaves of the parameters.
+      examples: the leaves of the arguments, with examples in front.
+      structure: of the arguments, a treedef.
+    """
+
+    def alone(one: list[Array]) -> Array:
+        return loss.of(theta, jax.tree.unflatten(structure, [x[None] for x in one]))[0]
+
+    return jax.vmap(alone)([jnp.asarray(x) for x in examples])
 
 
 def _bits(jaxpr: Any) -> int:

@@ -234,3 +234,21 @@ def reached(jaxpr: Any, active: Sequence[bool]) -> list[bool]:
         ):
             variables.update(v for v in equation.outvars if is_inexact(v))
     return [not isinstance(v, jex_core.Literal) and v in variables for v in jaxpr.outvars]
+
+
+def carried(
+    jaxpr: Any, consts: Sequence[bool], init: Sequence[bool], xs: Sequence[bool]
+) -> list[bool]:
+    """Which values that a loop carries can have a tangent in some turn: the least fixed point.
+
+    Args:
+      jaxpr: the body of the loop, (constants, carry, inputs) -> (carry, outputs).
+      consts, init, xs: which of these, at the start, have one.
+    """
+    active = list(init)
+    while True:
+        outputs = reached(jaxpr, [*consts, *active, *xs])[: len(active)]
+        after = [a or b for a, b in zip(active, outputs, strict=True)]
+        if after == active:
+            return active
+        active = after
