@@ -94,7 +94,9 @@ def check_tables(folder: Path, name: str) -> None:
     """
     for path in sorted(folder.glob(f"{name}*.json")):
         # Those of earlier versions have no sums.
-        for table, known in read_json(path, ["provenance"]).get("tables", {}).items():
+        for table, known in (
+            read_json(path, ["provenance", "wall_seconds"]).get("tables", {}).items()
+        ):
             if not (folder / f"{table}.csv").exists() or _sum(folder, table) != known:
                 raise RecordError(
                     f"{folder / table}.csv is not the table that {path.name} was written with: it "

@@ -167,7 +167,19 @@ def read_table(path: Path, remedy: str = _MAKE_AGAIN) -> list[dict[str, str]]:
         if len(row) != len(rows[0]):
             lengths = f"row {number} has {len(row)} entries, the header {len(rows[0])}"
             raise RecordError(f"{path} is damaged: {lengths}. {remedy}")
-    return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    return [_Row(path, zip(rows[0], row, strict=True)) for row in rows[1:]]
+
+
+class _Row(dict[str, str]):
+    """A row of a table. A column that is not there is an error that names the file."""
+
+    def __init__(self, path: Path, entries: Iterable[tuple[str, str]]):
+        super().__init__(entries)
+        self._path = path
+
+    def __missing__(self, column: str) -> str:
+        found = f"has no column {column!r}, but {', '.join(self)}"
+        raise RecordError(f"{self._path} {found}. {_MAKE_AGAIN}")
 
 
 def write_json(path: Path, content: Any) -> None:

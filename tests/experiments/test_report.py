@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from experiments import jobs, report
+from experiments import jobs, report, reproduce
 from experiments.curves import (
     Unreached,
     over_seeds,
@@ -18,7 +18,9 @@ from experiments.curves import (
 )
 from experiments.paper import CONTRADICTED, FACTS, REPRODUCED, UNCHECKED, compare
 from fwdgrad.work import Interval, RecordError
-from fwdgrad.work.records import write_json, write_table
+from fwdgrad.work.records import read_json, write_json, write_table
+
+from .conftest import CONFIGS
 
 
 def curve(*seeds):
@@ -190,12 +192,15 @@ def test_every_fact_has_a_mark_and_a_range():
         assert fact.low <= fact.high or fact.unchecked, key
 
 
+NOTES = {"provenance": [], "wall_seconds": 1.0}
+
+
 @pytest.fixture
 def tables(tmp_path):
     """A folder with an experiment's tables and what it notes beside them."""
     for name in ("one", "one_tuning"):
         write_table(tmp_path / f"{name}.csv", ("seed", "loss"), [(0, 1.5), (1, None), (2, 0.25)])
-    jobs.write_information(tmp_path, "one", ["one", "one_tuning"], {"provenance": []})
+    jobs.write_information(tmp_path, "one", ["one", "one_tuning"], NOTES)
     return tmp_path
 
 
@@ -208,7 +213,7 @@ def test_tables_that_are_as_they_were_written(tables):
 
 
 def test_tables_of_earlier_versions_have_no_sums(tables):
-    write_json(tables / "one.json", {"provenance": []})
+    write_json(tables / "one.json", NOTES)
     (tables / "one.csv").unlink()
     jobs.check_tables(tables, "one")
 
@@ -232,6 +237,22 @@ def test_no_line_of_a_table_is_lost_silently(tables, name, change):
         path.write_text(change(path.read_text()))
     with pytest.raises(RecordError, match=f"{path} .*cut, changed or lost. Restore it, or run"):
         jobs.check_tables(tables, "one")
+
+
+@pytest.mark.parametrize("content", ["", '{"provenance": []}', "[]"])
+def test_notes_that_were_damaged(tables, content):
+    path = tables / "one.json"
+    path.write_text(content)
+    with pytest.raises(RecordError, match=f"{path} .*Restore the file, or delete it and run"):
+        jobs.check_tables(tables, "one")
+
+
+@pytest.mark.parametrize("name", reproduce.EXPERIMENTS)
+@pytest.mark.parametrize("preset", ["paper", "quick"])
+def test_the_committed_tables_are_those_that_were_measured(preset, name):
+    folder = CONFIGS.parent / "results" / preset
+    assert read_json(folder / f"{name}.json")["tables"]
+    jobs.check_tables(folder, name)
 
 
 def test_sources_name_processes_of_before_and_settings_of_jax(tmp_path):

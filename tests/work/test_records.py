@@ -79,6 +79,13 @@ def test_a_table_that_was_damaged(tmp_path, content, found):
         read_table(path)
 
 
+def test_a_column_that_is_not_there_is_named_with_the_file(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("a;b\n1;2\n")
+    with pytest.raises(RecordError, match=f"{path} has no column 'a', but a;b. Restore the file"):
+        read_table(path)[0]["a"]
+
+
 def test_json_stays_valid_with_numbers_that_are_not_finite(tmp_path):
     write_json(tmp_path / "a.json", {"loss": [math.nan, math.inf, 1.5], "n": None})
     content = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)

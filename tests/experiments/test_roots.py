@@ -1,0 +1,70 @@
+"""Two processes at one root; and tables that are no longer those that were measured."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from experiments import (
+    jobs,
+    overhead,
+    reproduce,
+    step_cost,
+    trajectories,
+    walkthrough,
+)
+from fwdgrad.work import FolderInUseError, hold
+from fwdgrad.work.records import write_table
+
+COMMANDS = {
+    "reproduce": reproduce.run,
+    "trajectories": lambda cfg: jobs.alone(cfg, trajectories),
+    **{m.__name__.split(".")[-1]: m.main.__wrapped__ for m in (overhead, step_cost, walkthrough)},
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_whose_root_is_in_use_is_refused(compose, tmp_path, monkeypatch, name):
+    config, options = (name, ()) if name != "trajectories" else ("reproduce", ())
+    if config == "reproduce":
+        options = ("preset=smoke",)
+    cfg = compose(config, *options, f"output.root={tmp_path}")
+    with hold(tmp_path):
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(FolderInUseError, match=f"{tmp_path} is in use by process"):
+            COMMANDS[name](cfg)
+        assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def experiment(name, drawn):
+    """An experiment with one table of two rows."""
+
+    def run(cfg, folder):
+        write_table(folder / f"{name}.csv", ("seed",), [(0,), (1,)])
+        jobs.write_information(folder, name, [name], {"provenance": [], "wall_seconds": 1})
+
+    return SimpleNamespace(
+        NAME=name, run=run, draw=lambda folder: drawn.append(name),
+        describe=lambda folder: f"## {name}", findings=lambda folder: [],
+    )  # fmt: skip
+
+
+def test_nothing_is_drawn_of_a_table_that_lost_a_line(compose, tmp_path, monkeypatch):
+    drawn = []
+    experiments = {name: experiment(name, drawn) for name in ("first", "second")}
+    monkeypatch.setattr(reproduce, "EXPERIMENTS", experiments)
+    root = ("preset=smoke", f"output.root={tmp_path}")
+    assert reproduce.run(compose("reproduce", *root)) == {} and drawn == ["first", "second"]
+    (tmp_path / "first.csv").write_text("seed\n0\n")
+
+    redraw = compose("reproduce", *root, "draw_only=true")
+    failures = reproduce.run(redraw)
+    assert failures.keys() == {"first"} and drawn == ["first", "second", "second"]
+    found = f"its tables: RecordError: {tmp_path / 'first.csv'} is not the table that first.json"
+    assert failures["first"].startswith(found)
+    report = (tmp_path / "README.md").read_text()
+    assert f"**first failed:** {found}" in report and "## first" not in report
+
+    with pytest.raises(ValueError, match=r"first.csv is not the table that first.json was written"):
+        jobs.alone(redraw, experiments["first"])
+    # Run again, it is made again.
+    assert reproduce.run(compose("reproduce", *root)) == {} and "first" in drawn[-2:]
