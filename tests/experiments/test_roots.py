@@ -28,6 +28,9 @@ def test_a_command_whose_root_is_in_use_is_refused(compose, tmp_path, monkeypatc
     if config == "reproduce":
         options = ("preset=smoke",)
     cfg = compose(config, *options, f"output.root={tmp_path}")
+    for module in (overhead, step_cost, walkthrough, trajectories):
+        monkeypatch.setattr(module, "run", pytest.fail)
+    monkeypatch.setattr(reproduce, "EXPERIMENTS", {})
     with hold(tmp_path):
         before = {path: path.read_bytes() for path in tmp_path.iterdir()}
         with pytest.raises(FolderInUseError, match=f"{tmp_path} is in use by process"):

@@ -17,6 +17,7 @@ from fwdgrad.work import (
     read_run,
     training,
 )
+from fwdgrad.work.checkpoints import load_checkpoint, read_about, save_checkpoint
 from fwdgrad.work.measurements import measured_once
 from tests.work.regression import CONFIG, SETTINGS, assert_same_run, rewrite, run
 
@@ -70,6 +71,19 @@ def test_metrics_of_a_finished_run_that_were_damaged(problem, finished, copied, 
     (folder / "run.json").unlink()  # then it is not finished, and is made again from the checkpoint
     record = run(problem, folder, config=CONFIG)
     assert record.metrics == read_run(finished).metrics
+
+
+def test_a_number_that_was_changed_in_the_middle_of_the_metrics(problem, finished, copied):
+    """Only the sum tells."""
+    folder = copied(finished)
+    path = folder / "metrics.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    step, *others = lines[2].split(",")
+    lines[2] = ",".join([step, *others[:1], "0.5", *others[2:]])
+    path.write_text("".join(lines))
+    assert lines[2] not in (finished / "metrics.csv").read_text()
+    with pytest.raises(RecordError, match=f"{path} was changed after the run had finished"):
+        run(problem, folder)
 
 
 @pytest.mark.parametrize("damage", [BOM, CRLF, QUOTED, ALL_THREE], ids=["BOM", "CRLF", '""', "3"])
@@ -171,6 +185,16 @@ def test_a_checkpoint_of_another_run(problem, unfinished, copied, tmp_path):
         run(problem, folder, settings=settings)
 
 
+def test_a_checkpoint_that_holds_more_or_less_than_the_state(tmp_path):
+    save_checkpoint(tmp_path, [np.zeros(2), np.ones(3)], {"a": 1})
+    assert read_about(tmp_path) == {"a": 1}
+    zeros, ones = load_checkpoint(tmp_path, [np.ones(2), np.zeros(3)])
+    assert (zeros == 0).all() and (ones == 1).all()
+    for like in ([np.ones(2)], [np.ones(2), np.ones(3), np.ones(3)], [np.ones(2), np.ones(4)]):
+        with pytest.raises(CheckpointError, match="does not hold the state of this run"):
+            load_checkpoint(tmp_path, like)
+
+
 def test_a_checkpoint_of_the_first_format(problem, unfinished, copied):
     folder = copied(unfinished)
     content = b"leaves"
@@ -187,6 +211,14 @@ def test_a_folder_that_is_in_use(problem, unfinished, copied, monkeypatch):
         with pytest.raises(FolderInUseError, match=f"{folder} is in use by process"):
             run(problem, folder)
         assert before.items() <= {p.name: p.read_bytes() for p in folder.iterdir()}.items()
+
+
+def test_a_folder_in_which_another_process_measures(tmp_path):
+    kept = measured_once(tmp_path, "m", {"n": 1}, lambda: 1)
+    with hold(tmp_path):
+        assert measured_once(tmp_path, "m", {"n": 1}, pytest.fail) == kept
+        with pytest.raises(FolderInUseError, match=f"{tmp_path} is in use by process"):
+            measured_once(tmp_path, "m", {"n": 2}, pytest.fail)
 
 
 def test_a_finished_run_in_a_folder_that_cannot_be_written_to_is_read(problem, finished):
