@@ -18,7 +18,7 @@ from fwdgrad.work.records import write_table
 COMMANDS = {
     "reproduce": reproduce.run,
     "trajectories": lambda cfg: jobs.alone(cfg, trajectories),
-    **{m.__name__.split(".")[-1]: m.main.__wrapped__ for m in (overhead, step_cost, walkthrough)},
+    **{m.__name__.split(".")[-1]: m.command for m in (overhead, step_cost, walkthrough)},
 }
 
 
