@@ -56,7 +56,8 @@ class Activities:
     evaluated for each example by itself, as a minibatch of one, and value and gradient are the mean
     of that, also of a `fun` that sums. So examples must not change each other's loss, as in batch
     normalisation, or with weights or masks that are normalised over the minibatch, and dropout
-    takes an array of keys, one for each example, by position. Aux is stacked: an array that a
+    takes an array of keys, one for each example, by position; `check_examples_independent` compares
+    values to tell. Aux is stacked: an array that a
     minibatch of one has of shape s comes as (N, *s).
 
     The model may be of any library, and is not touched: noise goes in where the loss's jaxpr has a
