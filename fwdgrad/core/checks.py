@@ -41,6 +41,15 @@ def reverse_mode_of_last(space: str) -> AbstractContextManager[None]:
     )
 
 
+def derivative_of_kernel(equation: Any) -> AbstractContextManager[None]:
+    """Return a context that notes of errors inside of it which kernel has no derivative."""
+    return noting(
+        f"JAX cannot differentiate the Pallas kernel at {place(equation)}, which a tangent "
+        "reaches: kernels that read integers, write to scratch memory, branch, alias their "
+        "operands or run on a mesh have no forward mode. Give it a rule by jax.custom_jvp."
+    )
+
+
 def check_callable(fun: Any) -> None:
     """Raises TypeError unless `fun` can be called."""
     if not callable(fun):

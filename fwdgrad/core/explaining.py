@@ -201,6 +201,8 @@ def _leaves(
             reason = "the last layer: its exact gradient"
         elif form is None:
             reason = "the space pushes no tangent of it through fwdgrad's interpreter"
+        elif record.why_whole and not leaf.uses:  # without a jaxpr uses are not known
+            reason = "the loss is pushed forward as a whole"
         else:
             reason = "" if is_structured else _reason(tangents, leaf.uses)
         explained.append(

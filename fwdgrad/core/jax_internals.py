@@ -183,7 +183,7 @@ def custom_jvp_body(equation: Equation) -> Any | None:
 
 def inner_jaxprs(equation: Equation) -> Sequence[Any]:
     """Return the Jaxprs of what an equation calls, loops over or branches to; not of kernels."""
-    if equation.primitive.name in _KERNELS:
+    if is_kernel(equation):
         return ()
     if equation.primitive.name == _OBJECT:
         body = called(equation)
@@ -193,8 +193,13 @@ def inner_jaxprs(equation: Equation) -> Sequence[Any]:
 
 def is_opaque(equation: Equation) -> bool:
     """Whether an equation computes by a program that is no jaxpr of the loss's own language."""
-    name = equation.primitive.name
-    return name in _KERNELS or (name == _OBJECT and called(equation) is None)
+    is_object = equation.primitive.name == _OBJECT
+    return is_kernel(equation) or (is_object and called(equation) is None)
+
+
+def is_kernel(equation: Equation) -> bool:
+    """Whether an equation runs a kernel written in Pallas."""
+    return equation.primitive.name in _KERNELS
 
 
 def entered_jaxprs(equation: Equation) -> Sequence[Any]:

@@ -30,7 +30,7 @@ from fwdgrad.core import checks
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent, dense, is_structured, number_of
-from fwdgrad.core.jax_internals import bind, function_name
+from fwdgrad.core.jax_internals import bind, function_name, is_kernel
 from fwdgrad.core.jaxprs import (
     context_of,
     find_custom_vjp,
@@ -217,7 +217,25 @@ def _evaluate(
             "whole of fun forward by jax.jvp."
         )
     number = next(number_of(t) for t in tangents if t is not None)
-    return jvp(fun, primals, arrays, number)
+    if not is_kernel(equation):
+        return jvp(fun, primals, arrays, number)
+    with checks.derivative_of_kernel(equation):
+        return jvp(fun, primals, _with_zeros(primals, arrays, number), number)
+
+
+def _with_zeros(
+    primals: Sequence[Any], tangents: Sequence[Array | None], number: int
+) -> list[Array | None]:
+    """Return tangents that are arrays for all operands that can have one.
+
+    JAX's rule for kernels fails where an operand has no tangent and another has one.
+    """
+    return [
+        jnp.zeros((number, *jnp.shape(x)), jnp.result_type(x))
+        if t is None and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+        else t
+        for x, t in zip(primals, tangents, strict=True)
+    ]
 
 
 def _reason(context: Context, equation: Any, tangents: Sequence[Tangent], lost: Tangent) -> str:

@@ -176,8 +176,8 @@ class _Search:
         bodies = inner_jaxprs(equation)
         if is_opaque(equation) or (bodies and body_of(equation) is None):
             return True
-        names = {e.primitive.name for body in bodies for e in _flattened(body)}
-        return bool(names & PRODUCTS)
+        flattened = (e for body in bodies for e in _flattened(body))
+        return any(e.primitive.name in PRODUCTS or is_opaque(e) for e in flattened)
 
     def _is_gated(self, i: int, equation: Any) -> bool:
         """Whether the noise of a site is multiplied by what other parameters decide."""
