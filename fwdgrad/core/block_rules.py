@@ -6,23 +6,20 @@ and is where they pay: [v_1; …; v_K] W is K products with a K-th of the rows o
 else has them written out.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.core.axes import axis_groups, merge_axes
+from fwdgrad.core.axes import merge_axes
 from fwdgrad.core.blocks import Blocks, by_blocks
 from fwdgrad.core.contractions import Dot, shares
+from fwdgrad.core.cut_axes import KEEPING, axes_after
 from fwdgrad.core.devices import has_explicit_axes
-from fwdgrad.core.elementwise import ELEMENTWISE, is_elementwise
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent, add, dense
 from fwdgrad.core.jax_internals import bind
-from fwdgrad.core.jaxprs import body_of, variables
 from fwdgrad.core.propagation import Context, Rule, jvp
 from fwdgrad.core.trees import Array
 
@@ -38,7 +35,7 @@ def along_the_axis(
     if len({(t.number, t.num_rows, t.shape[t.axis]) for t in cut.values()}) > 1:
         return NotImplemented
     axes = {equation.invars[i]: t.axis for i, t in cut.items()}
-    if (after := _axes_after(equation, axes, first.number)) is None:
+    if (after := axes_after(equation, axes, first.number)) is None:
         return NotImplemented
 
     def push(rows: list[Array | None], number: int) -> tuple[list[Any], list[Tangent]]:
@@ -55,112 +52,6 @@ def along_the_axis(
         None if v is None else Blocks(dense(v)[0], axis, first.number, b, origin)
         for v, b, axis in zip(values, before, after, strict=True)
     ]
-
-
-def _axes_after(equation: Any, axes: dict[Any, int], number: int) -> list[int] | None:
-    """Which axis of each output is the cut one, or None if the blocks do not stay.
-
-    Args:
-      axes: of the operands that are cut, the axis.
-      number: K, of blocks along each of them.
-    """
-    if equation.primitive is primitives.custom_jvp_call_p:
-        return _axes_of_elementwise(equation, axes)
-    if (body := body_of(equation)) is not None:
-        named = zip(body.invars, _hashable(equation.invars), strict=True)
-        return _axes_of_body(body, {v: axes[w] for v, w in named if w in axes}, number)
-    name = equation.primitive.name
-    if name in ELEMENTWISE:
-        return _axes_of_elementwise(equation, axes)
-    if name in _MOVES and len(axes) == 1 and equation.invars[0] in axes:
-        after = _MOVES[name](equation, axes[equation.invars[0]], number)
-        return None if after is None else [after]
-    return None
-
-
-def _axes_of_elementwise(equation: Any, axes: dict[Any, int]) -> list[int] | None:
-    (axis, *others) = set(axes.values())
-    whole = equation.outvars[0].aval.shape
-    if others or not is_elementwise(equation):
-        return None
-    same = all(v.aval.shape[axis] == whole[axis] for v in axes)
-    return [axis] * len(equation.outvars) if same else None
-
-
-def _hashable(atoms: list[Any]) -> list[Any]:
-    return [None if isinstance(v, jex_core.Literal) else v for v in atoms]
-
-
-def _axes_of_body(jaxpr: Any, axes: dict[Any, int], number: int) -> list[int] | None:
-    for equation in jaxpr.eqns:
-        cut = {v: axes[v] for v in variables(equation.invars) if v in axes}
-        if not cut:
-            continue
-        if (after := _axes_after(equation, cut, number)) is None:
-            return None
-        axes.update(zip(equation.outvars, after, strict=True))
-    outputs = _hashable(jaxpr.outvars)
-    return [axes[v] for v in outputs] if all(v in axes for v in outputs) else None
-
-
-def _transposed(equation: Any, axis: int, number: int) -> int:
-    return list(equation.params["permutation"]).index(axis)
-
-
-def _broadcast(equation: Any, axis: int, number: int) -> int | None:
-    after = equation.params["broadcast_dimensions"][axis]
-    return after if equation.params["shape"][after] == equation.invars[0].aval.shape[axis] else None
-
-
-def _removed(equation: Any, axis: int, number: int) -> int | None:
-    """A sum, a maximum or a squeeze over other axes."""
-    removed = equation.params.get("axes", equation.params.get("dimensions"))
-    return None if axis in removed else axis - sum(i < axis for i in removed)
-
-
-def _reshaped(equation: Any, axis: int, number: int) -> int | None:
-    """The blocks stay runs of an axis if it leads those it is merged with or made into.
-
-    And if their size there is the one that K blocks of that axis have, which it is not where K
-    does not divide it: 10 channels of 49 pixels in 4 blocks are runs of 147, 490 entries in 4 of
-    123.
-    """
-    old, new = equation.invars[0].aval.shape, equation.params["new_sizes"]
-    if 0 in old or equation.params.get("dimensions") is not None:
-        return None
-    for before, after in axis_groups(old, new):
-        if axis in before:
-            wide = [i for i in before if old[i] > 1]
-            if not after or (wide and wide[0] != axis):
-                return None
-            after = [j for j in after if new[j] > 1] or after[:1]
-            inner = 1
-            for j in after[1:]:
-                inner *= new[j]
-            run = -(-old[axis] // number)  # of the merged axis
-            for i in wide[1:]:
-                run *= old[i]
-            return after[0] if run == inner * -(-new[after[0]] // number) else None
-    return None
-
-
-def _cut(equation: Any, axis: int, number: int) -> int | None:
-    """A slice or a padding of other axes."""
-    padding = equation.params.get("padding_config")
-    same = equation.outvars[0].aval.shape[axis] == equation.invars[0].aval.shape[axis]
-    return axis if same and (padding is None or padding[axis] == (0, 0, 0)) else None
-
-
-_MOVES: dict[str, Callable[[Any, int, int], int | None]] = {
-    primitives.transpose_p.name: _transposed,
-    primitives.broadcast_in_dim_p.name: _broadcast,
-    primitives.squeeze_p.name: _removed,
-    primitives.reduce_sum_p.name: _removed,
-    primitives.reduce_max_p.name: _removed,
-    primitives.reshape_p.name: _reshaped,
-    primitives.slice_p.name: _cut,
-    primitives.pad_p.name: _cut,
-}
 
 
 def _dot_general(
@@ -250,7 +141,7 @@ def _conv_general_dilated(
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys((*ELEMENTWISE, *_MOVES, "custom_jvp_call"), along_the_axis),
+    **dict.fromkeys(KEEPING, along_the_axis),
     primitives.dot_general_p.name: _dot_general,
     primitives.conv_general_dilated_p.name: _conv_general_dilated,
 }

@@ -27,14 +27,16 @@ _MOVING = {
     for p in (
         primitives.transpose_p, primitives.reshape_p, primitives.broadcast_in_dim_p,
         primitives.squeeze_p, primitives.rev_p, primitives.slice_p, primitives.dynamic_slice_p,
-        primitives.pad_p, primitives.concatenate_p,
+        primitives.pad_p, primitives.concatenate_p, primitives.dynamic_update_slice_p,
+        primitives.gather_p,
     )
 } | {"split", "stack", "unstack", "tile", "pvary"}  # fmt: skip
 _PICKING = {
     p.name
     for p in (
         primitives.reduce_max_p, primitives.reduce_min_p, primitives.reduce_window_max_p,
-        primitives.reduce_window_min_p, primitives.clamp_p,
+        primitives.reduce_window_min_p, primitives.clamp_p, primitives.sort_p, primitives.top_k_p,
+        primitives.cummax_p, primitives.cummin_p,
     )
 }  # fmt: skip
 # Where slopes are very unequal there may be more noise in what is narrower: entries that matter
@@ -45,10 +47,11 @@ _NARROWING = {
         primitives.reduce_sum_p, primitives.reduce_window_sum_p, primitives.add_p, primitives.sub_p,
         primitives.neg_p, primitives.max_p, primitives.min_p, primitives.abs_p, primitives.copy_p,
         primitives.select_n_p, primitives.convert_element_type_p, primitives.tanh_p,
-        primitives.logistic_p, primitives.erf_p, primitives.gt_p, primitives.lt_p,
-        primitives.ge_p, primitives.le_p, primitives.eq_p,
+        primitives.logistic_p, primitives.erf_p, primitives.erfc_p, primitives.atan_p,
+        primitives.gt_p, primitives.lt_p, primitives.ge_p, primitives.le_p, primitives.eq_p,
+        primitives.ne_p, primitives.name_p,
     )
-}  # fmt: skip
+} | {"optimization_barrier", "xla_metadata_value"}  # fmt: skip
 _SCALING = {primitives.mul_p.name, primitives.div_p.name}
 
 

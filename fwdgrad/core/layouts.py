@@ -130,6 +130,16 @@ def _reshape(params: dict[str, Any], v: Factored, sizes: list[Any]) -> Factored 
     return result if result.pays else None
 
 
+def _tile(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
+    reps = params["reps"]
+
+    def repeat(f: Array) -> Array:
+        own = zip(f.shape, v.shape, reps, strict=True)
+        return jnp.tile(f, [n if size == whole > 1 else 1 for size, whole, n in own])
+
+    return v.map(repeat, tuple(n * size for n, size in zip(reps, v.shape, strict=True)))
+
+
 def _convert(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored | None:
     dtype = params["new_dtype"]
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -197,6 +207,16 @@ def _multiply(
     return NotImplemented
 
 
+def _barrier(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    """Values go on as they are, each with the tangent that it has."""
+    for v in tangents:
+        if isinstance(v, Factored):
+            context.observe(equation, v)
+    return bind(equation, primals), list(tangents)
+
+
 def _stop_gradient(
     context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
 ) -> tuple[list[Any], list[Tangent]]:
@@ -218,7 +238,10 @@ RULES: dict[str, Rule] = {
     primitives.neg_p.name: _of_first_operand(_negate),
     primitives.div_p.name: _of_first_operand(_divide),
     primitives.pad_p.name: _of_first_operand(_pad),
+    "tile": _of_first_operand(_tile),  # not among the public primitives, nor are the last two
+    "optimization_barrier": _barrier,
     primitives.mul_p.name: _multiply,
-    "pvary": _of_first_operand(_vary),  # not among the public primitives
+    "pvary": _of_first_operand(_vary),
+    "xla_metadata_value": _of_first_operand(_same),
     primitives.sharding_constraint_p.name: _of_first_operand(_same),
 }

@@ -18,9 +18,10 @@ _LINEAR_IN_FIRST = {
         primitives.squeeze_p, primitives.rev_p, primitives.slice_p, primitives.dynamic_slice_p,
         primitives.gather_p, primitives.convert_element_type_p, primitives.copy_p,
         primitives.name_p, primitives.neg_p, primitives.div_p, primitives.reduce_sum_p,
+        primitives.device_put_p,
         primitives.cumsum_p, primitives.reduce_window_sum_p, primitives.sharding_constraint_p,
     )
-} | {"split", "unstack", "pvary"}  # fmt: skip
+} | {"split", "unstack", "tile", "xla_metadata_value", "pvary"}  # fmt: skip
 _LINEAR_IN_ALL = {
     p.name
     for p in (

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fwdgrad.core import block_rules, contractions, control_flow, joins, layouts
+from fwdgrad.core import block_rules, contractions, control_flow, joins, layouts, picks
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent
@@ -33,7 +33,8 @@ def _with_blocks(of_blocks: Rule, rule: Rule | None) -> Rule:
     return choose
 
 
-_OTHERS = {**contractions.RULES, **layouts.RULES, **joins.RULES, **control_flow.RULES}
+_ROOMS = (contractions, layouts, joins, picks, control_flow)
+_OTHERS = {name: rule for room in _ROOMS for name, rule in room.RULES.items()}
 RULES: dict[str, Rule] = {
     **_OTHERS,
     **{name: _with_blocks(rule, _OTHERS.get(name)) for name, rule in block_rules.RULES.items()},

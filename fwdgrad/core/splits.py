@@ -123,6 +123,8 @@ def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]
         return nothing
     if primitive.name == "split":
         return [operands[0] for _ in equation.outvars]
+    if primitive.name == "optimization_barrier":
+        return operands
     if primitive.name == "unstack":
         at = equation.params["axis"]
         part = [axes._replace(of=(*axes.of[:at], *axes.of[at + 1 :])) for axes in operands[0]]
@@ -150,7 +152,7 @@ def _rearranged(equation: Any, operands: list[Known]) -> Known:
         return [axes._replace(of=(*axes.of[:at], frozenset(), *axes.of[at:])) for axes in joined]
     if primitive in (primitives.add_p, primitives.sub_p) and all(operands):
         return joined
-    if primitive in _UNCHANGED or primitive.name == "pvary":
+    if primitive in _UNCHANGED or primitive.name in _UNCHANGED_BY_NAME:
         return operands[0]
     if primitive in _REARRANGED:
         moved = _REARRANGED[primitive]
@@ -189,6 +191,7 @@ _REARRANGED: dict[Any, Callable[[Any, Of], Of]] = {
     primitives.squeeze_p: _squeezed,
     primitives.reshape_p: _reshaped,
 }
+_UNCHANGED_BY_NAME = {"tile", "xla_metadata_value", "pvary"}  # not among the public primitives
 _UNCHANGED = {
     primitives.slice_p,
     primitives.dynamic_slice_p,

@@ -28,6 +28,8 @@ LAYOUTS = {
     "unstack": lambda w: jnp.concatenate(jnp.unstack(w.reshape(3, 4, 10))[::-1]),
     "sum": lambda w: 2 * w + w[:, ::-1] - w[::-1],
     "copy": lambda w: jnp.copy(w),
+    "tile": lambda w: lax.tile(w, (2, 1)),
+    "barrier": lambda w: lax.optimization_barrier((w, jnp.ones(3)))[0],
     "jit": lambda w: jax.jit(lambda w: w.T)(w),
     "checkpoint": lambda w: jax.checkpoint(lambda w: w.T)(w),
 }
@@ -51,7 +53,9 @@ def test_layouts_keep_the_factors(name, x64):
 def test_what_keeps_factors_is_followed_to_find_them():
     """Each primitive with a rule here is one that `splits` looks through, so that they agree."""
     followed = {p.name for p in (*splits._UNCHANGED, *splits._REARRANGED)}
-    by_hand = {"mul", "div", "concatenate", "stack", "unstack", "split", "pvary", "add", "sub"}
+    followed |= splits._UNCHANGED_BY_NAME
+    by_hand = {"mul", "div", "concatenate", "stack", "unstack", "split", "add", "sub"}
+    by_hand |= {"optimization_barrier"}
     ignored = {"stop_gradient", "add_any"}  # no tangent goes through; only of JAX's own sums
     assert set(layouts.RULES) | set(joins.RULES) == followed | by_hand | ignored
 

@@ -1,0 +1,48 @@
+"""One row of the table of primitives: a small function and the operands that it takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.experimental.pallas
+import jax.experimental.sparse  # noqa: F401 - their primitives are registered on import
+from jax._src.interpreters import ad
+
+PRIMITIVES = {p.name: p for p in ad.primitive_jvps}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A function of arrays, all of which may have a tangent.
+
+    Attributes:
+      fun: takes an array of each of the shapes and returns a pytree of arrays.
+      shapes: of the operands.
+      low, high: the operands are drawn uniformly from this interval.
+      half: whether the operands may be of half precision.
+      mapped: whether JAX can vmap the derivative.
+    """
+
+    fun: Callable[..., Any]
+    shapes: tuple[tuple[int, ...], ...] = ((4, 6),)
+    low: float = -2.0
+    high: float = 2.0
+    half: bool = True
+    mapped: bool = True
+
+
+def bind(name: str) -> Callable[..., Any]:
+    """Return the function that binds the primitive of this name."""
+    return PRIMITIVES[name].bind
+
+
+def known(cases: dict[str, Callable[[], Case]]) -> dict[str, Case]:
+    """Return the cases whose functions this version of JAX has: others raise AttributeError."""
+    found = {}
+    for name, make in cases.items():
+        try:
+            found[name] = make()
+        except (AttributeError, KeyError):
+            continue
+    return found
