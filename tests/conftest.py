@@ -1,10 +1,13 @@
 """Fixtures for all tests."""
 
 import os
+import secrets
 from pathlib import Path
 
 import jax
 import pytest
+
+from tests.examples import SEED
 
 # Most of what the tests take is compiling small programs that run once: LLVM need not try hard.
 # XLA's own passes are as ever. Read when the first backend is made, so before any test.
@@ -22,12 +25,39 @@ for _name, _value in {
     jax.config.update(f"jax_{_name}", _value)
     os.environ[f"JAX_{_name.upper()}"] = str(_value)
 
+
+def pytest_addoption(parser):
+    group = parser.getgroup("fwdgrad")
+    group.addoption("--nightly", action="store_true", help="random programs: many, and new ones")
+    group.addoption("--nightly-seed", type=int, metavar="N", help="those of an earlier night")
+
+
+def pytest_configure(config):
+    seed = config.getoption("--nightly-seed")
+    if seed is None and config.getoption("--nightly") and SEED not in os.environ:
+        seed = secrets.randbelow(2**32)
+    if seed is not None:
+        os.environ[SEED] = str(seed)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if SEED in os.environ:
+        terminalreporter.write_line(f"the same examples again: --nightly-seed={os.environ[SEED]}")
+
+
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture
+def on_cpu():
+    """A bound on what XLA's compiler for CPUs makes of a program, and no other."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("the bound holds for XLA's CPU compiler alone")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from jax.tree_util import tree_leaves_with_path
 
 import fwdgrad
 from fwdgrad.core.factored import is_factored
-from fwdgrad.core.forms import dense
+from fwdgrad.core.forms import dense, is_structured
 from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.record import recording
 
@@ -20,12 +20,15 @@ def normal(seed, shape, dtype="float32"):
 
 def draw(pushforward, params, distribution, num_tangents, key):
     """`num_tangents` tangents of the leaves of `params`, (K, ...) each, as the estimator draws."""
+    if hasattr(distribution, "sample_together"):
+        sample = distribution.sample_together(key, params, pushforward.splits, num_tangents)
+        return jax.tree.leaves(sample, is_leaf=is_structured)
     keys = jax.random.split(key, num_tangents)
     sample = jax.vmap(lambda k: distribution.sample(k, params, pushforward.splits))(keys)
     return jax.tree.leaves(sample, is_leaf=is_factored)
 
 
-def push_both_ways(fun, params, *, rank=1, num_tangents=1):
+def push_both_ways(fun, params, *, rank=1, num_tangents=1, distribution=None):
     """The loss and its derivatives by the library and by JAX, and what the library observed.
 
     Returns (found, expected, {(primitive, structure kept)}, whether each leaf is factored).
@@ -35,7 +38,7 @@ def push_both_ways(fun, params, *, rank=1, num_tangents=1):
     pushforward = Pushforward(
         lambda leaves: (fun(jax.tree.unflatten(structure, leaves)), None), leaves, names
     )
-    distribution = fwdgrad.LowRank(rank=rank)
+    distribution = distribution or fwdgrad.LowRank(rank=rank)
     tangents = draw(pushforward, params, distribution, num_tangents, jax.random.key(3))
 
     def found(tangents):

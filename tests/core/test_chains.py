@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdgrad.core.chains import apply_chain, at_weights, pull_back, push_forward
 from fwdgrad.core.jacobians import jacobian, layer_jacobians
 from fwdgrad.problems import CNN, MLP, DeepNetwork, LogisticRegression
 from fwdgrad.problems.symbolic import evaluate, expressions, symbolic_jacobian
+from tests.examples import examples
 
 from .oracle import normal
 
@@ -40,7 +41,7 @@ chains = st.integers(1, 3).flatmap(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@settings(max_examples=5, deadline=None, derandomize=True)
+@examples(5)
 @given(chain=chains)
 def test_all_jacobians_agree(chain, dtype):
     """Columns, rows, the product of the layers', SymPy's, and those of JAX.

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 import fwdgrad
+from tests.examples import examples
 
 
 class Given:
@@ -112,7 +113,7 @@ def test_primal_is_evaluated_once_for_all_tangents(key):
     assert count_shapes(jaxpr, "exp") == [(3,)]  # and not (16, 3)
 
 
-def test_chunks_bound_the_memory(key):
+def test_chunks_bound_the_memory(key, on_cpu):
     """The compiled program's temporary memory grows with the chunk, not with K."""
     w, x = jnp.zeros((256, 256)), jnp.ones((4, 256))
 
@@ -302,7 +303,7 @@ pytrees = st.recursive(
 )
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@examples(12)
 @given(pytrees, st.sampled_from([1, 3]))
 def test_any_pytree(tree, num_tangents):
     params = {"tree": tree, "w": jnp.ones(2)}

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fwdgrad
 from fwdgrad.core.factored import Factored, Split, write_out
 from fwdgrad.core.forms import dense, weighted_sum
 from tests.core.test_estimators import Given
+from tests.examples import examples
 
 
 def loss_of_matrix(w, x):
@@ -155,7 +156,7 @@ def test_bad_options(options, kind, message):
 axes = st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.booleans()), min_size=0, max_size=4)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@examples(8)
 @given(axes, st.sampled_from([1, 2, 11]), st.integers(1, 3))
 def test_written_out_and_summed(axes, rank, number):
     rng = np.random.default_rng(0)
@@ -200,7 +201,7 @@ def arrays_of_size(text, size):
 
 
 @pytest.mark.parametrize("num_tangents", [1, 4])
-def test_no_array_of_the_size_of_a_weight_but_the_weights(num_tangents):
+def test_no_array_of_the_size_of_a_weight_but_the_weights(num_tangents, on_cpu):
     """The compiled step of an MLP makes one such array for each weight: the updated weight."""
     width, depth = 128, 3
     params = [jnp.ones((width, width))] * depth
@@ -217,7 +218,7 @@ def test_no_array_of_the_size_of_a_weight_but_the_weights(num_tangents):
 
 
 @pytest.mark.parametrize(("batch_size", "bound"), [(64, 0.15), (1024, 0.10)])
-def test_memory_of_a_deep_network(batch_size, bound):
+def test_memory_of_a_deep_network(batch_size, bound, on_cpu):
     """Temporary memory of a step beside backprop's: depth 100, width 1024, as in the paper."""
     params = [jax.ShapeDtypeStruct((1024, 1024), "float32")] * 100
     x = jax.ShapeDtypeStruct((batch_size, 1024), "float32")

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdgrad.work import (
@@ -21,6 +21,7 @@ from fwdgrad.work import (
 )
 from fwdgrad.work.files import atomic_write
 from fwdgrad.work.records import read_metrics, read_table, write_json, write_metrics
+from tests.examples import examples
 
 
 def test_atomic_write_keeps_the_old_content_on_failure(tmp_path):
@@ -39,7 +40,7 @@ def test_atomic_write_keeps_the_old_content_on_failure(tmp_path):
 floats = st.floats(allow_nan=False)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@examples(50)
 @given(st.lists(st.builds(Metrics, st.integers(0, 10**9), *[floats] * 5), max_size=5))
 def test_metrics_read_back_to_the_bit(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("metrics")
