@@ -18,10 +18,10 @@ _race = Race(NAME, "Accuracy in equal time: the MLP")
 run, draw, describe, findings = _race.run, _race.draw, _race.describe, _race.findings
 
 
-@commands.printable
+@commands.of("reproduce")
 def command(cfg: DictConfig) -> None:
     jobs.alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":
-    commands.start("experiments.accuracy_race", "reproduce")
+    commands.start("experiments.accuracy_race")

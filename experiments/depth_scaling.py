@@ -207,10 +207,10 @@ def _bytes(row: dict[str, str], of: str) -> float:
     return float(row[f"{of}_bytes"])
 
 
-@commands.printable
+@commands.of("reproduce")
 def command(cfg: DictConfig) -> None:
     jobs.alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":
-    commands.start("experiments.depth_scaling", "reproduce")
+    commands.start("experiments.depth_scaling")

@@ -67,10 +67,10 @@ def findings(folder: Path) -> list[Finding]:
     return []
 
 
-@commands.printable
+@commands.of("reproduce")
 def command(cfg: DictConfig) -> None:
     jobs.alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":
-    commands.start("experiments.differentiation", "reproduce")
+    commands.start("experiments.differentiation")

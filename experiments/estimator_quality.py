@@ -252,10 +252,10 @@ def findings(folder: Path) -> list[Finding]:
     return []
 
 
-@commands.printable
+@commands.of("reproduce")
 def command(cfg: DictConfig) -> None:
     jobs.alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":
-    commands.start("experiments.estimator_quality", "reproduce")
+    commands.start("experiments.estimator_quality")

@@ -233,10 +233,10 @@ def findings(folder: Path) -> list[Finding]:
     return [f for f in found if f is not None]
 
 
-@commands.printable
+@commands.of("reproduce")
 def command(cfg: DictConfig) -> None:
     jobs.alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":
-    commands.start("experiments.fair_comparison", "reproduce")
+    commands.start("experiments.fair_comparison")

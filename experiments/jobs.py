@@ -1,5 +1,6 @@
 """What the experiments share: their progress bars, and where their numbers come from."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from experiments import settings
 from fwdgrad.work import RecordError, hold
 from fwdgrad.work.records import read_json, read_table, table_sum, write_json
 
@@ -29,18 +31,21 @@ def train_config(cfg: DictConfig, name: str, panel: str, line: str, **values: An
 
 def compose_train(cfg: DictConfig, overrides: Iterable[str], **values: Any) -> DictConfig:
     """The `train` config of a run with overrides and values, kept among those of `cfg`."""
-    output = cfg.output
-    return hydra.compose(
-        "train",
-        overrides=[
-            *overrides,
-            *(f"{key}={value}" for key, value in values.items()),
-            f"output.root={output.root}/runs",
-            f"output.progress={'null' if output.progress is None else output.progress}",
-            f"output.checkpoint_seconds={output.checkpoint_seconds}",
-            f"output.accept_other_code={output.accept_other_code}",
-        ],
-    )
+    config = hydra.compose("train", overrides=list(overrides))
+    for key, value in values.items():
+        OmegaConf.update(config, key, value)
+    output = {**plain(cfg.output), "root": literal(str(settings.root(cfg) / "runs"))}
+    OmegaConf.update(config, "output", output)
+    return config
+
+
+def literal(text: str) -> str:
+    """A text as a value of a config: what looks like an interpolation is none.
+
+    >>> OmegaConf.create({"root": literal("a${b}")}).root
+    'a${b}'
+    """
+    return re.sub(r"(\\*)\$\{", lambda match: rf"{2 * match.group(1)}\${{", text)
 
 
 def plain(config: Any) -> Any:
@@ -60,7 +65,7 @@ def differences(settings: Mapping[str, Any], but_for: Iterable[str] = ()) -> str
 
 def alone(cfg: DictConfig, experiment: Any) -> None:
     """One experiment of a `reproduce` config by itself: the module with `run` and `draw`."""
-    folder = Path(cfg.output.root)
+    folder = settings.root(cfg)
     with hold(folder):
         if not cfg.draw_only:
             experiment.run(cfg, folder)

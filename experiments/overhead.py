@@ -7,7 +7,6 @@ Leaves `overhead.csv`, a row a turn.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from jax import Array
 from omegaconf import DictConfig
 
 import fwdgrad
-from experiments import commands
+from experiments import commands, settings
 from fwdgrad.problems import image_classification, load_dataset
 from fwdgrad.work import Interval, hold, interleaved_seconds, median_interval
 from fwdgrad.work.records import write_table
@@ -63,7 +62,7 @@ def run(cfg: DictConfig) -> dict[str, Interval]:
     milliseconds = {name: 1e3 * samples / cfg.num_steps for name, samples in seconds.items()}
     ratio = milliseconds["library"] / milliseconds["by_hand"]
     write_table(
-        Path(cfg.output.root) / "overhead.csv",
+        settings.root(cfg) / "overhead.csv",
         ("turn", "library_ms", "by_hand_ms", "ratio"),
         zip(range(cfg.rounds), *milliseconds.values(), ratio, strict=True),
     )
@@ -71,9 +70,9 @@ def run(cfg: DictConfig) -> dict[str, Interval]:
     return {name: median_interval(samples) for name, samples in columns.items()}
 
 
-@commands.printable
+@commands.of("overhead")
 def command(cfg: DictConfig) -> None:
-    with hold(cfg.output.root):
+    with hold(settings.root(cfg)):
         result = run(cfg)
     print(
         f"{cfg.model.name}, medians with 95 % intervals of {cfg.rounds} turns\n"
@@ -84,4 +83,4 @@ def command(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    commands.start("experiments.overhead", "overhead")
+    commands.start("experiments.overhead")

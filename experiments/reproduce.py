@@ -25,6 +25,7 @@ from experiments import (
     jobs,
     learning_curves,
     report,
+    settings,
     trajectories,
 )
 from experiments.paper import Finding
@@ -47,7 +48,7 @@ def run(cfg: DictConfig) -> dict[str, str]:
     Raises:
       FolderInUseError: another process writes to the same root.
     """
-    folder = Path(cfg.output.root)
+    folder = settings.root(cfg)
     with hold(folder):
         return _run(cfg, folder)
 
@@ -95,11 +96,11 @@ def _attempt(failed: list[str], what: str, part: Callable[..., Any], *args: Any)
         return None
 
 
-@commands.printable
+@commands.of("reproduce")
 def command(cfg: DictConfig) -> None:
     if failures := run(cfg):
         sys.exit(f"failed: {', '.join(failures)}")
 
 
 if __name__ == "__main__":
-    commands.start("experiments.reproduce", "reproduce")
+    commands.start("experiments.reproduce")

@@ -27,7 +27,7 @@ from matplotlib.axes import Axes
 from omegaconf import DictConfig, OmegaConf
 
 import fwdgrad
-from experiments import commands, pytorch_step, style, train
+from experiments import commands, pytorch_step, settings, style, train
 from fwdgrad.core.estimators import Drawn
 from fwdgrad.core.trees import PyTree
 from fwdgrad.work import Interval, TrainableProblem, hold, interleaved_seconds, median_interval
@@ -76,17 +76,17 @@ def _steps(problem: TrainableProblem) -> dict[str, Step]:
 
 def run(cfg: DictConfig) -> None:
     """Times every model and writes the tables."""
-    folder = Path(cfg.output.root)
+    folder = settings.root(cfg)
     rows, form_rows = [], []
     shares: dict[str, dict] = {}
     ratios: dict[str, dict[str, dict]] = {}
     pytorch: dict[str, dict] = {}
-    for model, settings in cfg.models.items():
-        forms: Any = OmegaConf.to_container(settings.forms, resolve=True)
-        problem, programs, tried = _fastest(cfg, settings.overrides, forms)
+    for model, of_model in cfg.models.items():
+        forms: Any = OmegaConf.to_container(of_model.forms, resolve=True)
+        problem, programs, tried = _fastest(cfg, of_model.overrides, forms)
         form_rows += [(model, *row) for row in tried]
-        torch = _pytorch(problem, cfg.batch_size) if settings.pytorch else {}
-        timed = interleaved_seconds({**programs, **torch}, rounds=settings.rounds)
+        torch = _pytorch(problem, cfg.batch_size) if of_model.pytorch else {}
+        timed = interleaved_seconds({**programs, **torch}, rounds=of_model.rounds)
         seconds = {name: programs[name].seconds_per_step(timed[name]) for name in programs}
         for name in torch:
             ratio = median_interval(seconds["forward_lowrank"] / timed[name])
@@ -110,7 +110,7 @@ def run(cfg: DictConfig) -> None:
         shares[model] = share._asdict()
     write_table(folder / f"{NAME}.csv", _COLUMNS, rows)
     write_table(folder / f"{NAME}_forms.csv", _FORM_COLUMNS, form_rows)
-    rounds = {model: settings.rounds for model, settings in cfg.models.items()}
+    rounds = {model: of_model.rounds for model, of_model in cfg.models.items()}
     information = {
         "drawing_share": shares,
         "relative_to_backprop": ratios,
@@ -125,15 +125,11 @@ def _fastest(
     cfg: DictConfig, overrides: list[str], forms: list[dict[str, Any]]
 ) -> tuple[TrainableProblem, dict[str, StepProgram], list[tuple[Any, ...]]]:
     """The problem, each estimator's program in its fastest form, and what every form took."""
-    problems = [
-        train.problem(
-            hydra.compose(
-                "train",
-                overrides=[f"dataset={cfg.dataset.name}", *overrides, *form.get("overrides", ())],
-            )
-        )
-        for form in forms
-    ]
+    problems = []
+    for form in forms:
+        config = hydra.compose("train", overrides=[*overrides, *form.get("overrides", ())])
+        OmegaConf.update(config, "dataset", cfg.dataset)
+        problems.append(train.problem(config))
     generator = np.random.default_rng(cfg.seed)
     examples = problems[0].train
     chosen = generator.integers(0, len(examples[1]), (cfg.num_batches, cfg.batch_size))
@@ -261,9 +257,9 @@ def _ratio(information: dict, row: dict[str, str]) -> Interval:
     return Interval(**information["relative_to_backprop"][row["model"]][row["estimator"]])
 
 
-@commands.printable
+@commands.of("step_cost")
 def command(cfg: DictConfig) -> None:
-    folder = Path(cfg.output.root)
+    folder = settings.root(cfg)
     with hold(folder):
         run(cfg)
         draw(folder)
@@ -272,4 +268,4 @@ def command(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    commands.start("experiments.step_cost", "step_cost")
+    commands.start("experiments.step_cost")

@@ -7,16 +7,18 @@ Any key of configs/train.yaml can be set on the command line, and `-m` makes a s
 A run that was interrupted goes on when it is started again; a finished one is not repeated.
 """
 
-from functools import lru_cache
+import inspect
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import commands
+from experiments import commands, settings
 from fwdgrad import Activities, check_examples_independent
 from fwdgrad.problems import Problem, image_classification, load_dataset
 from fwdgrad.work import (
@@ -37,30 +39,19 @@ from fwdgrad.work.stepping import Batches, make_stepper
 
 _SOURCES = (Path(__file__),)  # of a run's code, besides fwdgrad
 SETTINGS = ("num_steps", "batch_size", "eval_every", "steps_per_call", "compiler_options")
-# Of each part of a config all keys that anything reads; the options of what is made are further in.
-_KEYS = {
-    "": {
-        "model", "dataset", "estimator", "tangents", "space", "aggregation", "guess", "optimizer",
-        "seed", "learning_rate", "output", *SETTINGS,
-    },
-    "model": {"name", "make", "learning_rate", "steps_per_call", "compiler_options"},
-    "dataset": {"name", "folder"},
-    "estimator": {"name", "label", "value_and_grad", "guess_rate"},
-    "tangents": {"name", "distribution"},
-}  # fmt: skip
-_FURTHER_IN = "estimator.value_and_grad, tangents.distribution, model.make or optimizer"
 
 
 def run(cfg: DictConfig) -> RunRecord:
     """Runs a composed `train` config, or goes on with it, or returns what is already there.
 
     Raises:
-      ValueError: a key was added that nothing reads.
+      ValueError: a key has a wrong value, or nothing reads it.
     """
-    _check_keys(cfg)
+    settings.check(cfg, "train")
+    value_and_grad, transformation = estimator(cfg), optimizer(cfg)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    settings = Settings(**{key: config[key] for key in SETTINGS})
-    known: dict[str, Any] = {"seed": cfg.seed, "settings": settings, "sources": _SOURCES}
+    made_of = Settings(**{key: config[key] for key in SETTINGS})
+    known: dict[str, Any] = {"seed": cfg.seed, "settings": made_of, "sources": _SOURCES}
     if (record := finished_run(folder(cfg), **known)) is not None:
         return record
     if "space" in cfg.estimator.value_and_grad:
@@ -68,10 +59,10 @@ def run(cfg: DictConfig) -> RunRecord:
     rate = _learning_rate(cfg)
     return train(
         problem(cfg),
-        estimator(cfg),
-        optimizer(cfg),
+        value_and_grad,
+        transformation,
         rate if callable(rate) else lambda step: rate,
-        settings,
+        made_of,
         seed=cfg.seed,
         folder=folder(cfg),
         config=OmegaConf.to_yaml(cfg, resolve=True),
@@ -88,17 +79,6 @@ def _check_examples(cfg: DictConfig) -> None:
         made = _plain_problem(cfg)
         examples = jax.tree.map(lambda x: x[:: max(1, len(x) // 8)][:8], made.train)
         check_examples_independent(made.loss, made.init(jax.random.key(cfg.seed)), examples)
-
-
-def _check_keys(cfg: DictConfig) -> None:
-    for part, known in _KEYS.items():
-        found: Any = cfg[part] if part else cfg
-        if unknown := sorted(set(found) - known):
-            path = f"{part}.{unknown[0]}" if part else unknown[0]
-            raise ValueError(
-                f"nothing reads the key {path}. If it is an option of a constructor, it belongs "
-                f"under {_FURTHER_IN}; what there is shows --cfg job."
-            )
 
 
 def recorded(cfg: DictConfig) -> dict[str, Any]:
@@ -121,18 +101,39 @@ def summary(record: RunRecord) -> str:
 
 
 def folder(cfg: DictConfig) -> Path:
-    """Where a run is recorded: named after model, estimator, what decides the numbers, and seed.
+    """Where a run is recorded: named after its choices, what decides the numbers, and the seed.
 
     Settings of JAX that decide numbers change the name, where they are not JAX's own.
     """
-    label = f"{cfg.model.name}-{cfg.estimator.label}"
     identity = config_identity(with_changed_settings(identifying(cfg)))
-    return run_folder(cfg.output.root, label, identity, cfg.seed)
+    return run_folder(settings.root(cfg), label(cfg), identity, cfg.seed)
+
+
+def label(cfg: DictConfig) -> str:
+    """The choices of a config: model and estimator, data set and optimizer where not the default.
+
+    Options that are not choices of a group, such as the number of tangents, are in the identity.
+    """
+    names = [cfg.model.name, cfg.dataset.name, cfg.estimator.label, *_optimizer_names(cfg)]
+    return "-".join(name for name in names if name != "mnist")
+
+
+def _optimizer_names(cfg: DictConfig) -> list[str]:
+    """The optimizer and its schedule; none if they are the default's."""
+    rate = cfg.optimizer.get("learning_rate")
+    schedule = rate.get("_target_") if isinstance(rate, DictConfig) else "constant"
+    short = {
+        "optax.sgd": "",
+        "fwdgrad.work.exponential_decay": "",
+        "optax.cosine_decay_schedule": "cosine",
+    }
+    names = (short.get(x, str(x).rpartition(".")[2]) for x in (cfg.optimizer._target_, schedule))
+    return [name for name in names if name]
 
 
 def identifying(cfg: DictConfig) -> dict[str, Any]:
     """The part of a config that decides a run's numbers: all but the seed and the names."""
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config: Any = settings.canonical(OmegaConf.to_container(cfg, resolve=True))
     return {
         "model": config["model"]["make"],
         "dataset": config["dataset"],
@@ -147,28 +148,46 @@ def estimator(cfg: DictConfig) -> Any:
     """The estimator of a `train` config: loss function, has_report=... -> value and gradient.
 
     Raises:
-      ValueError: it has a space, an aggregation or a guess, and is not the forward gradient.
+      ValueError: it does not read a group that was chosen, or an argument is wrong.
     """
-    made, name = cfg.estimator, cfg.estimator.name
-    chosen = {
-        "space": "space" in made.value_and_grad,
-        "aggregation": "aggregation" in made.value_and_grad,
-        "guess": made.get("guess_rate") is not None,
-    }
-    if name != "forward" and any(chosen.values()):
-        groups = ", ".join(group for group, is_chosen in chosen.items() if is_chosen)
+    arguments = inspect.signature(get_object(cfg.estimator.value_and_grad._target_)).parameters
+    unread = [x for x in ("tangents", "space", "aggregation") if x in cfg and x not in arguments]
+    _check_choices(cfg, unread)
+    with settings.named("estimator.value_and_grad"):
+        made = instantiate(cfg.estimator.value_and_grad, _convert_="all")
+        is_guided = hasattr(made(lambda params: params), "guide")
+    if not is_guided and ("guess" in cfg or "guess_rate" in cfg.estimator):
+        _check_choices(cfg, ["guess"])
+    return made
+
+
+def _check_choices(cfg: DictConfig, unread: list[str]) -> None:
+    if unread:
+        groups, name = ", ".join(unread), cfg.estimator.name
+        chosen = (f"{x}={cfg[x].name}" if x in cfg else "estimator.guess_rate" for x in unread)
         raise ValueError(
-            f"estimator={name} takes no choice of {groups}: that is of estimator=forward. "
-            f"Leave it out, or say estimator=forward."
+            f"estimator={name} takes no choice of {groups}. Leave out {', '.join(chosen)}, or say "
+            "estimator=forward."
         )
-    return instantiate(cfg.estimator.value_and_grad, _convert_="all")
 
 
 def optimizer(cfg: DictConfig) -> optax.GradientTransformation:
-    """The optimizer of a `train` config, that of a guess included if it has one."""
-    made = instantiate(cfg.optimizer, learning_rate=_learning_rate(cfg), _convert_="all")
+    """The optimizer of a `train` config, that of a guess included if it has one.
+
+    Raises:
+      ValueError: it cannot make a step.
+    """
+    with settings.named("optimizer"):
+        made = instantiate(cfg.optimizer, learning_rate=_learning_rate(cfg), _convert_="all")
+        jax.eval_shape(partial(_any_step, made))
     rate = cfg.estimator.get("guess_rate")
     return made if rate is None else guided_optimizer(made, rate)
+
+
+def _any_step(transformation: optax.GradientTransformation) -> Any:
+    params = jnp.zeros((2, 2))
+    full = optax.with_extra_args_support(transformation)
+    return full.update(params, full.init(params), params, value=jnp.zeros(()))
 
 
 def _learning_rate(cfg: DictConfig) -> Any:
@@ -227,15 +246,17 @@ def _plain_problem(cfg: DictConfig) -> Problem:
 
 @lru_cache(maxsize=1)
 def _problem(make: str, dataset: str, folder: str | None) -> Problem:
-    make_model = instantiate(OmegaConf.create(make), _convert_="all")
-    return image_classification(make_model, load_dataset(dataset, folder))
+    examples = load_dataset(dataset, folder)
+    with settings.named("model.make"):
+        make_model = instantiate(OmegaConf.create(make), _convert_="all")
+        return image_classification(make_model, examples)
 
 
-@commands.printable
+@commands.of("train")
 def command(cfg: DictConfig) -> None:
     record = run(cfg)
     print(f"{summary(record)}\nrecorded in {record.folder}")
 
 
 if __name__ == "__main__":
-    commands.start("experiments.train", "train")
+    commands.start("experiments.train")

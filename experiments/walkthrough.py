@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
-from experiments import commands, style
+from experiments import commands, settings, style
 from fwdgrad.core.chains import Layer, Pass, pull_back, push_forward
 from fwdgrad.core.jacobians import jacobian, layer_jacobians
 from fwdgrad.core.trees import Array
@@ -149,19 +149,19 @@ def run(cfg: DictConfig) -> Walk:
     layers, x = network()
     tangent, cotangent = (jnp.array(list(v), jnp.float32) for v in (cfg.tangent, cfg.cotangent))
     walked = walk(layers, x, tangent, cotangent)
-    folder = Path(cfg.output.root)
+    folder = settings.root(cfg)
     draw(walked, folder)
     with atomic_write(folder / "README.md") as file:
         file.write(describe(walked))
     return walked
 
 
-@commands.printable
+@commands.of(NAME)
 def command(cfg: DictConfig) -> None:
-    with hold(cfg.output.root):
+    with hold(settings.root(cfg)):
         walked = run(cfg)
     print(describe(walked))
 
 
 if __name__ == "__main__":
-    commands.start("experiments.walkthrough", NAME)
+    commands.start("experiments.walkthrough")

@@ -15,7 +15,7 @@ from .conftest import CONFIGS
 
 ROOT = CONFIGS.parent
 STARTED = {
-    path.stem: re.findall(r'commands\.start\("([\w.]+)", "?(\w+)"?\)', path.read_text())
+    path.stem: re.findall(r'commands\.start\("([\w.]+)"\)', path.read_text())
     for path in sorted((ROOT / "experiments").glob("*.py"))
 }
 COMMANDS = [name for name, calls in STARTED.items() if calls and name != "commands"]
@@ -29,7 +29,7 @@ def test_every_module_that_runs_as_a_script_starts_a_command_of_its_own():
         assert is_script == (path.stem in COMMANDS), path.stem
         assert "hydra.main" not in text or path.stem == "commands", path.stem
     for name in COMMANDS:
-        assert [module for module, _ in STARTED[name]] == [f"experiments.{name}"]
+        assert STARTED[name] == [f"experiments.{name}"]
 
 
 PICKLE = """
@@ -97,14 +97,14 @@ def test_a_console_that_is_not_utf_8(tmp_path):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_prints_on_any_console(monkeypatch, name):
+def test_every_command_prints_on_any_console(compose, monkeypatch, name):
     """Of each the decorated function, with another in the place of what it does."""
-    module = importlib.import_module(f"experiments.{name}")
+    command = importlib.import_module(f"experiments.{name}").command
     console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", console)
     monkeypatch.setattr(sys, "stderr", console)
-    commands.printable(lambda cfg: print(cfg, "10⁹"))("η₀")
+    commands.of(command.config_name)(lambda cfg: print("10⁹", "η₀"))(compose(command.config_name))
     console.flush()
-    assert console.buffer.getvalue() == rb"\u03b7\u2080 10\u2079" + b"\n"
-    inner = module.command.__wrapped__  # by `functools.wraps` in `printable`
-    assert module.command.__code__ is commands.printable(inner).__code__
+    assert console.buffer.getvalue() == rb"10\u2079 \u03b7\u2080" + b"\n"
+    # And the command is made by the same decorator.
+    assert command.__code__ is commands.of("train")(command.__wrapped__).__code__

@@ -1,0 +1,153 @@
+"""Every option of every group does what it says with every estimator, or is an error."""
+
+import inspect
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fwdgrad
+from experiments import train
+
+from .test_configs import GROUPS
+
+# What an option of a group is in the made estimator; a group that is not named has its default.
+TANGENTS = {
+    "normal": fwdgrad.Normal(),
+    "rademacher": fwdgrad.Rademacher(),
+    "sphere": fwdgrad.Sphere(),
+    "low_rank": fwdgrad.LowRank(),
+    "orthogonal": fwdgrad.Orthogonal(),
+    "block_sparse": fwdgrad.BlockSparse(),
+}
+SPACES = {
+    "weights": fwdgrad.Weights(),
+    "weights_exact_last": fwdgrad.Weights(exact_last=True),
+    "activities": fwdgrad.Activities(),
+}
+AGGREGATIONS = {"mean": fwdgrad.Mean(), "projection": fwdgrad.Projection()}
+OF_GROUP = {"tangents": TANGENTS, "space": SPACES, "aggregation": AGGREGATIONS}
+GUESSES = ("isotropic", "learned")
+# The groups that an estimator reads.
+READS = {
+    "forward": {"tangents", "space", "aggregation", "guess"},
+    "spsa": {"tangents"},
+    "evolution": {"tangents"},
+    "backprop": set(),
+    "backprop_checkpointed": set(),
+}
+
+
+def test_the_tables_have_every_option():
+    for group, options in OF_GROUP.items():
+        assert sorted(options) == GROUPS[group]
+    assert sorted(GUESSES) == GROUPS["guess"] and sorted(READS) == GROUPS["estimator"]
+
+
+def value_of(made, argument):
+    """Of a partial the value of an argument, with its default."""
+    return inspect.signature(made).parameters[argument].default
+
+
+ALL = {**OF_GROUP, "guess": GUESSES}
+SINGLE = [(group, option) for group, options in ALL.items() for option in options]
+
+
+def product(groups):
+    """From group to option, all combinations of the options of these groups."""
+    groups = [group for group in ALL if group in groups]
+    for chosen in itertools.product(*(ALL[group] for group in groups)):
+        yield dict(zip(groups, chosen, strict=True))
+
+
+@pytest.mark.parametrize("estimator", READS)
+def test_every_combination_has_its_options_and_a_label_of_its_own(compose, estimator):
+    labels = set()
+    for chosen in product(READS[estimator]):
+        cfg = compose("train", f"estimator={estimator}", *(f"{g}={o}" for g, o in chosen.items()))
+        made = train.estimator(cfg)
+        for group in READS[estimator] - {"guess"}:
+            assert value_of(made, group) == OF_GROUP[group][chosen[group]]
+        assert (cfg.estimator.get("guess_rate") is not None) == (chosen.get("guess") == "learned")
+        labels.add(train.label(cfg))
+    assert len(labels) == len(list(product(READS[estimator])))
+
+
+@pytest.mark.parametrize("estimator", [name for name in READS if READS[name] != set(ALL)])
+def test_an_option_that_an_estimator_does_not_read_is_an_error(compose, estimator):
+    name = estimator.removesuffix("_checkpointed")
+    for group, option in SINGLE:
+        if group not in READS[estimator]:
+            cfg = compose("train", f"estimator={estimator}", f"{group}={option}")
+            message = (
+                rf"^estimator={name} takes no choice of {group}\. Leave out {group}={option}, or "
+                r"say estimator=forward\.$"
+            )
+            with pytest.raises(ValueError, match=message):
+                train.estimator(cfg)
+    cfg = compose("train", f"estimator={estimator}", "space=activities", "aggregation=mean")
+    with pytest.raises(ValueError, match=r"space, agg.*Leave out space=activities, aggregation=me"):
+        train.estimator(cfg)
+
+
+def test_labels_of_all_groups_are_told_apart(compose):
+    """Model, data set, estimator and optimizer, each by itself beside the defaults."""
+    groups = ("model", "dataset", "estimator", "optimizer")
+    found = {
+        train.label(compose("train", f"{group}={option}"))
+        for group in groups
+        for option in GROUPS[group]
+    }
+    assert len(found) == sum(len(GROUPS[group]) - 1 for group in groups) + 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        ([], "mlp-forward-normal"),
+        (["estimator=backprop"], "mlp-backprop"),
+        (["estimator=backprop_checkpointed"], "mlp-backprop-checkpointed"),
+        (["estimator=spsa"], "mlp-spsa"),
+        (["estimator=evolution"], "mlp-evolution"),
+        (["tangents=low_rank"], "mlp-forward-low_rank"),
+        (["space=activities"], "mlp-activities-normal"),
+        (["space=weights_exact_last"], "mlp-forward-normal-exact-last"),
+        (["guess=learned"], "mlp-forward-normal-guided"),
+        (["space=activities", "guess=learned"], "mlp-activities-normal-guided"),
+        (["aggregation=projection"], "mlp-forward-normal-projection"),
+        (["estimator=spsa", "tangents=sphere"], "mlp-spsa-sphere"),
+        (["optimizer=cosine", "dataset=kmnist"], "mlp-kmnist-forward-normal-cosine"),
+        (["optimizer._target_=optax.lion"], "mlp-forward-normal-lion"),
+        (["optimizer.learning_rate=0.1"], "mlp-forward-normal-constant"),
+    ],
+)
+def test_labels(compose, overrides, label):
+    assert train.label(compose("train", *overrides)) == label
+
+
+def test_spsa_along_other_tangents(compose):
+    """Sphere tangents have the norm √d; of a linear loss the estimate is (∇f·v) v."""
+    cfg = compose("train", "estimator=spsa", "tangents=sphere")
+    slope = jnp.array([1.0, 2.0, 3.0, 4.0])
+    value_and_grad = train.estimator(cfg)(lambda w: slope @ w)
+    for seed in range(3):
+        grad = value_and_grad(jax.random.key(seed), jnp.zeros(4))[1]
+        # g = (s·v) v with ‖v‖² = 4, so s·g = (s·v)² and ‖g‖² = 4 (s·v)²
+        np.testing.assert_allclose(grad @ grad, 4 * (slope @ grad), rtol=1e-4)
+        assert not np.allclose(np.abs(grad), np.abs(grad[0]))  # which signs' would be
+
+
+def test_defaults_of_spsa_and_evolution_are_the_librarys(compose):
+    for name in ("spsa", "evolution"):
+        made = train.estimator(compose("train", f"estimator={name}"))
+        library = getattr(fwdgrad, f"{name}_value_and_grad")
+        assert "tangents" not in made.keywords
+        assert value_of(made, "tangents") == value_of(library, "tangents")
+
+
+def test_a_guess_rate_by_itself_is_not_ignored(compose):
+    cfg = compose("train", "estimator=backprop", "+estimator.guess_rate=0.1")
+    with pytest.raises(ValueError, match=r"takes no choice of guess\. Leave out estimator.guess_r"):
+        train.estimator(cfg)

@@ -1,0 +1,337 @@
+"""Every key of every config: a wrong type or value is an error that names the key."""
+
+import copy
+import importlib
+import math
+import re
+from pathlib import Path
+from unittest.mock import patch
+
+import hydra
+import pytest
+from hydra.errors import HydraException
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from experiments import jobs, settings, step_cost, train
+from experiments.keys import EACH, KEYS
+
+from .conftest import CONFIGS
+from .test_launchers import COMMANDS
+
+NAN, INF = math.nan, math.inf
+NOT_INTEGERS = [1.5, True, None, "many", [1], {"a": 1}, NAN, INF]
+NOT_NUMBERS = [True, None, "many", [1], {"a": 1}, NAN, INF]
+NOT_LISTS = [16, None, "16", {"a": 1}, True]
+NOT_TEXTS = [16, 1.5, True, None, ["a"], {"a": 1}, "", " "]
+# Kinds of wrong values, each with what is right: keys must be of one of them.
+POSITIVE_INTEGER = ([0, -1, *NOT_INTEGERS], [1, 64])
+COUNT = ([-1, *NOT_INTEGERS], [0, 64])
+SEED = ([-1, 2**32, 2**70, *NOT_INTEGERS], [0, 2**32 - 1])
+STEPS = ([0, 2**31, *NOT_INTEGERS], [1, 2**31 - 1])
+POSITIVE = ([0, -1.0, *NOT_NUMBERS], [1, 0.5, 1e38])
+NUMBER = (NOT_NUMBERS, [1, -0.5, 0])
+FRACTION = ([-0.1, 1.1, *NOT_NUMBERS], [0, 0.5, 1])
+BOOLEAN = (["yes", 1, 0.0, None, [True]], [True, False])
+BOOLEAN_OR_NULL = (["yes", 1, 0.0, [True]], [True, False, None])
+TEXT = (NOT_TEXTS, ["a – b", "a/b"])
+TEXT_OR_NULL = ([x for x in NOT_TEXTS if x is not None], ["a – b", None])
+NAME = (["a/b", "a\\b", *NOT_TEXTS], ["a-b_1.5"])
+SUFFIX = (["a/b", *(x for x in NOT_TEXTS if x != "")], ["", "-guided"])
+PATH = (["a\0b", *NOT_TEXTS], ["results/a=b, (c)", "~/x", "./2026"])
+PATH_OR_NULL = ([x for x in PATH[0] if x is not None], ["data", None])
+OVERRIDES = ([*NOT_LISTS, [1], [None], [""]], [[], ["model=mlp", "seed=1"]])
+NAMES = ([*NOT_LISTS, [1], ["a/b"]], [[], ["mlp"]])
+NAMES_OR_NULL = ([x for x in NAMES[0] if x is not None], [None, ["mlp"]])
+SEEDS = ([*NOT_LISTS, ["a"], [-1], [1.5], [True]], [[], [0, 3]])
+SEEDS_OR_NULL = ([x for x in SEEDS[0] if x is not None], [None, [0]])
+RATES = ([*NOT_LISTS, ["a"], [-1], [0], [NAN], [True]], [[1e-4, 1]])
+SIZES = ([*NOT_LISTS, ["a"], [-1], [0], [1.5]], [[1, 64]])
+OPTIONS = ([1, "a", ["a"], True], [None, {}, {"xla_a": ""}])
+CONSTRUCTOR = ([*NOT_LISTS[:3], {"a": 1}, {"_target_": 1}, {"_target_": "a.B", "x": NAN}],
+               [{"_target_": "a.B", "x": [1, {"y": "z"}]}])  # fmt: skip
+MAPPING = ([16, None, "a", [1]], [])
+
+# The last name of a key -> its kind; of some the one or two names before it as well.
+TABLE = {
+    **dict.fromkeys(
+        ("batch_size", "eval_every", "steps_per_call", "default", "num_rows", "width", "depth",
+         "products_per_call", "num_seeds", "repetitions", "guess_steps", "num_batches",
+         "selection_rounds", "rounds", "num_tangents", "rank", "channels"),
+        POSITIVE_INTEGER,
+    ),
+    **dict.fromkeys(("num_steps", "tuning_steps"), STEPS),
+    "step_sizes.num_steps": POSITIVE_INTEGER,
+    "jacobian_modes.rounds": ([5, *NOT_INTEGERS], [6]),
+    "estimator_error.width": ([1, *NOT_INTEGERS], [2]),
+    "draws": ([1, *NOT_INTEGERS], [2]),
+    "smallest": ([0, -301, *NOT_INTEGERS], [-16]),
+    "model.steps_per_call": MAPPING,
+    "seed": SEED,
+    **dict.fromkeys(
+        ("learning_rate", "seconds", "operations", "times", "max_seconds", "initial"), POSITIVE
+    ),
+    "optimizer.learning_rate": (POSITIVE[0], [1, {"_target_": "a.b"}]),
+    "behind": NUMBER,
+    **dict.fromkeys(("wanted", "tuning", "guess_rate"), FRACTION),
+    "estimator_quality.wanted": ([*NOT_LISTS, [1], [{"line": "a"}],
+                                  [{"line": "a", "quantity": "time", "at_most": "b"}]],
+                                 [[{"line": "a", "quantity": "time", "at_most": 1.2}]]),
+    "rate": ([-1.0, *NOT_NUMBERS], [0, 1e-4]),
+    "checkpoint_seconds": ([-1, NAN, "abc", None, True, [30]], [0, 0.1, INF]),
+    **dict.fromkeys(("draw_only", "accept_other_code", "pytorch", "learnt", "uncounted"), BOOLEAN),
+    "progress": BOOLEAN_OR_NULL,
+    **dict.fromkeys(("title", "group", "remark"), TEXT),
+    "history": TEXT_OR_NULL,
+    **dict.fromkeys(("name", "label", "prefix", "preset", "reference", "like", "family"), NAME),
+    "tangents.suffix": NAME,
+    "suffix": SUFFIX,
+    "ablates": ([x for x in NAME[0] if x is not None], ["backprop", None]),
+    "dataset.name": (["mnits", *NOT_TEXTS], ["mnist", "kmnist"]),
+    "function": (["beele", *NOT_TEXTS], ["beale"]),
+    "derivatives": ([-1, 1.5, True, None, []], [0, 8]),
+    "root": PATH,
+    "folder": PATH_OR_NULL,
+    **dict.fromkeys(("overrides", "training", "accuracy_race.model", "cnn_race.model"), OVERRIDES),
+    **dict.fromkeys(
+        ("trajectories.lines.*", "learning_curves.lines.*", "fair_comparison.lines.*"), OVERRIDES
+    ),
+    "figures.*": NAMES,
+    "shown": NAMES,
+    **dict.fromkeys(
+        ("estimator_quality.shown", "accuracy_race.shown", "cnn_race.shown"), NAMES_OR_NULL
+    ),
+    **dict.fromkeys(("seeds", "more_seeds"), SEEDS),
+    "panels.*.seeds": SEEDS_OR_NULL,
+    "stages": ([*NOT_LISTS, [-1], ["a"]], [[0, 200]]),
+    "rates": RATES,
+    **dict.fromkeys(("depths", "batch_sizes", "sizes", "numbers", "widths"), SIZES),
+    "start": ([*NOT_LISTS, ["a"], [NAN]], [[0, 0.5]]),
+    "tangent": ([*NOT_LISTS, [1.0, 0.0], [NAN, 0, 0], ["a", 0, 0]], [[1, 0.5, 0]]),
+    "cotangent": ([*NOT_LISTS, [1.0], [INF, 0], ["a", 0]], [[1, 0.5]]),
+    "forms": ([*NOT_LISTS, [1], [{"steps_per_call": 1}],
+               [{"steps_per_call": 0, "compiler_options": {}}]],
+              [[{"steps_per_call": 1, "compiler_options": {}}]]),
+    "compiler_options": OPTIONS,
+    **dict.fromkeys(("make", "value_and_grad", "distribution", "optimizer", "make_model",
+                     "value_and_grad.tangents", "value_and_grad.space",
+                     "value_and_grad.aggregation"), CONSTRUCTOR),
+    # Arguments of constructors.
+    "chunk_size": ([0, 1.5, True, "a", NAN], [None, 8]),
+    "clip": ([0, -1, True, "a", NAN, INF], [None, 1, 0.5]),
+    "step": POSITIVE,
+    "checkpoint": BOOLEAN,
+    "layerwise": BOOLEAN,
+    "exact_last": BOOLEAN,
+    "momentum": FRACTION,
+    "init_value": POSITIVE,
+    "decay_steps": POSITIVE_INTEGER,
+    "factors": (["gauss", 1, None], ["normal"]),
+    "pooling": (["max", 1, None], ["reduce"]),
+    "num_frozen": COUNT,
+    "_partial_": ([NAN], [True]),
+    "_target_": ([1, None, ""], []),
+}  # fmt: skip
+OF_TRAIN = [
+    ["model=mlp"], ["model=cnn"], ["model=mlp_frozen"], ["estimator=spsa"], ["space=activities"],
+    ["estimator=backprop_checkpointed"], ["guess=learned", "aggregation=projection"],
+    ["tangents=low_rank"], ["optimizer=cosine"], ["space=weights_exact_last"],
+    ["estimator.value_and_grad.clip=1"],
+]  # fmt: skip
+
+
+def expected(path):
+    """The entry of the table for a key: that with the most names."""
+    for length in (3, 2, 1):
+        for names in (path[-length:], ("*", *path[-length:][1:]), (*path[-length:][:-1], "*"),
+                      (*path[-length:][:-2], "*", *path[-length:][-1:])):  # fmt: skip
+            if len(names) == length and (found := TABLE.get(".".join(names))) is not None:
+                return found
+    return None
+
+
+def keys_of(value, path=()):
+    """All keys, those of mappings within mappings included."""
+    for key, inner in value.items():
+        yield (*path, key)
+        if isinstance(inner, dict):
+            yield from keys_of(inner, (*path, key))
+
+
+def of_any_name(path, keys):
+    """The key with * for names that are free; whole from a constructor on."""
+    general = []
+    for i, key in enumerate(path):
+        known = {name.removesuffix("?"): inner for name, inner in keys.items()}
+        general.append(key if key in known else EACH)
+        keys = known[general[-1]]
+        if not isinstance(keys, dict):
+            return (*general, *path[i + 1 :])
+    return tuple(general)
+
+
+def changed(config, path, value):
+    config = copy.deepcopy(config)
+    inner = config
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return config
+
+
+def check_all_keys(name, config, seen):
+    """Every wrong value of every key is an error that names it, and every right one is none."""
+    settings._check(config, KEYS[name], "")
+    for path in keys_of(config):
+        if "compiler_options" in path[:-1]:
+            continue  # XLA knows which it has
+        value = config
+        for key in path:
+            value = value[key]
+        table = expected(path)
+        if table is None:  # a mapping with keys of its own
+            assert isinstance(value, dict), path
+            table = MAPPING
+        if (general := of_any_name(path, KEYS[name])) in seen:
+            continue
+        seen.add(general)
+        wrong, right = table
+        for bad in wrong:
+            with pytest.raises(ValueError, match=rf"\b{re.escape('.'.join(path))}\b") as error:
+                settings._check(changed(config, path, bad), KEYS[name], "")
+            assert "must be" in str(error.value) and "found" in str(error.value)
+        for good in right:
+            settings._check(changed(config, path, good), KEYS[name], "")
+
+
+def test_every_key_of_train(compose):
+    seen = set()
+    for overrides in OF_TRAIN:
+        config = OmegaConf.to_container(compose("train", *overrides), resolve=True)
+        check_all_keys("train", config, seen)
+    assert {path[-1] for path in seen} >= {
+        "seed",
+        "root",
+        "widths",
+        "clip",
+        "momentum",
+        "guess_rate",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(KEYS) - {"train"}))
+def test_every_key_of_the_other_commands(compose, name):
+    config = OmegaConf.to_container(compose(name), resolve=True)
+    check_all_keys(name, config, set())
+
+
+def test_keys_that_are_missing(compose):
+    config = OmegaConf.to_container(compose("train"), resolve=True)
+    for path in (("seed",), ("output", "root"), ("model", "make")):
+        lacking = copy.deepcopy(config)
+        inner = lacking
+        for key in path[:-1]:
+            inner = inner[key]
+        del inner[path[-1]]
+        with pytest.raises(ValueError, match=rf"^the key {'.'.join(path)} is missing\.$"):
+            settings._check(lacking, KEYS["train"], "")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_checks_its_config_before_anything_else(compose, tmp_path, name):
+    command = importlib.import_module(f"experiments.{name}").command
+    cfg = compose(command.config_name, "output.root=2026")
+    with pytest.raises(ValueError, match=r"^output\.root must be a path.*write output\.root=\./2"):
+        command(cfg)
+    assert not Path("2026").exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["learning_rate=nan", "learning_rate=inf", "learning_rate=-1", "seed=true", f"seed={2**64}",
+     "estimator.value_and_grad.clip=nan", "output.root=null", "output.checkpoint_seconds=abc",
+     "model.make.widths=16", "optimizer.learning_rate.rate=nan", "+optimizer.momentum=abc",
+     "+optimizer.nesterov=1", "dataset.name=mnits", "steps_per_call=0", "compiler_options=3"],
+)  # fmt: skip
+def test_wrong_values_of_a_run(compose, tmp_path, monkeypatch, override):
+    """Before a data set is read or a folder is made."""
+    monkeypatch.setattr(train, "load_dataset", lambda *args: pytest.fail("the data were read"))
+    cfg = compose("train", f"output.root={tmp_path}/runs", override)
+    key = override.partition("=")[0].removeprefix("+")
+    with pytest.raises(ValueError, match=rf"^{re.escape(key)} must be "):
+        train.run(cfg)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer._target_=optax.lion", "+optimizer.b1=abc"], "^optimizer: "),
+        (
+            ["+optimizer.decay=0.1"],
+            r"optax[\s\S]*unexpected keyword argument .decay.[\s\S]*key: optimizer",
+        ),
+        (["+estimator.value_and_grad.taps=2"], "^estimator.value_and_grad: .*taps"),
+    ],
+)
+def test_arguments_that_only_their_constructor_knows(compose, overrides, message):
+    with pytest.raises((ValueError, HydraException), match=message):
+        train.run(compose("train", *overrides))
+
+
+def test_home(compose, monkeypatch, tmp_path):
+    """A ~ is the home, in the folder of runs and in those that experiments name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = compose("train", "output.root='~/x'")
+    assert train.folder(cfg).parents[1] == tmp_path / "x"
+    made = jobs.compose_train(compose("reproduce", "output.root='~/y'"), ["model=logistic"])
+    assert made.output.root == str(tmp_path / "y/runs")
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1)
+NASTY = ["a=b", "a,b", "(a)", "a b", "'", '"', "[x]", "{x}", "${x}", r"\${x}", "$", "\\", "1", "~x"]
+
+
+@pytest.fixture(scope="module")
+def reproduce_and_train():
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose("reproduce"), hydra.compose("train")
+
+
+@given(root=st.one_of(ANY_TEXT, st.sampled_from(NASTY)))
+def test_any_text_is_a_root(reproduce_and_train, root):
+    """The runs of an experiment have the very root, whatever characters it has."""
+    cfg, of_train = reproduce_and_train
+    with patch.object(hydra, "compose", lambda *args, **kwargs: of_train):
+        cfg.output.root = jobs.literal(f"/{root}")
+        assert cfg.output.root == f"/{root}"
+        made = jobs.compose_train(cfg, [], seed=3)
+    assert made.output.root == str(Path(f"/{root}") / "runs") and made.seed == 3
+    assert train.folder(made).parents[1] == Path(f"/{root}") / "runs"
+
+
+@pytest.mark.parametrize("root", [root for root in NASTY if "${" not in root])
+def test_nasty_roots_on_the_command_line(compose, tmp_path, root):
+    """Quoted as Hydra has it."""
+    quoted = f"{tmp_path}/{root}".replace("\\", "\\\\").replace("'", r"\'")
+    cfg = compose("reproduce", f"output.root='{quoted}'")
+    assert jobs.compose_train(cfg, ["model=logistic"]).output.root == f"{tmp_path}/{root}/runs"
+
+
+def test_a_step_cost_of_a_data_set_in_a_folder(compose, monkeypatch):
+    """Its models are composed with the data set's name and its folder."""
+    found = []
+
+    class Found(Exception):
+        pass
+
+    def problem(cfg):
+        found.append(cfg)
+        raise Found
+
+    monkeypatch.setattr(train, "problem", problem)
+    cfg = compose("step_cost", "dataset=kmnist", "dataset.folder='a=b, (c)'")
+    with pytest.raises(Found):
+        step_cost._fastest(cfg, ["model=mlp"], [{"overrides": []}])
+    assert found[0].dataset == {"name": "kmnist", "folder": "a=b, (c)"}
