@@ -99,6 +99,14 @@ def write_out(v: Blocks) -> Array:
     return rows if v.before is None else jnp.concatenate([v.before, rows])
 
 
+def tangent(v: Blocks, k: Array) -> Array:
+    """The k-th of the K tangents, written out."""
+    sizes = [1] * v.value.ndim
+    sizes[v.axis] = -1
+    block = (jnp.arange(v.shape[v.axis]) // v.size).reshape(sizes)
+    return jnp.where(block == k, v.value, jnp.zeros((), v.dtype))
+
+
 def by_blocks(x: Array, axis: int, number: int, size: int) -> Array:
     """x with an axis as two, (number, size), zeros after its end."""
     widths = [(0, 0)] * x.ndim

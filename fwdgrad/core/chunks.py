@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fwdgrad.core.programs import scan
 from fwdgrad.core.spaces import Estimate
 from fwdgrad.core.trees import Array, PyTree
 
@@ -37,7 +38,7 @@ def sum_over_tangents(
     total = estimate(keys[:head])
     if head == number:
         return total
-    sums, _ = jax.lax.scan(add_chunk, _summed(total), keys[head:].reshape(-1, chunk))
+    sums, _ = scan(add_chunk, _summed(total), keys[head:].reshape(-1, chunk))
     return total._replace(**sums)
 
 

@@ -10,12 +10,11 @@ loop carries is written out, because its form would change from turn to turn.
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.core import checks
+from fwdgrad.core import checks, programs
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent, dense, number_of
@@ -64,7 +63,7 @@ def _cond(
 
         return run
 
-    return jax.lax.switch(index, [dual(b) for b in branches], operands, tangents[1:])
+    return programs.switch(index, [dual(b) for b in branches], operands, tangents[1:])
 
 
 def _while(
@@ -92,7 +91,7 @@ def _while(
 
     start = _arrays(context, equation, tangents[n + m :], _CARRIED)
     start = _filled(number, init, start, active)
-    return jax.lax.while_loop(condition, turn, (init, start))
+    return programs.while_loop(condition, turn, (init, start))
 
 
 def _scan(
@@ -122,7 +121,7 @@ def _scan(
 
     start = _arrays(context, equation, tangents[n:m], _CARRIED)
     start = _filled(number, init, start, active)
-    (last, last_tangents), (ys, ys_tangents) = jax.lax.scan(
+    (last, last_tangents), (ys, ys_tangents) = programs.scan(
         turn,
         (init, start),
         (xs, [s.scanned for s in slices]),

@@ -95,8 +95,9 @@ def forward_value_and_grad(
       A function `(key, params, *args, **kwargs) -> (value, grad)`, with `(value, aux)` in
       the place of value if `has_aux`. Key and params go by position, so that `fun` may have a
       keyword argument `key` of its own; give it another one. It is pure, so it composes with
-      `jit`, `vmap`, `scan` and donation. Call it under `jit`: by itself it evaluates the loss
-      operation by operation, also where the loss is jitted. `key` is one typed PRNG key, `params`
+      `jit`, `vmap`, `scan` and donation. Call it under `jit`: by itself it traces the loss in each
+      call and evaluates it operation by operation, also where the loss is jitted (loops by programs
+      that are compiled once for the same equations). `key` is one typed PRNG key, `params`
       any pytree. `grad` is a pytree like `params`: each floating leaf has its own shape and dtype,
       and every other leaf (integers, booleans, Python numbers, functions) is that of `params`,
       untouched; take the floating ones out with `fwdgrad.partition(grad)[0]`, for optax.

@@ -4,23 +4,22 @@ Both evaluate the loss at θ ± h v_k; what a forward gradient has exactly, ∇f
 difference of values, so they need a step h and lose digits to it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fwdgrad.core import checks, factored
-from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.devices import as_gradient, check_own_keys, varying_as
 from fwdgrad.core.factored import Factored
-from fwdgrad.core.forms import dense, weighted_sum
 from fwdgrad.core.losses import Loss
 from fwdgrad.core.low_rank import LowRank
+from fwdgrad.core.mutations import make_mutations
+from fwdgrad.core.programs import scan
 from fwdgrad.core.pushforward import Pushforward
-from fwdgrad.core.sampling import sample_each
 from fwdgrad.core.tangents import Rademacher, TangentDistribution
-from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
+from fwdgrad.core.trees import Array, PyTree
 
 ValueAndGrad = Callable[..., tuple[Any, ...]]
 
@@ -36,12 +35,20 @@ def spsa_value_and_grad(
     """Simultaneous perturbation: g = (1/K) Σ_k (f(θ + h v_k) − f(θ − h v_k)) / 2h · v_k.
 
     E[g] = ∇f + O(h²), and rounding adds noise of the size ε |f| / h. Parameters are moved in their
-    own dtype: in half precision h must be well above their spacing there (ε |θ|), or none moves.
+    own dtype, where numbers near θ are up to ε |θ| apart (ε: `jnp.finfo(dtype).eps`), and a smaller
+    step would move none. So h is `step`, but at least 4 ε |θ| of the largest finite parameter: with
+    the default that is another number in half precision for |θ| above 0.26 (float16) or 0.03
+    (bfloat16), and in float32 above 2,000. The loss needs more digits than the parameters: in half
+    precision return it in float32.
+
+    Memory: beside the parameters two copies of them at most, whatever K, of tangents that are cheap
+    to draw; dense normal tangents take more while they are drawn. Each is drawn again where it is
+    added, unless all K are small or are drawn together.
 
     Args:
       fun: `fun(params, *args, **kwargs)` returns a real scalar loss.
       tangents, num_tangents: as in `forward_value_and_grad`; they are written out.
-      step: h.
+      step: h, or less where that would not move the parameters.
       has_report: if true, a third output follows, an empty dict.
 
     Returns:
@@ -61,8 +68,8 @@ def spsa_value_and_grad(
 
     step = checks.checked_step(step)
 
-    def weigh(ahead: Array, behind: Array) -> Array:
-        return (ahead - behind) / (2 * step)
+    def weigh(ahead: Array, behind: Array, step: Array) -> Array:
+        return (ahead - behind) / (2 * step).astype(ahead.dtype)
 
     return _from_values(fun, tangents, num_tangents, step, weigh, has_report)
 
@@ -85,7 +92,7 @@ def evolution_value_and_grad(
     Args:
       fun, num_tangents, has_report: as in `spsa_value_and_grad`; num_tangents is K.
       tangents: the distribution of the mutations.
-      step: h.
+      step: h, as in `spsa_value_and_grad`.
 
     Returns:
       As `spsa_value_and_grad`.
@@ -103,7 +110,7 @@ def evolution_value_and_grad(
 
     step = checks.checked_step(step)
 
-    def weigh(ahead: Array, behind: Array) -> Array:
+    def weigh(ahead: Array, behind: Array, step: Array) -> Array:
         losses = jnp.concatenate([ahead, behind])
         # Equal losses share the mean of their ranks: on a plateau there is no direction.
         ends = [jnp.searchsorted(jnp.sort(losses), losses, side=s) for s in ("left", "right")]
@@ -119,7 +126,7 @@ def _from_values(
     tangents: TangentDistribution,
     num_tangents: int,
     step: float,
-    weigh: Callable[[Array, Array], Array],
+    weigh: Callable[[Array, Array, Array], Array],
     has_report: bool,
 ) -> ValueAndGrad:
     """g = (1/K) Σ_k w_k v_k with weights that are made of the losses at θ + h v_k and θ − h v_k."""
@@ -134,27 +141,38 @@ def _from_values(
         leaves = varying_as(loss.theta, key)
         splits = Pushforward(loss.at, leaves, loss.names).splits
         keys = jax.random.split(key, num_tangents)
-        drawn = sample_each(tangents, keys, loss.frame.alone(leaves), splits)
+        mutations = make_mutations(tangents, keys, leaves, loss.frame.alone(leaves), splits)
+
+        h = _moving(step, leaves)
 
         def value(mutation: list[Any], sign: int) -> Array:
             written = [factored.write_out(v) if isinstance(v, Factored) else v for v in mutation]
-            moved = [x + sign * step * v for x, v in zip(leaves, written, strict=True)]
+            both = zip(leaves, written, strict=True)
+            moved = [x + (sign * h).astype(x.dtype) * v for x, v in both]
             return loss.at(moved)[0]
 
-        def values(_: None, mutation: list[Any]) -> tuple[None, tuple[Array, Array]]:
+        # One mutant at a time, so that no more than one takes the memory of the parameters.
+        def values(_: None, source: Any) -> tuple[None, tuple[Array, Array]]:
+            mutation = mutations.draw(source)
             return None, (value(mutation, 1), value(mutation, -1))
 
-        # A few mutants at a time: none but those at hand take the memory of the parameters, but
-        # for blocks, which are no stack of tangents.
-        each = [dense(v) if isinstance(v, Blocks) else v for v in drawn]
-        _, (ahead, behind) = jax.lax.scan(values, None, each, unroll=min(num_tangents, 8))
-        weights = weigh(ahead, behind) / num_tangents
+        _, (ahead, behind) = scan(values, None, mutations.sources)
+        weights = weigh(ahead, behind, h) / num_tangents
         grad = [
-            as_gradient(weighted_sum(v, weights, accumulation_dtype(x.dtype)), x)
-            for v, x in zip(drawn, loss.theta, strict=True)
+            as_gradient(g, x)
+            for g, x in zip(mutations.weighted_sum(weights), loss.theta, strict=True)
         ]
         report: tuple[dict, ...] = ({},) if has_report else ()
         mean = (ahead.mean() + behind.mean()) / 2
         return mean, loss.gradient(grad), *report
 
     return value_and_grad
+
+
+def _moving(step: float, leaves: Sequence[Array]) -> Array:
+    """Return the step, or more: 4 spacings of the numbers near the largest parameter."""
+    least = [jnp.asarray(step)]
+    for x in leaves:
+        largest = jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0), initial=0)
+        least.append(4 * jnp.finfo(x.dtype).eps * largest.astype(least[0].dtype))
+    return jnp.stack(least).max()

@@ -246,3 +246,17 @@ def varying_axes_of(kind: Any) -> frozenset[str]:
     if varying is None:  # JAX 0.10.2 and later
         varying = kind.mat.varying
     return frozenset(varying)
+
+
+def is_evaluating() -> tuple[bool, bool]:
+    """Whether operations run at once, in no `jax.jit`; and if so, whether under a derivative.
+
+    Under `jax.vmap` they do too.
+    """
+    differentiating = False
+    with jex_core.take_current_trace() as trace:
+        while type(trace).__name__ in ("BatchTrace", "JVPTrace", "LinearizeTrace"):
+            differentiating = differentiating or type(trace).__name__ != "BatchTrace"
+            trace = trace.parent_trace
+        is_direct = type(trace).__name__ == "EvalTrace"
+    return is_direct and not jax.config.jax_disable_jit, differentiating  # type: ignore[attr-defined]

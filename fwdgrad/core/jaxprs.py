@@ -26,6 +26,7 @@ from fwdgrad.core.jax_internals import (
     is_custom_vjp,
     is_leaked,
 )
+from fwdgrad.core.programs import evaluate_equation
 
 Equation = Any  # jax.extend.core.JaxprEqn
 
@@ -42,7 +43,8 @@ def evaluate(equations: Sequence[Equation], values: dict[Any, Any]) -> None:
             v.val if isinstance(v, jex_core.Literal) else values[v] for v in equation.invars
         ]
         with context_of(equation):
-            values.update(zip(equation.outvars, bind(equation, operands), strict=True))
+            made = evaluate_equation(equation, operands)
+            values.update(zip(equation.outvars, made, strict=True))
 
 
 def inlined(jaxpr: Any, enter_custom_vjp: bool = True) -> Any:

@@ -15,6 +15,7 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import PartitionSpec
 
 from fwdgrad.core.devices import has_explicit_axes
+from fwdgrad.core.programs import map_over
 from fwdgrad.core.trees import Array
 
 
@@ -34,7 +35,7 @@ def _singly_on_cpu(fun: Callable[..., Array]) -> Callable[..., Array]:
             both = zip(args, are_mapped, strict=True)
             return in_a_loop(*(next(rest) if is_mapped else x for x, is_mapped in both))
 
-        outputs = lax.map(of_one, mapped)
+        outputs = map_over(of_one, mapped)
         if has_explicit_axes():
             outputs = jax.sharding.reshard(outputs, PartitionSpec(spec[0]))
         return outputs, True

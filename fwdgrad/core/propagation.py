@@ -39,6 +39,7 @@ from fwdgrad.core.jaxprs import (
     variables,
     without_custom_vjp,
 )
+from fwdgrad.core.programs import evaluate_equation, has_loops, map_over, run
 from fwdgrad.core.record import Record, current_record, described, reason_of_loss
 from fwdgrad.core.trees import Array
 
@@ -191,7 +192,7 @@ def _evaluate(
     context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
 ) -> tuple[list[Any], Sequence[Tangent]]:
     if all(t is None for t in tangents):
-        return bind(equation, primals), [None] * len(equation.outvars)
+        return evaluate_equation(equation, primals), [None] * len(equation.outvars)
     rule = context.rules.get(equation.primitive.name)
     if rule is not None:
         result = rule(context, equation, primals, tangents)
@@ -217,6 +218,8 @@ def _evaluate(
             "whole of fun forward by jax.jvp."
         )
     number = next(number_of(t) for t in tangents if t is not None)
+    if has_loops(equation):
+        return run(lambda xs, ts: jvp(fun, xs, ts, number), primals, arrays)
     if not is_kernel(equation):
         return jvp(fun, primals, arrays, number)
     with checks.derivative_of_kernel(equation):
@@ -298,7 +301,7 @@ def jvp(
 
         def in_turn() -> tuple[list[Any], list[Array]]:
             outputs = fun(list(primals))
-            return outputs, jax.lax.map(lambda own: push(*own)[1], each)
+            return outputs, map_over(lambda own: push(*own)[1], each)
 
         if one_by_one:
             outputs, pushed = in_turn()

@@ -1,11 +1,14 @@
 """Estimators from values of the loss alone, against formulas written out."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fwdgrad
+from fwdgrad.core import mutations
 from fwdgrad.core.forms import dense
 
 from .oracle import normal
@@ -121,3 +124,72 @@ def test_parameters_are_moved_in_their_own_dtype(key, step):
 
     fwdgrad.spsa_value_and_grad(loss, step=step)(key, jnp.ones(3, jnp.bfloat16))
     assert set(seen) == {jnp.dtype(jnp.bfloat16)}
+
+
+SHAPES = {"w": (4000, 4000), "b": (4000,), "v": (4000, 4000), "u": (4000, 10)}
+
+
+def large_network(params, x):
+    hidden = jnp.tanh(jnp.tanh(x @ params["w"] + params["b"]) @ params["v"])
+    return jnp.mean((hidden @ params["u"]) ** 2)
+
+
+@pytest.mark.parametrize("number", [1, 8, 32])
+@pytest.mark.parametrize("make", [fwdgrad.spsa_value_and_grad, fwdgrad.evolution_value_and_grad])
+def test_memory_is_two_copies_of_the_parameters_at_any_number(make, number):
+    """Temporary memory of an SGD step that is compiled, but not run."""
+    params = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in SHAPES.items()}
+    value_and_grad = make(large_network, num_tangents=number)
+
+    @partial(jax.jit, donate_argnums=1)
+    def step(key, params, x):
+        _, grad = value_and_grad(key, params, x)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grad)
+
+    x = jax.ShapeDtypeStruct((8, 4000), "float32")
+    memory = step.lower(jax.random.key(0), params, x).compile().memory_analysis()
+    copy = sum(4 * p.size for p in jax.tree.leaves(params))
+    assert memory.temp_size_in_bytes < 2.2 * copy
+
+
+@pytest.mark.parametrize("distribution", [fwdgrad.Rademacher(), fwdgrad.LowRank()])
+def test_tangents_drawn_again_are_those_that_were_kept(case, key, distribution, monkeypatch):
+    params, x = case
+    make = partial(fwdgrad.spsa_value_and_grad, quadratic, tangents=distribution, num_tangents=5)
+    value, grad = jax.jit(make())(key, params, x)
+    monkeypatch.setattr(mutations, "_MOST_KEPT", 0)
+    monkeypatch.setattr(mutations, "_LARGEST_SHARE", 0)
+    again_value, again = jax.jit(make())(key, params, x)
+    np.testing.assert_allclose(again_value, value, rtol=1e-14)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), again, grad)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("size", [8.0, 3e4])
+@pytest.mark.parametrize("make", [fwdgrad.spsa_value_and_grad, fwdgrad.evolution_value_and_grad])
+def test_a_step_moves_parameters_that_are_large(dtype, size, make, key):
+    """The loss is linear, so SPSA's estimate is (c·v) v but for the rounding of θ ± h v."""
+    c, theta = jnp.array([1.0, 2.0, -4.0]), jnp.full(3, size, dtype)
+
+    def loss(w):
+        return jnp.sum(c * w.astype("float32"))
+
+    tangents = fwdgrad.Rademacher()
+    grad = jax.jit(make(loss, tangents=tangents, num_tangents=1))(key, theta)[1]
+    v = tangents.sample(jax.random.split(key, 1)[0], theta).astype("float32")
+    expected = jnp.sum(c * v) * v
+    if make is fwdgrad.evolution_value_and_grad:
+        expected = jnp.sign(expected)  # the better of two
+    # A displacement of 4 spacings or more is off by half a spacing at most.
+    np.testing.assert_allclose(grad.astype("float32"), expected, rtol=1 / 8)
+
+
+def test_the_step_is_as_given_where_it_moves_parameters(key):
+    """Bits of float32 estimates are those of h itself; numbers without end are no measure."""
+    w = jnp.array([0.3, -1.7, 20.0, jnp.inf])
+    fun = jax.jit(lambda w: jnp.sum(jnp.sin(w[:3])))
+    v = fwdgrad.Rademacher().sample(jax.random.split(key, 1)[0], w)
+    step = 1e-3
+    difference = (fun(w + step * v) - fun(w - step * v)) / (2 * step)
+    _, grad = fwdgrad.spsa_value_and_grad(fun, step=step)(key, w)
+    np.testing.assert_array_equal(grad, difference * v)
