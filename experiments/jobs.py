@@ -66,12 +66,29 @@ def differences(settings: Mapping[str, Any], but_for: Iterable[str] = ()) -> str
 def alone(cfg: DictConfig, experiment: Any) -> None:
     """One experiment of a `reproduce` config by itself: the module with `run` and `draw`."""
     folder = settings.root(cfg)
+    if cfg.draw_only:
+        check_recorded(folder, [experiment.NAME])
     with hold(folder):
         if not cfg.draw_only:
             experiment.run(cfg, folder)
         check_tables(folder, experiment.NAME)
         experiment.draw(folder)
     print(f"drawn in {folder}")
+
+
+def check_recorded(folder: Path, names: Iterable[str]) -> None:
+    """Raise an error if a folder holds nothing of these experiments, so that nothing can be drawn.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or no record of them in it.
+    """
+    files = [f"{name}.json" for name in names]
+    if not any((folder / file).exists() for file in files):
+        lacks = f"no {' or '.join(files)}" if folder.is_dir() else "no such folder"
+        raise FileNotFoundError(
+            f"draw_only=true finds nothing to draw in output.root={folder}: {lacks}. Name the "
+            "folder of a preset that has run, or leave draw_only out."
+        )
 
 
 def write_information(

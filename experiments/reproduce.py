@@ -47,8 +47,11 @@ def run(cfg: DictConfig) -> dict[str, str]:
 
     Raises:
       FolderInUseError: another process writes to the same root.
+      FileNotFoundError: with draw_only, nothing is recorded in the root.
     """
     folder = settings.root(cfg)
+    if cfg.draw_only:
+        jobs.check_recorded(folder, EXPERIMENTS)
     with hold(folder):
         return _run(cfg, folder)
 
@@ -62,6 +65,9 @@ def _run(cfg: DictConfig, folder: Path) -> dict[str, str]:
         failed: list[str] = []
         if not cfg.draw_only:
             _attempt(failed, "", module.run, cfg, folder)
+        elif not (folder / f"{name}.json").exists():
+            failures[name] = f"nothing of it is recorded, {name}.json is missing"
+            continue
         is_old = bool(failed)  # what there is then is of the last time that it ran
         wrong: list[str] = []
         _attempt(wrong, "its tables: ", jobs.check_tables, folder, name)

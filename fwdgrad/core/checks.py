@@ -50,6 +50,15 @@ def derivative_of_kernel(equation: Any) -> AbstractContextManager[None]:
     )
 
 
+def needs_extra(package: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
+    """Return the error of a missing module with the extra that brings it."""
+    return ModuleNotFoundError(
+        f"{package} needs the module {error.name!r}, which is not installed. Install the extra: "
+        "pip install 'fwdgrad[experiments]'.",
+        name=error.name,
+    )
+
+
 def check_callable(fun: Any) -> None:
     """Raises TypeError unless `fun` can be called."""
     if not callable(fun):

@@ -3,12 +3,23 @@
 Knows the core's types at most; never how a problem is trained. Needs Equinox and optax.
 """
 
-from fwdgrad.problems.blockwise import Frozen, LocalHeads
-from fwdgrad.problems.datasets import Dataset, Examples, load_dataset
-from fwdgrad.problems.functions import TEST_FUNCTIONS, beale, rosenbrock, sphere, styblinski_tang
-from fwdgrad.problems.idx import DataError, read_idx
-from fwdgrad.problems.models import CNN, MLP, DeepNetwork, LogisticRegression
-from fwdgrad.problems.problem import Problem, image_classification
+from fwdgrad.core.checks import needs_extra
+
+try:
+    from fwdgrad.problems.blockwise import Frozen, LocalHeads
+    from fwdgrad.problems.datasets import Dataset, Examples, load_dataset
+    from fwdgrad.problems.functions import (
+        TEST_FUNCTIONS,
+        beale,
+        rosenbrock,
+        sphere,
+        styblinski_tang,
+    )
+    from fwdgrad.problems.idx import DataError, read_idx
+    from fwdgrad.problems.models import CNN, MLP, DeepNetwork, LogisticRegression
+    from fwdgrad.problems.problem import Problem, image_classification
+except ModuleNotFoundError as error:
+    raise needs_extra("fwdgrad.problems", error) from error
 
 __all__ = [
     "CNN",

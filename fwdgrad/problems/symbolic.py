@@ -11,11 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sympy
 from jax.extend import core as jex_core
 
+from fwdgrad.core.checks import needs_extra
 from fwdgrad.core.jax_internals import called, custom_jvp_body
 from fwdgrad.core.trees import Array
+
+try:
+    import sympy
+except ModuleNotFoundError as error:
+    raise needs_extra("fwdgrad.problems.symbolic", error) from error
 
 _DIGITS = 50  # more than a float64's exact value needs for what is computed with it
 

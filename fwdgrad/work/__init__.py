@@ -3,25 +3,30 @@
 Knows an estimator only through its call, and a problem only as parameters, loss and examples.
 """
 
-from fwdgrad.work.checkpoints import CheckpointError
-from fwdgrad.work.guidance import GuidedProblem, guided_optimizer
-from fwdgrad.work.intervals import Interval, exact, mean_interval, median_interval
-from fwdgrad.work.jax_settings import changed_settings, jax_settings
-from fwdgrad.work.locks import FolderInUseError, hold
-from fwdgrad.work.provenance import OtherCodeWarning, provenance
-from fwdgrad.work.records import (
-    Metrics,
-    RecordError,
-    RunRecord,
-    config_identity,
-    read_run,
-    run_folder,
-)
-from fwdgrad.work.resuming import DivergedError, finished_run
-from fwdgrad.work.run_settings import Settings
-from fwdgrad.work.schedules import exponential_decay
-from fwdgrad.work.timing import interleaved_seconds
-from fwdgrad.work.training import TrainableProblem, train
+from fwdgrad.core.checks import needs_extra
+
+try:
+    from fwdgrad.work.checkpoints import CheckpointError
+    from fwdgrad.work.guidance import GuidedProblem, guided_optimizer
+    from fwdgrad.work.intervals import Interval, exact, mean_interval, median_interval
+    from fwdgrad.work.jax_settings import changed_settings, jax_settings
+    from fwdgrad.work.locks import FolderInUseError, hold
+    from fwdgrad.work.provenance import OtherCodeWarning, provenance
+    from fwdgrad.work.records import (
+        Metrics,
+        RecordError,
+        RunRecord,
+        config_identity,
+        read_run,
+        run_folder,
+    )
+    from fwdgrad.work.resuming import DivergedError, finished_run
+    from fwdgrad.work.run_settings import Settings
+    from fwdgrad.work.schedules import exponential_decay
+    from fwdgrad.work.timing import interleaved_seconds
+    from fwdgrad.work.training import TrainableProblem, train
+except ModuleNotFoundError as error:
+    raise needs_extra("fwdgrad.work", error) from error
 
 __all__ = [
     "CheckpointError",

@@ -107,16 +107,32 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys):
     assert snapshot(tmp_path) == {p: b for p, b in before.items() if p.parts[0] != "runs"}
 
 
-def test_the_command_fails_if_an_experiment_does(tmp_path):
-    """There is nothing to draw: the report names all experiments, and the exit status is 1."""
-    overrides = ("preset=smoke", f"output.root={tmp_path}", "draw_only=true")
+def test_nothing_to_draw_is_one_error_and_leaves_nothing(tmp_path):
+    root = tmp_path / "mistyped"
+    overrides = ("preset=smoke", f"output.root={root}", "draw_only=true")
     command = [sys.executable, "-m", "experiments.reproduce", *overrides]
     result = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
     assert result.returncode == 1
-    assert f"failed: {', '.join(reproduce.EXPERIMENTS)}" in result.stderr
-    report = (tmp_path / "README.md").read_text()
-    for name in reproduce.EXPERIMENTS:
-        assert f"**{name} failed:** drawing: FileNotFoundError" in report
+    assert result.stderr.count("Error: ") == 1
+    assert f"draw_only=true finds nothing to draw in output.root={root}: no such" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_fails_if_an_experiment_does(compose, tmp_path, capsys):
+    """Of what is not recorded there is a line in the report, and no traceback."""
+    cfg = compose("reproduce", "preset=smoke", f"output.root={tmp_path}", "draw_only=true")
+    for command in (lambda: reproduce.run(cfg), lambda: jobs.alone(cfg, trajectories)):
+        with pytest.raises(FileNotFoundError, match=r"trajectories\.json.*leave draw_only out"):
+            command()
+    assert list(tmp_path.iterdir()) == []
+    write_json(tmp_path / "differentiation.json", {"provenance": [], "wall_seconds": 1})
+    with pytest.raises(SystemExit, match=r"failed: trajectories, .*differentiation, .*cnn_race$"):
+        reproduce.command(cfg)
+    report, errors = (tmp_path / "README.md").read_text(), capsys.readouterr().err
+    for name in set(reproduce.EXPERIMENTS) - {"differentiation"}:
+        reason = f"nothing of it is recorded, {name}.json is missing"
+        assert f"**{name} failed:** {reason}" in report and f"{name}.json" not in errors
+    assert "**differentiation failed:** drawing: FileNotFoundError" in report
 
 
 def test_a_failure_is_reported_by_name(compose, tmp_path, monkeypatch):
