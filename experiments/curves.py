@@ -106,12 +106,14 @@ def ratios_to_common_loss(
         return first / second
 
 
-def plot(axis: Axes, x: np.ndarray, samples: np.ndarray, estimator: str) -> None:
+def plot(
+    axis: Axes, x: np.ndarray, samples: np.ndarray, estimator: str, *, logarithmic: bool = False
+) -> None:
     """The mean over the first axis of `samples` against x, its interval shaded.
 
-    On a logarithmic axis both are of the logarithms, so that no interval reaches below zero.
+    For a logarithmic axis both are of the logarithms, so that no interval reaches below zero.
     """
-    logarithmic = axis.get_yscale() == "log"
+    x, samples = style.finite(x), style.finite(samples, positive=logarithmic)
     intervals = [mean_interval(c) for c in (np.log(samples) if logarithmic else samples).T]
     lines = (np.array([interval[k] for interval in intervals]) for k in range(3))
     mean, low, high = (np.exp(line) if logarithmic else line for line in lines)

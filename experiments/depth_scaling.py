@@ -84,9 +84,10 @@ def draw(folder: Path) -> None:
         ratio.axhline(1, color=style.colour("backprop"), lw=0.8)
         cost.set_ylim(0)
         ratio.set_ylim(0)
-        memory.set_yscale("log")
-        memory.yaxis.set_major_locator(LogLocator())
-        memory.yaxis.set_minor_formatter(NullFormatter())
+        style.log_scale(memory)
+        if memory.get_yscale() == "log":
+            memory.yaxis.set_major_locator(LogLocator())
+            memory.yaxis.set_minor_formatter(NullFormatter())
         fixed = of_axis[0]
         if axis == "depth":
             cost.set_title(f"minibatch {fixed['batch_size']}", loc="left", fontweight="bold")
@@ -95,7 +96,7 @@ def draw(folder: Path) -> None:
         else:
             cost.set_title(f"{fixed['depth']} layers", loc="left", fontweight="bold")
             memory.set_xlabel("minibatch (examples)")
-            memory.set_xscale("log", base=2)
+            style.log_scale(memory, "x", base=2)
             memory.xaxis.set_major_formatter(ScalarFormatter())
     for panel, label in zip(
         panels[:, 0],

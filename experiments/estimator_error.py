@@ -95,11 +95,13 @@ def draw(folder: Path) -> None:
         colour = style.colour(estimator)
         panel.plot(numbers, theory, color=colour, lw=0.8)
         aside = numbers * 1.06 ** (i - 1.5)  # so that the bars stand side by side
+        ends = np.maximum(np.nan_to_num((value - low, high - value)), 0)
         panel.errorbar(
-            aside, value, (value - low, high - value), fmt=".", ms=4, lw=0.8, color=colour,
+            aside, value, ends, fmt=".", ms=4, lw=0.8, color=colour,
             label=style.name(estimator).removeprefix("Forward gradient, ").capitalize(),
         )  # fmt: skip
-    panel.set(xscale="log", yscale="log", xlabel="tangents K")
+    panel.set(xlabel="tangents K")
+    style.log_scale(panel, "xy")
     panel.xaxis.set_major_formatter("{x:g}")
     panel.set_ylabel("root-mean-square error / ‖∇f‖")
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2)

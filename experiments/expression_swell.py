@@ -83,7 +83,8 @@ def draw(folder: Path) -> None:
         depths, counts = ([int(r[c]) for r in chosen] for c in ("depth", "operations"))
         ls = "--" if kind == "reverse" else "-"  # the two programs are of one length
         panel.plot(depths, counts, color=colour, ls=ls, marker=".", ms=4, label=label)
-    panel.set(yscale="log", xlabel="layers", ylabel="operations")
+    panel.set(xlabel="layers", ylabel="operations")
+    style.log_scale(panel)
     handles = panel.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=7)
     style.save(figure, folder, NAME)

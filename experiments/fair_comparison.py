@@ -106,15 +106,14 @@ def draw(folder: Path) -> None:
     for row, (panel, lines) in zip(axes, panels.items(), strict=True):
         row[0].set_title(information["titles"][panel], loc="left", fontweight="bold")
         _draw_tuning(row[0], folder, panel)
-        for axis in row[1:]:
-            axis.set_yscale("log")
         for estimator, line in lines.items():
             steps = line["step"][0]
             gigaoperations = steps * information["operations"][panel][estimator] / 1e9
             abscissas = (steps, line["seconds"].mean(0), gigaoperations)
             for axis, x in zip(row[1:], abscissas, strict=True):
-                plot(axis, x, line["valid_loss"], estimator)
+                plot(axis, x, line["valid_loss"], estimator, logarithmic=True)
         for axis in row[1:]:
+            style.log_scale(axis)
             style.fit_lines(axis)
         labels = ("iteration", "training time (s)", "operations (10⁹)")
         for axis, label in zip(row[1:], labels, strict=True):
@@ -139,12 +138,12 @@ def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
         colour = style.colour(estimator)
         kept = {rate: x for rate, x in rates.tried.items() if math.isfinite(x)}
         axis.plot([*kept], [*kept.values()], "o-", color=colour, ms=3, mfc="white")
-        axis.plot(rates.chosen, kept[rates.chosen], "o", color=colour, ms=5)
+        axis.plot(rates.chosen, kept.get(rates.chosen, math.nan), "o", color=colour, ms=5)
         diverged = [rate for rate in rates.tried if rate not in kept]
-        height = max(finite) * (1.1 + 0.12 * i)
+        height = max(finite, default=1.0) * (1.1 + 0.12 * i)
         axis.plot(diverged, [height] * len(diverged), "x", color=colour, ms=4)
-    axis.set(xscale="log", xlabel="learning rate (× failed)", ylabel="loss after tuning (nats)")
-    axis.set(yscale="log")
+    axis.set(xlabel="learning rate (× failed)", ylabel="loss after tuning (nats)")
+    style.log_scale(axis, "xy")
 
 
 def describe(folder: Path) -> str:

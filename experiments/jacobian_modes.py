@@ -103,7 +103,8 @@ def draw(folder: Path) -> None:
         memory.plot(outputs, mebibytes, color=colour, marker=".", ms=4)
     for panel, label in ((tall, "time (ms)"), (memory, "temporary memory (MiB)")):
         panel.axvline(middle, color="#777777", lw=0.6, ls="--")
-        panel.set(xscale="log", yscale="log", xlabel=f"outputs m, of {middle} inputs", ylabel=label)
+        panel.set(xlabel=f"outputs m, of {middle} inputs", ylabel=label)
+        style.log_scale(panel, "xy")
         panel.xaxis.set_major_formatter("{x:g}")
     figure.legend(*tall.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     style.save(figure, folder, NAME)

@@ -181,7 +181,7 @@ def _draw_row(
         steps, seconds = line["step"][0], line["seconds"].mean(0)
         plot(by_step, steps, line["valid_loss"], estimator)
         # The first row is the loss of one minibatch, the others means over many.
-        trained = line["train_loss"].mean(0)[1:]
+        trained = style.finite(line["train_loss"]).mean(0)[1:]
         by_step.plot(steps[1:], trained, color=style.colour(estimator), ls=":", lw=0.9)
         plot(by_time, seconds, line["valid_loss"], estimator)
         plot(cost, steps, line["seconds"], estimator)
@@ -190,7 +190,9 @@ def _draw_row(
             by_time.plot(time, target, "o", ms=4, color=style.colour(estimator))
     steps = lines["backprop"]["step"][0]
     base = costs["loss"]["seconds"].value
-    cost.plot(steps, base * steps, color="#777777", ls="--", label="Loss alone")
+    cost.plot(
+        steps, float(style.finite(base)) * steps, color="#777777", ls="--", label="Loss alone"
+    )
     by_time.axhline(target, color=style.colour("backprop"), lw=0.6, ls="--")
     _write_beside(by_time, lines, [_time_text(e, times) for e in lines])
     _write_beside(cost, lines, [_cost_text(e, costs) for e in lines])
@@ -208,7 +210,8 @@ def _time_text(estimator: str, times: dict[str, float]) -> str:
         return f"$T_b$ {reference:.3g} s"
     if not math.isfinite(time):
         return "$T_f$ not reached"
-    return f"$T_f$ {time:.3g} s, $T_f/T_b$ {time / reference:.3f}"
+    over = f"{time / reference:.3f}" if reference > 0 else "–"
+    return f"$T_f$ {time:.3g} s, $T_f/T_b$ {over}"
 
 
 def _cost_text(estimator: str, costs: dict[str, dict[str, Interval]]) -> str:

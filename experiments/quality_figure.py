@@ -72,10 +72,10 @@ def _draw_costs(axis: Axes, found: Found, information: Mapping[str, Any], cost: 
         *zip(*frontier, strict=True), where="post", color="black", lw=0.8, ls=":", zorder=0,
         label="frontier, without backprop",
     )  # fmt: skip
-    axis.set(xscale="log", yscale="log")
+    style.log_scale(axis, "xy")
     style.plain_numbers(axis.xaxis, (1, 2, 5))
     low, high = axis.get_xlim()
-    axis.set_xlim(min(low, 0.8), max(high, 2.5))  # two numbers at least
+    style.limit(axis, "x", min(low, 0.8), max(high, 2.5))  # two numbers at least
 
 
 def _space_and_variant(group: str) -> tuple[str, str]:

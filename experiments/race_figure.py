@@ -34,18 +34,19 @@ def race_figure(lines: Lines, about: About) -> Figure:
         lengths = [line for n, line in lines.items() if about[n]["like"] == name]
         # Beside each other, also where they have the same length.
         _draw_lengths(ends, lengths, 1 + 0.012 * (i - len(colours) / 2), colour, name)
-    by_time.set(xlabel="training time (s)", ylabel="error (%)", yscale="log")
+    by_time.set(xlabel="training time (s)", ylabel="error (%)")
+    style.log_scale(by_time)
     by_operations.set(xlabel="operations (10¹²)")
     ends.set(xlabel="training time of the whole run (s)")
     least = min(100 * (1 - line.accuracy) for line in lines.values())
-    ends.set_ylim(0.9 * least, 2.5 * least)  # where it is decided
+    style.limit(ends, "y", 0.9 * least, 2.5 * least)  # where it is decided
     lengths_of_all = [line.seconds for line in lines.values()]
-    ends.set_xlim(0.7 * min(lengths_of_all), 1.4 * max(lengths_of_all))
     titles = ("validation, while training",) * 2 + ("test, at a run's end, the best",)
     for panel, title in zip((by_time, by_operations, ends), titles, strict=True):
-        panel.set(xscale="log")
+        style.log_scale(panel, "x")
         panel.set_title(title, loc="left", fontweight="bold")
         style.plain_numbers(panel.xaxis, (1, 2, 5))
+    style.limit(ends, "x", 0.7 * min(lengths_of_all), 1.4 * max(lengths_of_all))
     style.plain_numbers(by_time.yaxis, (1, 1.5, 2, 3, 4, 6, 8))
     by_operations.tick_params(labelleft=False)
     figure.legend(*by_time.get_legend_handles_labels(), loc="outside right center", fontsize=7)

@@ -178,22 +178,25 @@ def draw(folder: Path) -> None:
         _bars(axes[1, i], of_model, "memory")
         axes[0, i].set_xlabel("R: time over the loss alone")
         axes[1, i].set_xlabel("temporary memory (MiB)")
-    axes[0, 0].set_xlim(0, 1.7 * max(float(r["relative_cost"]) for r in rows))
+    longest = max(float(r["relative_cost"]) for r in rows)
+    style.limit(axes[0, 0], "x", 0, 1.7 * longest)
     memory = [float(r["temp_bytes"]) / 2**20 for r in rows]
-    axes[1, 0].set(xscale="log", xlim=(min(memory) / 3, max(memory) * 8))
+    style.log_scale(axes[1, 0], "x")
+    least = min((x for x in memory if x > 0), default=0.0)
+    style.limit(axes[1, 0], "x", least / 3, max(memory) * 8)
     style.save(figure, folder, NAME)
 
 
 def _bars(axes: Axes, rows: list[dict[str, str]], quantity: str) -> None:
-    base = next(float(r["seconds"]) for r in rows if r["estimator"] == "loss")
+    base = next(float(r["seconds"]) for r in rows if r["estimator"] == "loss") or np.nan
     for i, row in enumerate(rows):
         if quantity == "time":
-            value = float(row["relative_cost"])
+            value = float(style.finite(float(row["relative_cost"])))
             low, high = (float(row[k]) / base for k in ("seconds_low", "seconds_high"))
-            error = [[max(0, value - low)], [max(0, high - value)]]
+            error = np.maximum(style.finite([[value - low], [high - value]]), 0)
             text, end = f"{value:.2f}  ({1e3 * float(row['seconds']):.3g} ms)", max(value, high)
         else:
-            value, error = float(row["temp_bytes"]) / 2**20, None
+            value, error = float(style.finite(float(row["temp_bytes"]))) / 2**20, None
             text, end = f"{value:.3g}", value
         colour = style.colour(_LABELS[row["estimator"]])
         axes.barh(i, value, color=colour, height=0.7, xerr=error, error_kw={"lw": 0.8})

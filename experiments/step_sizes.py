@@ -105,7 +105,9 @@ def draw(folder: Path) -> None:
             else:
                 panel.axhline(max(errors[0], floor), color=colour, ls="--", lw=0.9, label=label)
         panel.set_title(dtype, loc="left", fontweight="bold")
-        panel.set(xscale="log", yscale="log", xlabel="step h", ylim=(1e-18, 1e2))
+        panel.set(xlabel="step h")
+        style.log_scale(panel, "xy")
+        style.limit(panel, "y", 1e-18, 1e2)
     panels[0].set_ylabel("relative error of the Jacobian")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)

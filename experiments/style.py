@@ -1,6 +1,7 @@
 """How every figure looks: one colour for each estimator, sizes for a two-column page."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -59,10 +60,48 @@ def name(estimator: str) -> str:
     return NAMES.get(estimator, estimator)
 
 
+def finite(values: Any, *, positive: bool = False) -> np.ndarray:
+    """An array with nan, which is not drawn, in the place of what has no place on an axis.
+
+    >>> finite([1, 0, np.inf], positive=True).tolist()
+    [1.0, nan, nan]
+    """
+    array = np.asarray(values, float)
+    return np.where(np.isfinite(array) & ((array > 0) | (not positive)), array, np.nan)
+
+
+def log_scale(axes: Axes, which: str = "y", **options: Any) -> None:
+    """Make axes logarithmic, once all is drawn: those with no positive number stay linear.
+
+    Args:
+      axes: a panel.
+      which: "x", "y" or "xy".
+      options: of `set_xscale` and `set_yscale`.
+    """
+    for name in which:
+        shared = getattr(axes, f"get_shared_{name}_axes")().get_siblings(axes)
+        low = min(getattr(panel.dataLim, f"minpos{name}") for panel in shared)
+        if not np.isfinite(low):
+            continue
+        if low >= max(getattr(panel.dataLim, f"{name}max") for panel in shared):
+            limit(axes, name, low / 2, low * 2)  # one number alone
+        getattr(axes, f"set_{name}scale")("log", **options)
+
+
+def limit(axes: Axes, which: str, low: float, high: float) -> None:
+    """Set the ends of the axis "x" or "y"; not if they are none, or not on its scale."""
+    is_log = getattr(axes, f"get_{which}scale")() == "log"
+    if np.isfinite([low, high]).all() and low < high and (low > 0 or not is_log):
+        getattr(axes, f"set_{which}lim")(low, high)
+
+
 def fit_lines(axis: Axes) -> None:
     """The lines of an axis set its height; the intervals of few seeds may reach out of it."""
     heights = np.concatenate([np.asarray(line.get_ydata()) for line in axis.lines])
+    heights = finite(heights, positive=axis.get_yscale() == "log")
     heights = heights[np.isfinite(heights)]
+    if len(heights) == 0 or heights.min() == heights.max():
+        return
     low, high = axis.transData.transform([(1, heights.min()), (1, heights.max())])[:, 1]
     margin = 0.1 * (high - low)
     edges = axis.transData.inverted().transform([(0, low - margin), (0, high + margin)])
@@ -71,6 +110,8 @@ def fit_lines(axis: Axes) -> None:
 
 def plain_numbers(axis: Axis, leading: tuple[float, ...]) -> None:
     """Of a logarithmic axis the numbers with these leading digits, and no others."""
+    if axis.get_scale() != "log":
+        return
     axis.set_major_locator(LogLocator(subs=leading))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())

@@ -171,9 +171,11 @@ def _draw_row(axes: np.ndarray, lines: dict[str, Any], settings: dict[str, Any])
     else:
         path.set(xlabel="iteration", ylabel="distance from the minimum")
     above = "f" if least == 0 else "f − min f"
-    by_step.set(xlabel="iteration", ylabel=above, yscale="log")
-    by_time.set(xlabel="time (s)", ylabel=above, yscale="log")
+    by_step.set(xlabel="iteration", ylabel=above)
+    by_time.set(xlabel="time (s)", ylabel=above)
     cost.set(xlabel="iteration", ylabel="time (s)")
+    for axis in (by_step, by_time):
+        style.log_scale(axis)
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(4))
 
