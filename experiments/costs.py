@@ -8,10 +8,10 @@ from typing import Any
 import jax
 from omegaconf import DictConfig
 
-from experiments import train
+from experiments import tables, train
 from fwdgrad.work import Interval, interleaved_seconds, median_interval
 from fwdgrad.work.measurements import measured_once
-from fwdgrad.work.records import read_table, write_table
+from fwdgrad.work.records import write_table
 from fwdgrad.work.step_program import Step, StepProgram, loss_step, relative_costs, sgd_step
 
 _NUM_BATCHES = 4  # at hand, which the steps take in turns
@@ -119,7 +119,7 @@ def write_costs(path: Path, costs: Mapping[str, Mapping[str, Any]]) -> None:
 def read_costs(path: Path) -> dict[str, dict[str, dict[str, Interval]]]:
     """From panel, estimator (or `loss`) and quantity to an interval."""
     costs: dict[str, dict[str, dict[str, Interval]]] = {}
-    for row in read_table(path):
+    for row in tables.read(path, ("value", "low", "high", "n")):
         value, low, high = (float(row[field]) for field in ("value", "low", "high"))
         of_estimator = costs.setdefault(row["panel"], {}).setdefault(row["estimator"], {})
         of_estimator[row["quantity"]] = Interval(value, low, high, int(row["n"]))

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments import style
+from experiments import style, tables
 from fwdgrad.work import Interval, Metrics, mean_interval
-from fwdgrad.work.records import RunRecord, read_table, write_table
+from fwdgrad.work.records import RunRecord, write_table
 
 # From a column of `Metrics` to an array (seeds, rows).
 Curve = dict[str, np.ndarray]
@@ -27,9 +27,11 @@ def write_curves(path: Path, records: Iterable[tuple[str, str, int, RunRecord]])
 def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
     """From panel and estimator to their curve."""
     runs: dict[tuple[str, str, str], list[list[float]]] = {}
-    for row in read_table(path):
+    for row in tables.read(path, Metrics._fields):
         key = (row["panel"], row["estimator"], row["seed"])
         runs.setdefault(key, []).append([float(row[column]) for column in Metrics._fields])
+    tables.check_whole(path, {run: [row[0] for row in rows] for run, rows in runs.items()})
+    tables.check_paired(path, runs)
     curves: dict[str, dict[str, Curve]] = {}
     for panel, estimator in dict.fromkeys(key[:2] for key in runs):
         table = np.stack([np.array(v) for k, v in runs.items() if k[:2] == (panel, estimator)])
@@ -107,12 +109,20 @@ def ratios_to_common_loss(
 
 
 def plot(
-    axis: Axes, x: np.ndarray, samples: np.ndarray, estimator: str, *, logarithmic: bool = False
+    axis: Axes,
+    x: np.ndarray,
+    samples: np.ndarray,
+    estimator: str,
+    *,
+    logarithmic: bool | None = None,
 ) -> None:
     """The mean over the first axis of `samples` against x, its interval shaded.
 
-    For a logarithmic axis both are of the logarithms, so that no interval reaches below zero.
+    For a logarithmic axis both are of the logarithms, so that no interval reaches below zero; None:
+    if the axis is one already.
     """
+    if logarithmic is None:
+        logarithmic = axis.get_yscale() == "log"
     x, samples = style.finite(x), style.finite(samples, positive=logarithmic)
     intervals = [mean_interval(c) for c in (np.log(samples) if logarithmic else samples).T]
     lines = (np.array([interval[k] for interval in intervals]) for k in range(3))

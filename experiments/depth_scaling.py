@@ -23,12 +23,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import commands, deep_network, jobs, style
+from experiments import commands, deep_network, jobs, style, tables
 from experiments.deep_network import ESTIMATORS
 from experiments.paper import Finding, compare
 from fwdgrad.work import Interval, exact
 from fwdgrad.work.measurements import measured_once
-from fwdgrad.work.records import read_table, write_table
+from fwdgrad.work.records import write_table
 
 NAME = "depth_scaling"
 _LINE_STYLES = {"backprop-checkpointed": "--"}  # it often lies upon backprop's
@@ -66,7 +66,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 def draw(folder: Path) -> None:
     """Draws the figure from the table in `folder`: a column for each axis."""
-    rows = read_table(folder / f"{NAME}.csv")
+    rows = tables.read(folder / f"{NAME}.csv", ("depth", "batch_size", "seconds", "temp_bytes"))
     axes_drawn = [axis for axis in ("depth", "batch_size") if any(r["axis"] == axis for r in rows)]
     figure, panels = plt.subplots(
         3, len(axes_drawn), figsize=(3.6 * len(axes_drawn), 6.2), squeeze=False, sharex="col"
@@ -153,7 +153,9 @@ def describe(folder: Path) -> str:
     ]
     points = {  # one of them is on both axes
         (int(row["depth"]), int(row["batch_size"]), row["estimator"]): row
-        for row in read_table(folder / f"{NAME}.csv")
+        for row in tables.read(
+            folder / f"{NAME}.csv", ("depth", "batch_size", "seconds", "temp_bytes")
+        )
     }
     for row in points.values():
         resident = f"{float(row['peak_bytes']) / 2**20:.4g}" if row["peak_bytes"] else "unknown"
@@ -173,7 +175,7 @@ def _interval(row: dict[str, str], quantity: str) -> Interval:
 
 def findings(folder: Path) -> list[Finding]:
     """What the table says of the paper's numbers."""
-    table = read_table(folder / f"{NAME}.csv")
+    table = tables.read(folder / f"{NAME}.csv", ("depth", "batch_size", "seconds", "temp_bytes"))
     of_paper = {"width": "1024", "batch_size": "64"}
     found: list[Finding | None] = []
     for depth in sorted({int(r["depth"]) for r in table if r["axis"] == "depth"}):

@@ -14,10 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import fwdgrad
-from experiments import style
+from experiments import style, tables
 from fwdgrad.core.trees import Array, PyTree
 from fwdgrad.work import mean_interval
-from fwdgrad.work.records import read_table
 
 NAME = "estimator_error"
 # The square of the error is relative to ‖∇f‖²; `theory` is its expectation.
@@ -83,7 +82,7 @@ def _squared_error(found: PyTree, exact: PyTree) -> Array:
 
 def draw(folder: Path) -> None:
     """Draws the figure from the table in `folder`."""
-    rows = read_table(folder / f"{NAME}.csv")
+    rows = tables.read(folder / f"{NAME}.csv", ("num_tangents", "squared", "theory"))
     figure, panel = plt.subplots(figsize=(3.6, 3.2))
     for i, estimator in enumerate(DISTRIBUTIONS):
         line = [r for r in rows if r["estimator"] == estimator]
@@ -110,7 +109,7 @@ def draw(folder: Path) -> None:
 
 def describe(folder: Path) -> str:
     """Its part of the report, in Markdown."""
-    rows = read_table(folder / f"{NAME}.csv")
+    rows = tables.read(folder / f"{NAME}.csv", ("num_tangents", "squared", "theory"))
     numbers = sorted({int(r["num_tangents"]) for r in rows})
     shown = [numbers[0], numbers[len(numbers) // 2], numbers[-1]]
     lines = [

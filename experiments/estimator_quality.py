@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from experiments import commands, jobs, style, train
+from experiments import commands, jobs, style, tables, train
 from experiments.costs import operations_of_a_step, step_costs
 from experiments.gradient_quality import quality, trained
 from experiments.paper import Finding
@@ -36,7 +36,7 @@ from experiments.quality_figure import quality_figure
 from experiments.targets import verdict
 from fwdgrad.work import Interval, exact, mean_interval
 from fwdgrad.work.measurements import measured_once
-from fwdgrad.work.records import read_json, read_table, write_table
+from fwdgrad.work.records import read_json, write_table
 
 NAME = "estimator_quality"
 COLUMNS = ("stage", "line", "quantity", "value", "low", "high", "n")
@@ -140,7 +140,7 @@ def _intervals(found: dict[str, list[float]], dense: dict[str, list[float]]) -> 
 def _read(folder: Path) -> dict[int, dict[str, dict[str, Interval]]]:
     """From stage, line and quantity to its interval."""
     found: dict[int, dict[str, dict[str, Interval]]] = {}
-    for row in read_table(folder / f"{NAME}.csv"):
+    for row in tables.read(folder / f"{NAME}.csv", ("stage", "value", "low", "high", "n")):
         value, low, high = (float(row[end]) for end in ("value", "low", "high"))
         of_line = found.setdefault(int(row["stage"]), {}).setdefault(row["line"], {})
         of_line[row["quantity"]] = Interval(value, low, high, int(row["n"]))

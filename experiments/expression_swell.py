@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
-from experiments import style
+from experiments import style, tables
 from fwdgrad.core.chains import apply_chain, pull_back, push_forward
 from fwdgrad.core.jax_internals import called
 from fwdgrad.core.trees import Array
 from fwdgrad.problems.symbolic import count_operations, expressions, symbolic_jacobian
-from fwdgrad.work.records import read_table
 
 NAME = "expression_swell"
 COLUMNS = ("depth", "kind", "operations")
@@ -76,7 +75,7 @@ def _operations(jaxpr: Any) -> int:
 
 def draw(folder: Path) -> None:
     """Draws the figure from the table in `folder`."""
-    rows = read_table(folder / f"{NAME}.csv")
+    rows = tables.read(folder / f"{NAME}.csv", ("depth", "operations"))
     figure, panel = plt.subplots(figsize=(4.4, 3.8))
     for kind, (label, colour) in KINDS.items():
         chosen = [r for r in rows if r["kind"] == kind]
@@ -92,7 +91,7 @@ def draw(folder: Path) -> None:
 
 def describe(folder: Path) -> str:
     """Its part of the report, in Markdown."""
-    rows = read_table(folder / f"{NAME}.csv")
+    rows = tables.read(folder / f"{NAME}.csv", ("depth", "operations"))
     depths = sorted({int(r["depth"]) for r in rows})
     shown = [d for d in depths if d in (1, 2, 4, 8, depths[-1])]
     lines = [

@@ -22,13 +22,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig
 
-from experiments import commands, jobs, style
+from experiments import commands, jobs, style, tables
 from experiments.costs import operations_of_a_step
 from experiments.curves import Curve, final, plot, read_curves, write_curves
 from experiments.paper import Finding, compare
 from experiments.tuning import Rates, Tuned, read_rates, tune_and_train
 from fwdgrad.work import DivergedError, mean_interval
-from fwdgrad.work.records import read_json, read_table, write_table
+from fwdgrad.work.records import read_json, write_table
 
 NAME = "fair_comparison"
 
@@ -126,7 +126,7 @@ def draw(folder: Path) -> None:
 
 def _rates(folder: Path, panel: str) -> dict[str, Rates]:
     """From estimator to the rates tried and the one chosen."""
-    rows = read_table(folder / f"{NAME}_tuning.csv")
+    rows = tables.read(folder / f"{NAME}_tuning.csv", ("learning_rate", "valid_loss"))
     return read_rates((row for row in rows if row["panel"] == panel), "valid_loss")
 
 
@@ -149,7 +149,7 @@ def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
 def describe(folder: Path) -> str:
     """The report's section: who wins, the figure, and a table, in Markdown."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
-    table = read_table(folder / f"{NAME}_tuning.csv")
+    table = tables.read(folder / f"{NAME}_tuning.csv", ("learning_rate", "valid_loss"))
     tuning_steps = {row["panel"]: row["num_steps"] for row in table}
     lines = [
         "## At the best rate of each (not in the paper)",

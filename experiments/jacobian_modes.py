@@ -15,12 +15,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
-from experiments import style
+from experiments import style, tables
 from fwdgrad.core.jacobians import jacobian
 from fwdgrad.core.numerical import numerical_jacobian
 from fwdgrad.core.trees import Array
 from fwdgrad.work import interleaved_seconds, median_interval
-from fwdgrad.work.records import read_table
 
 NAME = "jacobian_modes"
 COLUMNS = (
@@ -82,7 +81,7 @@ def _measure(inputs: int, outputs: int, width: int, rounds: int) -> list[tuple[A
 
 def draw(folder: Path) -> None:
     """Draws the figure from the table in `folder`: the fastest, and time along two cuts."""
-    rows = read_table(folder / f"{NAME}.csv")
+    rows = tables.read(folder / f"{NAME}.csv", ("inputs", "outputs", "seconds", "temp_bytes"))
     sizes = sorted({int(r["inputs"]) for r in rows})
     figure, (ratios, (tall, memory)) = plt.subplots(2, 2, figsize=(7.2, 6))
     for panel, quantity, label in zip(
@@ -143,7 +142,7 @@ def log_ratios(
 
 def describe(folder: Path) -> str:
     """Its part of the report, in Markdown."""
-    rows = read_table(folder / f"{NAME}.csv")
+    rows = tables.read(folder / f"{NAME}.csv", ("inputs", "outputs", "seconds", "temp_bytes"))
     sizes = sorted({int(r["inputs"]) for r in rows})
     small, large = sizes[0], sizes[-1]
     lines = [

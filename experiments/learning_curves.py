@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig
 
-from experiments import commands, jobs, style, train
+from experiments import commands, jobs, style, tables, train
 from experiments.costs import read_costs, step_costs, write_costs
 from experiments.curves import (
     Curve,
@@ -42,7 +42,7 @@ from experiments.curves import (
 )
 from experiments.paper import Finding, compare
 from fwdgrad.work import DivergedError, Interval, RunRecord, mean_interval
-from fwdgrad.work.records import read_json, read_table, write_table
+from fwdgrad.work.records import read_json, write_table
 
 NAME = "learning_curves"
 _RUN_COLUMNS = (
@@ -235,7 +235,9 @@ def describe(folder: Path) -> str:
     """The report's section: the figure, and a table of its final numbers, in Markdown."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
     costs = read_costs(folder / f"{NAME}_costs.csv")
-    runs = read_table(folder / f"{NAME}_runs.csv")
+    runs = tables.read(
+        folder / f"{NAME}_runs.csv", ("milliseconds_per_step", "valid_loss", "test_accuracy")
+    )
     lines = [
         "## Learning curves (the paper's figures 3, 4 and 5)",
         "",

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import style
+from experiments import style, tables
 from experiments.targets import verdict
 from experiments.tuning import Rates
 from fwdgrad.work import Interval, mean_interval
-from fwdgrad.work.records import read_table
 
 
 class Line:
@@ -52,8 +51,11 @@ About = Mapping[str, Mapping[str, Any]]  # of each line what the record says bes
 def read(table: Path) -> dict[str, Line]:
     """From estimator to what the table says of it."""
     rows: dict[str, list[dict[str, str]]] = {}
-    for row in read_table(table):
+    runs: dict[tuple[str, ...], list[float]] = {}
+    for row in tables.read(table, ("step", "seconds", "flops", "valid_accuracy")):
         rows.setdefault(row["estimator"], []).append(row)
+        runs.setdefault((row["estimator"], row["seed"]), []).append(float(row["step"]))
+    tables.check_whole(table, runs)
     return {estimator: Line(of_estimator) for estimator, of_estimator in rows.items()}
 
 

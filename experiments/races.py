@@ -18,14 +18,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments import jobs, style
+from experiments import jobs, style, tables
 from experiments.costs import operations_of_a_step, training_costs
 from experiments.paper import Finding
 from experiments.race_figure import race_figure
 from experiments.race_results import read, rows, verdicts
 from experiments.tuning import Tuned, read_rates, tune_and_train
 from fwdgrad.work import exact
-from fwdgrad.work.records import read_json, read_table, write_table
+from fwdgrad.work.records import read_json, write_table
 
 COLUMNS = (
     "family", "estimator", "seed", "step", "seconds", "flops", "valid_accuracy", "test_accuracy"
@@ -138,7 +138,10 @@ class Race:
         """The report's section: the figure, a table, and what follows, in Markdown."""
         information = read_json(folder / f"{self._name}.json")
         lines, about = read(folder / f"{self._name}.csv"), information["lines"]
-        rates = read_rates(read_table(folder / f"{self._name}_tuning.csv"), "valid_error")
+        rates = read_rates(
+            tables.read(folder / f"{self._name}_tuning.csv", ("learning_rate", "valid_error")),
+            "valid_error",
+        )
         text = [
             f"## {self._title} (not in the paper)",
             "",

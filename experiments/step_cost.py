@@ -27,13 +27,13 @@ from matplotlib.axes import Axes
 from omegaconf import DictConfig, OmegaConf
 
 import fwdgrad
-from experiments import commands, pytorch_step, settings, style, train
+from experiments import commands, pytorch_step, settings, style, tables, train
 from fwdgrad.core.estimators import Drawn
 from fwdgrad.core.trees import PyTree
 from fwdgrad.work import Interval, TrainableProblem, hold, interleaved_seconds, median_interval
 from fwdgrad.work.files import atomic_write
 from fwdgrad.work.provenance import provenance
-from fwdgrad.work.records import read_json, read_table, write_json, write_table
+from fwdgrad.work.records import read_json, write_json, write_table
 from fwdgrad.work.step_program import Step, StepProgram, loss_step, sgd_step
 
 NAME = "step_cost"
@@ -166,7 +166,7 @@ def _pytorch(problem: TrainableProblem, batch_size: int) -> dict[str, Callable[[
 
 def draw(folder: Path) -> None:
     """Draws the figure from the table in `folder`: time and memory, a column for each model."""
-    rows = read_table(folder / f"{NAME}.csv")
+    rows = tables.read(folder / f"{NAME}.csv", ("seconds", "relative_cost", "temp_bytes"))
     models = list(dict.fromkeys(r["model"] for r in rows))
     figure, axes = plt.subplots(
         2, len(models), figsize=(7.2, 3.4), squeeze=False, sharey=True, sharex="row"
@@ -217,7 +217,7 @@ _NAMES = {name: style.name(label) if label else "Loss alone" for name, label in 
 
 def describe(folder: Path) -> str:
     """The table in Markdown, with what is not in it."""
-    rows = read_table(folder / f"{NAME}.csv")
+    rows = tables.read(folder / f"{NAME}.csv", ("seconds", "relative_cost", "temp_bytes"))
     information = read_json(folder / f"{NAME}.json")
     lines = [
         "## The cost of a training step",

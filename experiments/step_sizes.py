@@ -15,13 +15,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import sympy
 
-from experiments import style
+from experiments import style, tables
 from fwdgrad.core.chains import Layer, apply_chain
 from fwdgrad.core.jacobians import jacobian
 from fwdgrad.core.numerical import numerical_jacobian
 from fwdgrad.core.trees import Array
 from fwdgrad.problems.symbolic import evaluate, expressions, symbolic_jacobian
-from fwdgrad.work.records import read_table
 
 NAME = "step_sizes"
 COLUMNS = ("dtype", "method", "step", "error")  # without a step: those that have none
@@ -92,7 +91,7 @@ def _error(found: Any, exact: np.ndarray) -> float:
 
 def draw(folder: Path) -> None:
     """Draws the figure from the table in `folder`: a panel for each dtype."""
-    rows = read_table(folder / f"{NAME}.csv")
+    rows = tables.read(folder / f"{NAME}.csv", ("step", "error"))
     figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), sharey=True)
     for panel, dtype in zip(panels, ("float32", "float64"), strict=True):
         for (method, label), colour in zip(METHODS.items(), _COLOURS, strict=True):
@@ -116,7 +115,7 @@ def draw(folder: Path) -> None:
 
 def describe(folder: Path) -> str:
     """Its part of the report, in Markdown."""
-    rows = read_table(folder / f"{NAME}.csv")
+    rows = tables.read(folder / f"{NAME}.csv", ("step", "error"))
     lines = [
         "### Differences have a best step, and lose digits at it; a complex step loses none",
         "",

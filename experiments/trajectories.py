@@ -28,13 +28,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import commands, jobs, style
+from experiments import commands, jobs, style, tables
 from experiments.paper import Finding, compare
 from fwdgrad.problems import TEST_FUNCTIONS
 from fwdgrad.work import Interval, exact, mean_interval
 from fwdgrad.work.descent import make_descend
 from fwdgrad.work.measurements import measured_once
-from fwdgrad.work.records import read_json, read_table, write_table
+from fwdgrad.work.records import read_json, write_table
 
 NAME = "trajectories"
 _MORE = f"{NAME}_more"  # the figure of other functions than the paper's, if there is one
@@ -109,9 +109,15 @@ _Paths = dict[str, dict[str, dict[str, np.ndarray]]]
 
 def _read(folder: Path, figure: str) -> _Paths:
     paths: Any = {}
-    for row in read_table(folder / f"{figure}.csv"):
+    path = folder / f"{figure}.csv"
+    runs: dict[tuple[str, str, str], list[float]] = {}
+    for row in tables.read(path, _RECORDED):
+        run = (row["function"], row["estimator"], row["seed"])
+        runs.setdefault(run, []).append(float(row["step"]))
         seeds = paths.setdefault(row["function"], {}).setdefault(row["estimator"], {})
         seeds.setdefault(row["seed"], []).append([float(row[column]) for column in _RECORDED])
+    tables.check_whole(path, runs)
+    tables.check_paired(path, runs)
     return {
         function: {
             estimator: dict(

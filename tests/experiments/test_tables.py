@@ -1,0 +1,98 @@
+"""No line and no entry of an experiment's table is lost without a word."""
+
+import csv
+import shutil
+
+import pytest
+
+from experiments import reproduce, tables
+from experiments.curves import read_curves
+from experiments.race_results import read as read_race
+from fwdgrad.work import RecordError
+
+from .conftest import CONFIGS
+
+RESULTS = CONFIGS.parent / "results" / "quick"
+READ = {
+    "learning_curves": read_curves,
+    "fair_comparison": read_curves,
+    "accuracy_race": read_race,
+    "cnn_race": read_race,
+    "trajectories": lambda path: reproduce.trajectories._read(path.parent, path.stem),
+}
+PAIRED = ("learning_curves", "fair_comparison", "trajectories")
+
+
+def rows_of(path):
+    return list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def write(path, rows):
+    with path.open("w", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_row_that_is_missing(tmp_path, name):
+    """Anywhere in the table: a row at a time is taken out of every run of the first line."""
+    path = tmp_path / f"{name}.csv"
+    preset = "paper" if "race" in name else "quick"  # with several seeds
+    header, *rows = rows_of(RESULTS.parent / preset / path.name)
+    write(path, [header, *rows])
+    READ[name](path)
+    seed, step = header.index("seed"), header.index("step")
+    of_run = [i for i, row in enumerate(rows) if row[:seed] == rows[0][:seed]]
+    assert len({rows[i][seed] for i in of_run}) > 1
+    for i in of_run[:: max(1, len(of_run) // 5)]:
+        write(path, [header, *rows[:i], *rows[i + 1 :]])
+        with pytest.raises(RecordError, match=rf"{path}: rows are missing.* {rows[i][step]} "):
+            READ[name](path)
+    # Also out of order, or twice.
+    write(path, [header, rows[1], rows[0], *rows[2:]])
+    with pytest.raises(RecordError, match=rf"{path}: (the steps of .* do not rise|rows are)"):
+        READ[name](path)
+    write(path, [header, rows[0], *rows])
+    with pytest.raises(RecordError, match=rf"{path}: (the steps of .* do not rise|rows are)"):
+        READ[name](path)
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_a_run_that_is_missing(tmp_path, name):
+    path = tmp_path / f"{name}.csv"
+    header, *rows = rows_of(RESULTS / path.name)
+    seed = header.index("seed")
+    lost = rows[0][: seed + 1]
+    write(path, [header, *(row for row in rows if row[: seed + 1] != lost)])
+    with pytest.raises(RecordError, match=rf"{path}: rows are missing: .* seeds {lost[-1]}, which"):
+        READ[name](path)
+
+
+@pytest.mark.parametrize("name", reproduce.EXPERIMENTS)
+def test_a_table_without_rows_or_with_an_entry_that_is_none(tmp_path, name):
+    """Of every experiment, in its figure or its section of the report."""
+    for path in RESULTS.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    for path in RESULTS.glob("*.csv"):
+        shutil.copy(path, tmp_path)
+    module = reproduce.EXPERIMENTS[name]
+    main = tmp_path / ("step_sizes.csv" if name == "differentiation" else f"{name}.csv")
+    header, *rows = rows_of(main)
+    write(main, [header])
+    with pytest.raises(RecordError, match=rf"{main} has no rows\. Restore"):
+        module.describe(tmp_path)
+    column = next(i for i, x in enumerate(header) if x in ("step", "value", "seconds", "error"))
+    write(main, [header, [*rows[0][:column], "", *rows[0][column + 1 :]], *rows[1:]])
+    message = rf"{main}, row 1: {header[column]} is '', not a number\. Restore the file"
+    with pytest.raises(RecordError, match=message):
+        module.describe(tmp_path)
+    write(main, [[*header[:column], "other", *header[column + 1 :]], *rows])
+    with pytest.raises(RecordError, match=rf"{main} has no column {header[column]}: "):
+        module.describe(tmp_path)
+
+
+def test_every_committed_table_is_whole(tmp_path):
+    for preset in ("quick", "paper"):
+        for name, reader in READ.items():
+            assert reader(CONFIGS.parent / "results" / preset / f"{name}.csv")
+    path = CONFIGS.parent / "results" / "step_cost" / "step_cost.csv"
+    assert tables.read(path, ("seconds", "relative_cost", "temp_bytes"))
