@@ -133,7 +133,7 @@ def shapes_by_jax(fun, operands):
     """Of outputs' tangents, three of each, or None if JAX does not take these operands."""
     tangents = [jnp.zeros((3, *x.shape), x.dtype) for x in operands]
     try:
-        return jax.eval_shape(lambda v: by_jax(fun, operands, v), tangents)
+        return jax.eval_shape(lambda x, v: by_jax(fun, x, v), operands, tangents)
     except Exception:
         return None
 
@@ -154,7 +154,8 @@ def test_operands_without_entries(empty):
         variations = [(3, [form] * len(operands)) for form in forms]
         for each in variations:
             outputs, found = jax.eval_shape(
-                lambda v, j=jaxpr, x=operands: propagate(Context(RULES), j, x, v),
+                lambda x, v, j=jaxpr: propagate(Context(RULES), j, x, v),
+                operands,
                 tangents_of(operands, *each),
             )
             inexact = [jnp.issubdtype(y.dtype, jnp.inexact) for y in outputs]

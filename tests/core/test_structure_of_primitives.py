@@ -22,7 +22,11 @@ def forms_after(name, form):
     operands = operands_of(case)
     jaxpr = jax.make_jaxpr(flat(case.fun))(*operands)
     tangents = tangents_of(operands, 3, [form] * len(operands))
-    return jax.eval_shape(lambda v: propagate(Context(RULES), jaxpr, operands, v)[1], tangents)
+
+    def push(operands, tangents):
+        return propagate(Context(RULES), jaxpr, operands, tangents)[1]
+
+    return jax.eval_shape(push, operands, tangents)
 
 
 def single(name):

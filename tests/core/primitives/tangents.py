@@ -15,7 +15,7 @@ from fwdgrad.core.factored import Factored
 def operands_of(case, shapes=None, dtype="float32"):
     rng = np.random.default_rng(0)
     return [
-        jnp.asarray(rng.uniform(case.low, case.high, shape), dtype)
+        rng.uniform(case.low, case.high, shape).astype(jnp.dtype(dtype))
         for shape in shapes or case.shapes
     ]
 
@@ -28,22 +28,20 @@ def flat(fun):
 
 
 def dense_form(rng, x, number):
-    return jnp.asarray(rng.normal(size=(number, *x.shape)), x.dtype)
+    return rng.normal(size=(number, *x.shape)).astype(x.dtype)
 
 
 def factored_form(rng, x, number, rank=1):
     """Factors that part the axes into the first and the others."""
     left, right = (x.shape[:1], (1,) * len(x.shape[1:])), ((1,) * len(x.shape[:1]), x.shape[1:])
-    factors = (
-        jnp.asarray(rng.normal(size=(number, rank, *a, *b)), x.dtype) for a, b in (left, right)
-    )
+    factors = (rng.normal(size=(number, rank, *a, *b)).astype(x.dtype) for a, b in (left, right))
     return Factored(*factors, x.shape)
 
 
 def blocks_form(rng, x, number, axis):
     if not x.ndim:
         return dense_form(rng, x, number)
-    value = jnp.asarray(rng.normal(size=x.shape), x.dtype)
+    value = rng.normal(size=x.shape).astype(x.dtype)
     return Blocks(value, min(axis, x.ndim - 1), number)
 
 
