@@ -289,6 +289,15 @@ def test_home(compose, monkeypatch, tmp_path):
     assert made.output.root == str(tmp_path / "y/runs")
 
 
+@pytest.mark.parametrize("name", KEYS)
+def test_home_in_a_sweep(compose, monkeypatch, tmp_path, name):
+    """Hydra makes a folder for a sweep by itself."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = hydra.compose(name, ["output.root='~/x'"], return_hydra_config=True)
+    swept = {"reproduce": "results"}
+    assert cfg.hydra.sweep.dir == swept.get(name, str(tmp_path / "x"))
+
+
 ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1)
 NASTY = ["a=b", "a,b", "(a)", "a b", "'", '"', "[x]", "{x}", "${x}", r"\${x}", "$", "\\", "1", "~x"]
 
