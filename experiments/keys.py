@@ -59,6 +59,8 @@ ARGUMENTS: dict[str, Kind] = {
     "rate": NOT_NEGATIVE,
     "init_value": POSITIVE,
     "decay_steps": POSITIVE_INTEGER,
+    "quantile": FRACTION,
+    "multiple": POSITIVE,
 }
 
 _MODEL = {
@@ -269,6 +271,20 @@ KEYS: dict[str, dict[str, Any]] = {
                 "rounds": POSITIVE_INTEGER,
                 "pytorch": BOOLEAN,
             }
+        },
+        "output": _ROOT,
+    },
+    "divergence": {
+        "model": _MODEL,
+        "dataset": _DATASET,
+        "num_seeds": POSITIVE_INTEGER,
+        "num_steps": STEPS,
+        "batch_size": POSITIVE_INTEGER,
+        "num_train": POSITIVE_INTEGER,
+        "num_valid": POSITIVE_INTEGER,
+        "rates": _RATES,
+        "lines": {
+            EACH: {"tangents": CONSTRUCTOR, "clip?": optional(POSITIVE), "clipping?": CONSTRUCTOR}
         },
         "output": _ROOT,
     },

@@ -34,7 +34,10 @@ class LowRank:
     A step costs much less than with dense tangents: x V = (x a) cᵀ is two thin products, and
     only m + n numbers are drawn and kept. What is not free is the fourth moment of ∇f·v, which
     is larger at rank one (the squared derivative varies more from step to step), and falls to
-    that of a dense tangent as the rank grows.
+    that of a dense tangent as the rank grows: with signs
+    E[(∇f·v)⁴] = (3 + (κ − 3)/r) E[(∇f·v)²]² for one matrix, κ ≤ 9. If a run diverges, clip its
+    estimates: `optimizer=sgd_clipped` on the command line of `experiments.train`,
+    `fwdgrad.work.clip_by_running_quantile` in any loop with optax.
 
     The estimate is the sum of K·r products (K: `num_tangents`). Up to 8 of them are added on the
     fly where the estimate is read; more are one matrix product, an array of the weight's size.

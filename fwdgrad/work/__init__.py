@@ -7,8 +7,15 @@ from fwdgrad.core.checks import needs_extra
 
 try:
     from fwdgrad.work.checkpoints import CheckpointError
+    from fwdgrad.work.clipping import ClippingState, clip_by_running_quantile, clipped_sgd
     from fwdgrad.work.guidance import GuidedProblem, guided_optimizer
-    from fwdgrad.work.intervals import Interval, exact, mean_interval, median_interval
+    from fwdgrad.work.intervals import (
+        Interval,
+        exact,
+        mean_interval,
+        median_interval,
+        proportion_interval,
+    )
     from fwdgrad.work.jax_settings import changed_settings, jax_settings
     from fwdgrad.work.locks import FolderInUseError, hold
     from fwdgrad.work.provenance import OtherCodeWarning, provenance
@@ -30,6 +37,7 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "CheckpointError",
+    "ClippingState",
     "DivergedError",
     "FolderInUseError",
     "GuidedProblem",
@@ -41,6 +49,8 @@ __all__ = [
     "Settings",
     "TrainableProblem",
     "changed_settings",
+    "clip_by_running_quantile",
+    "clipped_sgd",
     "config_identity",
     "exact",
     "exponential_decay",
@@ -51,6 +61,7 @@ __all__ = [
     "jax_settings",
     "mean_interval",
     "median_interval",
+    "proportion_interval",
     "provenance",
     "read_run",
     "run_folder",

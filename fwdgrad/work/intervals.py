@@ -51,6 +51,24 @@ def mean_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0.9
     return Interval(mean, float(mean - half), float(mean + half), n)
 
 
+def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """The share of successes in n independent trials, with Wilson's interval.
+
+    With z the quantile of the normal distribution, the interval is the set of all p for which
+    |successes/n − p| ≤ z √(p (1 − p)/n).
+
+    >>> print(proportion_interval(0, 20), proportion_interval(10, 20))
+    0 [0, 0.1611] 0.5 [0.2993, 0.7007]
+
+    Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference (1927).
+    """
+    z = special.ndtri((1 + confidence) / 2)
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return Interval(share, float(max(0, centre - half)), float(min(1, centre + half)), n)
+
+
 def median_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
     """The median of independent samples, with an interval free of assumptions.
 

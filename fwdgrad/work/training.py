@@ -244,8 +244,9 @@ class _Run:
             raise DivergedError(
                 f"the {which} loss is {loss} at step {step} (learning rate "
                 f"{float(self._learning_rate(step)):.3g}). What was recorded before is kept in "
-                f"{self._folder}. Lower the learning rate, or clip the directional derivative "
-                "(clip of forward_value_and_grad); delete the folder to run it once more."
+                f"{self._folder}. Repeat the command of the run with optimizer=sgd_clipped (SGD "
+                "after fwdgrad.work.clip_by_running_quantile), or with a lower learning_rate=; "
+                "either is a run of its own. Delete the folder to run it once more as it was."
             )
 
     def _save(self) -> None:

@@ -47,6 +47,49 @@ def test_average_over_all_factors_is_the_gradient(rank, dtype, rounding, x64):
     np.testing.assert_allclose(np.mean(np.sum(g**2, (1, 2))), second_moment, rtol=rounding)
 
 
+def fourth_moment(gradient, rank):
+    """E[d⁴]/E[d²]² of d = ⟨G, V⟩ over all signs of all factors."""
+    m = len(gradient)
+    numbers = itertools.product([1.0, -1.0], repeat=sum(gradient.shape))
+    signs = np.array(list(numbers))
+    products = np.einsum("ij,si,sj->s", gradient, signs[:, :m], signs[:, m:])
+    total = products
+    for _ in range(rank - 1):
+        total = (total[:, None] + products).ravel()
+    return np.mean(total**4) / np.mean(total**2) ** 2
+
+
+def test_fourth_moment_by_enumeration():
+    """κ at rank one, up to 9 where G is of rank one, and 3 + (κ − 3)/r at rank r."""
+
+    def of_signs(u):  # E[(u·a)⁴]/‖u‖⁴
+        return 3 - 2 * np.sum(u**4) / np.sum(u**2) ** 2
+
+    u, w = np.array([1.0, -2.0, 0.5]), np.array([3.0, 1.0])
+    np.testing.assert_allclose(fourth_moment(np.outer(u, w), 1), of_signs(u) * of_signs(w))
+    long = fourth_moment(np.ones((6, 6)), 1)
+    np.testing.assert_allclose(long, (3 - 2 / 6) ** 2)  # to 9 as both sides grow
+    for gradient in (np.outer(u, w), np.random.default_rng(0).normal(size=(3, 2)), np.eye(2)):
+        kappa = fourth_moment(gradient, 1)
+        for rank in (2, 3):
+            expected = 3 + (kappa - 3) / rank
+            np.testing.assert_allclose(fourth_moment(gradient, rank), expected, rtol=1e-12)
+
+
+def test_the_fourth_moment_of_drawn_tangents(key):
+    """Of the tangents as they are drawn, to 4.5 standard errors."""
+    gradient, n = np.outer([1.0, -2.0, 0.5, 1.0] * 2, [3.0, 1.0, -1.0, 2.0, 1.0]), 20_000
+    for rank in (1, 3):
+        distribution = fwdgrad.LowRank(rank=rank)
+        sample = jax.vmap(lambda k, d=distribution: dense(d.sample(k, jnp.asarray(gradient))))
+        v = np.asarray(sample(jax.random.split(key, n)), float)
+        powers = np.einsum("ij,sij->s", gradient, v) ** 4 / np.sum(gradient**2) ** 2
+        u, w = gradient[:, 0], gradient[0]
+        kappa = np.prod([3 - 2 * np.sum(x**4) / np.sum(x**2) ** 2 for x in (u, w)])
+        expected = 3 + (kappa - 3) / rank
+        assert abs(powers.mean() - expected) < 4.5 * powers.std() / n**0.5
+
+
 @pytest.mark.parametrize("factors", ["rademacher", "normal"])
 def test_large_dense_leaves_are_drawn_by_themselves(factors, key):
     """Of their own keys: equal shapes get other numbers, and what is small is as it was."""

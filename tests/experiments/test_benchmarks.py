@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fwdgrad
-from experiments import overhead, pytorch_step, step_cost
+from experiments import divergence, overhead, pytorch_step, step_cost
 
 
 def test_overhead_benchmark(compose, tmp_path):
@@ -72,3 +72,25 @@ def test_pytorch_step():
     images = np.random.default_rng(0).normal(size=(2, 28, 28)).astype(np.float32)
     losses = {name: step() for name, step in pytorch_step.cnn_steps(images, np.arange(2)).items()}
     assert len(losses) == 2 and all(1 < loss < 4 for loss in losses.values())  # near log 10
+
+
+def test_divergence(compose, tmp_path):
+    """A run that ends as NaN, or above its first loss, counts as failed; pairs have one start."""
+    cfg = compose(
+        "divergence", "model.make.widths=[4]", "num_seeds=2", "num_steps=40", "rates=[1e-4,1e6]",
+        "num_train=32", "num_valid=16", f"output.root={tmp_path}",
+        "~lines.rank_4", "~lines.rank_16", "~lines.dense_signs", "~lines.dense_normal",
+        "~lines.rank_1_at_1_median",
+    )  # fmt: skip
+    divergence.run(cfg)
+    with (tmp_path / "divergence.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 2 * 2
+    for row in rows:
+        like = [r["first_loss"] for r in rows if r["seed"] == row["seed"]]
+        assert set(like) == {row["first_loss"]}
+        stable = float(row["learning_rate"]) < 1
+        assert (float(row["last_loss"]) <= float(row["first_loss"])) == stable
+        assert int(row["steps"]) == 40 or not stable
+    text = divergence.describe(tmp_path)
+    assert "| rank 1 | 0 of 2 [0.00, 0.66]; 2." in text and "| 2 of 2 [0.34, 1.00] |" in text

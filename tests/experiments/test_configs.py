@@ -129,8 +129,9 @@ def test_identity_is_of_what_decides_the_numbers(compose):
         ("model=cnn", "model.make.channels=2", "model.make.width=8", "estimator=forward"),
         ("model=logistic", "optimizer=adam", "tangents=sphere"),
         ("model=logistic", "optimizer._target_=optax.lion", "optimizer.learning_rate=0.001"),
+        ("model=logistic", "optimizer=sgd_clipped", "guess=learned"),
     ],
-    ids=["cnn", "adam-sphere", "lion"],
+    ids=["cnn", "adam-sphere", "lion", "clipped-guided"],
 )
 def test_what_the_readme_offers_trains(compose, tmp_path, monkeypatch, overrides):
     def load_a_few(name, folder):

@@ -120,6 +120,7 @@ def test_labels_of_all_groups_are_told_apart(compose):
         (["estimator=spsa", "tangents=sphere"], "mlp-spsa-sphere"),
         (["optimizer=cosine", "dataset=kmnist"], "mlp-kmnist-forward-normal-cosine"),
         (["optimizer._target_=optax.lion"], "mlp-forward-normal-lion"),
+        (["optimizer=sgd_clipped"], "mlp-forward-normal-clipped_sgd"),
         (["optimizer.learning_rate=0.1"], "mlp-forward-normal-constant"),
     ],
 )

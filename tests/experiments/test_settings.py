@@ -58,7 +58,8 @@ TABLE = {
     **dict.fromkeys(
         ("batch_size", "eval_every", "steps_per_call", "default", "num_rows", "width", "depth",
          "products_per_call", "num_seeds", "repetitions", "guess_steps", "num_batches",
-         "selection_rounds", "rounds", "num_tangents", "rank", "channels"),
+         "selection_rounds", "rounds", "num_train", "num_valid", "num_tangents", "rank",
+         "channels"),
         POSITIVE_INTEGER,
     ),
     **dict.fromkeys(("num_steps", "tuning_steps"), STEPS),
@@ -116,7 +117,8 @@ TABLE = {
     "compiler_options": OPTIONS,
     **dict.fromkeys(("make", "value_and_grad", "distribution", "optimizer", "make_model",
                      "value_and_grad.tangents", "value_and_grad.space",
-                     "value_and_grad.aggregation"), CONSTRUCTOR),
+                     "value_and_grad.aggregation", "divergence.lines.*.tangents",
+                     "clipping"), CONSTRUCTOR),
     # Arguments of constructors.
     "chunk_size": ([0, 1.5, True, "a", NAN], [None, 8]),
     "clip": ([0, -1, True, "a", NAN, INF], [None, 1, 0.5]),
@@ -127,6 +129,8 @@ TABLE = {
     "momentum": FRACTION,
     "init_value": POSITIVE,
     "decay_steps": POSITIVE_INTEGER,
+    "quantile": FRACTION,
+    "multiple": POSITIVE,
     "factors": (["gauss", 1, None], ["normal"]),
     "pooling": (["max", 1, None], ["reduce"]),
     "num_frozen": COUNT,
@@ -136,7 +140,8 @@ TABLE = {
 OF_TRAIN = [
     ["model=mlp"], ["model=cnn"], ["model=mlp_frozen"], ["estimator=spsa"], ["space=activities"],
     ["estimator=backprop_checkpointed"], ["guess=learned", "aggregation=projection"],
-    ["tangents=low_rank"], ["optimizer=cosine"], ["space=weights_exact_last"],
+    ["tangents=low_rank"], ["optimizer=cosine"], ["optimizer=sgd_clipped"],
+    ["space=weights_exact_last"],
     ["estimator.value_and_grad.clip=1"],
 ]  # fmt: skip
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fwdgrad
+from fwdgrad.work import proportion_interval
 from fwdgrad.work.descent import make_descend
 from fwdgrad.work.measurements import measured_once
 from fwdgrad.work.memory import peak_bytes
@@ -132,3 +133,14 @@ def test_a_measurement_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="no device"):
         measured_once(tmp_path, "label", {}, fail)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 20), (3, 20), (20, 20), (1, 1)])
+def test_wilsons_interval_solves_its_equation(successes, n):
+    """Its ends are the p with |successes/n − p| = z √(p (1 − p)/n)."""
+    share = proportion_interval(successes, n)
+    assert share.value == successes / n and share.n == n
+    for p in (share.low, share.high):
+        wanted = 1.959963984540054**2 * p * (1 - p) / n
+        np.testing.assert_allclose((share.value - p) ** 2, wanted, atol=1e-15)
+    assert (share.low == 0) == (successes == 0) and (share.high == 1) == (successes == n)

@@ -213,7 +213,8 @@ def test_seeds_differ_and_estimators_share_examples_and_start(problem, tmp_path)
 def test_divergence_stops_the_run_and_keeps_what_was_recorded(problem, tmp_path, steps_per_call):
     settings = Settings(500, 8, 5, steps_per_call)
     message = (
-        r"the training loss is (inf|nan) at step \d+ \(learning rate .*Lower the learning rate"
+        r"the training loss is (inf|nan) at step \d+ \(learning rate .*command of the run with "
+        r"optimizer=sgd_clipped .*or with a lower learning_rate="
     )
     with pytest.raises(DivergedError, match=message) as first:
         run(problem, tmp_path, rate=5.0, settings=settings)
