@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from fwdgrad.core.sizes import surely_less
 from fwdgrad.core.trees import Array
 
 
@@ -31,12 +32,16 @@ def axis_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int],
         first, second, size, other = [i], [j], old[i], new[j]
         i, j = i + 1, j + 1
         while size != other:
-            if size < other:
+            if surely_less(size, other):
                 first.append(i)
                 size, i = size * old[i], i + 1
-            else:
+            elif surely_less(other, size):
                 second.append(j)
                 other, j = other * new[j], j + 1
+            else:  # symbolic sizes of which neither is known to be the larger: the rest is one run
+                first.extend(range(i, len(old)))
+                second.extend(range(j, len(new)))
+                i, j, size = len(old), len(new), other
         groups.append((first, second))
     # What is left of one shape is of size 1.
     groups = groups or [([], [])]

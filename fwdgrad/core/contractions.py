@@ -25,6 +25,7 @@ from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent, add, dense
 from fwdgrad.core.jax_internals import bind
 from fwdgrad.core.propagation import Context, Rule
+from fwdgrad.core.sizes import surely_at_most
 from fwdgrad.core.trees import Array, accumulation_dtype
 
 
@@ -69,7 +70,7 @@ def shares(x: Array, rows: Array, other: Array) -> bool:
 
     It saves reading `other` twice and costs a copy of the rows, so it pays if those are smaller.
     """
-    return x.size + rows.size <= other.size
+    return surely_at_most(x.size + rows.size, other.size)
 
 
 class Dot:
@@ -135,9 +136,9 @@ class Dot:
         contract, batch = self.contract[side], self.batch[side]
         n, lead = len(v.shape), v.left.ndim - len(v.shape)
         inner, outer = v.left, v.right
-        if any(outer.shape[lead + i] > 1 for i in contract):
+        if any(outer.shape[lead + i] != 1 for i in contract):
             inner, outer = outer, inner
-        if any(outer.shape[lead + i] > 1 for i in contract):
+        if any(outer.shape[lead + i] != 1 for i in contract):
             return None  # both factors depend on the contracted axes
         summed = [
             v.shape[i] if i in (*contract, *batch) else inner.shape[lead + i] for i in range(n)

@@ -44,7 +44,7 @@ def number_of_examples(args: PyTree, kwargs: PyTree) -> int:
         )
     number = next(iter(sizes.values()))
     for path, leaf in jax.tree_util.tree_leaves_with_path(kwargs):
-        if number > 1 and jnp.shape(leaf)[:1] == (number,):
+        if number != 1 and jnp.shape(leaf)[:1] == (number,):
             raise ValueError(
                 f"the keyword argument{jax.tree_util.keystr(path)} has {number} entries in front, "
                 "as many as there are examples; with space=Activities() keyword arguments are the "
@@ -83,7 +83,7 @@ def check_own_losses(types: Sequence[Any], type_of_loss: Any) -> None:
 
 def keys_of_each(examples: Sequence[Array], key: Array) -> Array:
     """A key for each example, sharded as the examples are."""
-    keys = jax.random.split(key, len(examples[0]))
+    keys = jax.random.split(key, examples[0].shape[:1])
     if not has_explicit_axes():
         return keys
     spec = jax.typeof(examples[0]).sharding.spec

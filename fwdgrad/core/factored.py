@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.core.axes import merge_axes
+from fwdgrad.core.sizes import surely_less
 from fwdgrad.core.trees import Array
 
 # Sums of at most this many products are spelled out, so that XLA fuses them into whatever
@@ -94,7 +95,7 @@ class Factored:
     def pays(self) -> bool:
         """Whether the factors together are smaller than the array they stand for."""
         lead = self.left.shape[: self.left.ndim - len(self.shape) - 1]
-        return self.left.size + self.right.size < math.prod((*lead, *self.shape))
+        return surely_less(self.left.size + self.right.size, math.prod((*lead, *self.shape)))
 
     def __repr__(self) -> str:
         return f"Factored({self.dtype}{list(self.shape)}, rank {self.rank})"
@@ -140,8 +141,8 @@ def _sum_of_products(left: Array, right: Array, axis: int) -> Array:
     """Σ_ρ left · right over `axis` as one contraction; axes of size 1 are kept."""
     sizes = list(zip(left.shape, right.shape, strict=True))
     batch = [i for i, (n, m) in enumerate(sizes) if i != axis and n == m]
-    only_left = [i for i, (n, m) in enumerate(sizes) if n > m]
-    only_right = [i for i, (n, m) in enumerate(sizes) if n < m]
+    only_left = [i for i, (n, m) in enumerate(sizes) if n != m == 1]
+    only_right = [i for i, (n, m) in enumerate(sizes) if m != n == 1]
     return jnp.einsum(
         jnp.squeeze(left, only_right),
         [i for i in range(left.ndim) if i not in only_right],
@@ -176,8 +177,16 @@ def join(x: Factored, y: Factored) -> Factored | None:
     """x + y, factored, if the factors together are smaller than the array; else None."""
     # Their ranks add up, and each factor needs the axes of both, so the other way round may fit
     # better: the sum of a cᵀ and of the transpose of another one.
-    joined = min((_Join(x, y), _Join(x, _exchanged(y))), key=lambda join: join.size)
-    return joined() if joined.size < math.prod(x.shape) * x.left.shape[0] else None
+    joined, exchanged = _Join(x, y), _Join(x, _exchanged(y))
+    if surely_less(exchanged.size, joined.size):
+        joined = exchanged
+    is_smaller = surely_less(joined.size, math.prod(x.shape) * x.left.shape[0])
+    return joined() if is_smaller else None
+
+
+def _broadcast_axes(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
+    """The axes that two factors broadcast to, each of one size or 1."""
+    return tuple(m if n == 1 else n for n, m in zip(a, b, strict=True))
 
 
 def _exchanged(v: Factored) -> Factored:
@@ -190,7 +199,7 @@ class _Join:
     def __init__(self, x: Factored, y: Factored):
         self.x, self.y = x, y
         pairs = ((x.left, y.left), (x.right, y.right))
-        self.axes = [tuple(map(max, a.shape[2:], b.shape[2:])) for a, b in pairs]
+        self.axes = [_broadcast_axes(a.shape[2:], b.shape[2:]) for a, b in pairs]
         number = x.left.shape[0] * (x.rank + y.rank)
         self.size = number * sum(math.prod(axes) for axes in self.axes)
 
@@ -214,7 +223,7 @@ def stack(tangents: Sequence[Factored | None], axis: int, shape: tuple[int, ...]
 
     def stacked(factors: Sequence[Array | None]) -> Array:
         known = [f for f in factors if f is not None]
-        axes = functools.reduce(lambda a, b: tuple(map(max, a, b)), (f.shape[2:] for f in known))
+        axes = functools.reduce(_broadcast_axes, (f.shape[2:] for f in known))
 
         def full(f: Array | None) -> Array:
             if f is None:

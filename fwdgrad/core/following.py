@@ -20,6 +20,7 @@ from fwdgrad.core.devices import varying_as
 from fwdgrad.core.elementwise import is_elementwise
 from fwdgrad.core.jaxprs import body_of, evaluate, is_inexact, variables
 from fwdgrad.core.sites import Plan, Site, Variable
+from fwdgrad.core.sizes import surely_less
 from fwdgrad.core.trees import Array
 
 _MOVING = {
@@ -149,7 +150,7 @@ def find_following(jaxpr: Any, site: Site, plan: Plan) -> Following | None:
             return id(equation) not in head and _narrows(equation)
 
         equations, outputs = _passed(jaxpr, site.variable, start, plan, narrows)
-        if len(outputs) == 1 and outputs[0].aval.size < site.variable.aval.size:
+        if len(outputs) == 1 and surely_less(outputs[0].aval.size, site.variable.aval.size):
             found = Following(site.variable, equations, outputs, narrows=True)
             if _goes_back(found):
                 return found

@@ -100,7 +100,7 @@ def _unstack(
 
     def part(index: int) -> Factored:
         def take(f: Array) -> Array:
-            return lax.index_in_dim(f, index if f.shape[axis] > 1 else 0, axis, keepdims=False)
+            return lax.index_in_dim(f, index if f.shape[axis] != 1 else 0, axis, keepdims=False)
 
         return v.map(take, shape)
 

@@ -85,7 +85,7 @@ def sliced(
     def cut(f: Array) -> Array:
         return f[
             tuple(
-                slice(None) if n == 1 < size else slice(start, limit, stride)
+                slice(None) if n == 1 != size else slice(start, limit, stride)
                 for n, (size, start, limit, stride) in zip(f.shape, own, strict=True)
             )
         ]
@@ -97,7 +97,7 @@ def _dynamic_slice(params: dict[str, Any], v: Factored, starts: list[Any]) -> Fa
     sizes = params["slice_sizes"]
 
     def cut(f: Array) -> Array:
-        whole = [n == 1 < size for n, size in zip(f.shape, v.shape, strict=True)]
+        whole = [n == 1 != size for n, size in zip(f.shape, v.shape, strict=True)]
         own = [jnp.zeros_like(s) if w else s for w, s in zip(whole, starts, strict=True)]
         # The primitive, which clamps a start out of bounds: `lax.dynamic_slice` counts a negative
         # one from the end.
@@ -119,7 +119,7 @@ def _reshape(params: dict[str, Any], v: Factored, sizes: list[Any]) -> Factored 
         # or has to be of full size along each of them.
         full, result = list(f.shape), [1] * len(new_shape)
         for old, new in groups:
-            if any(f.shape[i] > 1 for i in old):
+            if any(f.shape[i] != 1 for i in old):
                 for i in old:
                     full[i] = v.shape[i]
                 for j in new:
@@ -135,7 +135,7 @@ def _tile(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:
 
     def repeat(f: Array) -> Array:
         own = zip(f.shape, v.shape, reps, strict=True)
-        return jnp.tile(f, [n if size == whole > 1 else 1 for size, whole, n in own])
+        return jnp.tile(f, [n if size == whole != 1 else 1 for size, whole, n in own])
 
     return v.map(repeat, tuple(n * size for n, size in zip(reps, v.shape, strict=True)))
 
