@@ -24,6 +24,7 @@ from fwdgrad.core.devices import as_gradient, check_own_keys, varying_as
 from fwdgrad.core.guess import Guided
 from fwdgrad.core.losses import Flat, Loss
 from fwdgrad.core.sampling import Tangents, draws_together
+from fwdgrad.core.signatures import like
 from fwdgrad.core.spaces import Estimate, Space, Weights
 from fwdgrad.core.tangents import Normal, TangentDistribution
 from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
@@ -99,8 +100,14 @@ def forward_value_and_grad(
       call and evaluates it operation by operation, also where the loss is jitted (loops by programs
       that are compiled once for the same equations). `key` is one typed PRNG key, `params`
       any pytree. `grad` is a pytree like `params`: each floating leaf has its own shape and dtype,
-      and every other leaf (integers, booleans, Python numbers, functions) is that of `params`,
-      untouched; take the floating ones out with `fwdgrad.partition(grad)[0]`, for optax.
+      and every other leaf is zero if it is a number or an array of numbers (integers, booleans,
+      Python floats), so that a step p − η g leaves it at its value, or else that of `params`. For
+      optax take the floating leaves out with `fwdgrad.partition(grad)[0]`. Python floats are no
+      parameters; but `jax.jit` makes arrays of those among its arguments, and so parameters, as
+      for `jax.grad`: let `fun` close over such as are not to be learned.
+
+      Its signature is (key, params, /) and what comes after the first argument in that of `fun`, so
+      that `jax.jit` finds `static_argnames` given by position.
 
       Unless it works in chunks, the function has an attribute `draw`, a function of the same
       arguments that only draws the tangents; what it returns can be given in the place of the
@@ -221,7 +228,7 @@ def forward_value_and_grad(
     value_and_grad.guide = guide  # type: ignore[attr-defined]
     if not in_chunks:
         value_and_grad.draw = draw  # type: ignore[attr-defined]
-    return value_and_grad
+    return like(fun, value_and_grad)
 
 
 def backprop_value_and_grad(
@@ -254,7 +261,7 @@ def backprop_value_and_grad(
     >>> value_and_grad = backprop_value_and_grad(lambda params: jnp.sum(params["w"] ** 2))
     >>> value, grad = value_and_grad(None, {"w": jnp.ones(3), "steps": 7})
     >>> float(value), grad["w"].tolist(), grad["steps"]
-    (3.0, [2.0, 2.0, 2.0], 7)
+    (3.0, [2.0, 2.0, 2.0], 0)
     """
     checks.check_callable(fun)
 
@@ -272,4 +279,4 @@ def backprop_value_and_grad(
         report: tuple[dict, ...] = ({},) if has_report else ()
         return (value, aux) if has_aux else value, loss.gradient(grad), *report
 
-    return value_and_grad
+    return like(fun, value_and_grad)

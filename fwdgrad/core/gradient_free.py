@@ -18,6 +18,7 @@ from fwdgrad.core.low_rank import LowRank
 from fwdgrad.core.mutations import make_mutations
 from fwdgrad.core.programs import scan
 from fwdgrad.core.pushforward import Pushforward
+from fwdgrad.core.signatures import like
 from fwdgrad.core.tangents import Rademacher, TangentDistribution
 from fwdgrad.core.trees import Array, PyTree
 
@@ -166,7 +167,7 @@ def _from_values(
         mean = (ahead.mean() + behind.mean()) / 2
         return mean, loss.gradient(grad), *report
 
-    return value_and_grad
+    return like(fun, value_and_grad)
 
 
 def _moving(step: float, leaves: Sequence[Array]) -> Array:

@@ -15,6 +15,7 @@ from fwdgrad.core.trees import (
     is_differentiable,
     require_parameters,
     take_out,
+    zero_if_number,
 )
 
 
@@ -61,8 +62,11 @@ class Loss:
         return checks.check_loss(self._fun, output, self._has_aux)
 
     def gradient(self, of_leaves: Sequence[Array]) -> PyTree:
-        """Return the gradient, a pytree like the parameters, from those by the leaves."""
-        return self.frame.filled(of_leaves)
+        """Return the gradient, a pytree like the parameters, from those by the leaves.
+
+        Other leaves are zero if they are numbers, so that a step leaves them as they are.
+        """
+        return self.frame.filled(of_leaves, map(zero_if_number, self.frame.others))
 
 
 class Flat:

@@ -65,6 +65,22 @@ def combine(differentiable: PyTree, rest: PyTree) -> PyTree:
     return jax.tree.map(choose, differentiable, rest, is_leaf=lambda x: x is None)
 
 
+def zero_if_number(leaf: Any) -> Any:
+    """Return zero in the place of a number or of an array of them, and any other leaf as it is.
+
+    >>> zero_if_number(7), zero_if_number(True), zero_if_number(np.arange(2)), zero_if_number("x")
+    (0, False, array([0, 0]), 'x')
+    """
+    if type(leaf) in (bool, int, float, complex):
+        return type(leaf)()
+    if isinstance(leaf, jax.Array):
+        is_extended = jnp.issubdtype(leaf.dtype, jax.dtypes.extended)  # keys
+        return leaf if is_extended else jnp.zeros_like(leaf)
+    if isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind in "biufc":
+        return np.zeros_like(leaf)
+    return leaf
+
+
 class Frame:
     """A pytree without its chosen leaves, to be rebuilt with others in their place.
 

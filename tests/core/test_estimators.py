@@ -1,10 +1,13 @@
 """The estimators: exact oracles first, then properties, then statistics."""
 
+import inspect
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -175,7 +178,7 @@ each_estimator = pytest.mark.parametrize(
 
 
 @each_estimator
-def test_other_leaves_come_back_untouched(estimator, key):
+def test_other_leaves_are_zero_if_they_are_numbers(estimator, key):
     count, mask = jnp.array([1, 2]), jnp.array([True, False])
     params = {
         "w": jnp.ones(2),
@@ -190,8 +193,10 @@ def test_other_leaves_come_back_untouched(estimator, key):
         return jnp.sum(function(params["w"] * count * mask) * rate + params["array"])
 
     value, grad = estimator(loss)(key, params)
-    assert grad["rest"][0] is count and grad["rest"][1] is mask
-    assert grad["rest"][2:] == params["rest"][2:] and grad["key"] is key
+    for zeros, leaf in zip(grad["rest"], (count, mask), strict=False):
+        assert not zeros.any() and (zeros.shape, zeros.dtype) == (leaf.shape, leaf.dtype)
+    assert grad["rest"][2:] == [None, 0, False, 0.0, "name", jnp.tanh] and grad["key"] is key
+    assert [type(leaf) for leaf in grad["rest"][3:6]] == [int, bool, float]
     assert grad["w"].dtype == jnp.float32 and isinstance(grad["array"], jax.Array)
     assert jax.tree.structure(grad) == jax.tree.structure(params)
     assert value.shape == ()
@@ -324,8 +329,63 @@ def test_any_pytree(tree, num_tangents):
     for g, x in zip(jax.tree.leaves(grad), jax.tree.leaves(params), strict=True):
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating):
             assert g.shape == x.shape and g.dtype == x.dtype
-        else:
-            assert g is x
+        else:  # a number, or an array of numbers
+            assert np.all(np.asarray(g) == 0) and jnp.shape(g) == jnp.shape(x)
+            assert isinstance(x, jax.Array) or type(g) is type(x)
     theta, rest = fwdgrad.partition(params)
     again = fwdgrad.combine(theta, rest)
     assert jax.tree.structure(again) == jax.tree.structure(params)
+
+
+VALUE_AND_GRADS = [
+    fwdgrad.forward_value_and_grad,
+    fwdgrad.backprop_value_and_grad,
+    fwdgrad.spsa_value_and_grad,
+    fwdgrad.evolution_value_and_grad,
+]
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("make", VALUE_AND_GRADS)
+def test_a_step_leaves_counters_at_their_value(make, jit, key):
+    params = {"w": jnp.ones(2), "count": jnp.array([100]), "seen": np.int32(7), "on": True}
+    value_and_grad = make(lambda p: jnp.sum(p["w"] ** 2) + 0.0 * jnp.sum(p["count"]))
+    _, grad = (jax.jit if jit else lambda f: f)(value_and_grad)(key, params)
+    for after in (
+        jax.tree.map(lambda p, g: p - 0.1 * g, params, grad),
+        optax.apply_updates(params, jax.tree.map(lambda g: -0.1 * g, grad)),
+    ):
+        assert (after["count"], after["seen"], after["on"]) == (100, 7, True)
+
+
+@pytest.mark.parametrize("make", VALUE_AND_GRADS)
+def test_static_arguments_are_found_by_name(make, key):
+    def loss(params, x, train=False, *, scale=1.0):
+        """Has words of its own."""
+        return jnp.sum((params * x) ** 2) * scale if train else jnp.sum(params)
+
+    value_and_grad = make(loss)
+    assert str(inspect.signature(value_and_grad)) == (
+        "(key, params, /, x, train=False, *, scale=1.0)"
+    )
+    assert value_and_grad.__name__ == "loss" and "words of its own" in value_and_grad.__doc__
+    compiled = jax.jit(value_and_grad, static_argnames="train")
+    w = jnp.ones(2)
+    for arguments, options in [((w, True), {}), ((w,), {"train": True}), ((w, False), {})]:
+        found, _ = compiled(key, w, *arguments, **options)
+        np.testing.assert_allclose(found, loss(w, *arguments, **options), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("fun", "signature"),
+    [
+        (lambda w: w.sum(), "(key, params, /)"),
+        (lambda *args: args[0].sum(), "(key, params, /, *args)"),
+        (lambda w, *, key: w.sum(), "(key_, params, /, *, key)"),
+        (partial(lambda w, x: w.sum(), x=1.0), "(key, params, /, *, x=1.0)"),
+        (jax.jit(lambda w, y: w.sum()), "(key, params, /, y)"),
+    ],
+)
+def test_signatures(fun, signature):
+    for make in VALUE_AND_GRADS:
+        assert str(inspect.signature(make(fun))) == signature
