@@ -35,6 +35,7 @@ from fwdgrad.core.jaxprs import (
     context_of,
     find_custom_vjp,
     has_staged_rule,
+    is_inexact,
     place,
     variables,
     without_custom_vjp,
@@ -198,6 +199,8 @@ def _evaluate(
         result = rule(context, equation, primals, tangents)
         if result is not NotImplemented:
             return result
+    if not any(map(is_inexact, equation.outvars)):  # a comparison: no tangent goes on from here
+        return evaluate_equation(equation, primals), [None] * len(equation.outvars)
     arrays = [
         context.written_out(equation, t, _reason(context, equation, tangents, t)) for t in tangents
     ]

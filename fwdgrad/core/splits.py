@@ -17,7 +17,7 @@ from jax.extend.core import primitives
 from fwdgrad.core.axes import axis_groups
 from fwdgrad.core.factored import Split
 from fwdgrad.core.jax_internals import branches_of, called, scan_parts, while_parts
-from fwdgrad.core.jaxprs import context_of, place
+from fwdgrad.core.jaxprs import context_of, is_inexact, place
 
 
 class Use(NamedTuple):
@@ -84,7 +84,7 @@ def _walk(jaxpr: Any, inputs: Sequence[Known], record: Record) -> list[Known]:
 
     for equation in jaxpr.eqns:
         operands = [read(v) for v in equation.invars]
-        if any(operands):
+        if any(operands) and any(map(is_inexact, equation.outvars)):
             with context_of(equation):
                 outputs = _follow(equation, operands, record)
             known.update(zip(equation.outvars, outputs, strict=True))
