@@ -1,4 +1,4 @@
-"""Programs of other people may warn: that is theirs to mend."""
+"""Programs run in float64, where rounding hides no fault, and may warn: that is theirs to mend."""
 
 from pathlib import Path
 
@@ -9,3 +9,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+@pytest.fixture(autouse=True)
+def _in_float64(x64):
+    """Compare in double precision."""

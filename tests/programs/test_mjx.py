@@ -1,8 +1,6 @@
-"""MuJoCo's MJX, where reverse mode cannot go: a hopper with ground contact and a policy.
+"""A policy that moves a body with a foot on the ground, by MuJoCo's MJX.
 
-The solver loops until it has converged, so `jax.grad` raises, and forward mode is the only exact
-derivative. In float64: the motion is chaotic, so that in single precision differences of the loss
-say nothing about its slope.
+Its solver loops until it has converged, so that reverse mode does not go through it.
 """
 
 import jax
@@ -13,116 +11,145 @@ import pytest
 import fwdgrad
 from fwdgrad.core.forms import dense
 
+from .comparison import assert_same
+
 mujoco = pytest.importorskip("mujoco")
 mjx = pytest.importorskip("mujoco.mjx")
 
-NUM_STEPS, NUM_PARAMETERS = 50, 4864
-# Without tendons, whose operands have no entries.
+STEPS = 50
 HOPPER = """
 <mujoco>
-  <option timestep="0.008" iterations="4" ls_iterations="8" solver="Newton">
-    <flag eulerdamp="disable"/>
-  </option>
+  <option timestep="0.008" iterations="4" ls_iterations="8" solver="Newton"/>
   <worldbody>
-    <geom name="floor" type="plane" size="10 10 1" condim="3"/>
-    <body name="torso" pos="0 0 1.1">
+    <geom type="plane" size="10 10 1"/>
+    <body pos="0 0 1.1">
       <joint type="slide" axis="1 0 0"/>
       <joint type="slide" axis="0 0 1"/>
       <joint type="hinge" axis="0 1 0"/>
       <geom type="capsule" fromto="0 0 .15 0 0 -.15" size=".05" contype="0" conaffinity="0"/>
-      <body name="thigh" pos="0 0 -.2">
-        <joint name="hip" type="hinge" axis="0 -1 0" range="-150 0" damping="1"/>
+      <body pos="0 0 -.2">
+        <joint name="hip" type="hinge" axis="0 -1 0" damping="1"/>
         <geom type="capsule" fromto="0 0 0 0 0 -.4" size=".05" contype="0" conaffinity="0"/>
-        <body name="leg" pos="0 0 -.45">
-          <joint name="knee" type="hinge" axis="0 -1 0" range="-150 0" damping="1"/>
+        <body pos="0 0 -.45">
+          <joint name="knee" type="hinge" axis="0 -1 0" damping="1"/>
           <geom type="capsule" fromto="0 0 0 0 0 -.4" size=".04" contype="0" conaffinity="0"/>
-          <body name="foot" pos=".05 0 -.42">
-            <joint name="ankle" type="hinge" axis="0 -1 0" range="-45 45" damping="1"/>
-            <geom type="capsule" fromto="-.1 0 0 .15 0 0" size=".06" friction="2 .1 .1"/>
+          <body pos=".05 0 -.42">
+            <joint name="ankle" type="hinge" axis="0 -1 0" damping="1" range="-45 45"/>
+            <geom type="capsule" fromto="-.1 0 0 .15 0 0" size=".06"/>
           </body>
         </body>
       </body>
     </body>
   </worldbody>
   <actuator>
-    <motor joint="hip" gear="40"/>
-    <motor joint="knee" gear="40"/>
-    <motor joint="ankle" gear="20"/>
+    <motor joint="hip" gear="40"/><motor joint="knee" gear="40"/><motor joint="ankle" gear="20"/>
   </actuator>
 </mujoco>
 """
 
 
-@pytest.fixture
-def hopper(x64):
-    """The parameters of a policy, its loss over some steps, and the number of contacts."""
-    model = mujoco.MjModel.from_xml_string(HOPPER)
-    device_model, start = mjx.put_model(model), mjx.make_data(model)
-    num_observed = model.nq + model.nv
-    shapes = {
-        "mean": (num_observed,), "w1": (num_observed, 64), "b1": (64,), "w2": (64, 60),
-        "w3": (60, model.nu),
-    }  # fmt: skip
-    draws = np.random.default_rng(0)
-    params = {
-        name: jnp.asarray(draws.normal(size=shape) * (0.15 if len(shape) == 2 else 0.0))
-        for name, shape in sorted(shapes.items())  # in the order of leaves
-    }
-
-    def policy(params, observed):
-        hidden = jnp.tanh((observed - params["mean"]) @ params["w1"] + params["b1"])
-        return jnp.tanh(jnp.tanh(hidden @ params["w2"]) @ params["w3"])
+@pytest.fixture(scope="module")
+def problem():
+    """The loss of an episode, and a policy with 4,864 parameters."""
+    with jax.enable_x64(True):
+        hopper = mujoco.MjModel.from_xml_string(HOPPER)
+        model, start = mjx.put_model(hopper), mjx.make_data(hopper)
+        keys = jax.random.split(jax.random.key(0), 3)
+        shapes = {"w0": (12, 64), "w1": (64, 60), "w2": (60, 3)}
+        params = {
+            name: jax.random.normal(key, shape, "float64") / np.sqrt(shape[0])
+            for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+        } | {"b": jnp.zeros(64, "float64"), "mean": jnp.zeros(12, "float64")}
+    assert sum(x.size for x in params.values()) == 4864
+    assert (hopper.opt.iterations, start.qpos.size + start.qvel.size) == (4, 12)
 
     def loss(params):
         def turn(state, _):
-            control = policy(params, jnp.concatenate([state.qpos, state.qvel]))
-            state = mjx.step(device_model, state.replace(ctrl=control))
-            return state, state.qvel[0] + state.qpos[1] - 0.01 * jnp.sum(control**2)
+            observed = jnp.concatenate([state.qpos, state.qvel]) - params["mean"]
+            hidden = jnp.tanh(observed @ params["w0"] + params["b"])
+            control = jnp.tanh(jnp.tanh(hidden @ params["w1"]) @ params["w2"])
+            state = mjx.step(model, state.replace(ctrl=control))
+            touches = (state._impl.contact.dist < 0).any()
+            reward = state.qvel[0] + state.qpos[1] - 0.01 * jnp.sum(control**2)
+            return state, (reward, touches)
 
-        return -jnp.sum(jax.lax.scan(turn, start, None, NUM_STEPS)[1])
+        _, (rewards, touches) = jax.lax.scan(turn, start, None, length=STEPS)
+        return -jnp.sum(rewards), jnp.sum(touches)
 
-    after = mujoco.MjData(model)
-    mujoco.mj_step(model, after)
-    assert after.ncon >= 1 and model.opt.iterations > 1
-    assert sum(x.size for x in params.values()) == NUM_PARAMETERS
-    return params, loss
+    return loss, params
 
 
-def test_forward_mode_goes_where_reverse_mode_cannot(hopper, key):
-    params, loss = hopper
-    with pytest.raises(ValueError, match=r"Reverse-mode differentiation does not work .*while"):
-        jax.jit(jax.grad(loss)).lower(params)
+@pytest.fixture(scope="module")
+def value_of(problem):
+    with jax.enable_x64(True):
+        return jax.jit(problem[0]).lower(problem[1]).compile()
 
-    number = 2
+
+@pytest.fixture(scope="module")
+def slope_of(problem):
+    loss, params = problem
+    with jax.enable_x64(True):
+        push = jax.jit(lambda v: jax.jvp(lambda p: loss(p)[0], (params,), (v,))[1])
+        return push.lower(params).compile()
+
+
+def test_the_foot_touches_the_ground(problem, value_of):
+    _, touches = value_of(problem[1])
+    assert 5 < int(touches) < STEPS
+
+
+def test_reverse_mode_does_not_go_through(problem):
+    loss, params = problem
+    with pytest.raises(ValueError, match=r"Reverse-mode .* does not work for lax.while_loop"):
+        jax.jit(jax.grad(loss, has_aux=True)).lower(params)
+
+
+@pytest.mark.parametrize("num_tangents", [1, 4])
+def test_the_estimate(num_tangents, problem, value_of, slope_of):
+    loss, params = problem
+    key = jax.random.key(1)
     value_and_grad = fwdgrad.forward_value_and_grad(
-        loss, tangents=fwdgrad.LowRank(), num_tangents=number
+        loss, tangents=fwdgrad.LowRank(), num_tangents=num_tangents, has_aux=True
     )
-    value, grad = jax.jit(value_and_grad)(key, params)
     drawn = [dense(v) for v in value_and_grad.draw(key, params).tangents]
-    along = [dict(zip(params, each, strict=True)) for each in zip(*drawn, strict=True)]
-    compiled = jax.jit(loss)
-    pushed = jax.jit(lambda v: jax.jvp(loss, (params,), (v,)))
-    derivatives = [pushed(v)[1] for v in along]
-    np.testing.assert_allclose(value, compiled(params), rtol=1e-9)
-    for name, found in grad.items():
-        expected = sum(d * v[name] for d, v in zip(derivatives, along, strict=True)) / number
-        np.testing.assert_allclose(found, expected, atol=1e-7 * np.abs(expected).max())
-
-    h = 1e-6
-    for d, v in zip(derivatives, along, strict=True):
+    each = [
+        jax.tree.unflatten(jax.tree.structure(params), [v[k] for v in drawn])
+        for k in range(num_tangents)
+    ]
+    (value, _), grad = jax.jit(value_and_grad)(key, params)
+    slopes = [slope_of(v) for v in each]
+    np.testing.assert_allclose(value, value_of(params)[0], rtol=1e-9)
+    expected = jax.tree.map(
+        lambda *v: sum(d * x for d, x in zip(slopes, v, strict=True)) / num_tangents, *each
+    )
+    assert_same(grad, expected)
+    step = 1e-7
+    for v, slope in zip(each, slopes, strict=True):
         ahead, behind = (
-            compiled({name: x + sign * h * v[name] for name, x in params.items()})
-            for sign in (1, -1)
+            value_of(jax.tree.map(lambda p, x, h=h: p + h * x, params, v))[0] for h in (step, -step)
         )
-        np.testing.assert_allclose(d, (ahead - behind) / (2 * h), rtol=1e-2)
+        np.testing.assert_allclose((ahead - behind) / (2 * step), slope, rtol=0.01)
 
 
-def test_factors_are_kept_through_the_policy(hopper):
+def test_factors_are_kept_through_the_policy(problem):
     """The policy's products are inside of the scan over steps, and use the factors in each."""
-    params, loss = hopper
-    explanation = fwdgrad.explain(loss, jax.eval_shape(lambda: params))
+    loss, params = problem
+    explanation = fwdgrad.explain(loss, jax.eval_shape(lambda: params), has_aux=True)
     leaves = {leaf.name: leaf for leaf in explanation.leaves}
-    for name in ("w1", "w2"):
+    for name in ("w0", "w1"):
         leaf = leaves[f"params['{name}']"]
         assert leaf.rank == 1 and leaf.used and not leaf.lost, leaf
     assert explanation.backprop is None and explanation.forward is not None
+
+
+@pytest.mark.parametrize("space", [fwdgrad.Weights(exact_last=True), fwdgrad.Activities()])
+def test_spaces_that_do_not_fit_say_so(space, problem, key):
+    """Without arguments there are no examples; and nothing here is a loss that follows a layer."""
+    loss, params = problem
+    value_and_grad = fwdgrad.forward_value_and_grad(loss, space=space, has_aux=True)
+    if isinstance(space, fwdgrad.Activities):
+        with pytest.raises(ValueError, match="space=Activities"):
+            value_and_grad(key, params)
+    else:
+        tangents = value_and_grad.draw(key, params).tangents
+        assert len(tangents) == len(params)  # none is exact
