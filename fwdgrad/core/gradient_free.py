@@ -49,7 +49,7 @@ def spsa_value_and_grad(
     Args:
       fun: `fun(params, *args, **kwargs)` returns a real scalar loss.
       tangents, num_tangents: as in `forward_value_and_grad`; they are written out.
-      step: h, or less where that would not move the parameters.
+      step: h, which is more where that would not move the parameters, see above.
       has_report: if true, a third output follows, an empty dict.
 
     Returns:
@@ -175,5 +175,5 @@ def _moving(step: float, leaves: Sequence[Array]) -> Array:
     least = [jnp.asarray(step)]
     for x in leaves:
         largest = jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0), initial=0)
-        least.append(4 * jnp.finfo(x.dtype).eps * largest.astype(least[0].dtype))
+        least.append(4 * float(jnp.finfo(x.dtype).eps) * largest.astype(least[0].dtype))
     return jnp.stack(least).max()

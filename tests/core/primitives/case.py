@@ -1,5 +1,6 @@
 """One row of the table of primitives: a small function and the operands that it takes."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,15 @@ import jax.experimental.pallas
 import jax.experimental.sparse  # noqa: F401 - their primitives are registered on import
 from jax._src.interpreters import ad
 
-PRIMITIVES = {p.name: p for p in ad.primitive_jvps}
+
+def _is_of_jax(rule: Any) -> bool:
+    """Whether a rule is JAX's own: other libraries that are imported register theirs, too."""
+    while isinstance(rule, functools.partial):
+        rule = rule.func
+    return getattr(rule, "__module__", "jax").partition(".")[0] == "jax"
+
+
+PRIMITIVES = {p.name: p for p, rule in ad.primitive_jvps.items() if _is_of_jax(rule)}
 
 
 @dataclass(frozen=True)
