@@ -30,14 +30,26 @@ def pytest_addoption(parser):
     group = parser.getgroup("fwdgrad")
     group.addoption("--nightly", action="store_true", help="random programs: many, and new ones")
     group.addoption("--nightly-seed", type=int, metavar="N", help="those of an earlier night")
+    group.addoption("--thorough", action="store_true", help="also what is marked so, as CI does")
 
 
 def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "thorough: a wide sweep, which CI runs on the oldest and on the newest JAX"
+    )
     seed = config.getoption("--nightly-seed")
     if seed is None and config.getoption("--nightly") and SEED not in os.environ:
         seed = secrets.randbelow(2**32)
     if seed is not None:
         os.environ[SEED] = str(seed)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--thorough") or config.getoption("--nightly"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -15,6 +15,8 @@ from jax import lax
 import fwdgrad
 from fwdgrad.core.jax_internals import inner_jaxprs, scan_parts
 
+pytestmark = pytest.mark.thorough
+
 NUMBER, BATCH, WIDTH = 4, 4, 8
 FORMS = {
     "dense": {"tangents": fwdgrad.Normal()},

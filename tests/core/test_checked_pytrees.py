@@ -14,6 +14,8 @@ import fwdgrad
 
 from .oracle import normal
 
+pytestmark = pytest.mark.thorough
+
 
 @jax.tree_util.register_pytree_node_class
 class Layer:

@@ -13,6 +13,8 @@ from fwdgrad.core.custom_rules import entered_custom_rules
 
 from .oracle import normal
 
+pytestmark = pytest.mark.thorough
+
 W, X = normal(0, (4, 3)), normal(1, (5, 4))
 
 

@@ -13,6 +13,8 @@ from fwdgrad.core import programs
 
 from .oracle import normal
 
+pytestmark = pytest.mark.thorough
+
 COMPILED = []
 
 

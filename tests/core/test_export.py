@@ -13,6 +13,8 @@ from fwdgrad.core.axes import axis_groups
 
 from .oracle import normal
 
+pytestmark = pytest.mark.thorough
+
 B, N = jax.export.symbolic_shape("b, n")
 
 

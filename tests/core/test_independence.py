@@ -19,6 +19,8 @@ from fwdgrad.core.losses import Loss
 from .activity_losses import LOSSES, images
 from .oracle import normal
 
+pytestmark = pytest.mark.thorough
+
 N = 6
 X, Y = normal(4, (N, 3)), normal(5, (N, 2))
 

@@ -17,6 +17,8 @@ from fwdgrad.core.forms import dense
 from .activity_losses import SPACES, N, assert_same, averaged_over_signs
 from .oracle import normal
 
+pytestmark = pytest.mark.thorough
+
 PARAMS = {"w": normal(0, (3, 2)), "u": normal(1, (2, 2))}
 X = normal(2, (N, 3))
 

@@ -12,6 +12,8 @@ from jax import lax
 import fwdgrad
 from fwdgrad.core.nonfinite import find_nonfinite
 
+pytestmark = pytest.mark.thorough
+
 ZEROS, X = jnp.zeros(3), jnp.arange(1.0, 4.0)
 
 

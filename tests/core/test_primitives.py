@@ -25,6 +25,8 @@ from tests.core.primitives.tangents import (
     write_out,
 )
 
+pytestmark = pytest.mark.thorough
+
 ROUNDING = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 2e-4}
 
 

@@ -15,6 +15,8 @@ from tests.core.primitives import CASES
 from tests.core.primitives.case import PRIMITIVES
 from tests.core.primitives.tangents import flat, operands_of, tangents_of
 
+pytestmark = pytest.mark.thorough
+
 
 def forms_after(name, form):
     """The forms of the outputs' tangents, where all operands have tangents of one form."""
