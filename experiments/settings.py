@@ -86,7 +86,7 @@ def root(cfg: DictConfig) -> Path:
 
 @contextmanager
 def named(key: str) -> Iterator[None]:
-    """Name a config's key in the errors of what is made of it.
+    """Add the name of a config key to the errors of the object that is made of it.
 
     Raises:
       ValueError: a TypeError or ValueError was raised within.

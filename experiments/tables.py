@@ -1,4 +1,4 @@
-"""Reading tables whose every line counts: what is missing is an error with file and row."""
+"""Read the tables of an experiment; a missing line or entry is an error with file and row."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

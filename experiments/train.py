@@ -101,7 +101,7 @@ def summary(record: RunRecord) -> str:
 
 
 def folder(cfg: DictConfig) -> Path:
-    """Where a run is recorded: named after its choices, what decides the numbers, and the seed.
+    """Return the folder of a run, named after its choices, its identity and its seed.
 
     Settings of JAX that decide numbers change the name, where they are not JAX's own.
     """
