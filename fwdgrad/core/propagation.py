@@ -297,8 +297,8 @@ def jvp(
         return outputs, [t for t, kept in zip(pushed, inexact, strict=True) if kept]
 
     if num_tangents == 1:  # not mapped: some primitives are slower with one more axis
-        outputs, pushed = push(*(t[0] for t in active.values()))
-        pushed = [t[None] for t in pushed]
+        outputs, pushed = push(*(jax.lax.squeeze(t, (0,)) for t in active.values()))
+        pushed = [jax.lax.expand_dims(t, (0,)) for t in pushed]
     else:
         each = list(active.values())
 
