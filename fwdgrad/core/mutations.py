@@ -6,7 +6,7 @@ are then two moved ones at most, whatever K, and later the sum and the tangent. 
 small, such as factors of low rank, are drawn once and kept, and so are those drawn together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -22,20 +22,21 @@ from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
 
 # Entries of all K tangents that are kept: so many, or this share of those of the parameters. Drawn
 # again, eight normal tangents of a small MLP made a step a third slower.
-_MOST_KEPT, _LARGEST_SHARE = 2**20, 1 / 8
+_MOST_KEPT, _LARGEST_SHARE = 2**20, 1 / 40
+
+_SIGNS = (1, -1)
+
+SignedLoss = Callable[[list[Any], Array], Array]
 
 
 class Mutations(Protocol):
-    """K tangents of some leaves, to be had one after the other.
+    """K tangents v_k of some leaves, to be had one after the other."""
 
-    Attributes:
-      sources: a pytree of arrays (K, ...), what each tangent is made of.
-    """
+    def map_signed(self, fun: SignedLoss) -> Array:
+        """Return fun(v_k, ±1), (K, 2); v_k is a list of arrays of the leaves' shapes, or factors.
 
-    sources: Any
-
-    def draw(self, source: Any) -> list[Any]:
-        """One tangent: for each leaf an array of its shape, or factors."""
+        In loops, whose turns XLA cannot interleave: so no two mutants are in memory together.
+        """
         ...
 
     def weighted_sum(self, weights: Array) -> list[Array]:
@@ -73,15 +74,23 @@ def make_mutations(
 
 class _Kept:
     def __init__(self, drawn: Tangents, number: int, dtypes: Sequence[Any]):
-        self._drawn, self._dtypes = drawn, dtypes
-        stacked = [None if isinstance(v, Blocks) else v for v in drawn]
-        self.sources = jnp.arange(number), stacked
+        self._drawn, self._number, self._dtypes = drawn, number, dtypes
 
-    def draw(self, source: Any) -> list[Any]:
-        k, each = source
+    def map_signed(self, fun: SignedLoss) -> Array:
+        # One loop: of two, XLA would write a tangent out before the inner one, and keep it.
+        def one(_: None, each: tuple[Array, Array]) -> tuple[None, Array]:
+            k, sign = each
+            return None, fun(self._tangent(k), sign)
+
+        each = jnp.repeat(jnp.arange(self._number), 2), jnp.tile(jnp.array(_SIGNS), self._number)
+        return scan(one, None, each)[1].reshape(-1, 2)
+
+    def _tangent(self, k: Array) -> list[Any]:
         return [
-            blocks.tangent(v, k) if isinstance(v, Blocks) else own
-            for v, own in zip(self._drawn, each, strict=True)
+            blocks.tangent(v, k)
+            if isinstance(v, Blocks)
+            else jax.tree.map(lambda part: jnp.take(part, k, 0, mode="clip"), v)
+            for v in self._drawn
         ]
 
     def weighted_sum(self, weights: Array) -> list[Array]:
@@ -91,10 +100,18 @@ class _Kept:
 
 class _DrawnAgain:
     def __init__(self, draw: Any, keys: Array, dtypes: Sequence[Any]):
-        self._draw, self.sources, self._dtypes = draw, keys, dtypes
+        self._draw, self._keys, self._dtypes = draw, keys, dtypes
 
-    def draw(self, source: Any) -> list[Any]:
-        return [jax.tree.map(lambda part: part[0], v) for v in self._draw(source[None])]
+    def map_signed(self, fun: SignedLoss) -> Array:
+        def both(_: None, key: Array) -> tuple[None, Array]:
+            tangent = [jax.tree.map(lambda part: part[0], v) for v in self._draw(key[None])]
+
+            def one(_: None, sign: Array) -> tuple[None, Array]:
+                return None, fun(tangent, sign)
+
+            return None, scan(one, None, jnp.array(_SIGNS))[1]
+
+        return scan(both, None, self._keys)[1]
 
     def weighted_sum(self, weights: Array) -> list[Array]:
         def terms(key: Array, weight: Array) -> list[Array]:
@@ -105,5 +122,5 @@ class _DrawnAgain:
             return [s + t for s, t in zip(sums, terms(*one), strict=True)], None
 
         # Not from zeros: XLA would make them before the loop over the losses, and keep them.
-        first = terms(self.sources[0], weights[0])
-        return scan(add, first, (self.sources[1:], weights[1:]))[0]
+        first = terms(self._keys[0], weights[0])
+        return scan(add, first, (self._keys[1:], weights[1:]))[0]

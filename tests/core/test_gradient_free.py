@@ -10,6 +10,7 @@ import pytest
 import fwdgrad
 from fwdgrad.core import mutations
 from fwdgrad.core.forms import dense
+from tests.sweeps import thorough_but
 
 from .oracle import normal
 
@@ -134,12 +135,16 @@ def large_network(params, x):
     return jnp.mean((hidden @ params["u"]) ** 2)
 
 
-@pytest.mark.parametrize("number", [1, 8, 32])
+@pytest.mark.parametrize("number", thorough_but([8], [1, 8, 32]))
+@pytest.mark.parametrize(
+    "tangents",
+    [fwdgrad.Rademacher(), fwdgrad.BlockSparse(), fwdgrad.LowRank(rank=4, factors="normal")],
+)
 @pytest.mark.parametrize("make", [fwdgrad.spsa_value_and_grad, fwdgrad.evolution_value_and_grad])
-def test_memory_is_two_copies_of_the_parameters_at_any_number(make, number):
+def test_memory_is_two_copies_of_the_parameters_at_any_number(make, tangents, number):
     """Temporary memory of an SGD step that is compiled, but not run."""
     params = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in SHAPES.items()}
-    value_and_grad = make(large_network, num_tangents=number)
+    value_and_grad = make(large_network, tangents=tangents, num_tangents=number)
 
     @partial(jax.jit, donate_argnums=1)
     def step(key, params, x):
