@@ -1,11 +1,14 @@
 """What the experiments share: their progress bars, and where their numbers come from."""
 
+import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -31,12 +34,18 @@ def train_config(cfg: DictConfig, name: str, panel: str, line: str, **values: An
 
 def compose_train(cfg: DictConfig, overrides: Iterable[str], **values: Any) -> DictConfig:
     """The `train` config of a run with overrides and values, kept among those of `cfg`."""
-    config = hydra.compose("train", overrides=list(overrides))
+    config = copy.deepcopy(_composed(GlobalHydra.instance().hydra, tuple(overrides)))
     for key, value in values.items():
         OmegaConf.update(config, key, value)
     output = {**plain(cfg.output), "root": literal(str(settings.root(cfg) / "runs"))}
     OmegaConf.update(config, "output", output)
     return config
+
+
+@lru_cache(maxsize=128)
+def _composed(session: Any, overrides: tuple[str, ...]) -> DictConfig:
+    """Return the `train` config of these overrides, composed once in a session of Hydra."""
+    return hydra.compose("train", overrides=list(overrides))
 
 
 def literal(text: str) -> str:

@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import commands, settings
 from fwdgrad import Activities, check_examples_independent
-from fwdgrad.problems import Problem, image_classification, load_dataset
+from fwdgrad.problems import Problem, load_dataset
+from fwdgrad.problems.problem import classification, standardised
 from fwdgrad.work import (
     GuidedProblem,
     RecordError,
@@ -246,10 +247,15 @@ def _plain_problem(cfg: DictConfig) -> Problem:
 
 @lru_cache(maxsize=1)
 def _problem(make: str, dataset: str, folder: str | None) -> Problem:
-    examples = load_dataset(dataset, folder)
+    examples = _examples(dataset, folder)
     with settings.named("model.make"):
         make_model = instantiate(OmegaConf.create(make), _convert_="all")
-        return image_classification(make_model, examples)
+        return classification(make_model, *examples)
+
+
+@lru_cache(maxsize=1)  # all models of a data set share its arrays
+def _examples(dataset: str, folder: str | None) -> tuple[Any, Any, Any]:
+    return standardised(load_dataset(dataset, folder))
 
 
 @commands.of("train")

@@ -49,6 +49,18 @@ def image_classification(make_model: Callable[..., eqx.Module], dataset: Dataset
       make_model: key=... -> a module from one float image (28, 28) to logits (10,) or (rows, 10).
       dataset: from `load_dataset`.
     """
+    return classification(make_model, *standardised(dataset))
+
+
+def classification(
+    make_model: Callable[..., eqx.Module], train: Batch, valid: Batch, test: Batch
+) -> Problem:
+    """The problem of `image_classification` with images that are standardised already.
+
+    Args:
+      make_model: as there.
+      train, valid, test: from `standardised`; several problems may share them.
+    """
     _, static = partition(make_model(key=jax.random.key(0)))
 
     def init(key: Array) -> PyTree:
@@ -65,11 +77,16 @@ def image_classification(make_model: Callable[..., eqx.Module], dataset: Dataset
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {"loss": losses, "accuracy": (answer.argmax(-1) == labels).astype(jnp.float32)}
 
+    return Problem(init, scores, train, valid, test)
+
+
+def standardised(dataset: Dataset) -> tuple[Batch, Batch, Batch]:
+    """The three sets of examples on the device: images in float32, and labels."""
     train, valid, test = (
         (_standardised(part.images, dataset.mean, dataset.std), jax.device_put(part.labels))
         for part in dataset[:3]
     )
-    return Problem(init, scores, train, valid, test)
+    return train, valid, test
 
 
 @jax.jit

@@ -79,7 +79,7 @@ def make_stepper(
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Stepper:
     """Initialises the state from `seed` and compiles the step, with XLA's options if given."""
-    init_key, steps_key = jax.random.split(jax.random.key(seed))
+    steps_key = _keys(seed)[1]
     value_and_grad = estimator(loss, has_report=True)
     # Some optimizers (optax.contrib.reduce_on_plateau) want to know the loss as well.
     update = optax.with_extra_args_support(optimizer).update
@@ -132,7 +132,7 @@ def make_stepper(
         )
 
     # Compiled, so these are copies: the state is donated, and the parameters may be somebody's.
-    state = jax.jit(initial_state)(init(init_key))
+    state = jax.jit(initial_state)(first_params(init, seed))
     indices = jax.ShapeDtypeStruct((steps_per_call, batch_size), jnp.int32)
     start = time.perf_counter()
     compiled = (
@@ -143,6 +143,16 @@ def make_stepper(
     return Stepper(
         state, lambda s, e, i, n: compiled(s, e, i, np.int32(n)), time.perf_counter() - start
     )
+
+
+def first_params(init: Callable[[Array], PyTree], seed: int) -> PyTree:
+    """Return the parameters that a training with this seed starts from."""
+    return init(_keys(seed)[0])
+
+
+def _keys(seed: int) -> Array:
+    """The keys of the start and of the steps."""
+    return jax.random.split(jax.random.key(seed))
 
 
 def draw_ahead(value_and_grad: Callable[..., Any], keys: Array, *args: PyTree) -> Any:

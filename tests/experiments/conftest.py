@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from experiments import train
+from fwdgrad.problems import Examples, load_dataset
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -16,6 +17,25 @@ def compose():
     """(config name, *overrides) -> config; `hydra.compose` works within the test."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         yield lambda name, *overrides: hydra.compose(name, overrides=list(overrides))
+
+
+@pytest.fixture
+def few_examples(monkeypatch):
+    """Of the data sets 1,000 examples of each part: what is trained or evaluated is soon done."""
+
+    def load(name, folder):
+        dataset = load_dataset(name, folder)
+        few = [Examples(*(array[:1000] for array in part)) for part in dataset[:3]]
+        return dataset._replace(train=few[0], valid=few[1], test=few[2])
+
+    def forget():
+        train._problem.cache_clear()
+        train._examples.cache_clear()
+
+    forget()
+    monkeypatch.setattr(train, "load_dataset", load)
+    yield
+    forget()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 import fwdgrad
 from experiments import reproduce, style, train
-from fwdgrad.problems import TEST_FUNCTIONS, DataError, Examples, Problem, load_dataset
+from fwdgrad.problems import TEST_FUNCTIONS, DataError, Problem
 from fwdgrad.work import DivergedError, Settings
 
 from .conftest import CONFIGS
@@ -133,17 +133,9 @@ def test_identity_is_of_what_decides_the_numbers(compose):
     ],
     ids=["cnn", "adam-sphere", "lion", "clipped-guided"],
 )
-def test_what_the_readme_offers_trains(compose, tmp_path, monkeypatch, overrides):
-    def load_a_few(name, folder):
-        mnist = load_dataset(name, folder)
-        few = [Examples(*(array[:100] for array in part)) for part in mnist[:3]]
-        return mnist._replace(train=few[0], valid=few[1], test=few[2])
-
-    monkeypatch.setattr(train, "load_dataset", load_a_few)
-    train._problem.cache_clear()
+def test_what_the_readme_offers_trains(compose, few_examples, tmp_path, overrides):
     cfg = compose("train", *overrides, "num_steps=3", "eval_every=2", f"output.root={tmp_path}")
     record = train.run(cfg)
-    train._problem.cache_clear()
     assert [row.step for row in record.metrics] == [0, 2, 3]
 
 
