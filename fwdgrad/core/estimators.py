@@ -22,6 +22,7 @@ from fwdgrad.core.aggregation import Aggregation, Mean
 from fwdgrad.core.chunks import keys_of_tangents, sum_over_tangents
 from fwdgrad.core.devices import as_gradient, check_own_keys, varying_as
 from fwdgrad.core.guess import Guided
+from fwdgrad.core.jaxprs import evaluated_by_equations
 from fwdgrad.core.losses import Flat, Loss
 from fwdgrad.core.sampling import Tangents, draws_together
 from fwdgrad.core.signatures import like
@@ -268,14 +269,17 @@ def backprop_value_and_grad(
     def value_and_grad(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         del key
         loss = Loss(fun, params, args, kwargs, has_aux)
-        flat = Flat(loss.at)  # jax.checkpoint wants arrays alone
+        flat = Flat(loss.at)
+        at = jax.checkpoint(flat) if checkpoint else flat
 
-        def at_checkpoint(theta: list[Array]) -> tuple[Array, PyTree]:
-            value, *leaves = jax.checkpoint(flat)(theta)
-            return value, flat.restored(leaves)
+        def value_and_rest(theta: list[Array]) -> tuple[Array, list[Array]]:
+            value, *rest = at(theta)
+            return value, rest
 
-        at = at_checkpoint if checkpoint else loss.at
-        (value, aux), grad = jax.value_and_grad(at, has_aux=True)(loss.theta)
+        (value, leaves_of_aux), grad = evaluated_by_equations(
+            jax.value_and_grad(value_and_rest, has_aux=True), loss.theta
+        )
+        aux = flat.restored(leaves_of_aux)
         report: tuple[dict, ...] = ({},) if has_report else ()
         return (value, aux) if has_aux else value, loss.gradient(grad), *report
 

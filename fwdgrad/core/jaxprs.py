@@ -6,7 +6,7 @@ writing interpreters uses.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Any
@@ -24,6 +24,7 @@ from fwdgrad.core.jax_internals import (
     entered_jaxprs,
     inner_jaxprs,
     is_custom_vjp,
+    is_evaluating,
     is_leaked,
 )
 from fwdgrad.core.programs import evaluate_equation
@@ -39,12 +40,40 @@ def variables(atoms: Sequence[Any]) -> list[Any]:
 def evaluate(equations: Sequence[Equation], values: dict[Any, Any]) -> None:
     """Evaluates equations, adding what they compute to `values`, by variable."""
     for equation in equations:
-        operands = [
-            v.val if isinstance(v, jex_core.Literal) else values[v] for v in equation.invars
-        ]
+        operands = [_value_of(atom, values) for atom in equation.invars]
         with context_of(equation):
             made = evaluate_equation(equation, operands)
             values.update(zip(equation.outvars, made, strict=True))
+
+
+def evaluated_by_equations(fun: Callable[..., Any], *args: Any) -> Any:
+    """Return fun(*args); outside of `jit` by evaluating the equations of its trace.
+
+    The loops of the trace are then programs that later calls find again, where JAX would compile
+    the loops of a function that is not jitted in each call. A function that cannot be traced, or
+    that works with mutable arrays, is called as it is.
+
+    Args:
+      fun: a function of pytrees of arrays that returns one.
+      args: its arguments.
+    """
+    if is_evaluating() != (True, False):
+        return fun(*args)
+    try:
+        traced, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+        return fun(*args)
+    if uses_references(traced.jaxpr):
+        return fun(*args)
+    values = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
+    values.update(zip(traced.jaxpr.invars, jax.tree.leaves(args), strict=True))
+    evaluate(traced.jaxpr.eqns, values)
+    outputs = [_value_of(atom, values) for atom in traced.jaxpr.outvars]
+    return jax.tree.unflatten(jax.tree.structure(shapes), map(jnp.asarray, outputs))
+
+
+def _value_of(atom: Any, values: Mapping[Any, Any]) -> Any:
+    return atom.val if isinstance(atom, jex_core.Literal) else values[atom]
 
 
 def inlined(jaxpr: Any, enter_custom_vjp: bool = True) -> Any:
