@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from tests.examples import SEED
+from tests.examples import SEED, THOROUGH
 
 # Most of what the tests take is compiling small programs that run once: LLVM need not try hard.
 # XLA's own passes are as ever. Read when the first backend is made, so before any test.
@@ -37,6 +37,8 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "thorough: a wide sweep, which CI runs on the oldest and on the newest JAX"
     )
+    if config.getoption("--thorough"):
+        os.environ[THOROUGH] = "1"
     seed = config.getoption("--nightly-seed")
     if seed is None and config.getoption("--nightly") and SEED not in os.environ:
         seed = secrets.randbelow(2**32)

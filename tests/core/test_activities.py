@@ -1,5 +1,7 @@
 """Activity perturbation: unbiased on any loss, local, and as a reference by hand has it."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from jax import lax
 
 import fwdgrad
+from tests.sweeps import thorough_but
 
 from .activity_losses import (
     LOSSES,
@@ -15,43 +18,55 @@ from .activity_losses import (
     assert_same,
     averaged_over_signs,
     convolution,
+    exact,
     mlp,
     penalised,
     scanned,
 )
 from .oracle import normal
 
+# Every loss in the space that does most, and in the others what each of them does by itself.
+ALWAYS = {
+    *((name, "layerwise, exact last") for name in LOSSES),
+    *itertools.product(("relu", "penalised", "looked_up"), SPACES),
+    *itertools.product(("maxout", "scanned", "equinox_module"), ["joint"]),
+}
 
-@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-@pytest.mark.parametrize("name", LOSSES)
+
+@pytest.mark.parametrize(("name", "space"), thorough_but(ALWAYS, itertools.product(LOSSES, SPACES)))
 def test_the_mean_over_all_signs_is_the_gradient(name, space):
     loss, params, args = LOSSES[name]()
     value_and_grad = fwdgrad.forward_value_and_grad(
-        loss, tangents=fwdgrad.Rademacher(), space=space
+        loss, tangents=fwdgrad.Rademacher(), space=SPACES[space]
     )
     value, grad = averaged_over_signs(value_and_grad, params, args)
-    theta, rest = fwdgrad.partition(params)
-    expected_value, expected = jax.value_and_grad(
-        lambda theta: loss(fwdgrad.combine(theta, rest), *args)
-    )(theta)
+    expected_value, expected = exact(loss, params, args)
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
     assert_same(grad, expected)
 
 
-@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+TANGENTS = {
+    "signs": (fwdgrad.Rademacher(), 2),
+    "blocks": (fwdgrad.BlockSparse(), 2),
+    "blocks-uneven": (fwdgrad.BlockSparse(), 4),
+}
+
+
 @pytest.mark.parametrize(
-    ("tangents", "num_tangents"),
-    [(fwdgrad.Rademacher(), 2), (fwdgrad.BlockSparse(), 2), (fwdgrad.BlockSparse(), 4)],
-    ids=["signs", "blocks", "blocks-uneven"],
+    ("name", "tangents", "space"),
+    thorough_but(
+        [*itertools.product(["maxout"], TANGENTS, ["joint", "layerwise, exact last"])],
+        itertools.product(["relu", "maxout"], TANGENTS, SPACES),
+    ),
 )
-@pytest.mark.parametrize("name", ["relu", "maxout"])
-def test_so_it_is_with_more_tangents(name, tangents, num_tangents, space):
+def test_so_it_is_with_more_tangents(name, tangents, space):
     loss, params, args = LOSSES[name]()
+    distribution, number = TANGENTS[tangents]
     value_and_grad = fwdgrad.forward_value_and_grad(
-        loss, tangents=tangents, num_tangents=num_tangents, space=space
+        loss, tangents=distribution, num_tangents=number, space=SPACES[space]
     )
     _, grad = averaged_over_signs(value_and_grad, params, args)
-    assert_same(grad, jax.grad(loss)(params, *args))
+    assert_same(grad, exact(loss, params, args)[1])
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
@@ -69,8 +84,8 @@ def test_what_only_aux_reads_gets_no_noise(space):
     plain = fwdgrad.forward_value_and_grad(loss, **options)
     value_and_grad = fwdgrad.forward_value_and_grad(with_aux, **options, has_aux=True)
     drawn = plain.draw(jax.random.key(0), params, x, y)
-    _, expected = plain(drawn, params, x, y)
-    (_, aux), found = value_and_grad(drawn, params, x, y)
+    _, expected = jax.jit(plain)(drawn, params, x, y)
+    (_, aux), found = jax.jit(value_and_grad)(drawn, params, x, y)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
     assert (found["head"] == 0).all() and float(jnp.abs(found["w"]).max()) > 0
     np.testing.assert_allclose(aux[1], jnp.full(N, jnp.sum(params["w"] ** 2)), rtol=1e-5)
@@ -202,17 +217,18 @@ def test_the_last_layer_is_exact(key):
     assert not np.allclose(grad["w"], expected["w"], rtol=1e-2)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2, 3, None])
+@pytest.mark.parametrize("chunk_size", thorough_but([2], [1, 2, 3, None]))
 def test_chunks_change_nothing(chunk_size, key):
     loss, params, args = mlp(jnp.tanh)
     options = {
         "tangents": fwdgrad.Rademacher(), "num_tangents": 3,
         "space": fwdgrad.Activities(layerwise=True, exact_last=True),
     }  # fmt: skip
-    whole = fwdgrad.forward_value_and_grad(loss, **options)(key, params, *args)
+    whole = fwdgrad.forward_value_and_grad(loss, **options)
     cut = fwdgrad.forward_value_and_grad(loss, chunk_size=chunk_size, **options)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), cut(key, params, *args), whole
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4),
+        *(jax.jit(each)(key, params, *args) for each in (cut, whole)),
     )
 
 

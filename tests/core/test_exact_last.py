@@ -41,7 +41,7 @@ def estimates(num_tangents=1, **options):
         one = jax.tree.map(lambda v: signs.reshape(v.shape).astype(v.dtype), drawn)
         return value_and_grad(one, params, *args)
 
-    return jax.vmap(estimate)(every), jax.value_and_grad(loss)(params, *args)
+    return jax.jit(jax.vmap(estimate))(every), jax.jit(jax.value_and_grad(loss))(params, *args)
 
 
 @pytest.mark.parametrize("num_tangents", [1, 2])
@@ -59,10 +59,11 @@ def test_the_last_layer_is_exact_and_the_rest_unbiased(num_tangents):
 def test_in_chunks(chunk_size, key):
     loss, params, args = network()
     options = {"num_tangents": 3, "space": SPACE}
-    whole = fwdgrad.forward_value_and_grad(loss, **options)(key, params, *args)
+    whole = fwdgrad.forward_value_and_grad(loss, **options)
     cut = fwdgrad.forward_value_and_grad(loss, chunk_size=chunk_size, **options)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), cut(key, params, *args), whole
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4),
+        *(jax.jit(each)(key, params, *args) for each in (cut, whole)),
     )
 
 
@@ -169,9 +170,10 @@ def test_a_custom_vjp_is_entered_behind_the_last_layer_too(key):
 
     params = {"w": normal(0, (3, 2)), "u": normal(1, (2, 1))}
     args = normal(2, (4, 3)), normal(3, (4, 1))
-    expected = jax.grad(lambda params: loss(params, *args, clip=lambda x: x))(params)
+    expected = jax.jit(jax.grad(lambda params: loss(params, *args, clip=lambda x: x)))(params)
     for space in (SPACE, fwdgrad.Activities(exact_last=True)):
-        _, grad = fwdgrad.forward_value_and_grad(loss, space=space)(key, params, *args)
+        value_and_grad = fwdgrad.forward_value_and_grad(loss, space=space)
+        _, grad = jax.jit(value_and_grad)(key, params, *args)
         np.testing.assert_allclose(grad["u"], expected["u"], rtol=1e-5)
 
 

@@ -1,5 +1,6 @@
 """Estimators from values of the loss alone, against formulas written out."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -28,70 +29,82 @@ def case(x64):
 
 
 def tangents_of(distribution, number, key, params, x):
-    """Those that either estimator draws: it draws as a forward gradient does."""
+    """Those that either estimator draws, (K, ...) each: it draws as a forward gradient does."""
     forward = fwdgrad.forward_value_and_grad(quadratic, tangents=distribution, num_tangents=number)
     if number == 1:  # a forward gradient takes the key itself
         key = jax.random.split(key, 1)[0]
     leaves = [dense(v) for v in forward.draw(key, params, x).tangents]
-    structure = jax.tree.structure(params)
-    return [jax.tree.unflatten(structure, [v[k] for v in leaves]) for k in range(number)]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize(("number", "step"), [(1, 0.5), (3, 1e-3)])
-def test_spsa_of_a_quadratic_is_the_forward_gradient(case, key, distribution, number, step):
+@jax.jit
+def values_of(params, drawn, step, x):
+    """The loss at θ + h v_k for all k, then at all θ − h v_k."""
+
+    def value(displacement, v):
+        return quadratic(jax.tree.map(lambda p, t: p + displacement * t, params, v), x)
+
+    return jnp.concatenate([jax.vmap(partial(value, h))(drawn) for h in (step, -step)])
+
+
+@pytest.mark.parametrize(
+    ("distribution", "number_and_step"),
+    thorough_but(
+        [*zip(DISTRIBUTIONS, [(1, 0.5), (3, 1e-3), (3, 1e-3)], strict=True)],
+        itertools.product(DISTRIBUTIONS, [(1, 0.5), (3, 1e-3)]),
+    ),
+)
+def test_spsa_of_a_quadratic_is_the_forward_gradient(case, key, distribution, number_and_step):
     """A central difference of a quadratic is exact, whatever the step."""
-    params, x = case
-    value, grad = fwdgrad.spsa_value_and_grad(
+    (params, x), (number, step) = case, number_and_step
+    estimate = fwdgrad.spsa_value_and_grad(
         quadratic, tangents=distribution, num_tangents=number, step=step
-    )(key, params, x)
-    drawn = tangents_of(distribution, number, key, params, x)
-    exact = jax.grad(quadratic)(params, x)
-    expected, values = jax.tree.map(jnp.zeros_like, params), []
-    for v in drawn:
-        slope = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (exact, v)), strict=True))
-        expected = jax.tree.map(lambda g, t, s=slope: g + s * t / number, expected, v)
-        for sign in (1, -1):
-            moved = jax.tree.map(lambda p, t, s=sign: p + s * step * t, params, v)
-            values.append(float(quadratic(moved, x)))
+    )
+    value, grad = jax.jit(estimate)(key, params, x)
+    drawn = jax.tree.map(np.asarray, tangents_of(distribution, number, key, params, x))
+    exact = jax.jit(jax.grad(quadratic))(params, x)
+    slopes = sum(np.tensordot(drawn[name], g, g.ndim) for name, g in exact.items())
+    expected = {name: np.tensordot(slopes, v, 1) / number for name, v in drawn.items()}
+    values = values_of(params, drawn, step, x)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-7), grad, expected
     )
     np.testing.assert_allclose(value, np.mean(values), rtol=1e-12)
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("number", [2, 5, 9])
+@pytest.mark.parametrize(
+    ("distribution", "number"),
+    thorough_but(
+        [*zip(DISTRIBUTIONS, (2, 5, 9), strict=True)], itertools.product(DISTRIBUTIONS, (2, 5, 9))
+    ),
+)
 def test_evolution_goes_by_ranks(case, key, distribution, number):
     params, x = case
     step = 0.1
     drawn = tangents_of(distribution, number, key, params, x)
-    losses = np.array([
-        float(quadratic(jax.tree.map(lambda p, t, s=s: p + s * step * t, params, v), x))
-        for s in (1, -1) for v in drawn
-    ])  # fmt: skip
+    losses = np.asarray(values_of(params, drawn, step, x))
     standing = losses.argsort().argsort() / (len(losses) - 1) - 0.5
     weights = standing[:number] - standing[number:]
-    expected = jax.tree.map(lambda *v: sum(w * t for w, t in zip(weights, v, strict=True)), *drawn)
+    expected = jax.tree.map(lambda v: np.tensordot(weights, v, 1) / number, drawn)
 
-    def grad(fun):
-        make = fwdgrad.evolution_value_and_grad
-        return make(fun, tangents=distribution, num_tangents=number, step=step)(key, params, x)[1]
+    @jax.jit
+    def grad(key, params, x, power):
+        return fwdgrad.evolution_value_and_grad(
+            lambda params, x: quadratic(params, x) ** power,
+            tangents=distribution, num_tangents=number, step=step,
+        )(key, params, x)[1]  # fmt: skip
 
-    found = grad(quadratic)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b / number, atol=1e-12), found, expected
-    )
+    found = grad(key, params, x, 1.0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), found, expected)
     # The scale of the loss is no matter.
-    of_log = grad(lambda params, x: jnp.log(quadratic(params, x)))
-    jax.tree.map(np.testing.assert_array_equal, found, of_log)
+    jax.tree.map(np.testing.assert_array_equal, found, grad(key, params, x, 0.1))
 
 
 def test_evolution_stays_where_all_losses_are_equal(key):
     """And mutants that are equally good weigh the same, whichever came first."""
 
     def grad(fun, **options):
-        return fwdgrad.evolution_value_and_grad(fun, **options)(key, jnp.ones(3))[1]
+        return jax.jit(fwdgrad.evolution_value_and_grad(fun, **options))(key, jnp.ones(3))[1]
 
     np.testing.assert_array_equal(grad(lambda w: jnp.sum(w) * 0), 0)
     options = {"tangents": fwdgrad.Rademacher(), "num_tangents": 6}

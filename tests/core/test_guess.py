@@ -1,11 +1,14 @@
 """Guesses of the gradient: unbiased whatever is guessed, exact where the guess is."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fwdgrad
+from tests.sweeps import thorough_but
 
 from .activity_losses import N, averaged_over_signs, mlp
 from .oracle import normal
@@ -47,17 +50,24 @@ def test_at_the_parameters_as_by_its_formula(guess, num_tangents, key):
     close(flat(of_guess), flat(guess) - expected)
 
 
-@pytest.mark.parametrize("aggregation", [fwdgrad.Mean(), fwdgrad.Projection()])
+FORMS = fwdgrad.Rademacher(), fwdgrad.LowRank(), fwdgrad.BlockSparse()
+AGGREGATIONS = fwdgrad.Mean(), fwdgrad.Projection()
+
+
 @pytest.mark.parametrize(
-    "tangents", [fwdgrad.Rademacher(), fwdgrad.LowRank(), fwdgrad.BlockSparse()]
+    ("tangents", "aggregation"),
+    thorough_but(
+        [*zip(FORMS, itertools.cycle(AGGREGATIONS), strict=False)],
+        itertools.product(FORMS, AGGREGATIONS),
+    ),
 )
 def test_the_gradient_as_a_guess_is_the_estimate(tangents, aggregation, key):
     value_and_grad = fwdgrad.forward_value_and_grad(
         loss, tangents=tangents, num_tangents=2, aggregation=aggregation
     )
-    exact = jax.grad(loss)(PARAMS, X)
+    exact = jax.jit(jax.grad(loss))(PARAMS, X)
     scaled = jax.tree.map(lambda g: -3 * g, exact)
-    _, (grad, _) = value_and_grad(key, fwdgrad.Guided(PARAMS, scaled), X)
+    _, (grad, _) = jax.jit(value_and_grad)(key, fwdgrad.Guided(PARAMS, scaled), X)
     close(grad, exact)
 
 
@@ -98,9 +108,14 @@ def test_steps_of_one_make_the_guess_the_last_estimate(key):
     close(jax.tree.map(jnp.subtract, guided.guess, of_guess), grad)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2])
-@pytest.mark.parametrize("space", [fwdgrad.Weights(), LAYERWISE], ids=["weights", "activities"])
-def test_chunks_change_nothing(chunk_size, space, key):
+@pytest.mark.parametrize(
+    ("space", "chunk_size"),
+    thorough_but(
+        [(fwdgrad.Weights(), 1), (LAYERWISE, 2)],
+        itertools.product([fwdgrad.Weights(), LAYERWISE], [1, 2]),
+    ),
+)
+def test_chunks_change_nothing(space, chunk_size, key):
     mean_loss, params, args = mlp(jnp.tanh)
 
     def estimate(chunk_size):
@@ -109,7 +124,7 @@ def test_chunks_change_nothing(chunk_size, space, key):
         )
         first = value_and_grad.guide(params, *args)
         guess = jax.tree.map(lambda x: jnp.full(x.shape, 0.3), first.guess)
-        return value_and_grad(key, fwdgrad.Guided(params, guess), *args)
+        return jax.jit(value_and_grad)(key, fwdgrad.Guided(params, guess), *args)
 
     close(estimate(chunk_size), estimate(None))
 
@@ -142,7 +157,8 @@ def test_the_transposed_weights_as_feedback_are_exact(num_tangents, key):
         value_and_grad = fwdgrad.forward_value_and_grad(
             mean_loss, tangents=tangents, num_tangents=num_tangents, space=LAYERWISE
         )
-        _, (grad, _) = value_and_grad(key, fwdgrad.Guided(params, [params["u"].T[None]]), *args)
+        guided = fwdgrad.Guided(params, [params["u"].T[None]])
+        _, (grad, _) = jax.jit(value_and_grad)(key, guided, *args)
         close(grad, jax.grad(mean_loss)(params, *args))
 
 

@@ -149,8 +149,8 @@ def test_propagation_through_objects(made_of_objects, x64):
     def entered(params):
         return jnp.mean(jnp.tanh(layers(normal(1, (5, 9), "float64"), params["w"]) @ params["w"]))
 
-    derivative = jax.jvp(entered, (params,), ({"w": v},))[1]
-    _, grad = value_and_grad(jax.random.key(0), params)
+    derivative = jax.jit(lambda v: jax.jvp(entered, (params,), ({"w": v},))[1])(v)
+    _, grad = jax.jit(value_and_grad)(jax.random.key(0), params)
     np.testing.assert_allclose(grad["w"], derivative * v, rtol=1e-9)
     refusing = fwdgrad.forward_value_and_grad(loss, enter_custom_vjp=False)
     with pytest.raises(TypeError, match=r"product at .*test_jax_internals\.py"):

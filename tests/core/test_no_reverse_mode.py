@@ -4,6 +4,7 @@ Backprop goes from layer to layer by δ Wᵀ, the product of something that come
 a weight. These are looked for, in loops and branches too.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import fwdgrad
 from fwdgrad.core.jax_internals import scan_parts
 from fwdgrad.core.jaxprs import inlined
 from fwdgrad.problems import CNN, MLP, LocalHeads
+from tests.sweeps import thorough_but
 
 from .oracle import normal
 
@@ -143,15 +145,25 @@ def test_they_are_seen_in_a_loop():
     assert not transposed_products(loss, *args)
 
 
-@pytest.mark.parametrize("case", MODELS, indirect=True)
-def test_no_estimator_has_any(case):
+@pytest.mark.parametrize(
+    ("case", "space"),
+    thorough_but(
+        [
+            *itertools.product(["mlp"], SPACES),
+            ("cnn", LAYERWISE), ("local heads", EXACT_LAST), ("local heads", fwdgrad.Activities()),
+        ],
+        itertools.product(MODELS, SPACES),
+    ),
+    indirect=["case"],
+    ids=str,
+)  # fmt: skip
+def test_no_estimator_has_any(case, space):
     loss, products = case
-    for space in SPACES:
-        for tangents in (fwdgrad.Rademacher(), fwdgrad.LowRank(), fwdgrad.BlockSparse()):
-            estimator = fwdgrad.forward_value_and_grad(
-                loss, tangents=tangents, num_tangents=2, space=space
-            )
-            assert products(estimator) == []
+    for tangents in (fwdgrad.Rademacher(), fwdgrad.LowRank(), fwdgrad.BlockSparse()):
+        estimator = fwdgrad.forward_value_and_grad(
+            loss, tangents=tangents, num_tangents=2, space=space
+        )
+        assert products(estimator) == []
 
 
 @pytest.mark.parametrize("case", ["mlp"], indirect=True)

@@ -4,6 +4,7 @@ The models that matter, what no rule covers, and functions with derivative rules
 """
 
 import functools
+import itertools
 
 import equinox as eqx
 import flax.linen as nn
@@ -15,6 +16,7 @@ from jax import lax
 
 import fwdgrad
 from tests.core.oracle import ROUNDING, assert_same, normal, push_both_ways
+from tests.sweeps import thorough_but
 
 # Each function makes a model and its loss.
 
@@ -104,9 +106,15 @@ def lstm(dtype):
 MODELS = [mlp, cnn, linen_cnn, residual_block, layer_norm, attention, lstm]
 
 
-@pytest.mark.parametrize("make", MODELS)
-@pytest.mark.parametrize(("dtype", "rank", "num_tangents"), [("float32", 1, 1), ("float64", 2, 3)])
-def test_models(make, dtype, rank, num_tangents, x64):
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    thorough_but(
+        [*zip(MODELS, itertools.cycle(ROUNDING), strict=False)],
+        itertools.product(MODELS, ROUNDING),
+    ),
+)
+def test_models(make, dtype, x64):
+    rank, num_tangents = {"float32": (1, 1), "float64": (2, 3)}[dtype]
     model, loss = make(jnp.dtype(dtype))
     params, static = fwdgrad.partition(model)
     x = normal(1, (4, 32), dtype)

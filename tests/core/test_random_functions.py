@@ -105,7 +105,7 @@ FORMS = {
 }
 
 
-@examples(24)
+@examples(12, thorough=24, each_night=50)
 @given(steps, st.sampled_from([*FORMS]), st.sampled_from(["float32", "float64"]))
 def test_random_functions(program, form, dtype):
     distribution, num_tangents = FORMS[form]

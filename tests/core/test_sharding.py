@@ -7,6 +7,8 @@ import sys
 import jax
 import pytest
 
+from tests.sweeps import thorough_but
+
 COMMON = """
 from functools import partial
 import jax, jax.numpy as jnp, numpy as np
@@ -88,7 +90,7 @@ for chosen, guided in [
     *((chosen, False) for chosen in combinations),
     ({"space": Activities(exact_last=True)}, True),
     ({}, True),
-]:
+][part::2]:
     estimate = fwdgrad.forward_value_and_grad(loss, **chosen)
     at = estimate.guide(params, x, y) if guided else params
     at = jax.tree.map(lambda x: x + 0.1, at)
@@ -103,7 +105,7 @@ for chosen, guided in [
     assert_same(over_devices(own)(keys, at, x, y), (value.mean(), expected))
 
 # From values alone, too.
-for make in (fwdgrad.spsa_value_and_grad, fwdgrad.evolution_value_and_grad):
+for make in (fwdgrad.spsa_value_and_grad, fwdgrad.evolution_value_and_grad)[part::2]:
     estimate = make(loss, num_tangents=2)
 
     def own(keys, params, x, y):
@@ -204,6 +206,7 @@ def test_sharded_parameters_and_examples():
     _run(AUTOMATIC)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(
     jax.__version_info__ < (0, 10, 2), reason="jax.grad of the loss, too, is an error there"
 )
@@ -211,9 +214,12 @@ def test_a_mesh_of_explicit_axes():
     _run(EXPLICIT)
 
 
-def test_shard_map_with_keys_of_each_device():
-    _run(MANUAL)
+@pytest.mark.parametrize("part", thorough_but([0], [0, 1]))
+def test_shard_map_with_keys_of_each_device(part):
+    """Every second combination, among them the guesses at weights or those at activities."""
+    _run(f"part = {part}\n{MANUAL}")
 
 
+@pytest.mark.thorough
 def test_shard_map_with_what_is_the_same_on_all_devices():
     _run(MANUAL_SAME)

@@ -1,11 +1,14 @@
 """Nothing relies on JAX promoting dtypes for it, which a user may have forbidden."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fwdgrad
+from tests.sweeps import thorough_but
 
 from .oracle import normal
 
@@ -60,9 +63,18 @@ def fun(request):
     return request.param
 
 
-@pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("space", SPACES, ids=repr)
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
+@pytest.mark.parametrize(
+    ("distribution", "space", "wide"),
+    thorough_but(
+        [
+            (distribution, SPACES[(i + turn) % 4], turn == 2)
+            for i, distribution in enumerate(DISTRIBUTIONS)
+            for turn in (0, 2)
+        ],
+        itertools.product(DISTRIBUTIONS, SPACES, [False, True]),
+    ),
+    ids=repr,
+)
 def test_forward_gradients(key, fun, distribution, space, wide):
     options = [{}, {"aggregation": fwdgrad.Projection()}]
     if distribution != fwdgrad.LowRank(factors="normal"):

@@ -22,8 +22,10 @@ from fwdgrad.core import fits
 from fwdgrad.core.checks import check_tangents
 from fwdgrad.core.factored import is_factored
 from fwdgrad.core.forms import dense
+from tests.sweeps import thorough_but
 
 FAILURE = 1e-8
+DTYPES = "float16", "bfloat16", "float32", "float64"
 
 
 def z(entries=1):
@@ -117,7 +119,7 @@ def test_follows_the_protocol(distribution):
 
 
 @each_distribution
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", thorough_but(["bfloat16", "float64"], DTYPES))
 def test_structure_shapes_and_dtypes(distribution, dtype, key, x64):
     params = {
         "w": jnp.zeros((2, 3), dtype),
@@ -163,7 +165,8 @@ def test_zero_mean_and_identity_covariance(
 def test_mean_and_squared_norm_of_the_estimate(
     distribution, fourth, mixed, squared_norm, variance, key
 ):
-    number, d = 1_000_000, 10
+    is_normal = isinstance(distribution, fwdgrad.Normal)
+    number, d = 1_000_000 if is_normal else 200_000, 10
     gradient = np.linspace(-1, 2, d, dtype=np.float32)
 
     def loss(params):  # linear, with "w" as the matrix of a product, and its gradient `gradient`
@@ -180,7 +183,7 @@ def test_mean_and_squared_norm_of_the_estimate(
     assert np.all(np.abs(g.mean(0) - gradient) < z(d + 1) * deviation / number**0.5)
     found = np.mean(np.sum(g**2, axis=1)) / norm2
     spread = variance(d, gradient / norm2**0.5)
-    if isinstance(distribution, fwdgrad.Normal):  # the tail of ‖g‖² is heavy: N = 10⁶, p = 10⁻³
+    if is_normal:  # the tail of ‖g‖² is heavy: N = 10⁶, p = 10⁻³
         bound = chebyshev(spread, number, 1e-3)
     else:  # (u·v)²‖v‖² ≤ ‖v‖⁴ = d²
         bound = bernstein(spread, d**2, number, FAILURE)
@@ -221,4 +224,4 @@ def test_half_precision_normals_have_variance_one(dtype, key):
 @each_distribution
 def test_drawing_needs_no_rank_promotion(distribution, key):
     with jax.numpy_rank_promotion("raise"):
-        distribution.sample(key, {"w": jnp.ones((40, 30)), "b": jnp.ones(30)})
+        jax.eval_shape(distribution.sample, key, {"w": jnp.ones((40, 30)), "b": jnp.ones(30)})

@@ -1,5 +1,7 @@
 """Operands without entries, in every kind of rule: values and estimates as `jax.jvp` has them."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jax import lax
 
 import fwdgrad
 from fwdgrad.core.forms import dense
+from tests.sweeps import thorough_but
 
 from .oracle import normal
 
@@ -53,13 +56,19 @@ LOSSES = {  # of a weight of shape W, whose derivative by it is not zero
 }
 
 
-@pytest.mark.parametrize("num_tangents", [1, 3])
+FORMS = {
+    "dense": fwdgrad.Normal(),
+    "low rank": fwdgrad.LowRank(rank=2),
+    "blocks": fwdgrad.BlockSparse(),
+}
+
+
 @pytest.mark.parametrize(
-    "tangents",
-    [fwdgrad.Normal(), fwdgrad.LowRank(rank=2), fwdgrad.BlockSparse()],
-    ids=["dense", "low rank", "blocks"],
+    ("form", "num_tangents"),
+    thorough_but([("dense", 1), ("low rank", 3), ("blocks", 3)], itertools.product(FORMS, [1, 3])),
 )
-def test_the_estimate(tangents, num_tangents, key):
+def test_the_estimate(form, num_tangents, key):
+    tangents = FORMS[form]
     params = {"empty": zeros(0, 4), "w": normal(0, W)}
 
     def loss(params, of_weight):
@@ -106,11 +115,11 @@ def test_inner_products_of_tangents_without_entries(tangents, key):
     value_and_grad = fwdgrad.forward_value_and_grad(
         loss, tangents=fwdgrad.Rademacher(), num_tangents=40, aggregation=fwdgrad.Projection()
     )
-    _, grad = value_and_grad(key, params)
+    _, grad = jax.jit(value_and_grad)(key, params)
     np.testing.assert_allclose(grad["w"], jnp.cos(params["w"]), atol=1e-3)
     value_and_grad = fwdgrad.forward_value_and_grad(loss, tangents=tangents, num_tangents=2)
     guided = value_and_grad.guide(params)
-    _, grad = value_and_grad(key, fwdgrad.Guided(params, jax.grad(loss)(params)))
+    _, grad = jax.jit(value_and_grad)(key, fwdgrad.Guided(params, jax.grad(loss)(params)))
     np.testing.assert_allclose(grad.params["w"], jnp.cos(params["w"]), atol=1e-5)
     assert grad.guess["empty"].shape == guided.guess["empty"].shape == (0, 4)
 
@@ -130,7 +139,7 @@ def test_activities_of_layers_without_entries(key):
         loss, space=fwdgrad.Activities(exact_last=True), num_tangents=2
     )
     value, grad = jax.jit(value_and_grad)(key, params, x, y)
-    exact = jax.grad(loss)(params, x, y)
+    exact = jax.jit(jax.grad(loss))(params, x, y)
     np.testing.assert_allclose(value, loss(params, x, y), rtol=1e-5)
     np.testing.assert_allclose(grad["out"], exact["out"], rtol=1e-4)
     assert all(grad[name].shape == shape for name, shape in shapes.items())
