@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.core.trees import PyTree, combine, is_differentiable, partition
+from fwdgrad.core.trees import PyTree, is_differentiable, take_out
 
 # A function of one argument: an array, or for the first layer of a chain any pytree of arrays.
 Layer: TypeAlias = Callable[[Any], Any]
@@ -158,8 +158,8 @@ def at_weights(layers: Sequence[Layer], x: PyTree, index: int) -> tuple[list[Lay
       index: which layer's weights, counted as Python does: 0 is the first's, W^1.
 
     Returns:
-      (the chain, the weights): the floating arrays of `layers[index]`, `None` in place of what else
-      it has.
+      (the chain, the weights): the floating arrays of `layers[index]`, with `None` for its other
+      leaves; or the list of the arrays, if the class of `layers[index]` refuses `None`.
 
     Raises:
       IndexError: there is no such layer.
@@ -175,8 +175,8 @@ def at_weights(layers: Sequence[Layer], x: PyTree, index: int) -> tuple[list[Lay
         raise IndexError(f"index is {index}, but there are {len(layers)} layers.")
     index %= len(layers)
     held = chain_values(layers, x)[index]
-    weights, rest = partition(layers[index])
-    if not jax.tree.leaves(weights):
+    arrays, frame = take_out(layers[index], is_differentiable)
+    if not arrays:
         raise ValueError(
             f"layers[{index}] ({_name(layers[index])}) has no weights: no leaf of it is a floating "
             "array. A function that closes over its weights hides them; make it an Equinox module "
@@ -184,9 +184,15 @@ def at_weights(layers: Sequence[Layer], x: PyTree, index: int) -> tuple[list[Lay
         )
 
     def layer(weights: PyTree) -> Any:
-        return combine(weights, rest)(held)
+        return frame.filled(jax.tree.leaves(weights))(held)
 
     layer.__name__ = _name(layers[index])
+    arrays = [jnp.asarray(x) for x in arrays]
+    weights: PyTree
+    try:
+        weights = frame.filled(arrays, [None] * len(frame.others))
+    except Exception:  # of any kind: a class that checks its children refuses None as it likes
+        weights = arrays
     return [layer, *layers[index + 1 :]], weights
 
 

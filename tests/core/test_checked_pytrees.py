@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fwdgrad
+from fwdgrad.core.chains import at_weights, pull_back, push_forward
 
 from .oracle import normal
 
@@ -29,6 +30,9 @@ class Layer:
             raise ValueError("w, b and count must fit")
         self.w, self.b, self.count = w, b, count
         self.norm = jnp.sqrt(jnp.sum(w * w))
+
+    def __call__(self, x):
+        return jnp.tanh(x @ self.w + self.b)
 
     def tree_flatten(self):
         return (self.w, self.b, self.count), None
@@ -240,3 +244,14 @@ def test_a_distribution_is_given_what_needs_no_class(key):
     structures = [jax.tree.structure(params) for params in given]
     wanted = [{"w": 0, "n": [None, (0,)]}, [0, 0, 0]]
     assert structures == [jax.tree.structure(x) for x in wanted]
+
+
+def test_a_chain_at_the_weights_of_a_layer():
+    chain, weights = at_weights([Layer(*LEAVES[:3]), jnp.sum], ARGS[0], 0)
+    value, found = pull_back(chain, weights, jnp.float32(1))
+    expected = jax.grad(lambda w, b: jnp.sum(jnp.tanh(ARGS[0] @ w + b)), (0, 1))(*LEAVES[:2])
+    assert len(found) == 2
+    jax.tree.map(np.testing.assert_array_equal, tuple(found), expected)
+    ahead, slope = push_forward(chain, weights, [jnp.ones_like(x) for x in weights])
+    np.testing.assert_allclose(slope, sum(jnp.sum(g) for g in expected), rtol=1e-5)
+    np.testing.assert_array_equal(ahead, value)
