@@ -12,31 +12,20 @@ measures need not know which of the two it was given.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from fwdgrad.core import checks
 from fwdgrad.core.aggregation import Aggregation, Mean
-from fwdgrad.core.chunks import keys_of_tangents, sum_over_tangents
-from fwdgrad.core.devices import as_gradient, check_own_keys, varying_as
-from fwdgrad.core.guess import Guided
+from fwdgrad.core.forward_gradient import ForwardGradient
 from fwdgrad.core.jaxprs import evaluated_by_equations
 from fwdgrad.core.losses import Flat, Loss
-from fwdgrad.core.sampling import Tangents, draws_together
-from fwdgrad.core.signatures import like
-from fwdgrad.core.spaces import Estimate, Space, Weights
+from fwdgrad.core.spaces import Space, Weights
 from fwdgrad.core.tangents import Normal, TangentDistribution
-from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
-
-ValueAndGrad = Callable[..., tuple[Any, ...]]
-
-
-class Drawn(NamedTuple):
-    """Tangents drawn ahead by `value_and_grad.draw`, to be given to it in the place of the key."""
-
-    tangents: Tangents
+from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.core.value_and_grad import ValueAndGrad
 
 
 def forward_value_and_grad(
@@ -52,7 +41,7 @@ def forward_value_and_grad(
     enter_custom_vjp: bool = True,
     has_aux: bool = False,
     has_report: bool = False,
-) -> ValueAndGrad:
+) -> ForwardGradient:
     """Makes a function that evaluates `fun` and estimates its gradient in forward mode.
 
     g = (1/K) Σ_k (∇f·v_k) v_k with K = `num_tangents` independent tangents; E[g] = ∇f.
@@ -110,9 +99,10 @@ def forward_value_and_grad(
       Its signature is (key, params, /) and what comes after the first argument in that of `fun`, so
       that `jax.jit` finds `static_argnames` given by position.
 
-      Unless it works in chunks, the function has an attribute `draw`, a function of the same
-      arguments that only draws the tangents; what it returns can be given in the place of the
-      key. A loop of very short steps saves time if `jax.vmap` draws for all of them before it.
+      The function is an object, `ForwardGradient`, that can be pickled if `fun` can be. Unless it
+      works in chunks, its method `draw` of the same arguments only draws the tangents; what that
+      returns can be given in the place of the key. A loop of very short steps saves time if
+      `jax.vmap` draws for all of them before it.
 
       In `jax.shard_map` value and derivatives are those of the device, whose key may be its own
       (`jax.random.fold_in(key, jax.lax.axis_index(axis_name))`, for as many more tangents). The
@@ -122,8 +112,8 @@ def forward_value_and_grad(
       `check_vma=False` all is the device's own.
 
       In the place of params it takes `Guided(params, guess)`, a guess of the gradient beside them,
-      and returns their gradients as the same pair; see `fwdgrad.Guided`. An attribute `guide`, a
-      function of params and the arguments after them, makes the pair with a first guess, zero.
+      and returns their gradients as the same pair; see `fwdgrad.Guided`. Its method `guide`, of
+      params and the arguments after them, makes the pair with a first guess, zero.
 
     Raises:
       TypeError: an argument is of a wrong kind; the loss is not a real scalar; a parameter
@@ -133,6 +123,7 @@ def forward_value_and_grad(
         `params` is a floating-point array; `key` is an array of keys; the sampled tangent
         does not fit `params`.
 
+    >>> import jax.numpy as jnp
     >>> def loss(params, x, y):
     ...     return jnp.mean((x @ params["w"] - y) ** 2)
     >>> value_and_grad = forward_value_and_grad(loss, num_tangents=8)
@@ -143,93 +134,40 @@ def forward_value_and_grad(
 
     Source: Baydin et al., Gradients without Backpropagation (2022).
     """
-    checks.check_callable(fun)
-    checks.check_tangents(tangents)
-    checks.check_positive_integer("num_tangents", num_tangents)
-    if chunk_size is not None:
-        checks.check_positive_integer("chunk_size", chunk_size)
-    clip = checks.checked_clip(clip)
-    checks.check_has("space", space, ["at"], "fwdgrad.Activities()")
-    checks.check_has("aggregation", aggregation, ["coefficients", "needs_all"], "fwdgrad.Mean()")
-    if shrink:
-        if not isinstance(aggregation, Mean):
-            raise ValueError(
-                f"shrink=True is for the mean; {aggregation=!r} is as near as can be already."
-            )
-        checks.check_has("tangents", tangents, ["relative_error"], "fwdgrad.Rademacher()")
-    in_chunks = chunk_size is not None and chunk_size < num_tangents
-    if in_chunks and (draws_together(tangents) or aggregation.needs_all):
-        needed = f"tangents={tangents!r}" if draws_together(tangents) else f"{aggregation=!r}"
-        raise ValueError(
-            f"chunk_size must be at least num_tangents={num_tangents}, or None: {needed} needs all "
-            f"tangents at once; found {chunk_size}."
+    return ForwardGradient(
+        fun, tangents, num_tangents, space, aggregation, chunk_size, clip, shrink,
+        enter_custom_vjp, has_aux, has_report,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class ReverseGradient(ValueAndGrad):
+    """The gradient by reverse mode; see `fwdgrad.backprop_value_and_grad` for the options."""
+
+    checkpoint: bool
+    has_aux: bool
+    has_report: bool
+
+    def __post_init__(self) -> None:
+        checks.check_callable(self.fun)
+        super().__post_init__()
+
+    def __call__(self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        del key
+        loss = Loss(self.fun, params, args, kwargs, self.has_aux)
+        flat = Flat(loss.at)
+        at = jax.checkpoint(flat) if self.checkpoint else flat
+
+        def value_and_rest(theta: list[Array]) -> tuple[Array, list[Array]]:
+            value, *rest = at(theta)
+            return value, rest
+
+        (value, leaves_of_aux), grad = evaluated_by_equations(
+            jax.value_and_grad(value_and_rest, has_aux=True), loss.theta
         )
-
-    def weigh(derivatives: Array, gram: Callable[[], Array], size: Any) -> tuple[Array, Array]:
-        derivatives = derivatives.astype(accumulation_dtype(derivatives.dtype))
-        num_clipped = jnp.zeros((), jnp.float32)
-        if clip is not None:
-            num_clipped = jnp.sum(jnp.abs(derivatives) > clip, dtype=jnp.float32)
-            derivatives = jnp.clip(derivatives, -clip, clip)
-        weights = aggregation.coefficients(derivatives, gram, num_tangents)
-        if shrink:
-            error = tangents.relative_error(size, num_tangents)  # type: ignore[attr-defined]
-            error = jnp.asarray(error, weights.dtype)
-            weights = weights / (1 + jnp.maximum(error, 0))  # size may be 0: all units are off
-        return weights, num_clipped
-
-    def evaluation(
-        params: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any], like: PyTree = None
-    ) -> Any:
-        """The loss, and its evaluation along tangents that differ by device where `like` does."""
-        params, guess = params if isinstance(params, Guided) else (params, None)
-        loss = Loss(fun, params, args, kwargs, has_aux)
-        theta, guess = varying_as((loss.theta, guess), like)
-        return loss, space.at(loss.replace(theta), num_tangents, enter_custom_vjp, guess)
-
-    def guide(params: PyTree, /, *args: Any, **kwargs: Any) -> Guided:
-        return Guided(params, evaluation(params, args, kwargs)[1].first_guess())
-
-    def draw(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> Drawn:
-        checks.check_key(key)
-        loss, at = evaluation(params, args, kwargs, key)
-        check_own_keys(key, loss.theta, loss.names)
-        return Drawn(at.draw(tangents, keys_of_tangents(key, num_tangents)))
-
-    def value_and_grad(
-        key: Array | Drawn, params: PyTree, /, *args: Any, **kwargs: Any
-    ) -> tuple[Any, ...]:
-        if not isinstance(key, Drawn):
-            checks.check_key(key)
-        loss, at = evaluation(params, args, kwargs, key)
-        if isinstance(key, Drawn):
-            keys = keys_of_tangents(jax.random.key(0), num_tangents)
-            at.check_drawn(key.tangents, jax.eval_shape(lambda: at.draw(tangents, keys)))
-            total = at.estimate(key.tangents, num_tangents, weigh)
-        else:
-            check_own_keys(key, loss.theta, loss.names)
-
-            def estimate(keys: Array) -> Estimate:
-                return at.estimate(at.draw(tangents, keys), len(keys), weigh)
-
-            total = sum_over_tangents(estimate, keys_of_tangents(key, num_tangents), chunk_size)
-        grad = [as_gradient(g, x) for g, x in zip(total.grad, loss.theta, strict=True)]
-        value = (total.value, total.aux) if has_aux else total.value
-        report = ({"clip_rate": total.num_clipped / num_tangents},) if has_report else ()
-        gradient = loss.gradient(grad)
-        if isinstance(params, Guided):
-            leaves, structure = jax.tree.flatten(params.guess)
-            parts = zip(total.guess_grad, leaves, strict=True)
-            of_guess = jax.tree.unflatten(
-                structure, [as_gradient(g, x, jax.lax.pmean) for g, x in parts]
-            )
-            gradient = Guided(gradient, of_guess)
-        return value, gradient, *report
-
-    value_and_grad.guide = guide  # type: ignore[attr-defined]
-    if not in_chunks:
-        value_and_grad.draw = draw  # type: ignore[attr-defined]
-    return like(fun, value_and_grad)
+        aux = flat.restored(leaves_of_aux)
+        report: tuple[dict, ...] = ({},) if self.has_report else ()
+        return (value, aux) if self.has_aux else value, loss.gradient(grad), *report
 
 
 def backprop_value_and_grad(
@@ -259,28 +197,10 @@ def backprop_value_and_grad(
       TypeError: the loss is not a real scalar, or a parameter is complex.
       ValueError: no leaf of `params` is a floating-point array.
 
+    >>> import jax.numpy as jnp
     >>> value_and_grad = backprop_value_and_grad(lambda params: jnp.sum(params["w"] ** 2))
     >>> value, grad = value_and_grad(None, {"w": jnp.ones(3), "steps": 7})
     >>> float(value), grad["w"].tolist(), grad["steps"]
     (3.0, [2.0, 2.0, 2.0], 0)
     """
-    checks.check_callable(fun)
-
-    def value_and_grad(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        del key
-        loss = Loss(fun, params, args, kwargs, has_aux)
-        flat = Flat(loss.at)
-        at = jax.checkpoint(flat) if checkpoint else flat
-
-        def value_and_rest(theta: list[Array]) -> tuple[Array, list[Array]]:
-            value, *rest = at(theta)
-            return value, rest
-
-        (value, leaves_of_aux), grad = evaluated_by_equations(
-            jax.value_and_grad(value_and_rest, has_aux=True), loss.theta
-        )
-        aux = flat.restored(leaves_of_aux)
-        report: tuple[dict, ...] = ({},) if has_report else ()
-        return (value, aux) if has_aux else value, loss.gradient(grad), *report
-
-    return like(fun, value_and_grad)
+    return ReverseGradient(fun, checkpoint, has_aux, has_report)

@@ -4,7 +4,9 @@ Both evaluate the loss at θ ± h v_k; what a forward gradient has exactly, ∇f
 difference of values, so they need a step h and lose digits to it.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,11 +19,85 @@ from fwdgrad.core.losses import Loss
 from fwdgrad.core.low_rank import LowRank
 from fwdgrad.core.mutations import make_mutations
 from fwdgrad.core.pushforward import Pushforward
-from fwdgrad.core.signatures import like
 from fwdgrad.core.tangents import Rademacher, TangentDistribution
 from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.core.value_and_grad import ValueAndGrad
 
-ValueAndGrad = Callable[..., tuple[Any, ...]]
+
+@dataclass(frozen=True, eq=False)
+class _FromValues(ValueAndGrad):
+    """g = (1/K) Σ_k w_k v_k with weights that are made of the losses at θ + h v_k and θ − h v_k."""
+
+    tangents: TangentDistribution
+    num_tangents: int
+    step: float
+    has_report: bool
+
+    def __post_init__(self) -> None:
+        checks.check_callable(self.fun)
+        checks.check_tangents(self.tangents)
+        checks.check_positive_integer("num_tangents", self.num_tangents)
+        object.__setattr__(self, "step", checks.checked_step(self.step))
+        super().__post_init__()
+
+    @abstractmethod
+    def _weights(self, ahead: Array, behind: Array, step: Array) -> Array:
+        """w (K,) of the losses at θ + h v_k (K,), at θ − h v_k (K,), and h."""
+
+    def __call__(self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        checks.check_key(key)
+        loss = Loss(self.fun, params, args, kwargs, has_aux=None)
+        check_own_keys(key, loss.theta, loss.names)
+        leaves = varying_as(loss.theta, key)
+        splits = Pushforward(loss.at, leaves, loss.names).splits
+        keys = jax.random.split(key, self.num_tangents)
+        mutations = make_mutations(self.tangents, keys, leaves, loss.frame.alone(leaves), splits)
+        h = _moving(self.step, leaves)
+
+        def value(mutation: list[Any], sign: Array) -> Array:
+            written = [factored.write_out(v) if isinstance(v, Factored) else v for v in mutation]
+            both = zip(leaves, written, strict=True)
+            moved = [x + (sign.astype(h.dtype) * h).astype(x.dtype) * v for x, v in both]
+            return loss.at(moved)[0]
+
+        ahead, behind = mutations.map_signed(value).T
+        weights = self._weights(ahead, behind, h) / self.num_tangents
+        grad = [
+            as_gradient(g, x)
+            for g, x in zip(mutations.weighted_sum(weights), loss.theta, strict=True)
+        ]
+        report: tuple[dict, ...] = ({},) if self.has_report else ()
+        mean = (ahead.mean() + behind.mean()) / 2
+        return mean, loss.gradient(grad), *report
+
+
+class CentralDifferences(_FromValues):
+    """Simultaneous perturbation; see `fwdgrad.spsa_value_and_grad` for the options."""
+
+    def _weights(self, ahead: Array, behind: Array, step: Array) -> Array:
+        return (ahead - behind) / (2 * step).astype(ahead.dtype)
+
+
+class RankedMutants(_FromValues):
+    """Evolution strategies; see `fwdgrad.evolution_value_and_grad` for the options."""
+
+    def _weights(self, ahead: Array, behind: Array, step: Array) -> Array:
+        del step
+        losses = jnp.concatenate([ahead, behind])
+        # Equal losses share the mean of their ranks: on a plateau there is no direction.
+        ends = [jnp.searchsorted(jnp.sort(losses), losses, side=s) for s in ("left", "right")]
+        ranks = (ends[0] + ends[1] - 1).astype(losses.dtype) / 2
+        standing = ranks / (losses.size - 1) - 0.5
+        return standing[: ahead.size] - standing[ahead.size :]
+
+
+def _moving(step: float, leaves: Sequence[Array]) -> Array:
+    """Return the step, or more: 4 spacings of the numbers near the largest parameter."""
+    least = [jnp.asarray(step)]
+    for x in leaves:
+        largest = jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0), initial=0)
+        least.append(4 * float(jnp.finfo(x.dtype).eps) * largest.astype(least[0].dtype))
+    return jnp.stack(least).max()
 
 
 def spsa_value_and_grad(
@@ -66,13 +142,7 @@ def spsa_value_and_grad(
     Source: Spall, Multivariate stochastic approximation using a simultaneous perturbation gradient
     approximation (1992).
     """
-
-    step = checks.checked_step(step)
-
-    def weigh(ahead: Array, behind: Array, step: Array) -> Array:
-        return (ahead - behind) / (2 * step).astype(ahead.dtype)
-
-    return _from_values(fun, tangents, num_tangents, step, weigh, has_report)
+    return CentralDifferences(fun, tangents, num_tangents, step, has_report)
 
 
 def evolution_value_and_grad(
@@ -108,67 +178,4 @@ def evolution_value_and_grad(
     Source: Salimans et al., Evolution strategies as a scalable alternative to reinforcement
     learning (2017); Sarkar et al., Evolution strategies at the hyperscale (2025), for low rank.
     """
-
-    step = checks.checked_step(step)
-
-    def weigh(ahead: Array, behind: Array, step: Array) -> Array:
-        losses = jnp.concatenate([ahead, behind])
-        # Equal losses share the mean of their ranks: on a plateau there is no direction.
-        ends = [jnp.searchsorted(jnp.sort(losses), losses, side=s) for s in ("left", "right")]
-        ranks = (ends[0] + ends[1] - 1).astype(losses.dtype) / 2
-        standing = ranks / (losses.size - 1) - 0.5
-        return standing[: ahead.size] - standing[ahead.size :]
-
-    return _from_values(fun, tangents, num_tangents, step, weigh, has_report)
-
-
-def _from_values(
-    fun: Callable[..., Any],
-    tangents: TangentDistribution,
-    num_tangents: int,
-    step: float,
-    weigh: Callable[[Array, Array, Array], Array],
-    has_report: bool,
-) -> ValueAndGrad:
-    """g = (1/K) Σ_k w_k v_k with weights that are made of the losses at θ + h v_k and θ − h v_k."""
-    checks.check_callable(fun)
-    checks.check_tangents(tangents)
-    checks.check_positive_integer("num_tangents", num_tangents)
-
-    def value_and_grad(key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        checks.check_key(key)
-        loss = Loss(fun, params, args, kwargs, has_aux=None)
-        check_own_keys(key, loss.theta, loss.names)
-        leaves = varying_as(loss.theta, key)
-        splits = Pushforward(loss.at, leaves, loss.names).splits
-        keys = jax.random.split(key, num_tangents)
-        mutations = make_mutations(tangents, keys, leaves, loss.frame.alone(leaves), splits)
-
-        h = _moving(step, leaves)
-
-        def value(mutation: list[Any], sign: Array) -> Array:
-            written = [factored.write_out(v) if isinstance(v, Factored) else v for v in mutation]
-            both = zip(leaves, written, strict=True)
-            moved = [x + (sign.astype(h.dtype) * h).astype(x.dtype) * v for x, v in both]
-            return loss.at(moved)[0]
-
-        ahead, behind = mutations.map_signed(value).T
-        weights = weigh(ahead, behind, h) / num_tangents
-        grad = [
-            as_gradient(g, x)
-            for g, x in zip(mutations.weighted_sum(weights), loss.theta, strict=True)
-        ]
-        report: tuple[dict, ...] = ({},) if has_report else ()
-        mean = (ahead.mean() + behind.mean()) / 2
-        return mean, loss.gradient(grad), *report
-
-    return like(fun, value_and_grad)
-
-
-def _moving(step: float, leaves: Sequence[Array]) -> Array:
-    """Return the step, or more: 4 spacings of the numbers near the largest parameter."""
-    least = [jnp.asarray(step)]
-    for x in leaves:
-        largest = jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0), initial=0)
-        least.append(4 * float(jnp.finfo(x.dtype).eps) * largest.astype(least[0].dtype))
-    return jnp.stack(least).max()
+    return RankedMutants(fun, tangents, num_tangents, step, has_report)

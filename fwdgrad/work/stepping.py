@@ -159,14 +159,14 @@ def draw_ahead(value_and_grad: Callable[..., Any], keys: Array, *args: PyTree) -
     """What the steps of a loop draw from, stacked: draws of theirs if they are small, or `keys`.
 
     Args:
-      value_and_grad: as an estimator makes it. If it has an attribute `draw`, a function of the
-        same arguments, what that returns may take the key's place.
+      value_and_grad: as an estimator makes it. If it says that it `draws_ahead`, what its method
+        `draw` of the same arguments returns may take the key's place.
       keys: one for each step.
       args: parameters and minibatch as a step has them; of the latter only the shapes matter.
     """
-    draw = getattr(value_and_grad, "draw", None)
-    if draw is None:
+    if not getattr(value_and_grad, "draws_ahead", False):
         return keys
+    draw = value_and_grad.draw  # type: ignore[attr-defined]
     drawn = jax.eval_shape(draw, keys[0], *args)
     if len(keys) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(drawn)) > _MOST_BYTES:
         return keys

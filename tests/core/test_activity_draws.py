@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import fwdgrad
-from fwdgrad.core.estimators import Drawn
 from fwdgrad.core.forms import dense
+from fwdgrad.core.forward_gradient import Drawn
 from fwdgrad.core.losses import Loss
 from tests.sweeps import thorough_but
 

@@ -321,4 +321,6 @@ def test_tangents_drawn_ahead(key):
             found, expected = estimate(one, w, x), estimate(keys[i], w, x)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
     chunked = fwdgrad.forward_value_and_grad(loss_of_matrix, num_tangents=4, chunk_size=2)
-    assert not hasattr(chunked, "draw")
+    assert not chunked.draws_ahead
+    with pytest.raises(ValueError, match=r"chunk_size=2 below num_tangents=4 .* leave chunk_size"):
+        chunked.draw(key, w, x)
