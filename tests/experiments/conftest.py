@@ -1,12 +1,14 @@
 """Composing configs as the command line does."""
 
+import copy
+from functools import lru_cache
 from pathlib import Path
 
 import hydra
 import jax
 import pytest
 
-from experiments import train
+from experiments import divergence, overhead, train
 from fwdgrad.problems import Examples, load_dataset
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -16,26 +18,27 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def compose():
     """(config name, *overrides) -> config; `hydra.compose` works within the test."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        yield lambda name, *overrides: hydra.compose(name, overrides=list(overrides))
+        yield lambda name, *overrides: copy.deepcopy(composed(name, overrides))
 
 
-@pytest.fixture
+@lru_cache(maxsize=512)
+def composed(name, overrides):
+    return hydra.compose(name, overrides=list(overrides))
+
+
+@lru_cache(maxsize=4)
+def load_few(name, folder):
+    """Return the first 1,000 examples of each part of a data set, with the whole set's moments."""
+    dataset = load_dataset(name, folder)
+    few = [Examples(*(array[:1000] for array in part)) for part in dataset[:3]]
+    return dataset._replace(train=few[0], valid=few[1], test=few[2])
+
+
+@pytest.fixture(autouse=True)
 def few_examples(monkeypatch):
-    """Of the data sets 1,000 examples of each part: what is trained or evaluated is soon done."""
-
-    def load(name, folder):
-        dataset = load_dataset(name, folder)
-        few = [Examples(*(array[:1000] for array in part)) for part in dataset[:3]]
-        return dataset._replace(train=few[0], valid=few[1], test=few[2])
-
-    def forget():
-        train._problem.cache_clear()
-        train._examples.cache_clear()
-
-    forget()
-    monkeypatch.setattr(train, "load_dataset", load)
-    yield
-    forget()
+    """What is trained or evaluated in this process is soon done; commands have all examples."""
+    for module in (train, overhead, divergence):
+        monkeypatch.setattr(module, "load_dataset", load_few)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Figures of tables with numbers that have no place on a logarithmic axis."""
 
 import csv
+import itertools
 import shutil
 
 import matplotlib.pyplot as plt
@@ -9,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import curves, reproduce, step_cost, style
+from tests.sweeps import thorough_but
 
 from .conftest import CONFIGS
 
@@ -45,8 +47,13 @@ def copy_with(value, source, folder, of):
                 csv.writer(file, lineterminator="\n").writerows([header, *changed])
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "nan"])
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    thorough_but(
+        [*((name, "0") for name in FIGURES), ("learning_curves", "-1"), ("accuracy_race", "nan")],
+        itertools.product(FIGURES, ("0", "-1", "nan")),
+    ),
+)
 def test_every_figure_is_drawn(tmp_path, monkeypatch, name, value):
     """Warnings are errors; the files' own writing is left out, all else of `style.save` is done."""
     drawn = []

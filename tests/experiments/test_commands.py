@@ -27,6 +27,17 @@ MLP = [
     "steps_per_call=5",
     "output.checkpoint_seconds=0.1",
 ]
+LENGTH = ["num_steps=6", "eval_every=3", "steps_per_call=3"]
+
+
+@pytest.fixture(autouse=True)
+def few_examples():
+    """All of them: runs in this process are held against those of commands."""
+    train._problem.cache_clear()
+    train._examples.cache_clear()
+    yield
+    train._problem.cache_clear()
+    train._examples.cache_clear()
 
 
 def command(module, *overrides):
@@ -121,7 +132,7 @@ def sweep(tmp_path_factory):
     root = tmp_path_factory.mktemp("sweep")
     result = call(
         "train", "-m", "seed=0,1", "estimator=forward,backprop", "model=logistic",
-        "num_steps=6", "eval_every=3", f"output.root={root}",
+        *LENGTH, f"output.root={root}",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return root
@@ -144,7 +155,7 @@ def test_sweep_that_is_started_again_runs_only_what_is_missing(sweep):
     finished = {p: p.stat().st_mtime_ns for p in sweep.glob("*/seed-*/*")}
     result = call(
         "train", "-m", "seed=0,1,2", "estimator=backprop", "model=logistic",
-        "num_steps=6", "eval_every=3", f"output.root={sweep}",
+        *LENGTH, f"output.root={sweep}",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert finished == {p: p.stat().st_mtime_ns for p in finished}
@@ -155,8 +166,8 @@ def test_other_settings_of_jax_make_another_run(sweep):
     """Beside the finished ones, which stay as they are: other draws, and float64."""
     finished = {path: path.read_bytes() for path in sweep.glob("*/seed-0/*")}
     result = call(
-        "train", "estimator=forward", "model=logistic", "num_steps=6", "eval_every=3",
-        f"output.root={sweep}", JAX_DEFAULT_PRNG_IMPL="rbg", JAX_ENABLE_X64="1",
+        "train", "estimator=forward", "model=logistic", *LENGTH, f"output.root={sweep}",
+        JAX_DEFAULT_PRNG_IMPL="rbg", JAX_ENABLE_X64="1",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert finished == {path: path.read_bytes() for path in finished}

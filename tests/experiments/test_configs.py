@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import fwdgrad
-from experiments import reproduce, style, train
+from experiments import reproduce, settings, style, train
 from fwdgrad.problems import TEST_FUNCTIONS, DataError, Problem
 from fwdgrad.work import DivergedError, Settings
 
@@ -48,20 +48,21 @@ def test_every_option_of_train(compose, group, option):
 @pytest.mark.parametrize("preset", GROUPS["preset"])
 def test_every_preset_and_all_its_runs(compose, preset):
     cfg = compose("reproduce", f"preset={preset}")
+    settings.check(cfg, "reproduce")
     assert cfg.preset == preset and cfg.output.root == f"results/{preset}"
     assert set(cfg.experiments) == set(GROUPS["experiment"]) == set(reproduce.EXPERIMENTS)
     for name in ("learning_curves", "fair_comparison"):
         experiment = cfg.experiments[name]
         for panel in experiment.panels.values():
             for line, overrides in experiment.lines.items():
-                run = compose("train", *panel.overrides, *overrides, f"num_steps={panel.num_steps}")
+                run = compose("train", *panel.overrides, *overrides)
                 assert run.estimator.label == line and line in style.COLOURS
     curves, paths = cfg.experiments.learning_curves, cfg.experiments.trajectories
     assert set(curves.costs) == set(curves.panels)
     for names in paths.figures.values():
-        for settings in (paths.functions[name] for name in names):
-            objective = TEST_FUNCTIONS[settings.function]
-            assert objective.dimension in (None, len(settings.start))
+        for path in (paths.functions[name] for name in names):
+            objective = TEST_FUNCTIONS[path.function]
+            assert objective.dimension in (None, len(path.start))
 
 
 @pytest.mark.parametrize("name", [path.stem for path in CONFIGS.glob("*.yaml")])
@@ -133,8 +134,9 @@ def test_identity_is_of_what_decides_the_numbers(compose):
     ],
     ids=["cnn", "adam-sphere", "lion", "clipped-guided"],
 )
-def test_what_the_readme_offers_trains(compose, few_examples, tmp_path, overrides):
-    cfg = compose("train", *overrides, "num_steps=3", "eval_every=2", f"output.root={tmp_path}")
+def test_what_the_readme_offers_trains(compose, tmp_path, overrides):
+    length = ["num_steps=3", "eval_every=2", "steps_per_call=2"]
+    cfg = compose("train", *overrides, *length, f"output.root={tmp_path}")
     record = train.run(cfg)
     assert [row.step for row in record.metrics] == [0, 2, 3]
 

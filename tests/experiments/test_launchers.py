@@ -75,11 +75,13 @@ def test_every_command_is_found_by_its_name_in_another_process(tmp_path):
     assert all(int(size) < 100 for *_, size in lines)
 
 
+@pytest.mark.thorough  # three processes; what the launcher asks of a command is tested above
 def test_a_sweep_by_joblib(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     result = run(
         "-m", "experiments.train", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
-        "seed=0,1", "model=logistic", "num_steps=2", "eval_every=2", f"output.root={tmp_path}",
+        "seed=0,1", "model=logistic", "num_steps=2", "eval_every=2", "steps_per_call=2",
+        f"output.root={tmp_path}",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert sorted(path.parent.name for path in tmp_path.glob("*/*/run.json")) == [

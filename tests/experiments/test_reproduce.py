@@ -45,7 +45,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def test_smoke_preset_and_again(compose, few_examples, tmp_path, capsys, monkeypatch):
+def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     def of_one_process(function, config, names):
         """A process takes seconds to start: what is found of one estimator stands for all."""
         first, *others = names
@@ -212,7 +212,7 @@ def test_after_a_failure_the_others_go_on(compose, tmp_path, monkeypatch):
     assert "## Another" not in (tmp_path / "README.md").read_text()
 
 
-def test_a_seed_with_which_a_run_diverges_is_left_out(compose, few_examples, tmp_path, monkeypatch):
+def test_a_seed_with_which_a_run_diverges_is_left_out(compose, tmp_path, monkeypatch):
     def run(config):
         if config.seed == bad and config.estimator.name == "backprop":
             raise DivergedError("nan")
@@ -265,7 +265,7 @@ def test_a_seed_with_which_a_run_diverges_is_left_out(compose, few_examples, tmp
         learning_curves.run(compose("reproduce", *overrides, f"{settings}.shown=[b]"), tmp_path)
 
 
-def test_a_rate_that_diverges_is_not_chosen(compose, few_examples, tmp_path, monkeypatch):
+def test_a_rate_that_diverges_is_not_chosen(compose, tmp_path, monkeypatch):
     """In tuning, or later with another seed."""
     made, trained = [], {}
 

@@ -329,7 +329,7 @@ def test_any_text_is_a_root(reproduce_and_train, root):
 def test_nasty_roots_on_the_command_line(compose, tmp_path, root):
     """Quoted as Hydra has it."""
     quoted = f"{tmp_path}/{root}".replace("\\", "\\\\").replace("'", r"\'")
-    cfg = compose("reproduce", f"output.root='{quoted}'")
+    cfg = compose("walkthrough", f"output.root='{quoted}'")
     assert jobs.compose_train(cfg, ["model=logistic"]).output.root == f"{tmp_path}/{root}/runs"
 
 

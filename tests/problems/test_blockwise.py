@@ -16,7 +16,7 @@ IMAGE = jax.random.normal(jax.random.key(1), (28, 28))
 
 def gradients(model, loss):
     """Of each leaf with a name, the gradient of a loss of the logits."""
-    grad = eqx.filter_grad(lambda model: loss(model(IMAGE)))(model)
+    grad = eqx.filter_jit(eqx.filter_grad(lambda model: loss(model(IMAGE))))(model)
     return {jax.tree_util.keystr(path): g for path, g in jax.tree_util.tree_leaves_with_path(grad)}
 
 
