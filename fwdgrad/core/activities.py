@@ -37,14 +37,15 @@ from fwdgrad.core.examples import (
 from fwdgrad.core.forms import gram, weighted_sum
 from fwdgrad.core.guess import along, gradient_of_feedback
 from fwdgrad.core.jaxprs import inlined
-from fwdgrad.core.losses import Flat, Loss
+from fwdgrad.core.losses import Loss
 from fwdgrad.core.noise import NoisyLoss, Pushed
 from fwdgrad.core.record import current_record
 from fwdgrad.core.sampling import Tangents, sample_each
 from fwdgrad.core.sites import program
 from fwdgrad.core.spaces import Estimate, Weigh
 from fwdgrad.core.tangents import TangentDistribution
-from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
+from fwdgrad.core.tracing import checked_jaxpr
+from fwdgrad.core.trees import Array, Flat, PyTree, accumulation_dtype
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,7 @@ class _AtActivities:
         self._flat = Flat(of_example)
         with noting_minibatches_of_one():
             one = types_of_one(self._examples)
-            traced = checks.checked_jaxpr(
-                self._flat, self._leaves, one, needed_by="space=Activities()"
-            )
+            traced = checked_jaxpr(self._flat, self._leaves, one, needed_by="space=Activities()")
         check_own_losses(one, traced.out_avals[0])
         flat = inlined(traced, enter_custom_vjp)
         self._loss = NoisyLoss(flat, len(self._leaves), space.layerwise, space.exact_last)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.core import checks, programs
+from fwdgrad.core import programs
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent, dense, number_of
@@ -29,6 +29,7 @@ from fwdgrad.core.jax_internals import (
 )
 from fwdgrad.core.jaxprs import carried, reached
 from fwdgrad.core.propagation import Context, Rule, propagate
+from fwdgrad.core.tracing import raise_for_custom_vjp
 from fwdgrad.core.trees import Array
 
 _CARRIED = "carried by a loop"
@@ -38,7 +39,7 @@ def _call(context: Context, equation: Any, primals: list[Any], tangents: list[Ta
     if (body := called(equation)) is None:
         return NotImplemented
     if is_custom_vjp(equation) and not context.enter_custom_vjp:
-        checks.raise_for_custom_vjp(equation)
+        raise_for_custom_vjp(equation)
     return propagate(context, body, primals, tangents)
 
 

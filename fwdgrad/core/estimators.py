@@ -21,10 +21,10 @@ from fwdgrad.core import checks
 from fwdgrad.core.aggregation import Aggregation, Mean
 from fwdgrad.core.forward_gradient import ForwardGradient
 from fwdgrad.core.jaxprs import evaluated_by_equations
-from fwdgrad.core.losses import Flat, Loss
+from fwdgrad.core.losses import Loss
 from fwdgrad.core.spaces import Space, Weights
 from fwdgrad.core.tangents import Normal, TangentDistribution
-from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.core.trees import Array, Flat, PyTree
 from fwdgrad.core.value_and_grad import ValueAndGrad
 
 

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fwdgrad.core import checks
 from fwdgrad.core.custom_rules import CustomRule, entered_custom_rules
 from fwdgrad.core.estimators import backprop_value_and_grad, forward_value_and_grad
 from fwdgrad.core.explanation import Cost, Explanation, LeafExplanation, SiteExplanation
 from fwdgrad.core.independence import compare_examples, losses_alone
-from fwdgrad.core.losses import Loss
+from fwdgrad.core.losses import Loss, check_unguided
 from fwdgrad.core.low_rank import LowRank
 from fwdgrad.core.noise import site_name
 from fwdgrad.core.nonfinite import find_nonfinite
@@ -72,7 +71,7 @@ def explain(
     >>> [(leaf.name, leaf.rank, leaf.size) for leaf in explanation.leaves]
     [("params['b']", None, 20), ("params['w']", 1, 50)]
     """
-    checks.check_unguided(params)
+    check_unguided(params)
     value_and_grad = forward_value_and_grad(
         fun, tangents=tangents, num_tangents=num_tangents, space=space, has_aux=has_aux
     )

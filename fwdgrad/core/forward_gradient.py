@@ -13,7 +13,7 @@ from fwdgrad.core.chunks import keys_of_tangents, sum_over_tangents
 from fwdgrad.core.devices import as_gradient, check_own_keys, varying_as
 from fwdgrad.core.guess import Guided
 from fwdgrad.core.losses import Loss
-from fwdgrad.core.sampling import Tangents, draws_together
+from fwdgrad.core.sampling import Tangents, check_tangents, draws_together
 from fwdgrad.core.spaces import Estimate, Space
 from fwdgrad.core.tangents import TangentDistribution
 from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
@@ -43,7 +43,7 @@ class ForwardGradient(ValueAndGrad):
 
     def __post_init__(self) -> None:
         checks.check_callable(self.fun)
-        checks.check_tangents(self.tangents)
+        check_tangents(self.tangents)
         checks.check_positive_integer("num_tangents", self.num_tangents)
         if self.chunk_size is not None:
             checks.check_positive_integer("chunk_size", self.chunk_size)

@@ -19,6 +19,7 @@ from fwdgrad.core.losses import Loss
 from fwdgrad.core.low_rank import LowRank
 from fwdgrad.core.mutations import make_mutations
 from fwdgrad.core.pushforward import Pushforward
+from fwdgrad.core.sampling import check_tangents
 from fwdgrad.core.tangents import Rademacher, TangentDistribution
 from fwdgrad.core.trees import Array, PyTree
 from fwdgrad.core.value_and_grad import ValueAndGrad
@@ -35,7 +36,7 @@ class _FromValues(ValueAndGrad):
 
     def __post_init__(self) -> None:
         checks.check_callable(self.fun)
-        checks.check_tangents(self.tangents)
+        check_tangents(self.tangents)
         checks.check_positive_integer("num_tangents", self.num_tangents)
         object.__setattr__(self, "step", checks.checked_step(self.step))
         super().__post_init__()

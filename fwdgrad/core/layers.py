@@ -7,9 +7,10 @@ import numpy as np
 
 from fwdgrad.core import checks
 from fwdgrad.core.jaxprs import evaluate, inlined
-from fwdgrad.core.losses import Flat, Loss
+from fwdgrad.core.losses import Loss
 from fwdgrad.core.sites import find_sites
-from fwdgrad.core.trees import Array, PyTree, take_out
+from fwdgrad.core.tracing import checked_jaxpr
+from fwdgrad.core.trees import Array, Flat, PyTree, take_out
 
 
 class Layers:
@@ -38,9 +39,7 @@ class Layers:
         def of_arrays(leaves: Sequence[Array], data: Sequence[Array]) -> tuple[Array, PyTree]:
             return loss.of(leaves, frame.filled(data))
 
-        traced = checks.checked_jaxpr(
-            Flat(of_arrays), self._leaves, self._data, needed_by=needed_by
-        )
+        traced = checked_jaxpr(Flat(of_arrays), self._leaves, self._data, needed_by=needed_by)
         self._closed = inlined(traced, enter_custom_vjp)
         jaxpr = self._closed.jaxpr
         sites = find_sites(jaxpr, len(self._leaves)).sites

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fwdgrad.core import checks
+from fwdgrad.core.guess import Guided
 from fwdgrad.core.trees import (
     Array,
-    Frame,
     PyTree,
     is_differentiable,
     require_parameters,
@@ -38,7 +38,7 @@ class Loss:
         kwargs: dict[str, Any],
         has_aux: bool | None,
     ):
-        checks.check_unguided(params)
+        check_unguided(params)
         require_parameters(params)
         leaves, self.frame = take_out(params, is_differentiable)
         self.theta: list[Array] = [jnp.asarray(x) for x in leaves]
@@ -59,7 +59,7 @@ class Loss:
     def of(self, theta: Sequence[Array], args: tuple[Any, ...]) -> tuple[Array, PyTree]:
         """(loss, aux) of other values of the leaves and of the positional arguments."""
         output = self._fun(self.frame.filled(theta), *args, **self.kwargs)
-        return checks.check_loss(self._fun, output, self._has_aux)
+        return check_loss(self._fun, output, self._has_aux)
 
     def gradient(self, of_leaves: Sequence[Array]) -> PyTree:
         """Return the gradient, a pytree like the parameters, from those by the leaves.
@@ -69,22 +69,49 @@ class Loss:
         return self.frame.filled(of_leaves, map(zero_if_number, self.frame.others))
 
 
-class Flat:
-    """A function that returns (loss, aux), as one that returns arrays alone.
+def check_unguided(params: PyTree) -> None:
+    """Raises TypeError if there is a guess beside the parameters, where none is made use of."""
+    if isinstance(params, Guided):
+        raise TypeError(
+            "params is a Guided, parameters and a guess, which forward_value_and_grad alone makes "
+            "use of; pass its params alone."
+        )
 
-    What else aux may hold is put aside when it is called, and put back by `restored`.
-    """
 
-    def __init__(self, loss: Callable[..., tuple[Array, PyTree]]):
-        self._loss = loss
-        self._frame: Frame | None = None
+def check_loss(fun: Callable[..., Any], output: Any, has_aux: bool | None) -> tuple[Array, PyTree]:
+    """Takes `fun`'s output apart into (loss, aux); raises unless the loss is a real scalar."""
+    if has_aux:
+        if not (isinstance(output, tuple) and len(output) == 2):
+            raise TypeError(
+                f"fun{_named(fun)} must return a pair (loss, aux) because has_aux=True; found "
+                f"{type(output).__name__}. Return the pair, or leave has_aux out."
+            )
+        loss, aux = output
+    else:
+        if isinstance(output, tuple):
+            remedy = (
+                "Return the loss alone: this estimator has no aux."
+                if has_aux is None
+                else "If it is (loss, aux), say has_aux=True."
+            )
+            raise TypeError(f"fun{_named(fun)} must return a scalar loss; found a tuple. {remedy}")
+        loss, aux = output, None
+    if not isinstance(loss, (jax.Array, np.ndarray, np.generic, int, float, complex)):
+        raise TypeError(f"fun{_named(fun)} must return a scalar loss; found {type(loss).__name__}.")
+    shape, dtype = jnp.shape(loss), jnp.result_type(loss)
+    if shape != ():
+        raise TypeError(
+            f"fun{_named(fun)} must return a scalar loss, of shape (); found shape {shape}. "
+            "Reduce it, for example with .mean()."
+        )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"fun{_named(fun)} must return a real floating-point loss; found dtype {dtype}. "
+            "Cast an integer with .astype(jnp.float32); take the real part of a complex number."
+        )
+    return jnp.asarray(loss), aux
 
-    def __call__(self, *args: Any) -> list[Array]:
-        value, aux = self._loss(*args)
-        arrays, self._frame = take_out(aux, lambda x: isinstance(x, jax.Array))
-        return [value, *arrays]
 
-    def restored(self, leaves: Sequence[Any]) -> PyTree:
-        """Aux of these arrays."""
-        assert self._frame is not None, "called before the function"
-        return self._frame.filled(leaves)
+def _named(fun: Callable[..., Any]) -> str:
+    name = getattr(fun, "__qualname__", None)  # a partial or a module has none
+    return f" ({name})" if name else ""

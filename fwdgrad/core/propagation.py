@@ -26,7 +26,6 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.core import checks
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.factored import Factored
 from fwdgrad.core.forms import Tangent, dense, is_structured, number_of
@@ -42,6 +41,7 @@ from fwdgrad.core.jaxprs import (
 )
 from fwdgrad.core.programs import evaluate_equation, has_loops, map_over, run
 from fwdgrad.core.record import Record, current_record, described, reason_of_loss
+from fwdgrad.core.tracing import derivative_of_kernel, raise_for_custom_vjp
 from fwdgrad.core.trees import Array
 
 # rule(context, equation, primals, tangents) -> (outputs, their tangents), or NotImplemented.
@@ -206,7 +206,7 @@ def _evaluate(
     ]
     if (inner := find_custom_vjp(equation)) is not None:
         if not context.enter_custom_vjp:
-            checks.raise_for_custom_vjp(inner)
+            raise_for_custom_vjp(inner)
         equation = without_custom_vjp(equation)
 
     def fun(values: list[Any]) -> list[Any]:
@@ -225,7 +225,7 @@ def _evaluate(
         return run(lambda xs, ts: jvp(fun, xs, ts, number), primals, arrays)
     if not is_kernel(equation):
         return jvp(fun, primals, arrays, number)
-    with checks.derivative_of_kernel(equation):
+    with derivative_of_kernel(equation):
         return jvp(fun, primals, _with_zeros(primals, arrays, number), number)
 
 

@@ -11,12 +11,11 @@ from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.factored import Factored, Split
 from fwdgrad.core.forms import Tangent, dense, with_origin
 from fwdgrad.core.jaxprs import uses_references
-from fwdgrad.core.losses import Flat
 from fwdgrad.core.propagation import CannotBeStagedError, Context, jvp, propagate
 from fwdgrad.core.record import current_record
 from fwdgrad.core.rules import RULES
 from fwdgrad.core.splits import Use, choose_split, find_uses
-from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.core.trees import Array, Flat, PyTree
 
 
 class Pushforward:

@@ -1,5 +1,6 @@
 """Drawing the K tangents of an estimate."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -34,3 +35,25 @@ def sample_each(distribution: Any, keys: Array, params: PyTree, splits: Splits =
     if len(keys) == 1:
         return jax.tree.map(lambda x: x[None], sample(keys[0]))
     return jax.vmap(sample)(keys)
+
+
+def check_tangents(tangents: Any) -> None:
+    """Raises TypeError unless `tangents` is an object that samples tangents."""
+    if isinstance(tangents, type):
+        raise TypeError(
+            f"tangents must be an object, found the class {tangents.__name__}. "
+            f"Make an instance: tangents={tangents.__name__}()."
+        )
+    if not isinstance(tangents, TangentDistribution):
+        raise TypeError(
+            "tangents must have a method sample(key, params, splits), such as fwdgrad.Normal(); "
+            f"found {tangents!r}."
+        )
+    try:
+        inspect.signature(tangents.sample).bind(None, None, None)
+    except TypeError:
+        raise TypeError(
+            "the sample of tangents must take three arguments, sample(key, params, splits); found "
+            f"sample{inspect.signature(tangents.sample)} of {tangents!r}. Add splits, which a "
+            "distribution without factors can ignore."
+        ) from None

@@ -185,3 +185,24 @@ def accumulation_dtype(*dtypes: Any) -> Any:
     """
     wide = [jnp.dtype(t) for t in dtypes if jnp.finfo(t).bits > 32]
     return wide[0] if wide else jnp.dtype(jnp.float32)
+
+
+class Flat:
+    """A function that returns (loss, aux), as one that returns arrays alone.
+
+    What else aux may hold is put aside when it is called, and put back by `restored`.
+    """
+
+    def __init__(self, loss: Callable[..., tuple[Array, PyTree]]):
+        self._loss = loss
+        self._frame: Frame | None = None
+
+    def __call__(self, *args: Any) -> list[Array]:
+        value, aux = self._loss(*args)
+        arrays, self._frame = take_out(aux, lambda x: isinstance(x, jax.Array))
+        return [value, *arrays]
+
+    def restored(self, leaves: Sequence[Any]) -> PyTree:
+        """Aux of these arrays."""
+        assert self._frame is not None, "called before the function"
+        return self._frame.filled(leaves)
