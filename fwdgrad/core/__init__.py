@@ -5,9 +5,10 @@ Knows JAX and pytrees; never data sets, models, configuration or plots.
 
 from fwdgrad.core.activities import Activities
 from fwdgrad.core.aggregation import Mean, Projection
+from fwdgrad.core.backprop import backprop_value_and_grad
 from fwdgrad.core.blocks import Blocks
 from fwdgrad.core.chains import Pass, at_weights, pull_back, push_forward
-from fwdgrad.core.estimators import backprop_value_and_grad, forward_value_and_grad
+from fwdgrad.core.estimators import forward_value_and_grad
 from fwdgrad.core.explaining import explain
 from fwdgrad.core.explanation import Explanation
 from fwdgrad.core.factored import Factored, Split

@@ -42,7 +42,7 @@ from fwdgrad.core.noise import NoisyLoss, Pushed
 from fwdgrad.core.record import current_record
 from fwdgrad.core.sampling import Tangents, sample_each
 from fwdgrad.core.sites import program
-from fwdgrad.core.spaces import Estimate, Weigh
+from fwdgrad.core.space import Estimate, Weigh
 from fwdgrad.core.tangents import TangentDistribution
 from fwdgrad.core.tracing import checked_jaxpr
 from fwdgrad.core.trees import Array, Flat, PyTree, accumulation_dtype

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.core.programs import scan
-from fwdgrad.core.spaces import Estimate
+from fwdgrad.core.space import Estimate
 from fwdgrad.core.trees import Array, PyTree
 
 

@@ -1,4 +1,4 @@
-"""Gradient estimators with the call of `jax.value_and_grad` plus a key.
+"""The forward gradient, with the call of `jax.value_and_grad` plus a key.
 
     (key, params, *args, **kwargs) -> (value, grad)
 
@@ -6,26 +6,16 @@
 
     d_k = ∇f(θ)·v_k          one forward-mode pass each, exact, no backward pass
     g   = (1/K) Σ_k d_k v_k   E[g] = ∇f(θ)
-
-`backprop_value_and_grad` is reverse mode in the same call, so that whatever trains or
-measures need not know which of the two it was given.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import jax
-
-from fwdgrad.core import checks
 from fwdgrad.core.aggregation import Aggregation, Mean
 from fwdgrad.core.forward_gradient import ForwardGradient
-from fwdgrad.core.jaxprs import evaluated_by_equations
-from fwdgrad.core.losses import Loss
-from fwdgrad.core.spaces import Space, Weights
+from fwdgrad.core.space import Space
+from fwdgrad.core.spaces import Weights
 from fwdgrad.core.tangents import Normal, TangentDistribution
-from fwdgrad.core.trees import Array, Flat, PyTree
-from fwdgrad.core.value_and_grad import ValueAndGrad
 
 
 def forward_value_and_grad(
@@ -138,69 +128,3 @@ def forward_value_and_grad(
         fun, tangents, num_tangents, space, aggregation, chunk_size, clip, shrink,
         enter_custom_vjp, has_aux, has_report,
     )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class ReverseGradient(ValueAndGrad):
-    """The gradient by reverse mode; see `fwdgrad.backprop_value_and_grad` for the options."""
-
-    checkpoint: bool
-    has_aux: bool
-    has_report: bool
-
-    def __post_init__(self) -> None:
-        checks.check_callable(self.fun)
-        super().__post_init__()
-
-    def __call__(self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        del key
-        loss = Loss(self.fun, params, args, kwargs, self.has_aux)
-        flat = Flat(loss.at)
-        at = jax.checkpoint(flat) if self.checkpoint else flat
-
-        def value_and_rest(theta: list[Array]) -> tuple[Array, list[Array]]:
-            value, *rest = at(theta)
-            return value, rest
-
-        (value, leaves_of_aux), grad = evaluated_by_equations(
-            jax.value_and_grad(value_and_rest, has_aux=True), loss.theta
-        )
-        aux = flat.restored(leaves_of_aux)
-        report: tuple[dict, ...] = ({},) if self.has_report else ()
-        return (value, aux) if self.has_aux else value, loss.gradient(grad), *report
-
-
-def backprop_value_and_grad(
-    fun: Callable[..., Any],
-    *,
-    checkpoint: bool = False,
-    has_aux: bool = False,
-    has_report: bool = False,
-) -> ValueAndGrad:
-    """Makes a function that evaluates `fun` and its exact gradient by reverse mode.
-
-    g = ∇f(θ), with the call and the outputs of `forward_value_and_grad`, so that one can
-    stand for the other: the key is ignored (it may be None), and the report is empty.
-
-    Args:
-      fun: `fun(params, *args, **kwargs)` returns a real scalar loss, or `(loss, aux)`.
-      checkpoint: whether to keep nothing of the forward pass but its inputs, and make it again for
-        the backward pass (`jax.checkpoint` of the whole; of parts, put it into `fun`).
-      has_aux: as in `jax.value_and_grad`.
-      has_report: if true, a third output follows, an empty dict.
-
-    Returns:
-      A function `(key, params, *args, **kwargs) -> (value, grad)`; `grad` as described in
-      `forward_value_and_grad`.
-
-    Raises:
-      TypeError: the loss is not a real scalar, or a parameter is complex.
-      ValueError: no leaf of `params` is a floating-point array.
-
-    >>> import jax.numpy as jnp
-    >>> value_and_grad = backprop_value_and_grad(lambda params: jnp.sum(params["w"] ** 2))
-    >>> value, grad = value_and_grad(None, {"w": jnp.ones(3), "steps": 7})
-    >>> float(value), grad["w"].tolist(), grad["steps"]
-    (3.0, [2.0, 2.0, 2.0], 0)
-    """
-    return ReverseGradient(fun, checkpoint, has_aux, has_report)

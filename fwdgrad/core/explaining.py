@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fwdgrad.core.backprop import backprop_value_and_grad
 from fwdgrad.core.custom_rules import CustomRule, entered_custom_rules
-from fwdgrad.core.estimators import backprop_value_and_grad, forward_value_and_grad
+from fwdgrad.core.estimators import forward_value_and_grad
 from fwdgrad.core.explanation import Cost, Explanation, LeafExplanation, SiteExplanation
 from fwdgrad.core.independence import compare_examples, losses_alone
 from fwdgrad.core.losses import Loss, check_unguided
@@ -18,7 +19,8 @@ from fwdgrad.core.noise import site_name
 from fwdgrad.core.nonfinite import find_nonfinite
 from fwdgrad.core.pushforward import Pushforward
 from fwdgrad.core.record import Record, recording
-from fwdgrad.core.spaces import Space, Weights
+from fwdgrad.core.space import Space
+from fwdgrad.core.spaces import Weights
 from fwdgrad.core.splits import Use
 from fwdgrad.core.tangents import TangentDistribution
 from fwdgrad.core.trees import Array, PyTree, is_differentiable, take_out

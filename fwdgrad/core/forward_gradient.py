@@ -14,7 +14,7 @@ from fwdgrad.core.devices import as_gradient, check_own_keys, varying_as
 from fwdgrad.core.guess import Guided
 from fwdgrad.core.losses import Loss
 from fwdgrad.core.sampling import Tangents, check_tangents, draws_together
-from fwdgrad.core.spaces import Estimate, Space
+from fwdgrad.core.space import Estimate, Space
 from fwdgrad.core.tangents import TangentDistribution
 from fwdgrad.core.trees import Array, PyTree, accumulation_dtype
 from fwdgrad.core.value_and_grad import ValueAndGrad
