@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 import fwdgrad
-from fwdgrad.core.trees import Array, PyTree
 from fwdgrad.problems import DeepNetwork
+from fwdgrad.util.trees import Array, PyTree
 from fwdgrad.work import interleaved_seconds
 from fwdgrad.work.memory import peak_bytes
 from fwdgrad.work.step_program import Step, StepProgram, loss_step, relative_costs, sgd_step

@@ -15,7 +15,7 @@ import numpy as np
 
 import fwdgrad
 from experiments import style, tables
-from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.util.trees import Array, PyTree
 from fwdgrad.work import mean_interval
 
 NAME = "estimator_error"

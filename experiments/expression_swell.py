@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
 from experiments import style, tables
-from fwdgrad.core.chains import apply_chain, pull_back, push_forward
-from fwdgrad.core.jax_internals import called
-from fwdgrad.core.trees import Array
+from fwdgrad.modes.chains import apply_chain, pull_back, push_forward
 from fwdgrad.problems.symbolic import count_operations, expressions, symbolic_jacobian
+from fwdgrad.util.jax_internals import called
+from fwdgrad.util.trees import Array
 
 NAME = "expression_swell"
 COLUMNS = ("depth", "kind", "operations")

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 import fwdgrad
 from experiments import train
 from experiments.laws import expected_error, expected_squared_cosine
-from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.util.trees import Array, PyTree
 from fwdgrad.work import guided_optimizer
 from fwdgrad.work.stepping import first_params
 

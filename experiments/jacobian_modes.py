@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
 from experiments import style, tables
-from fwdgrad.core.jacobians import jacobian
-from fwdgrad.core.numerical import numerical_jacobian
-from fwdgrad.core.trees import Array
+from fwdgrad.modes.jacobians import jacobian
+from fwdgrad.modes.numerical import numerical_jacobian
+from fwdgrad.util.trees import Array
 from fwdgrad.work import interleaved_seconds, median_interval
 
 NAME = "jacobian_modes"

@@ -31,8 +31,8 @@ from omegaconf import DictConfig
 
 import fwdgrad
 from experiments import train
-from fwdgrad.core.trees import Array, PyTree
 from fwdgrad.problems import MLP
+from fwdgrad.util.trees import Array, PyTree
 
 # Turning round or exchanging entries of such tangents changes nothing.
 _ALL_DIRECTIONS_ALIKE = (fwdgrad.Normal, fwdgrad.Rademacher, fwdgrad.Sphere, fwdgrad.Orthogonal)

@@ -28,8 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import fwdgrad
 from experiments import commands, pytorch_step, settings, style, tables, train
-from fwdgrad.core.forward_gradient import Drawn
-from fwdgrad.core.trees import PyTree
+from fwdgrad.estimators.forward_gradient import Drawn
+from fwdgrad.util.trees import PyTree
 from fwdgrad.work import Interval, TrainableProblem, hold, interleaved_seconds, median_interval
 from fwdgrad.work.files import atomic_write
 from fwdgrad.work.provenance import provenance

@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
 from experiments import commands, settings, style
-from fwdgrad.core.chains import Layer, Pass, pull_back, push_forward
-from fwdgrad.core.jacobians import jacobian, layer_jacobians
-from fwdgrad.core.trees import Array
+from fwdgrad.modes.chains import Layer, Pass, pull_back, push_forward
+from fwdgrad.modes.jacobians import jacobian, layer_jacobians
+from fwdgrad.util.trees import Array
 from fwdgrad.work import hold
 from fwdgrad.work.files import atomic_write
 

@@ -9,39 +9,25 @@
 (training, measuring, records) are imported by name and need the extra `experiments`.
 """
 
-from fwdgrad.core import (
-    Activities,
-    Blocks,
-    BlockSparse,
-    Explanation,
-    Factored,
-    Guided,
-    LowRank,
-    Mean,
-    Normal,
-    Orthogonal,
-    Pass,
-    Projection,
-    Rademacher,
-    Sphere,
-    Split,
-    TangentDistribution,
-    Weights,
-    at_weights,
-    backprop_value_and_grad,
-    check_examples_independent,
-    combine,
-    evolution_value_and_grad,
-    explain,
-    forward_value_and_grad,
-    jacobian,
-    layer_jacobians,
-    numerical_jacobian,
-    partition,
-    pull_back,
-    push_forward,
-    spsa_value_and_grad,
-)
+from fwdgrad.diagnostics.explain import explain
+from fwdgrad.diagnostics.explanation import Explanation
+from fwdgrad.diagnostics.independence import check_examples_independent
+from fwdgrad.estimators.aggregation import Mean, Projection
+from fwdgrad.estimators.backprop import backprop_value_and_grad
+from fwdgrad.estimators.forward import forward_value_and_grad
+from fwdgrad.estimators.zeroth_order import evolution_value_and_grad, spsa_value_and_grad
+from fwdgrad.modes.chains import Pass, at_weights, pull_back, push_forward
+from fwdgrad.modes.jacobians import jacobian, layer_jacobians
+from fwdgrad.modes.numerical import numerical_jacobian
+from fwdgrad.perturbation.activities import Activities
+from fwdgrad.perturbation.control_variates import Guided
+from fwdgrad.perturbation.weights import Weights
+from fwdgrad.tangents.blocks import Blocks
+from fwdgrad.tangents.factored import Factored, Split
+from fwdgrad.tangents.independent import Normal, Rademacher, Sphere, TangentDistribution
+from fwdgrad.tangents.joint import BlockSparse, Orthogonal
+from fwdgrad.tangents.low_rank import LowRank
+from fwdgrad.util.trees import combine, partition
 
 __version__ = "0.1.0"
 

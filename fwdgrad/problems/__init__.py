@@ -3,7 +3,7 @@
 Knows the core's types at most; never how a problem is trained. Needs Equinox and optax.
 """
 
-from fwdgrad.core.checks import needs_extra
+from fwdgrad.util.validation import needs_extra
 
 try:
     from fwdgrad.problems.blockwise import Frozen, LocalHeads

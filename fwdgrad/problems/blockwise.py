@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from fwdgrad.core.chains import Layer, apply_chain
-from fwdgrad.core.trees import is_differentiable
+from fwdgrad.modes.chains import Layer, apply_chain
 from fwdgrad.problems.models import NUM_CLASSES, NUM_PIXELS
+from fwdgrad.util.trees import is_differentiable
 
 _MOST_PIXELS = 4  # along each axis of an image that goes into a head, after averaging
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from fwdgrad.core.chains import Layer, apply_chain
+from fwdgrad.modes.chains import Layer, apply_chain
 
 NUM_PIXELS = 28 * 28
 NUM_CLASSES = 10

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex_core
 
-from fwdgrad.core.checks import needs_extra
-from fwdgrad.core.jax_internals import called, custom_jvp_body
-from fwdgrad.core.trees import Array
+from fwdgrad.util.jax_internals import called, custom_jvp_body
+from fwdgrad.util.trees import Array
+from fwdgrad.util.validation import needs_extra
 
 try:
     import sympy

@@ -3,7 +3,7 @@
 Knows an estimator only through its call, and a problem only as parameters, loss and examples.
 """
 
-from fwdgrad.core.checks import needs_extra
+from fwdgrad.util.validation import needs_extra
 
 try:
     from fwdgrad.work.checkpoints import CheckpointError

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fwdgrad.core.checks import check_positive_integer
-from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.util.trees import Array, PyTree
+from fwdgrad.util.validation import check_positive_integer
 
 
 class ClippingState(NamedTuple):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fwdgrad.core.checks import check_positive_integer
-from fwdgrad.core.trees import Array
+from fwdgrad.util.trees import Array
+from fwdgrad.util.validation import check_positive_integer
 from fwdgrad.work.stepping import draw_ahead
 
 _CALLS = 20  # the clock is read after each

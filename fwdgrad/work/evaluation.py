@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.util.trees import Array, PyTree
 
 _PIECE = 1_000  # examples; an MLP of width 1024 needs about 10 MB for as many
 

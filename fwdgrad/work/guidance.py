@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fwdgrad.core.guess import Guided
-from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.perturbation.control_variates import Guided
+from fwdgrad.util.trees import Array, PyTree
 
 
 class GuidedProblem:

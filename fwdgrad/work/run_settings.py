@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fwdgrad.core.checks import check_positive_integer
+from fwdgrad.util.validation import check_positive_integer
 
 # jax.random.key takes larger seeds, too, and without 64-bit types silently drops the upper bits.
 _LARGEST_SEED = 2**32 - 1

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.util.trees import Array, PyTree
 from fwdgrad.work.intervals import Interval, median_interval
 from fwdgrad.work.stepping import draw_ahead
 from fwdgrad.work.timing import interleaved_seconds

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.util.trees import Array, PyTree
 
 # loss function, has_report=True -> (key, params, batch) -> (value, grad, report)
 Estimator = Callable[..., Callable[..., tuple[Any, ...]]]

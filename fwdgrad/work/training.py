@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from fwdgrad.core.trees import Array, PyTree
+from fwdgrad.util.trees import Array, PyTree
 from fwdgrad.work.checkpoints import load_checkpoint, save_checkpoint
 from fwdgrad.work.evaluation import make_evaluate
 from fwdgrad.work.files import atomic_write

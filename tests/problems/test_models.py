@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fwdgrad.core.trees import partition
 from fwdgrad.problems import (
     CNN,
     MLP,
@@ -19,6 +18,7 @@ from fwdgrad.problems import (
     models,
     rosenbrock,
 )
+from fwdgrad.util.trees import partition
 
 
 def count(model):

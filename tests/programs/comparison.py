@@ -7,7 +7,7 @@ import pytest
 from scipy.linalg import hadamard
 
 import fwdgrad
-from fwdgrad.core.forms import dense
+from fwdgrad.tangents.forms import dense
 
 pytest.importorskip("numpyro", reason="needs the extra [programs]")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fwdgrad
-from fwdgrad.core.forms import dense
+from fwdgrad.tangents.forms import dense
 
 from .comparison import assert_same
 

@@ -1,0 +1,242 @@
+"""Functions with a reverse rule of their own that forward mode enters, and whether the two agree.
+
+Where a tangent reaches a function that is defined by `jax.custom_vjp`, forward mode differentiates
+what the function computes, and its rule is not used. Where the rule is not the derivative of that
+(a straight-through estimator, a clipped gradient, an implicit derivative of a loop that has not
+converged) the mean of the estimate is not what `jax.grad` gives.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex_core
+from jax.extend.core import primitives
+
+from fwdgrad.propagation.jaxprs import (
+    carried,
+    context_of,
+    find_custom_vjp,
+    is_inexact,
+    place,
+    without_custom_vjp,
+)
+from fwdgrad.util.jax_internals import (
+    bind,
+    branches_of,
+    called,
+    custom_jvp_body,
+    function_name,
+    is_by_platform,
+    is_custom_vjp,
+    scan_parts,
+    while_parts,
+)
+
+_DIRECTIONS = 4
+_ROUNDING = {16: 5e-2, 32: 1e-3, 64: 1e-6}  # relative, by the bits of the dtype
+
+
+class CustomRule(NamedTuple):
+    """A `custom_vjp` function that a tangent reaches.
+
+    Attributes:
+      function: its name, and where it is defined.
+      place: where it is called.
+      difference: ‖r − d‖ / max(‖r‖, ‖d‖), r the derivatives by its rule and d those of what it
+        computes, along random directions; None where it cannot be told.
+      reason: why it cannot be told, or ''.
+      differs: whether the difference is more than rounding.
+    """
+
+    function: str
+    place: str
+    difference: float | None
+    reason: str
+    differs: bool
+
+    def __str__(self) -> str:
+        if self.difference is None:
+            verdict = f"whether its rule differs cannot be told: {self.reason}"
+        elif self.differs:
+            verdict = (
+                "its rule DIFFERS from the derivative of what it computes, by "
+                f"{100 * self.difference:.3g} % at these arguments: the estimate's mean is not "
+                "that of jax.grad"
+            )
+        else:
+            verdict = "its rule is the derivative of what it computes"
+        return f"{self.function}, called at {self.place}: {verdict}"
+
+
+def entered_custom_rules(jaxpr: Any, values: Sequence[Any] | None) -> tuple[CustomRule, ...]:
+    """Return the custom_vjp functions that tangents of all inputs of a ClosedJaxpr reach.
+
+    Args:
+      jaxpr: of the loss; its inputs are the parameters.
+      values: of the inputs, at which rules are compared; None if there are none, of the inputs or
+        of the jaxpr's constants.
+    """
+    if not any(find_custom_vjp(equation) for equation in jaxpr.jaxpr.eqns):
+        return ()
+    walk = _Walk()
+    walk.through(jaxpr, values, [is_inexact(v) for v in jaxpr.jaxpr.invars])
+    return tuple(walk.found.values())
+
+
+class _Walk:
+    """A walk along a loss that evaluates it, if it has values, and meets custom_vjp functions.
+
+    Attributes:
+      found: the functions, by name and place of the call; of several calls there the one that
+        differs most.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[str, str], CustomRule] = {}
+
+    def through(
+        self, jaxpr: Any, inputs: Sequence[Any] | None, active: Sequence[bool]
+    ) -> tuple[list[Any] | None, list[bool]]:
+        """Walk through a ClosedJaxpr: its outputs (None without inputs), and which are active."""
+        variables = jaxpr.jaxpr.invars
+        moving = {v for v, is_active in zip(variables, active, strict=True) if is_active}
+        values: dict[Any, Any] | None = None
+        if inputs is not None:
+            values = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
+            values.update(zip(variables, inputs, strict=True))
+
+        def read(atoms: Sequence[Any]) -> list[Any] | None:
+            if values is None:
+                return None
+            return [v.val if isinstance(v, jex_core.Literal) else values[v] for v in atoms]
+
+        def are_moving(atoms: Sequence[Any]) -> list[bool]:
+            return [not isinstance(v, jex_core.Literal) and v in moving for v in atoms]
+
+        for equation in jaxpr.jaxpr.eqns:
+            with context_of(equation):
+                operands, reached = read(equation.invars), are_moving(equation.invars)
+                outputs, pushed = self._equation(equation, operands, reached)
+            if values is not None and outputs is not None:
+                values.update(zip(equation.outvars, outputs, strict=True))
+            both = zip(equation.outvars, pushed, strict=True)
+            moving.update(v for v, is_active in both if is_active)
+        return read(jaxpr.jaxpr.outvars), are_moving(jaxpr.jaxpr.outvars)
+
+    def _equation(
+        self, equation: Any, operands: list[Any] | None, active: list[bool]
+    ) -> tuple[list[Any] | None, list[bool]]:
+        reaches = any(active) and equation.primitive is not primitives.stop_gradient_p
+        pushed = [reaches and is_inexact(v) for v in equation.outvars]
+        inner = find_custom_vjp(equation) if reaches else None
+        if inner is not None and custom_jvp_body(equation) is None:  # there the rule decides
+            if is_custom_vjp(equation):
+                self._meet(equation, operands, active)
+            body = called(equation)
+            if body is not None:
+                return self.through(body, operands, active)
+            pushed = self._control_flow(equation, inner, operands, active) or pushed
+        return None if operands is None else bind(equation, operands), pushed
+
+    def _control_flow(
+        self, equation: Any, inner: Any, operands: list[Any] | None, active: list[bool]
+    ) -> list[bool] | None:
+        """Walk through the branches, or through the first turn of a loop."""
+        primitive = equation.primitive
+        if primitive is primitives.cond_p and not is_by_platform(equation):
+            index = None if operands is None else int(np.clip(operands[0], 0, None))
+            for i, branch in enumerate(branches_of(equation)):
+                taken = operands is not None and i == index
+                self.through(branch, operands[1:] if taken and operands else None, active[1:])
+        elif primitive is primitives.scan_p:
+            scan = scan_parts(equation)
+            n, m = scan.num_consts, scan.num_consts + scan.num_carry
+            moving = carried(scan.body.jaxpr, active[:n], active[n:m], active[m:])
+            first = None
+            if operands is not None and scan.length:
+                at = -1 if scan.reverse else 0
+                first = [*operands[:m], *(x[at] for x in operands[m:])]
+            _, pushed = self.through(scan.body, first, [*active[:n], *moving, *active[m:]])
+            return pushed
+        elif primitive is primitives.while_p:
+            loop = while_parts(equation)
+            n, m = loop.num_condition_consts, loop.num_body_consts
+            moving = carried(loop.body.jaxpr, active[n : n + m], active[n + m :], ())
+            first = None if operands is None else operands[n:]
+            _, pushed = self.through(loop.body, first, [*active[n : n + m], *moving])
+            return pushed
+        else:
+            self._note(inner, None, f"it is called inside of `{primitive.name}`")
+        return None
+
+    def _meet(self, equation: Any, operands: list[Any] | None, active: list[bool]) -> None:
+        if operands is None:
+            reason = "that takes the values of its arguments, and it is not evaluated with any here"
+            self._note(equation, None, reason)
+            return
+        try:
+            difference = _difference(equation, operands, active)
+        except Exception as error:  # of the user's rule, or of JAX in what the function computes
+            self._note(equation, None, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            return
+        if not np.isfinite(difference):
+            self._note(equation, None, "a derivative is not finite at these arguments")
+        else:
+            self._note(equation, difference, "", differs=difference > _rounding(equation))
+
+    def _note(
+        self, equation: Any, difference: float | None, reason: str, differs: bool = False
+    ) -> None:
+        rule = CustomRule(function_name(equation), place(equation), difference, reason, differs)
+        known = self.found.get(rule[:2])
+        sizes = [-1.0 if x is None or x.difference is None else x.difference for x in (known, rule)]
+        if known is None or sizes[1] > sizes[0]:
+            self.found[rule[:2]] = rule
+
+
+def _difference(equation: Any, operands: list[Any], active: list[bool]) -> float:
+    """Return how much ⟨c, J v⟩ differs between the rule, which gives Jᵀc, and the function's J."""
+    positions = [i for i, is_active in enumerate(active) if is_active]
+    outputs = [i for i, v in enumerate(equation.outvars) if is_inexact(v)]
+
+    def function(equation: Any) -> Any:
+        def of_active(*xs: Any) -> list[Any]:
+            full = list(operands)
+            for i, x in zip(positions, xs, strict=True):
+                full[i] = x
+            results = bind(equation, full)
+            return [results[i] for i in outputs]
+
+        return of_active
+
+    random = np.random.default_rng(0)
+
+    def directions(like: Sequence[Any]) -> list[Any]:
+        return [jnp.asarray(random.normal(size=jnp.shape(x)), jnp.result_type(x)) for x in like]
+
+    xs = [operands[i] for i in positions]
+    values, pull_back = jax.vjp(function(equation), *xs)
+    computed = function(without_custom_vjp(equation))
+    by_rule, by_function = np.zeros(_DIRECTIONS), np.zeros(_DIRECTIONS)
+    for k in range(_DIRECTIONS):
+        v, c = directions(xs), directions(values)
+        by_rule[k] = _inner(pull_back(c), v)
+        by_function[k] = _inner(jax.jvp(computed, tuple(xs), tuple(v))[1], c)
+    size = max(np.linalg.norm(by_rule), np.linalg.norm(by_function))
+    return float(np.linalg.norm(by_rule - by_function) / size) if size else 0.0
+
+
+def _inner(xs: Sequence[Any], ys: Sequence[Any]) -> float:
+    pairs = zip(xs, ys, strict=True)
+    return float(
+        sum(np.vdot(np.asarray(y, np.float64), np.asarray(x, np.float64)) for x, y in pairs)
+    )
+
+
+def _rounding(equation: Any) -> float:
+    """Return by which share two derivatives differ that are the same but for rounding."""
+    floating = [v.aval.dtype for v in (*equation.invars, *equation.outvars) if is_inexact(v)]
+    return _ROUNDING[min(max(16, min(jnp.finfo(dtype).bits for dtype in floating)), 64)]

@@ -1,0 +1,222 @@
+"""Search for the equation at which a tangent becomes NaN or infinite while its value is finite.
+
+Forward mode may give NaN where reverse mode does not, and the other way round: each multiplies
+other factors of the chain rule with zero. So the search pushes one tangent forward itself, one
+equation after the other, with values: through calls, branches, and the turns of loops.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex_core
+from jax.extend.core import primitives
+
+from fwdgrad.propagation.interpreter import Context, propagate, propagate_equations
+from fwdgrad.propagation.jaxprs import context_of, variables
+from fwdgrad.propagation.record import described
+from fwdgrad.propagation.rules.registry import RULES
+from fwdgrad.tangents.forms import Tangent, dense
+from fwdgrad.util.jax_internals import (
+    branches_of,
+    called,
+    is_by_platform,
+    scan_parts,
+    while_parts,
+)
+
+MAX_TURNS = 10_000  # of a loop, which are stepped through one by one
+_RULES = Context(RULES, record=None)
+
+
+class NonFinite(NamedTuple):
+    """How the value and the derivative of a loss come out, and the equations that made them so.
+
+    Attributes:
+      value, derivative: of the loss, along one tangent of random signs.
+      places: where a tangent becomes NaN or infinite that goes on to the derivative, or the value
+        NaN.
+    """
+
+    value: float
+    derivative: float
+    places: tuple[str, ...]
+
+    def __str__(self) -> str:
+        summary = f"the loss is {self.value:.6g}, its derivative along random signs "
+        summary += f"{self.derivative:.6g}"
+        if not self.places:
+            return f"{summary}; no tangent that goes on to it is NaN or infinite"
+        return "\n  ".join([f"{summary}, since", *self.places])
+
+
+def find_nonfinite(jaxpr: Any, leaves: Sequence[Any]) -> NonFinite:
+    """Search the ClosedJaxpr of a loss, or of losses that are averaged, at values of its inputs.
+
+    Args:
+      jaxpr: its inputs are the parameters, its first output is the loss.
+      leaves: values of the parameters.
+    """
+    random = np.random.default_rng(0)
+    tangents = [jnp.asarray(random.choice([-1.0, 1.0], x.shape), x.dtype)[None] for x in leaves]
+    outputs = _Search().through(jaxpr, leaves, tangents)
+    value, tangent, places = outputs[0]
+    derivative = 0.0 if tangent is None else float(np.mean(dense(tangent)))
+    return NonFinite(float(np.mean(value)), derivative, places)
+
+
+# A value, its tangent (1, ...) or None, and the places that made either of them bad.
+_Dual = tuple[Any, Any, tuple[str, ...]]
+
+
+class _Search:
+    def through(
+        self, jaxpr: Any, primals: Sequence[Any], tangents: Sequence[Tangent]
+    ) -> list[_Dual]:
+        """Push tangents through a ClosedJaxpr; where they become bad, look into the equation."""
+        values = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
+        values.update(zip(jaxpr.jaxpr.invars, primals, strict=True))
+        duals: dict[Any, Tangent] = dict(zip(jaxpr.jaxpr.invars, tangents, strict=True))
+        causes: dict[Any, tuple[str, ...]] = {}
+        # What comes in bad has its cause outside.
+        causes.update((v, ()) for v in jaxpr.jaxpr.invars if _is_bad(values[v], duals[v]))
+        for equation in jaxpr.jaxpr.eqns:
+            read = variables(equation.invars)
+            known, moving = {v: values[v] for v in read}, {v: duals.get(v) for v in read}
+            everything = {*read, *equation.outvars}
+            propagate_equations(_RULES, [equation], known, moving, everything)
+            bad = [v for v in equation.outvars if _is_bad(known[v], moving.get(v))]
+            if bad:
+                inherited = _joined(causes[v] for v in read if v in causes)
+                if not any(v in causes for v in read):
+                    operands = [_read(x, values, duals) for x in equation.invars]
+                    with context_of(equation):
+                        inherited = self._inside(equation, operands) or (
+                            self._described(equation, operands, known, moving, bad[0]),
+                        )
+                causes.update((v, inherited) for v in bad)
+            values.update((v, known[v]) for v in equation.outvars)
+            duals.update((v, moving.get(v)) for v in equation.outvars)
+        return [
+            (*_read(v, values, duals), () if _is_literal(v) else causes.get(v, ()))
+            for v in jaxpr.jaxpr.outvars
+        ]
+
+    def _inside(self, equation: Any, operands: Sequence[Any]) -> tuple[str, ...]:
+        """Return the places inside of a call, a branch or a loop, if there are any."""
+        primals, tangents = [x for x, _ in operands], [t for _, t in operands]
+        if (body := called(equation)) is not None:
+            return _places(self.through(body, primals, tangents))
+        if equation.primitive is primitives.cond_p and not is_by_platform(equation):
+            branches = branches_of(equation)
+            taken = branches[int(np.clip(primals[0], 0, len(branches) - 1))]
+            return _places(self.through(taken, primals[1:], tangents[1:]))
+        if equation.primitive is primitives.scan_p:
+            return self._turns_of_scan(equation, primals, tangents)
+        if equation.primitive is primitives.while_p:
+            return self._turns_of_while(equation, primals, tangents)
+        return ()
+
+    def _turns_of_scan(
+        self, equation: Any, primals: list[Any], tangents: list[Any]
+    ) -> tuple[str, ...]:
+        scan = scan_parts(equation)
+        n, m = scan.num_consts, scan.num_consts + scan.num_carry
+        turn = _compiled(scan.body)
+        carry, carry_tangents = primals[n:m], tangents[n:m]
+        for number in range(min(scan.length, MAX_TURNS)):
+            at = scan.length - 1 - number if scan.reverse else number
+            own = [*primals[:n], *carry, *(x[at] for x in primals[m:])]
+            own_tangents = [
+                *tangents[:n], *carry_tangents,
+                *(None if t is None else dense(t)[:, at] for t in tangents[m:]),
+            ]  # fmt: skip
+            outputs, pushed = turn(own, own_tangents)
+            if any(map(_is_bad, outputs, pushed)):
+                return self._in_turn(equation, scan.body, own, own_tangents, number)
+            carry, carry_tangents = outputs[: m - n], pushed[: m - n]
+        return ()
+
+    def _turns_of_while(
+        self, equation: Any, primals: list[Any], tangents: list[Any]
+    ) -> tuple[str, ...]:
+        loop = while_parts(equation)
+        if loop.condition.out_avals[0].shape:  # of vmap: each example ends at its own turn
+            return ()
+        n, m = loop.num_condition_consts, loop.num_body_consts
+        turn, condition = _compiled(loop.body), jax.jit(jex_core.jaxpr_as_fun(loop.condition))
+        carry, carry_tangents = primals[n + m :], tangents[n + m :]
+        for number in range(MAX_TURNS):
+            if not condition(*primals[:n], *carry)[0]:
+                break
+            own = [*primals[n : n + m], *carry]
+            own_tangents = [*tangents[n : n + m], *carry_tangents]
+            carry, carry_tangents = turn(own, own_tangents)
+            if any(map(_is_bad, carry, carry_tangents)):
+                return self._in_turn(equation, loop.body, own, own_tangents, number)
+        return ()
+
+    def _in_turn(
+        self, equation: Any, body: Any, primals: list[Any], tangents: list[Any], number: int
+    ) -> tuple[str, ...]:
+        found = _places(self.through(body, primals, tangents))
+        return tuple(f"{place}, in turn {number} of {described(equation)}" for place in found)
+
+    def _described(
+        self, equation: Any, operands: Sequence[Any], values: Any, duals: Any, v: Any
+    ) -> str:
+        value, tangent = np.asarray(values[v]), duals.get(v)
+        if np.isnan(value).any():
+            entry, kind = np.argwhere(np.isnan(value))[0], "the value becomes nan"
+            count = int(np.isnan(value).sum())
+        else:
+            rows = np.asarray(dense(tangent)[0])
+            bad = ~np.isfinite(rows)
+            # Rather an entry whose value is finite: that of a value that is not need not matter.
+            wanted = bad & np.isfinite(value) if (bad & np.isfinite(value)).any() else bad
+            entry, count = np.argwhere(wanted)[0], int(wanted.sum())
+            kind = f"the tangent becomes {rows[tuple(entry)]} where the value is "
+            kind += f"{value[tuple(entry)]:.6g}"
+        place = f"{described(equation)}: {kind}"
+        if value.size > 1:
+            place += f", at {count} of {value.size} entries, first {tuple(map(int, entry))}"
+        same = [x for x, _ in operands if jnp.shape(x) in (value.shape, ())]
+        if len(same) == len(operands):
+            at = [np.asarray(x)[tuple(entry)] if np.ndim(x) else np.asarray(x) for x in same]
+            place += f" (of {', '.join(f'{x:.6g}' for x in at)})"
+        return place
+
+
+def _compiled(jaxpr: Any) -> Any:
+    return jax.jit(lambda primals, tangents: _pushed(jaxpr, primals, tangents))
+
+
+def _pushed(jaxpr: Any, primals: list[Any], tangents: list[Any]) -> tuple[list[Any], list[Any]]:
+    outputs, pushed = propagate(_RULES, jaxpr, primals, tangents)
+    return outputs, [None if t is None else dense(t) for t in pushed]
+
+
+def _read(atom: Any, values: Any, duals: Any) -> tuple[Any, Any]:
+    return (atom.val, None) if _is_literal(atom) else (values[atom], duals.get(atom))
+
+
+def _is_literal(atom: Any) -> bool:
+    return isinstance(atom, jex_core.Literal)
+
+
+def _is_bad(value: Any, tangent: Tangent) -> bool:
+    """Whether a value is NaN, or a tangent of it is not finite. (Masks may well be −∞.)"""
+    dtype = jnp.result_type(value) if not isinstance(value, jax.Array) else value.dtype
+    if jnp.issubdtype(dtype, jnp.inexact) and bool(jnp.isnan(value).any()):
+        return True
+    return tangent is not None and not bool(jnp.isfinite(dense(tangent)).all())
+
+
+def _joined(of_each: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(place for places in of_each for place in places))
+
+
+def _places(duals: Iterable[_Dual]) -> tuple[str, ...]:
+    return _joined(places for _, _, places in duals)

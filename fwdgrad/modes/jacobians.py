@@ -1,0 +1,82 @@
+"""Jacobians: of each layer of a chain, and of the whole, by columns or by rows.
+
+A pass forward with the tangent e_k gives the k-th column of J, a pass back with the cotangent e_j
+its j-th row (`fwdgrad.modes.chains`). So an m × n matrix takes n passes forward or m back, and the
+fewer are the cheaper: wide matrices (few outputs, many inputs, such as a loss by its parameters)
+are for the reverse mode, tall ones for the forward mode.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from fwdgrad.modes.chains import Layer, chain_values, pull_back, push_forward
+from fwdgrad.util.trees import Array, PyTree
+
+MODES = ("auto", "forward", "reverse")
+
+
+def jacobian(layers: Sequence[Layer], x: PyTree, *, mode: str = "auto") -> Array:
+    """The Jacobian J = J^N ⋯ J^1 of a chain, (J)_{jk} = ∂x_j^{N+1}/∂x_k^1.
+
+    Args:
+      layers: as in `push_forward`.
+      x: x^1, a floating array or a pytree of them, of n entries in all.
+      mode: "forward" makes the columns, n passes at once; "reverse" the rows, m at once; "auto"
+        the fewer of the two, forward if they are equal, since it keeps nothing.
+
+    Returns:
+      (m, n), with inputs and outputs in the order of `jax.flatten_util.ravel_pytree`. For a batch
+      of inputs map over them: `jax.vmap(lambda x: jacobian(layers, x))(batch)`.
+
+    Raises:
+      TypeError, ValueError: as `push_forward`; or `mode` is none of the three.
+
+    >>> w = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    >>> jacobian([lambda x: w @ x, jnp.square], jnp.ones(2)).tolist()
+    [[6.0, 12.0], [42.0, 56.0], [110.0, 132.0]]
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}; found {mode!r}.")
+    y, unravel_output = ravel_pytree(chain_values(layers, x)[-1])
+    flat, unravel_input = ravel_pytree(x)
+    if mode == "forward" or (mode == "auto" and flat.size <= y.size):
+
+        def column(tangent: Array) -> Array:
+            return ravel_pytree(push_forward(layers, x, unravel_input(tangent))[1])[0]
+
+        return jax.vmap(column, out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype))
+
+    def row(cotangent: Array) -> Array:
+        return ravel_pytree(pull_back(layers, x, unravel_output(cotangent))[1])[0]
+
+    return jax.vmap(row)(jnp.eye(y.size, dtype=y.dtype))
+
+
+def layer_jacobians(layers: Sequence[Layer], x: PyTree, *, mode: str = "auto") -> list[Array]:
+    """The Jacobians J^1 … J^N of the layers, at the values that `x` takes in the chain.
+
+    Their product J^N ⋯ J^1 is `jacobian(layers, x)`.
+
+    Args:
+      layers: as in `push_forward`.
+      x: x^1.
+      mode: as in `jacobian`, for each layer.
+
+    Returns:
+      J^i of shape (m^{i+1}, m^i), each with inputs and outputs flattened as in `jacobian`.
+
+    Raises:
+      TypeError, ValueError: as `jacobian`.
+
+    >>> w = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> [j.tolist() for j in layer_jacobians([lambda x: w @ x, jnp.square], jnp.ones(2))]
+    [[[1.0, 2.0], [3.0, 4.0]], [[6.0, 0.0], [0.0, 14.0]]]
+    """
+    values = chain_values(layers, x)
+    return [
+        jacobian([layer], value, mode=mode)
+        for layer, value in zip(layers, values[:-1], strict=True)
+    ]

@@ -1,0 +1,85 @@
+"""Which parameters make a layer, which the last one, and the exact gradient by those."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from fwdgrad.perturbation.loss import Loss
+from fwdgrad.perturbation.sites import find_sites
+from fwdgrad.propagation.jaxprs import evaluate, inlined
+from fwdgrad.propagation.tracing import checked_jaxpr
+from fwdgrad.util import validation
+from fwdgrad.util.trees import Array, Flat, PyTree, take_out
+
+
+class Layers:
+    """The layers of a loss, as its parameters make them.
+
+    Parameters that make one value together, such as weights and bias, are of one layer; and they
+    are of the last one if nothing but the loss function follows any value that they make. The
+    arrays among the loss's positional arguments are what tells data from what is fixed. Functions
+    defined by `jax.custom_vjp` are entered here too.
+
+    Args:
+      loss: the loss, at its parameters.
+      enter_custom_vjp: as in `forward_value_and_grad`.
+      needed_by: what for, as an error says it.
+
+    Attributes:
+      groups: of each layer the indices of its parameters among the leaves, in the leaves' order;
+        such as the loss does not depend on are the last group.
+      is_last: of each leaf whether it is of the last layer alone.
+    """
+
+    def __init__(self, loss: Loss, enter_custom_vjp: bool, *, needed_by: str):
+        self._leaves = loss.theta
+        self._data, frame = take_out(loss.args, lambda x: isinstance(x, (jax.Array, np.ndarray)))
+
+        def of_arrays(leaves: Sequence[Array], data: Sequence[Array]) -> tuple[Array, PyTree]:
+            return loss.of(leaves, frame.filled(data))
+
+        traced = checked_jaxpr(Flat(of_arrays), self._leaves, self._data, needed_by=needed_by)
+        self._closed = inlined(traced, enter_custom_vjp)
+        jaxpr = self._closed.jaxpr
+        sites = find_sites(jaxpr, len(self._leaves)).sites
+        parameters = jaxpr.invars[: len(self._leaves)]
+        are_last = [[x.is_last for x in sites if p in x.parameters] for p in parameters]
+        self.is_last = [bool(found) and all(found) for found in are_last]
+        self.groups = _joined(
+            [[i for i, p in enumerate(parameters) if p in site.parameters] for site in sites],
+            len(parameters),
+        )
+
+    def gradient_of_last(self) -> list[Array]:
+        """The gradients by the last layer's leaves, of which there must be one, and no others."""
+        jaxpr = self._closed.jaxpr
+
+        def value(chosen: Sequence[Array]) -> Array:
+            given = iter(chosen)
+            both = zip(self._leaves, self.is_last, strict=True)
+            leaves = [next(given) if is_chosen else x for x, is_chosen in both]
+            values = dict(zip(jaxpr.constvars, self._closed.consts, strict=True))
+            inputs = [*leaves, *self._data]
+            values.update(zip(jaxpr.invars, inputs, strict=True))
+            evaluate(jaxpr.eqns, values)
+            return values[jaxpr.outvars[0]]
+
+        both = zip(self._leaves, self.is_last, strict=True)
+        with validation.reverse_mode_of_last("Weights"):
+            return jax.grad(value)([x for x, is_chosen in both if is_chosen])
+
+
+def _joined(together: Sequence[Sequence[int]], number: int) -> list[list[int]]:
+    """The numbers below `number` in groups, those in one where they are together somewhere.
+
+    >>> _joined([[3, 4], [0, 1], [1], [3]], 5)
+    [[0, 1], [3, 4], [2]]
+    """
+    groups: list[set[int]] = []
+    for members in map(set, together):
+        touched = [group for group in groups if group & members]
+        groups = [group for group in groups if not group & members]
+        groups.append(members.union(*touched))
+    rest = set(range(number)).difference(*groups)
+    return sorted(sorted(group) for group in groups) + ([sorted(rest)] if rest else [])

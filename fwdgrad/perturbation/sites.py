@@ -1,0 +1,266 @@
+"""Where to put in noise for parameters: at values that are linear in them.
+
+In z = x W + b the gradient by W and b is that by z, pulled back through this one line. So to
+estimate both it is enough to perturb z, which has fewer entries than W, and other noise for every
+example. This finds these values, the *sites*, in the jaxpr of one example's loss, whatever the
+model's library. A variable is *linear* if it is a parameter, or is made of linear ones by
+operations that are linear in them, with everything else held: products with other values, sums,
+rearrangements. Where a linear value meets any other operation, such as an activation, or is read
+more than once, it is a site: noise goes in there, and what made it of its parameters, its
+*program*, is what the estimate is pulled back through. That is at most one layer.
+
+Parameters themselves, or rearranged, are linear but no data is in them. Where one meets an
+operation that is not linear in it (sin W, Σ W², a loop) noise goes into the parameter, for this use
+alone, and is the same for all examples.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from jax.extend import core as jex_core
+from jax.extend.core import primitives
+
+from fwdgrad.propagation.jaxprs import body_of, evaluate, is_inexact, place, variables
+from fwdgrad.propagation.linearity import BILINEAR, PRODUCTS, linear_operands
+from fwdgrad.util.jax_internals import inner_jaxprs, is_opaque
+
+Variable = Any  # jax.extend.core.Var
+
+
+class Site(NamedTuple):
+    """A value at which noise is put in.
+
+    Attributes:
+      variable: the value.
+      equations: its program: the indices of the equations that make it of parameters, in order.
+      parameters: these.
+      read: what else the program reads.
+      per_example: whether it depends on the example, so that each has its own noise.
+      place: where in the user's code it is made.
+      operand: (index of the equation, position) of the one reader with the noise, or None if all
+        readers are.
+      is_last: whether what lies between it and the loss is the loss function alone: no site that
+        is not last, no product with what another parameter decides, and nothing that may be layers,
+        such as a loop.
+    """
+
+    variable: Variable
+    equations: tuple[int, ...]
+    parameters: frozenset[Variable]
+    read: frozenset[Variable]
+    per_example: bool
+    place: str
+    operand: tuple[int, int] | None
+    is_last: bool = True
+
+
+class Plan(NamedTuple):
+    """What `find_sites` found.
+
+    Attributes:
+      sites: in the order in which their values are made or read.
+      head: the indices of the equations that the noise of a last site reaches on its way to the
+        loss: from the last uses of parameters on, with no parameter in them.
+      varying: the variables that depend on the example.
+      with_parameters: the variables that are parameters, or linear in them and no site.
+      needed: of each equation, whether a tangent of its outputs goes on to the loss.
+    """
+
+    sites: list[Site]
+    head: list[int]
+    varying: set[Variable]
+    with_parameters: set[Variable]
+    needed: list[bool]
+
+
+class _Linear(NamedTuple):
+    """How a variable is linear in parameters; the fields are those of `Site`."""
+
+    equations: frozenset[int]
+    parameters: frozenset[Variable]
+    read: frozenset[Variable]
+    has_data: bool
+
+
+def find_sites(jaxpr: Any, num_parameters: int) -> Plan:
+    """The sites of a Jaxpr without calls: first inputs are parameters, the first output the loss.
+
+    Args:
+      jaxpr: of one example's loss, `fwdgrad.propagation.jaxprs.inlined`.
+      num_parameters: how many of its inputs are parameters; the others are the example.
+    """
+    return _Search(jaxpr, num_parameters).plan()
+
+
+class _Search:
+    def __init__(self, jaxpr: Any, num_parameters: int):
+        self.jaxpr = jaxpr
+        self.linear: dict[Variable, _Linear] = {
+            v: _Linear(frozenset(), frozenset([v]), frozenset(), False)
+            for v in jaxpr.invars[:num_parameters]
+        }
+        self.varying: set[Variable] = set(jaxpr.invars[num_parameters:])
+        self.depending: set[Variable] = set(self.linear)  # on parameters
+        self.sites: list[Site] = []
+        # The sites whose noise reaches a variable, and each equation.
+        self.reached: dict[Variable, frozenset[int]] = {}
+        self.equations_reached: list[frozenset[int]] = []
+        self.loss = jaxpr.outvars[0]
+        # Noise that does not reach the loss, as where only aux is computed, would be for nothing.
+        self.needed = _reaching_the_loss(jaxpr)
+        self.readers: dict[Variable, int] = {}
+        reading = [e for e, needed in zip(jaxpr.eqns, self.needed, strict=True) if needed]
+        for v in [*(v for e in reading for v in variables(e.invars)), *variables([self.loss])]:
+            self.readers[v] = self.readers.get(v, 0) + 1
+
+    def plan(self) -> Plan:
+        if not isinstance(self.loss, jex_core.Literal) and self.loss in self.linear:
+            raise ValueError("fun returns one of params as it is; multiply it by something.")
+        for index, equation in enumerate(self.jaxpr.eqns):
+            self._visit(index, equation)
+        for i, site in enumerate(self.sites):
+            follows = [
+                e for e, reached in zip(self.jaxpr.eqns, self.equations_reached, strict=True)
+                if i in reached
+            ]  # fmt: skip
+            if any(self._is_more_than_a_loss(e) or self._is_gated(i, e) for e in follows):
+                self.sites[i] = site._replace(is_last=False)
+        self._exclude_joined()
+        last = frozenset(i for i, site in enumerate(self.sites) if site.is_last)
+        head = [i for i, reached in enumerate(self.equations_reached) if reached & last]
+        return Plan(self.sites, head, self.varying, set(self.linear), self.needed)
+
+    def _exclude_joined(self) -> None:
+        """Where another site, that is not last, joins a last one's way, that is not last either.
+
+        Noise does not go into what the last sites reach: that is differentiated as a whole.
+        """
+        joined = True
+        while joined:
+            joined = False
+            others = [site.operand[0] for site in self.sites if site.operand and not site.is_last]
+            for i in frozenset().union(*(self.equations_reached[index] for index in others)):
+                joined |= self.sites[i].is_last
+                self.sites[i] = self.sites[i]._replace(is_last=False)
+
+    def _visit(self, index: int, equation: Any) -> None:
+        read = variables(equation.invars)
+        if any(v in self.varying for v in read):
+            self.varying.update(equation.outvars)
+        if any(v in self.depending for v in read):
+            self.depending.update(equation.outvars)
+        if not self.needed[index]:
+            self.equations_reached.append(frozenset())
+            return
+        operands = [
+            None if isinstance(v, jex_core.Literal) else self.linear.get(v) for v in equation.invars
+        ]
+        kept = linear_operands(equation, [x and x.has_data for x in operands])
+        if kept and self._meets_itself(self._joined(index, kept)):
+            kept = []  # w·w: it is linear in w only with the other w held
+        noise = self._reaching(read)
+        for position, operand in enumerate(operands):
+            if operand is not None and position not in kept:
+                v = equation.invars[position]
+                noise |= self._add_site(v, operand, (index, position))
+        self.equations_reached.append(noise)
+        for v in equation.outvars:
+            self.reached[v] = noise
+            if kept:
+                self._add_linear(v, self._joined(index, kept))
+
+    def _is_more_than_a_loss(self, equation: Any) -> bool:
+        """Whether an equation may be layers: a loop, a branch, a product with something fixed."""
+        if equation.primitive.name in PRODUCTS:
+            return any(v not in self.varying for v in variables(equation.invars))
+        bodies = inner_jaxprs(equation)
+        if is_opaque(equation) or (bodies and body_of(equation) is None):
+            return True
+        flattened = (e for body in bodies for e in _flattened(body))
+        return any(e.primitive.name in PRODUCTS or is_opaque(e) for e in flattened)
+
+    def _is_gated(self, i: int, equation: Any) -> bool:
+        """Whether the noise of a site is multiplied by what other parameters decide."""
+        if equation.primitive.name not in BILINEAR | {primitives.div_p.name}:
+            return False
+        others = (v for v in variables(equation.invars) if i not in self._reaching([v]))
+        return any(v in self.depending for v in others)
+
+    def _meets_itself(self, linear: "_Linear") -> bool:
+        """Whether a program would both hold a value and make it of parameters."""
+        made = {v for i in linear.equations for v in self.jaxpr.eqns[i].outvars}
+        return bool(linear.read & (linear.parameters | made))
+
+    def _reaching(self, read: Iterable[Variable]) -> frozenset[int]:
+        return frozenset().union(*(self.reached.get(v, frozenset()) for v in read))
+
+    def _joined(self, index: int, kept: Sequence[int]) -> _Linear:
+        """How the outputs of an equation are linear that is so in the operands `kept`."""
+        equation = self.jaxpr.eqns[index]
+        known = [self.linear[equation.invars[i]] for i in kept]
+        others = [x for i, x in enumerate(equation.invars) if i not in kept]
+        return _Linear(
+            frozenset([index]).union(*(x.equations for x in known)),
+            frozenset().union(*(x.parameters for x in known)),
+            frozenset(variables(others)).union(*(x.read for x in known)),
+            any(v in self.varying for v in equation.outvars),
+        )
+
+    def _add_linear(self, v: Variable, linear: _Linear) -> None:
+        """Notes that a value is linear; one that is read twice is a site."""
+        if v is self.loss or (linear.has_data and self.readers.get(v, 0) > 1):
+            self.reached[v] |= self._add_site(v, linear, None)
+        else:
+            self.linear[v] = linear
+
+    def _add_site(
+        self, v: Variable, linear: _Linear, operand: tuple[int, int] | None
+    ) -> frozenset[int]:
+        """Adds a site, and returns what reaches those that read it because of that: the site."""
+        for i in self._reaching([v]):
+            self.sites[i] = self.sites[i]._replace(is_last=False)
+        equations = tuple(sorted(linear.equations))
+        *_, index = *([] if operand is None else operand[:1]), *equations
+        at = place(self.jaxpr.eqns[index])
+        fields = (linear.parameters, linear.read, linear.has_data, at, operand)
+        self.sites.append(Site(v, equations, *fields))
+        return frozenset([len(self.sites) - 1])
+
+
+def _flattened(jaxpr: Any) -> Iterable[Any]:
+    """The equations of a jaxpr, and of what it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for body in inner_jaxprs(equation):
+            yield from _flattened(body)
+
+
+def _reaching_the_loss(jaxpr: Any) -> list[bool]:
+    """Of each equation whether a tangent of its outputs goes on to the loss."""
+    needed = set(variables(jaxpr.outvars[:1]))
+    reaching = []
+    for equation in reversed(jaxpr.eqns):
+        reaches = _passes_tangents(equation) and any(v in needed for v in equation.outvars)
+        reaching.append(reaches)
+        if reaches:
+            needed.update(variables(equation.invars))
+    return reaching[::-1]
+
+
+def _passes_tangents(equation: Any) -> bool:
+    return equation.primitive is not primitives.stop_gradient_p and any(
+        map(is_inexact, equation.outvars)
+    )
+
+
+def program(jaxpr: Any, site: Site) -> Callable[[Sequence[Any], dict[Variable, Any]], Any]:
+    """The program of a site, a function (parameters, what else it reads) -> its value."""
+    equations = [jaxpr.eqns[i] for i in site.equations]
+
+    def run(parameters: Sequence[Any], others: dict[Variable, Any]) -> Any:
+        values = dict(zip(jaxpr.invars[: len(parameters)], parameters, strict=True))
+        values.update((v, others[v]) for v in site.read)  # parameters, too, that are held
+        evaluate(equations, values)
+        return values[site.variable]
+
+    return run

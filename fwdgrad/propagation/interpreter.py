@@ -1,0 +1,320 @@
+"""Structured dual propagation: a function together with its tangents, in their cheapest form.
+
+The interpreter walks a jaxpr and carries, next to each primal value, its K tangents as `None`,
+an array, `Factored` or `Blocks` (`fwdgrad.tangents.forms`). For an equation y = f(x) it evaluates
+
+    y = f(x)        ẏ = (∂f/∂x) ẋ
+
+ 1. by `f` alone, where every ẋ is zero;
+ 2. by a rule, where the structure of ẋ makes ẏ cheaper (`contractions`, `layouts`, `joins`,
+    `block_rules`)
+    or where f is control flow or a call that is entered (`control_flow`);
+ 3. else by `jax.jvp` of the one equation, with ẋ written out.
+
+Noise may be put in on the way (`Injection`): then values have tangents of their own, and K may grow
+from one to the next. So it is right where JAX's own rules are, because 3 is, and fast where it
+matters. The primal is evaluated once, whatever K. Its oracle is `jax.jvp` of the whole function
+with the tangents written out.
+"""
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex_core
+from jax.extend.core import primitives
+
+from fwdgrad.propagation.jaxprs import (
+    context_of,
+    find_custom_vjp,
+    has_staged_rule,
+    is_inexact,
+    place,
+    variables,
+    without_custom_vjp,
+)
+from fwdgrad.propagation.record import Record, current_record, described, reason_of_loss
+from fwdgrad.propagation.tracing import derivative_of_kernel, raise_for_custom_vjp
+from fwdgrad.tangents.blocks import Blocks
+from fwdgrad.tangents.factored import Factored
+from fwdgrad.tangents.forms import Tangent, dense, is_structured, number_of
+from fwdgrad.util.jax_internals import bind, function_name, is_kernel
+from fwdgrad.util.programs import evaluate_equation, has_loops, map_over, run
+from fwdgrad.util.trees import Array
+
+# rule(context, equation, primals, tangents) -> (outputs, their tangents), or NotImplemented.
+# It is called only where some tangent is not zero.
+Rule = Callable[["Context", Any, list[Any], list[Tangent]], Any]
+
+
+class Injection(Protocol):
+    """What puts tangents in at values along the way."""
+
+    def at_operand(
+        self, equation: Any, position: int, values: Mapping[Any, Any], tangent: Tangent
+    ) -> Tangent:
+        """The tangent with which an equation reads an operand, given all values so far."""
+        ...
+
+    def at_output(self, variable: Any, values: Mapping[Any, Any], tangent: Tangent) -> Tangent:
+        """The tangent with which a value goes to all that read it, given all values so far."""
+        ...
+
+
+class CannotBeStagedError(TypeError):
+    """A part of the loss has a derivative that cannot be had from the loss's jaxpr.
+
+    The rule of a `custom_jvp` function may use a value of its surroundings, such as a key or an
+    array that is mapped over, that is no argument of it; and it may give its output a tangent of
+    another shape where it is mapped. JAX can differentiate such a loss while it runs, and not from
+    its jaxpr, by `jax.grad(jax.jit(loss))` neither.
+    """
+
+
+@dataclass(frozen=True)
+class Context:
+    """What holds for a whole propagation.
+
+    Attributes:
+      rules: by the name of a primitive, its rule.
+      enter_custom_vjp: whether to differentiate what a `custom_vjp` function computes; if not,
+        a tangent that reaches one is an error.
+      injection: what puts tangents in on the way, if anything does.
+      record: of the equations that read a structured tangent of a parameter, if one is kept.
+    """
+
+    rules: Mapping[str, Rule]
+    enter_custom_vjp: bool = True
+    injection: Injection | None = None
+    record: Record | None = field(default_factory=current_record)
+
+    def observe(self, equation: Any, tangent: Factored | Blocks) -> None:
+        """Record that an equation used or kept the structure, if the tangent is a parameter's."""
+        if self.record is not None and tangent.origin:
+            self.record.use(tangent.origin, described(equation))
+
+    def observe_loss(self, equation: Any, tangent: Factored | Blocks, reason: str) -> None:
+        """Record that an equation loses the structure, if the tangent is a parameter's."""
+        if self.record is not None and tangent.origin:
+            self.record.lose(tangent.origin, described(equation), reason)
+
+    def written_out(self, equation: Any, tangent: Tangent, reason: str) -> Array | None:
+        """Return the tangent as an array, and record that its structure is lost here."""
+        if isinstance(tangent, (Factored, Blocks)):
+            self.observe_loss(equation, tangent, reason)
+        return None if tangent is None else dense(tangent)
+
+
+def propagate(
+    context: Context, jaxpr: Any, primals: Sequence[Any], tangents: Sequence[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    """Evaluates a ClosedJaxpr at `primals` with their `tangents`: its outputs, and theirs."""
+    values = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
+    values.update(zip(jaxpr.jaxpr.invars, primals, strict=True))
+    duals = dict(zip(jaxpr.jaxpr.invars, tangents, strict=True))
+    propagate_equations(
+        context, jaxpr.jaxpr.eqns, values, duals, set(variables(jaxpr.jaxpr.outvars))
+    )
+    pairs = [_read(v, values, duals) for v in jaxpr.jaxpr.outvars]
+    return [x for x, _ in pairs], [t for _, t in pairs]
+
+
+def propagate_equations(
+    context: Context,
+    equations: Sequence[Any],
+    values: dict[Any, Any],
+    duals: dict[Any, Tangent],
+    kept: Set[Any],
+) -> None:
+    """Evaluates equations, adding what they compute to `values` and its tangents to `duals`.
+
+    What is not in `kept` is dropped from both when it has been read for the last time.
+    """
+    last_read = {v: i for i, e in enumerate(equations) for v in variables(e.invars)}
+    for i, equation in enumerate(equations):
+        pairs = [_read(v, values, duals) for v in equation.invars]
+        primals, tangents = [x for x, _ in pairs], [t for _, t in pairs]
+        with context_of(equation):
+            if context.injection is not None:
+                tangents = [
+                    context.injection.at_operand(equation, position, values, t)
+                    for position, t in enumerate(tangents)
+                ]
+            tangents = _aligned(context, equation, tangents)
+            outputs, pushed = _evaluate(context, equation, primals, tangents)
+            _check_shapes(equation, tangents, pushed)
+            values.update(zip(equation.outvars, outputs, strict=True))
+            if context.injection is not None:
+                pushed = [
+                    context.injection.at_output(v, values, t)
+                    for v, t in zip(equation.outvars, pushed, strict=True)
+                ]
+        duals.update(zip(equation.outvars, pushed, strict=True))
+        for v in variables(equation.invars):  # nothing is kept alive longer than it is read
+            if last_read[v] == i and v not in kept:
+                values.pop(v, None)
+                duals.pop(v, None)
+
+
+def _read(
+    atom: Any, values: Mapping[Any, Any], duals: Mapping[Any, Tangent]
+) -> tuple[Any, Tangent]:
+    if isinstance(atom, jex_core.Literal):
+        return atom.val, None
+    return values[atom], duals.get(atom)
+
+
+def _aligned(context: Context, equation: Any, tangents: list[Tangent]) -> list[Tangent]:
+    """Return the tangents of an equation's operands, as many of each: zeros come after the fewer.
+
+    The tangent of an array without entries is written out: that costs nothing, and no rule has to
+    tell an axis of size zero from one on which a factor does not depend.
+    """
+    tangents = [
+        dense(t) if isinstance(t, (Factored, Blocks)) and 0 in t.shape else t for t in tangents
+    ]
+    numbers = {number_of(t) for t in tangents if t is not None}
+    if len(numbers) <= 1:
+        return tangents
+    reason = "its operands have tangents of different layers"
+    arrays = [context.written_out(equation, t, reason) for t in tangents]
+    return [None if t is None else padded(t, max(numbers)) for t in arrays]
+
+
+def padded(tangents: Array, number: int) -> Array:
+    """The tangents (K, ...), and zeros after them until there are `number`."""
+    missing = number - tangents.shape[0]
+    return jnp.pad(tangents, [(0, missing), *[(0, 0)] * (tangents.ndim - 1)])
+
+
+def _evaluate(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], Sequence[Tangent]]:
+    if all(t is None for t in tangents):
+        return evaluate_equation(equation, primals), [None] * len(equation.outvars)
+    rule = context.rules.get(equation.primitive.name)
+    if rule is not None:
+        result = rule(context, equation, primals, tangents)
+        if result is not NotImplemented:
+            return result
+    if not any(map(is_inexact, equation.outvars)):  # a comparison: no tangent goes on from here
+        return evaluate_equation(equation, primals), [None] * len(equation.outvars)
+    arrays = [
+        context.written_out(equation, t, _reason(context, equation, tangents, t)) for t in tangents
+    ]
+    if (inner := find_custom_vjp(equation)) is not None:
+        if not context.enter_custom_vjp:
+            raise_for_custom_vjp(inner)
+        equation = without_custom_vjp(equation)
+
+    def fun(values: list[Any]) -> list[Any]:
+        return bind(equation, values)
+
+    if equation.primitive is primitives.custom_jvp_call_p and not has_staged_rule(equation):
+        raise CannotBeStagedError(
+            f"the rule of the custom_jvp function {function_name(equation)}, called at "
+            f"{place(equation)}, cannot be applied after fun was traced: it uses a value that is "
+            "no argument of the function, or gives a tangent of another shape where it is mapped. "
+            "Pass what the rule uses as arguments; or use space=Weights(), which then pushes the "
+            "whole of fun forward by jax.jvp."
+        )
+    number = next(number_of(t) for t in tangents if t is not None)
+    if has_loops(equation):
+        return run(lambda xs, ts: jvp(fun, xs, ts, number), primals, arrays)
+    if not is_kernel(equation):
+        return jvp(fun, primals, arrays, number)
+    with derivative_of_kernel(equation):
+        return jvp(fun, primals, _with_zeros(primals, arrays, number), number)
+
+
+def _with_zeros(
+    primals: Sequence[Any], tangents: Sequence[Array | None], number: int
+) -> list[Array | None]:
+    """Return tangents that are arrays for all operands that can have one.
+
+    JAX's rule for kernels fails where an operand has no tangent and another has one.
+    """
+    return [
+        jnp.zeros((number, *jnp.shape(x)), jnp.result_type(x))
+        if t is None and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+        else t
+        for x, t in zip(primals, tangents, strict=True)
+    ]
+
+
+def _reason(context: Context, equation: Any, tangents: Sequence[Tangent], lost: Tangent) -> str:
+    """Return why no rule could keep the structure of a tangent, if a record wants to know."""
+    if context.record is None or not isinstance(lost, (Factored, Blocks)):
+        return ""
+    rule = context.rules.get(equation.primitive.name)
+    has_rule = rule is not None and isinstance(lost, getattr(rule, "forms", Factored))
+    return reason_of_loss(equation, tangents, lost, has_rule=has_rule)
+
+
+def _check_shapes(equation: Any, tangents: Sequence[Tangent], pushed: Sequence[Tangent]) -> None:
+    """Raise unless the tangents of an equation's outputs fit them: a rule of ours is at fault."""
+    number = next((number_of(t) for t in tangents if t is not None), 0)
+    for v, t in zip(equation.outvars, pushed, strict=True):
+        if t is None:
+            continue
+        found = (number_of(t), *(t.shape if is_structured(t) else t.shape[1:]))
+        if found != (expected := (number, *v.aval.shape)):
+            raise AssertionError(
+                f"fwdgrad: the tangent of {equation.primitive.name} at {place(equation)} has the "
+                f"shape {found} instead of {expected}; please report this."
+            )
+
+
+def jvp(
+    fun: Callable[[list[Any]], list[Any]],
+    primals: Sequence[Any],
+    tangents: Sequence[Array | None],
+    num_tangents: int,
+    *,
+    one_by_one: bool = False,
+) -> tuple[list[Any], list[Tangent]]:
+    """Evaluate `jax.jvp` for K dense tangents (K, ...), where `None` is zero.
+
+    They are mapped over; or pushed forward one by one, if that is asked for, or if `fun` cannot be
+    mapped (some kernels, ragged products, functions with a mapping rule of their own). If it fails
+    one by one as well, the first error is raised.
+    """
+    active = {i: t for i, t in enumerate(tangents) if t is not None}
+
+    def of_active(*values: Any) -> list[Any]:
+        full = list(primals)
+        for i, x in zip(active, values, strict=True):
+            full[i] = x
+        return fun(full)
+
+    inexact: list[bool] = []  # outputs of other dtypes have no tangent
+
+    def push(*their_tangents: Array) -> tuple[list[Any], list[Array]]:
+        outputs, pushed = jax.jvp(of_active, tuple(primals[i] for i in active), their_tangents)
+        inexact[:] = [jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in outputs]
+        return outputs, [t for t, kept in zip(pushed, inexact, strict=True) if kept]
+
+    if num_tangents == 1:  # not mapped: some primitives are slower with one more axis
+        outputs, pushed = push(*(jax.lax.squeeze(t, (0,)) for t in active.values()))
+        pushed = [jax.lax.expand_dims(t, (0,)) for t in pushed]
+    else:
+        each = list(active.values())
+
+        def in_turn() -> tuple[list[Any], list[Array]]:
+            outputs = fun(list(primals))
+            return outputs, map_over(lambda own: push(*own)[1], each)
+
+        if one_by_one:
+            outputs, pushed = in_turn()
+        else:
+            try:
+                outputs, pushed = jax.vmap(push, out_axes=(None, 0))(*each)
+            except Exception as error:  # of any kind: a rule for mapping may raise what it likes
+                try:
+                    outputs, pushed = in_turn()
+                except Exception:
+                    raise error from None
+    remaining = iter(pushed)
+    return outputs, [next(remaining) if kept else None for kept in inexact]

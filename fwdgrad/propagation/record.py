@@ -1,0 +1,137 @@
+"""The record of an evaluation: the forms of tangents, what uses them, and where they are lost.
+
+The interpreter and the spaces write to the record that `recording` has opened, if any. So a record
+covers every evaluation that is made meanwhile, by whatever space, and costs nothing otherwise.
+
+    with recording() as record:
+        value_and_grad(key, params, *args)
+    record.lost["params['w']"]
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from fwdgrad.propagation.jaxprs import place
+from fwdgrad.tangents.blocks import Blocks
+from fwdgrad.tangents.factored import Factored
+from fwdgrad.tangents.forms import Tangent, number_of
+from fwdgrad.util.trees import Array
+
+
+class Form(NamedTuple):
+    """The form in which the K tangents of a leaf, or of a site, come in.
+
+    Attributes:
+      rank: of the factors, or None.
+      blocks: the number of blocks, or None.
+      size: how many numbers all K tangents are made of.
+    """
+
+    rank: int | None
+    blocks: int | None
+    size: int
+
+
+@dataclass
+class Record:
+    """What was recorded, by the name of a leaf (`params['w']`) or of a site (`site 0`).
+
+    Attributes:
+      forms: in which form the tangents came in.
+      used: "operation at place" of each equation that used or kept the structure of a tangent, in
+        the order of evaluation (the keys of a dict).
+      lost: "operation at place: reason" of each that had a tangent written out.
+      exact: the leaves whose gradient was taken exactly.
+      sites: at activities, the place, shape, parameters (indices) and kind of each site.
+      why_whole: why a loss was pushed forward by `jax.jvp` as a whole, '' if none was.
+    """
+
+    forms: dict[str, Form] = field(default_factory=dict)
+    used: dict[str, dict[str, None]] = field(default_factory=dict)
+    lost: dict[str, dict[str, None]] = field(default_factory=dict)
+    exact: dict[str, None] = field(default_factory=dict)
+    sites: list[tuple[str, tuple[int, ...], list[int], str]] | None = None
+    why_whole: str = ""
+
+    def enter(self, name: str, tangent: Array | Factored | Blocks) -> None:
+        """Record the form of the tangents of a leaf or a site."""
+        self.forms[name] = Form(
+            tangent.rank if isinstance(tangent, Factored) else None,
+            tangent.number if isinstance(tangent, Blocks) else None,
+            _size(tangent),
+        )
+
+    def use(self, names: Sequence[str], operation: str) -> None:
+        """Record an operation that used or kept the structure of a tangent."""
+        for name in names:
+            self.used.setdefault(name, {})[operation] = None
+
+    def lose(self, names: Sequence[str], operation: str, reason: str) -> None:
+        """Record an operation that had a tangent written out, and the reason."""
+        for name in names:
+            self.lost.setdefault(name, {})[f"{operation}: {reason}"] = None
+
+
+_current: ContextVar[Record | None] = ContextVar("fwdgrad_record", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[Record]:
+    """Open a record of all evaluations inside of the `with`."""
+    record = Record()
+    token = _current.set(record)
+    try:
+        yield record
+    finally:
+        _current.reset(token)
+
+
+def current_record() -> Record | None:
+    """Return the record that is open, or None."""
+    return _current.get()
+
+
+def described(equation: Any) -> str:
+    """Return name and place of an equation, as records have it."""
+    return f"{equation.primitive.name} at {place(equation)}"
+
+
+def reason_of_loss(
+    equation: Any, tangents: Sequence[Tangent], lost: Factored | Blocks, *, has_rule: bool
+) -> str:
+    """Return why an equation has one of its operands' tangents written out.
+
+    Args:
+      equation: the equation.
+      tangents: of its operands.
+      lost: the one that is written out.
+      has_rule: whether any rule for tangents of this form is known for the primitive.
+    """
+    name = equation.primitive.name
+    kind = "blocks" if isinstance(lost, Blocks) else "factors"
+    others = [t for t in tangents if t is not None and t is not lost]
+    if not has_rule:
+        return f"no rule for `{name}` keeps {kind}"
+    if any(not isinstance(t, type(lost)) for t in others):
+        return "another operand has a tangent that is dense, or of another form"
+    if isinstance(lost, Blocks):
+        cuts = {(t.axis, t.number) for t in others if isinstance(t, Blocks)}
+        if cuts - {(lost.axis, lost.number)}:
+            return "the blocks of its operands are cut along different axes"
+        return f"`{name}` does not keep the axis that is cut (axis {lost.axis}) apart"
+    if others:
+        return "both operands have a tangent"
+    if any(getattr(v.aval, "shape", ()) != () for v in equation.invars[1:]):
+        return f"`{name}` with an array is no operation on the factors"
+    return f"the factors after `{name}` would be no smaller than the array, or are none"
+
+
+def _size(tangent: Array | Factored | Blocks) -> int:
+    if isinstance(tangent, Factored):
+        return tangent.left.size + tangent.right.size
+    if isinstance(tangent, Blocks):
+        return tangent.value.size + (0 if tangent.before is None else tangent.before.size)
+    return number_of(tangent) * (tangent.size // max(number_of(tangent), 1))

@@ -1,0 +1,1 @@
+"""The rules of propagation, by kind of primitive; `registry` gathers them."""

@@ -1,0 +1,147 @@
+"""Rules for tangents with disjoint supports: where the blocks stay, and where they pay.
+
+An operation that treats the entries along the cut axis each for itself keeps the blocks: it is
+pushed forward once, by `value`, for all K tangents. A product that contracts the axis ends them,
+and is where they pay: [v_1; …; v_K] W is K products with a K-th of the rows of W each. Anything
+else has them written out.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import primitives
+
+from fwdgrad.propagation.interpreter import Context, Rule, jvp
+from fwdgrad.propagation.rules.contractions import Dot, shares
+from fwdgrad.propagation.rules.cut_axes import KEEPING, axes_after
+from fwdgrad.tangents.blocks import Blocks, by_blocks
+from fwdgrad.tangents.factored import Factored
+from fwdgrad.tangents.forms import Tangent, add, dense
+from fwdgrad.util.axes import merge_axes
+from fwdgrad.util.jax_internals import bind
+from fwdgrad.util.sharding import has_explicit_axes
+from fwdgrad.util.trees import Array
+
+
+def along_the_axis(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> Any:
+    """The rule of an operation that keeps the axis apart, if it does."""
+    cut = {i: t for i, t in enumerate(tangents) if isinstance(t, Blocks)}
+    first = next(iter(cut.values()))
+    if len(cut) < sum(t is not None for t in tangents) or has_explicit_axes():
+        return NotImplemented
+    if len({(t.number, t.num_rows, t.shape[t.axis]) for t in cut.values()}) > 1:
+        return NotImplemented
+    axes = {equation.invars[i]: t.axis for i, t in cut.items()}
+    if (after := axes_after(equation, axes, first.number)) is None:
+        return NotImplemented
+
+    def push(rows: list[Array | None], number: int) -> tuple[list[Any], list[Tangent]]:
+        return jvp(lambda xs: bind(equation, xs), primals, rows, number)
+
+    positions = range(len(tangents))
+    outputs, values = push([cut[i].value[None] if i in cut else None for i in positions], 1)
+    origin = tuple(dict.fromkeys(name for t in cut.values() for name in t.origin))
+    before: list[Array | None] = [None] * len(outputs)
+    if first.before is not None:
+        rows = [cut[i].before if i in cut else None for i in positions]
+        before = [None if t is None else dense(t) for t in push(rows, len(first.before))[1]]
+    return outputs, [
+        None if v is None else Blocks(dense(v)[0], axis, first.number, b, origin)
+        for v, b, axis in zip(values, before, after, strict=True)
+    ]
+
+
+def _dot_general(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> Any:
+    sharded = equation.params.get("out_sharding") is not None or has_explicit_axes()
+    if sharded or any(isinstance(t, Factored) for t in tangents):
+        return NotImplemented
+    dot = Dot(equation)
+    outputs: list[Any] | None = None
+    total: Tangent = None
+    for side, v in enumerate(tangents):
+        if v is None:
+            continue
+        x, other = primals[side], primals[1 - side]
+        rows = v.before if isinstance(v, Blocks) else dense(v)
+        if rows is None:
+            of_rows = None
+        elif outputs is None and shares(x, rows, other):
+            both = dot.with_rows(side, jnp.concatenate([x[None], rows]), other)
+            outputs, of_rows = [both[0]], both[1:]
+        else:
+            of_rows = dot.with_rows(side, rows, other)
+        total = add(
+            total, _product(dot, side, v, other, of_rows) if isinstance(v, Blocks) else of_rows
+        )
+    return bind(equation, primals) if outputs is None else outputs, [total]
+
+
+def _product(dot: Dot, side: int, v: Blocks, other: Array, before: Array | None) -> Array | Blocks:
+    """The product with blocks of one side, after `before`, that with the tangents before them."""
+    if v.axis not in dot.contract[side]:
+        value = dot.with_rows(side, v.value[None], other)[0]
+        axis = dot.output_axis(side, v.axis, other.ndim)
+        return Blocks(value, axis, v.number, before, v.origin)
+    position = dot.contract[side].index(v.axis)
+    its_axis = dot.contract[1 - side][position]
+    operands, contract, batch = [v.value, other], [], []
+    for i, (axis, of_side) in enumerate(((v.axis, side), (its_axis, 1 - side))):
+        # The axis becomes two, number and size: the first is a batch's, the second is contracted.
+        operands[i] = by_blocks(operands[i], axis, v.number, v.size)
+        contract.append([j + (j >= axis) for j in dot.contract[of_side]])
+        batch.append([axis, *(j + (j >= axis) for j in dot.batch[of_side])])
+    left, right = side, 1 - side
+    numbers = ((contract[left], contract[right]), (batch[left], batch[right]))
+    rows = lax.dot_general(operands[left], operands[right], numbers, **dot.options)
+    return rows if before is None else jnp.concatenate([before, rows])
+
+
+def _conv_general_dilated(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> Any:
+    """Input channels that are cut take a group for each block; output channels stay so."""
+    x, kernel = primals
+    v, kernel_tangent = tangents
+    lhs, rhs, out = equation.params["dimension_numbers"]
+    grouped = (
+        equation.params["feature_group_count"] != 1 or equation.params["batch_group_count"] != 1
+    )
+    if grouped or has_explicit_axes():
+        return NotImplemented
+    if v is None and isinstance(kernel_tangent, Blocks) and kernel_tangent.axis == rhs[0]:
+        if kernel_tangent.before is not None:
+            return NotImplemented
+        value = bind(equation, [x, kernel_tangent.value])[0]
+        kept = Blocks(value, out[1], kernel_tangent.number, origin=kernel_tangent.origin)
+        return bind(equation, primals), [kept]
+    if kernel_tangent is not None or not isinstance(v, Blocks) or v.axis != lhs[1]:
+        return NotImplemented
+    images = by_blocks(v.value, lhs[1], v.number, v.size)
+    images = merge_axes(images, lhs[1], lhs[1] + 2)
+    # (inputs, …) as (number, size): one set of outputs for each group, so inputs go to outputs.
+    kernels = jnp.moveaxis(by_blocks(kernel, rhs[1], v.number, v.size), rhs[1], 0)
+    kernels = jnp.concatenate([*kernels], rhs[0])
+    options = {k: p for k, p in equation.params.items() if k != "feature_group_count"}
+    options["dimension_numbers"] = lax.ConvDimensionNumbers(lhs, rhs, out)
+    rows = lax.conv_general_dilated(images, kernels, feature_group_count=v.number, **options)
+    channels = out[1]
+    each = rows.shape[channels] // v.number
+    rows = rows.reshape(*rows.shape[:channels], v.number, each, *rows.shape[channels + 1 :])
+    rows = jnp.moveaxis(rows, channels, 0)
+    if v.before is not None:
+        number = v.before.shape[0]
+        (before,) = jvp(lambda xs: bind(equation, xs), primals, [v.before, None], number)[1]
+        rows = jnp.concatenate([before, rows])  # type: ignore[list-item]
+    return bind(equation, primals), [rows]
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(KEEPING, along_the_axis),
+    primitives.dot_general_p.name: _dot_general,
+    primitives.conv_general_dilated_p.name: _conv_general_dilated,
+}

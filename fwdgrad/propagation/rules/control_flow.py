@@ -1,0 +1,204 @@
+"""Rules for calls and control flow: their bodies are propagated through in turn.
+
+What has parameters that are not understood here is left to `jax.jvp`.
+
+A loop's body becomes one that carries the tangents beside the values. A weight that is the same
+in every turn keeps its factors, and so does a stack of weights that is scanned over; what a
+loop carries is written out, because its form would change from turn to turn.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend import core as jex_core
+from jax.extend.core import primitives
+
+from fwdgrad.propagation.interpreter import Context, Rule, propagate
+from fwdgrad.propagation.jaxprs import carried, reached
+from fwdgrad.propagation.tracing import raise_for_custom_vjp
+from fwdgrad.tangents.blocks import Blocks
+from fwdgrad.tangents.factored import Factored
+from fwdgrad.tangents.forms import Tangent, dense, number_of
+from fwdgrad.util import programs
+from fwdgrad.util.jax_internals import (
+    CALL_NAMES,
+    branches_of,
+    called,
+    is_by_platform,
+    is_custom_vjp,
+    scan_parts,
+    while_parts,
+)
+from fwdgrad.util.trees import Array
+
+_CARRIED = "carried by a loop"
+
+
+def _call(context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]) -> Any:
+    if (body := called(equation)) is None:
+        return NotImplemented
+    if is_custom_vjp(equation) and not context.enter_custom_vjp:
+        raise_for_custom_vjp(equation)
+    return propagate(context, body, primals, tangents)
+
+
+def _cond(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    if is_by_platform(equation):
+        return NotImplemented
+    index, *operands = primals
+    number = _number(tangents)
+    branches = branches_of(equation)
+    active = [t is not None for t in tangents[1:]]
+    outputs_active = [
+        any(x) for x in zip(*(reached(b.jaxpr, active) for b in branches), strict=True)
+    ]
+
+    def dual(branch: Any) -> Any:
+        def run(operands: list[Any], tangents: list[Tangent]) -> tuple[list[Any], list[Tangent]]:
+            outputs, pushed = propagate(context, branch, operands, tangents)
+            pushed = _arrays(context, equation, pushed, "returned by a branch")
+            return outputs, _filled(number, outputs, pushed, outputs_active)
+
+        return run
+
+    return programs.switch(index, [dual(b) for b in branches], operands, tangents[1:])
+
+
+def _while(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    loop = while_parts(equation)
+    if loop.condition.out_avals[0].shape:  # of vmap: each example ends at its own turn
+        return NotImplemented
+    n, m = loop.num_condition_consts, loop.num_body_consts
+    cond_consts, body_consts, init = primals[:n], primals[n : n + m], primals[n + m :]
+    const_tangents = tangents[n : n + m]
+    number = _number(tangents)
+    active = _carried(loop.body.jaxpr, const_tangents, tangents[n + m :])
+
+    def condition(carry: tuple[list[Any], list[Tangent]]) -> Array:
+        return jex_core.jaxpr_as_fun(loop.condition)(*cond_consts, *carry[0])[0]
+
+    def turn(carry: tuple[list[Any], list[Tangent]]) -> tuple[list[Any], list[Tangent]]:
+        values, duals = carry
+        outputs, pushed = propagate(
+            context, loop.body, [*body_consts, *values], [*const_tangents, *duals]
+        )
+        pushed = _arrays(context, equation, pushed, _CARRIED)
+        return outputs, _filled(number, outputs, pushed, active)
+
+    start = _arrays(context, equation, tangents[n + m :], _CARRIED)
+    start = _filled(number, init, start, active)
+    return programs.while_loop(condition, turn, (init, start))
+
+
+def _scan(
+    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+) -> tuple[list[Any], list[Tangent]]:
+    scan = scan_parts(equation)
+    body, num_carry = scan.body, scan.num_carry
+    n, m = scan.num_consts, scan.num_consts + num_carry
+    consts, init, xs = primals[:n], primals[n:m], primals[m:]
+    const_tangents = tangents[:n]
+    number = _number(tangents)
+    slices = [_Slices(context, equation, v) for v in tangents[m:]]
+    active = _carried(body.jaxpr, const_tangents, tangents[n:m], tangents[m:])
+
+    def turn(
+        carry: tuple[list[Any], list[Tangent]], x: tuple[list[Any], list[Any]]
+    ) -> tuple[Any, Any]:
+        (values, duals), (values_x, scanned) = carry, x
+        duals_x = [s.at(each) for s, each in zip(slices, scanned, strict=True)]
+        outputs, pushed = propagate(
+            context, body, [*consts, *values, *values_x], [*const_tangents, *duals, *duals_x]
+        )
+        carried = _arrays(context, equation, pushed[:num_carry], _CARRIED)
+        carried = _filled(number, outputs[:num_carry], carried, active)
+        stacked = _arrays(context, equation, pushed[num_carry:], "stacked by a loop")
+        return (outputs[:num_carry], carried), (outputs[num_carry:], stacked)
+
+    start = _arrays(context, equation, tangents[n:m], _CARRIED)
+    start = _filled(number, init, start, active)
+    (last, last_tangents), (ys, ys_tangents) = programs.scan(
+        turn,
+        (init, start),
+        (xs, [s.scanned for s in slices]),
+        length=scan.length,
+        reverse=scan.reverse,
+        unroll=scan.unroll,
+    )
+    moved = [None if t is None else jnp.moveaxis(t, 0, 1) for t in ys_tangents]  # K first again
+    return [*last, *ys], [*last_tangents, *moved]
+
+
+class _Slices:
+    """A tangent that is scanned over: its parts that have the scanned axis, and how to rebuild."""
+
+    def __init__(self, context: Context, equation: Any, tangent: Tangent):
+        if isinstance(tangent, Blocks):
+            tangent = context.written_out(equation, tangent, "scanned over by a loop")
+        self.tangent = tangent
+        self.scanned: Any = None
+        if isinstance(tangent, Factored):
+            factors = (tangent.left, tangent.right)
+            self.scanned = [
+                jnp.moveaxis(f, 2, 0) if f.shape[2] == tangent.shape[0] else None for f in factors
+            ]
+        elif tangent is not None:
+            self.scanned = jnp.moveaxis(tangent, 1, 0)
+
+    def at(self, scanned: Any) -> Tangent:
+        """The tangent of one slice, from `scanned` at it."""
+        if not isinstance(self.tangent, Factored):
+            return scanned
+        whole = (self.tangent.left, self.tangent.right)
+        left, right = (f[:, :, 0] if s is None else s for f, s in zip(whole, scanned, strict=True))
+        return Factored(left, right, self.tangent.shape[1:], self.tangent.origin)
+
+
+def _carried(
+    jaxpr: Any,
+    consts: Sequence[Tangent],
+    init: Sequence[Tangent],
+    xs: Sequence[Tangent] = (),
+) -> list[bool]:
+    """Which values that a loop carries can have a tangent in some turn: the least fixed point."""
+    active = ([t is not None for t in tangents] for tangents in (consts, init, xs))
+    return carried(jaxpr, *active)
+
+
+def _number(tangents: Sequence[Tangent]) -> int:
+    return next(number_of(t) for t in tangents if t is not None)
+
+
+def _arrays(
+    context: Context, equation: Any, tangents: Sequence[Tangent], reason: str
+) -> list[Tangent]:
+    return [context.written_out(equation, t, reason) for t in tangents]
+
+
+def _filled(
+    number: int, values: Sequence[Any], tangents: Sequence[Tangent], active: Sequence[bool]
+) -> list[Tangent]:
+    """Tangents as arrays where they are `active`, zeros among them, and None elsewhere."""
+
+    def fill(x: Any, t: Tangent, wanted: bool) -> Tangent:
+        if not wanted:
+            return None
+        if t is None:
+            zeros = jnp.zeros_like(x)  # with the sharding of x
+            return jnp.broadcast_to(zeros, (number, *zeros.shape))
+        return dense(t)
+
+    return [fill(*each) for each in zip(values, tangents, active, strict=True)]
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(CALL_NAMES, _call),
+    primitives.cond_p.name: _cond,
+    primitives.while_p.name: _while,
+    primitives.scan_p.name: _scan,
+}

@@ -1,0 +1,239 @@
+"""Tangents of low rank, and their algebra.
+
+K tangents of an array of shape s are V[k, i] = Σ_ρ left[k, ρ, i] · right[k, ρ, i]. The two factors
+are held in *broadcastable* form: each has all the axes of s, but is of size 1 along those on which
+it does not depend. The rank-one matrix a cᵀ is a[:, None] · c[None, :]. So a transpose, a slice or
+a reshape of the tangent is the same operation on each factor, and a batch of matrices is two
+factors that share the batch's axes.
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fwdgrad.util.axes import merge_axes
+from fwdgrad.util.sizes import surely_less
+from fwdgrad.util.trees import Array
+
+# Sums of at most this many products are spelled out, so that XLA fuses them into whatever
+# reads them and no array of the full shape is kept; longer ones are one matrix product.
+SPELLED_OUT = 8
+
+
+class Split(NamedTuple):
+    """Two groups of axes of an array that is used as a matrix, `rows` × `columns`.
+
+    The rows are the axes that a product contracts (of a kernel: input channels and taps), the
+    columns those it keeps. Axes in neither group are a batch's: the array is a stack of matrices,
+    each for itself.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    def sizes(self, shape: Sequence[int]) -> tuple[int, int]:
+        """The numbers of rows and of columns of an array of this shape."""
+        return math.prod(shape[i] for i in self.rows), math.prod(shape[i] for i in self.columns)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("left", "right"),
+    meta_fields=("shape", "origin"),
+)
+class Factored:
+    """Tangents V = Σ_ρ left_ρ · right_ρ of an array, by factors that broadcast to its shape.
+
+    Attributes:
+      left, right: arrays (*lead, rank, *axes), where each of `axes` has the size of `shape` or 1.
+        A distribution samples them without `lead`; in propagation `lead` is (K,).
+      shape: the shape of the array whose tangent this is.
+      origin: the parameters it comes from, for `explain`; empty once it has been used.
+
+    >>> a, c = jnp.array([[[1.0], [2.0]]]), jnp.array([[[3.0, 4.0, 5.0]]])  # rank 1
+    >>> write_out(Factored(a, c, shape=(2, 3))).tolist()
+    [[3.0, 4.0, 5.0], [6.0, 8.0, 10.0]]
+    """
+
+    __slots__ = ("left", "origin", "right", "shape")
+
+    def __init__(
+        self, left: Array, right: Array, shape: tuple[int, ...], origin: tuple[str, ...] = ()
+    ):
+        self.left, self.right, self.shape, self.origin = left, right, shape, origin
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the factors, which is that of the array."""
+        return self.left.dtype
+
+    @property
+    def rank(self) -> int:
+        """The number of products that are summed."""
+        return self.left.shape[self.left.ndim - len(self.shape) - 1]
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the factors, without `lead`, fit each other and the shape."""
+        return (
+            self.left.dtype == self.right.dtype
+            and self.left.ndim == self.right.ndim == 1 + len(self.shape)
+            and self.left.shape[0] == self.right.shape[0]
+            and all(
+                m in (1, n)
+                for f in (self.left, self.right)
+                for m, n in zip(f.shape[1:], self.shape, strict=True)
+            )
+        )
+
+    @property
+    def pays(self) -> bool:
+        """Whether the factors together are smaller than the array they stand for."""
+        lead = self.left.shape[: self.left.ndim - len(self.shape) - 1]
+        return surely_less(self.left.size + self.right.size, math.prod((*lead, *self.shape)))
+
+    def __repr__(self) -> str:
+        return f"Factored({self.dtype}{list(self.shape)}, rank {self.rank})"
+
+    def map(
+        self, fun: Callable[[Array], Array], shape: tuple[int, ...] | None = None
+    ) -> "Factored":
+        """Applies `fun` to every single factor of shape `axes`; the result has `shape`."""
+        for _ in range(self.left.ndim - len(self.shape)):
+            fun = jax.vmap(fun)
+        return self.replace(fun(self.left), fun(self.right), shape)
+
+    def replace(
+        self, left: Array, right: Array, shape: tuple[int, ...] | None = None
+    ) -> "Factored":
+        """The same tangent's successor with other factors."""
+        return Factored(left, right, self.shape if shape is None else shape, self.origin)
+
+
+def is_factored(x: Any) -> bool:
+    """Whether x is a factored tangent: what ends a pytree of tangents."""
+    return isinstance(x, Factored)
+
+
+def write_out(tangent: Factored) -> Array:
+    """The dense array (*lead, *shape) that `tangent` stands for."""
+    left, right, axis = tangent.left, tangent.right, tangent.left.ndim - len(tangent.shape) - 1
+    if 0 in tangent.shape:
+        return jnp.zeros((*left.shape[:axis], *tangent.shape), tangent.dtype)
+    if tangent.rank <= SPELLED_OUT:
+        parts = [
+            jax.lax.index_in_dim(left, i, axis, keepdims=False)
+            * jax.lax.index_in_dim(right, i, axis, keepdims=False)
+            for i in range(tangent.rank)
+        ]
+        total = functools.reduce(operator.add, parts)
+    else:
+        total = _sum_of_products(left, right, axis)
+    return jnp.broadcast_to(total, (*left.shape[:axis], *tangent.shape))
+
+
+def _sum_of_products(left: Array, right: Array, axis: int) -> Array:
+    """Σ_ρ left · right over `axis` as one contraction; axes of size 1 are kept."""
+    sizes = list(zip(left.shape, right.shape, strict=True))
+    batch = [i for i, (n, m) in enumerate(sizes) if i != axis and n == m]
+    only_left = [i for i, (n, m) in enumerate(sizes) if n != m == 1]
+    only_right = [i for i, (n, m) in enumerate(sizes) if m != n == 1]
+    return jnp.einsum(
+        jnp.squeeze(left, only_right),
+        [i for i in range(left.ndim) if i not in only_right],
+        jnp.squeeze(right, only_left),
+        [i for i in range(right.ndim) if i not in only_left],
+        sorted([*batch, *only_left, *only_right]),
+        precision=jax.lax.Precision.HIGHEST,  # an accelerator's default may have fewer bits
+    )
+
+
+def gram(tangent: Factored, dtype: Any) -> Array:
+    """The inner products ⟨V_k, V_l⟩ of K tangents, (K, K), without writing one out.
+
+    Of V_k = Σ_ρ left_kρ · right_kρ they are the sums over ρ, σ and the axes that both factors have
+    of ⟨left_kρ, left_lσ⟩ ⟨right_kρ, right_lσ⟩.
+    """
+    left, right = (f.astype(dtype) for f in (tangent.left, tangent.right))
+    shared = [i for i in range(2, left.ndim) if left.shape[i] == right.shape[i]]
+    # An axis of size 1 in both is as often in each product as its size in the shape.
+    repeats = math.prod(tangent.shape[i - 2] for i in shared if left.shape[i] == 1)
+
+    def products(factor: Array) -> Array:
+        first = jnp.moveaxis(factor, shared, range(2, 2 + len(shared)))
+        rows = merge_axes(first, 2 + len(shared), first.ndim)
+        rows = merge_axes(rows, 2, 2 + len(shared))  # (K, ρ, shared, others)
+        return jnp.einsum("kasi,lbsi->klabs", rows, rows, precision=jax.lax.Precision.HIGHEST)
+
+    return repeats * (products(left) * products(right)).sum((2, 3, 4))
+
+
+def join(x: Factored, y: Factored) -> Factored | None:
+    """x + y, factored, if the factors together are smaller than the array; else None."""
+    # Their ranks add up, and each factor needs the axes of both, so the other way round may fit
+    # better: the sum of a cᵀ and of the transpose of another one.
+    joined, exchanged = _Join(x, y), _Join(x, _exchanged(y))
+    if surely_less(exchanged.size, joined.size):
+        joined = exchanged
+    is_smaller = surely_less(joined.size, math.prod(x.shape) * x.left.shape[0])
+    return joined() if is_smaller else None
+
+
+def _broadcast_axes(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
+    """The axes that two factors broadcast to, each of one size or 1."""
+    return tuple(m if n == 1 else n for n, m in zip(a, b, strict=True))
+
+
+def _exchanged(v: Factored) -> Factored:
+    return v.replace(v.right, v.left)
+
+
+class _Join:
+    """The sum of two factored tangents (K, ...), of rank x.rank + y.rank."""
+
+    def __init__(self, x: Factored, y: Factored):
+        self.x, self.y = x, y
+        pairs = ((x.left, y.left), (x.right, y.right))
+        self.axes = [_broadcast_axes(a.shape[2:], b.shape[2:]) for a, b in pairs]
+        number = x.left.shape[0] * (x.rank + y.rank)
+        self.size = number * sum(math.prod(axes) for axes in self.axes)
+
+    def __call__(self) -> Factored:
+        def concatenate(a: Array, b: Array, axes: tuple[int, ...]) -> Array:
+            return jnp.concatenate([jnp.broadcast_to(f, (*f.shape[:2], *axes)) for f in (a, b)], 1)
+
+        left = concatenate(self.x.left, self.y.left, self.axes[0])
+        right = concatenate(self.x.right, self.y.right, self.axes[1])
+        origin = tuple(dict.fromkeys(self.x.origin + self.y.origin))
+        return Factored(left, right, self.x.shape, origin)
+
+
+def stack(tangents: Sequence[Factored | None], axis: int, shape: tuple[int, ...]) -> Factored:
+    """Tangents stacked along a new axis into one of `shape`: of their largest rank, not the sum.
+
+    Both factors get the new axis; ranks that a part does not have are zero in its slice.
+    """
+    parts = [v for v in tangents if v is not None]
+    rank, number = max(v.rank for v in parts), parts[0].left.shape[0]
+
+    def stacked(factors: Sequence[Array | None]) -> Array:
+        known = [f for f in factors if f is not None]
+        axes = functools.reduce(_broadcast_axes, (f.shape[2:] for f in known))
+
+        def full(f: Array | None) -> Array:
+            if f is None:
+                return jnp.zeros((number, rank, *axes), known[0].dtype)
+            missing = [(0, 0)] * f.ndim
+            missing[1] = (0, rank - f.shape[1])
+            return jnp.broadcast_to(jnp.pad(f, missing), (number, rank, *axes))
+
+        return jnp.stack([full(f) for f in factors], 2 + axis)
+
+    left = stacked([None if v is None else v.left for v in tangents])
+    right = stacked([None if v is None else v.right for v in tangents])
+    return Factored(left, right, shape, tuple(dict.fromkeys(n for v in parts for n in v.origin)))

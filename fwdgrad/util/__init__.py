@@ -1,0 +1,1 @@
+"""Floor 0: what knows JAX and pytrees, and nothing of tangents."""

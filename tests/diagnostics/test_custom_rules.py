@@ -1,0 +1,182 @@
+"""`explain` names the custom_vjp functions that are entered, and those whose rule differs."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import fwdgrad
+from fwdgrad.diagnostics.custom_rules import entered_custom_rules
+from tests.oracle import normal
+
+pytestmark = pytest.mark.thorough
+
+W, X = normal(0, (4, 3)), normal(1, (5, 4))
+
+
+def with_rule(function, share=1.0):
+    """A function with a reverse rule of `share` of its derivative."""
+
+    @jax.custom_vjp
+    def ruled(x):
+        return function(x)
+
+    def forward(x):
+        return jax.vjp(function, x)
+
+    ruled.defvjp(forward, lambda pull, c: (share * pull(c)[0],))
+    return ruled
+
+
+@jax.custom_vjp
+def rounded(x):
+    """A straight-through estimator."""
+    return jnp.round(x)
+
+
+rounded.defvjp(lambda x: (jnp.round(x), None), lambda _, c: (c,))
+
+
+@jax.custom_vjp
+def weighted(weights, x):
+    """Has no gradient by its first argument, as the mixture of some libraries."""
+    return jnp.sum(weights * x)
+
+
+weighted.defvjp(lambda w, x: (jnp.sum(w * x), w), lambda w, c: (jnp.zeros_like(w), c * w))
+
+
+@jax.custom_vjp
+def fixed_point(w):
+    """x = tanh(x + w)/2 by four steps, with the derivative of the limit."""
+    return lax.while_loop(
+        lambda s: s[0] < 4, lambda s: (s[0] + 1, jnp.tanh(s[1] + w) / 2), (0, jnp.zeros_like(w))
+    )[1]
+
+
+def _implicit(x, c):
+    slope = (1 - 4 * x**2) / 2
+    return (c * slope / (1 - slope),)
+
+
+fixed_point.defvjp(lambda w: (fixed_point(w),) * 2, _implicit)
+
+
+def rules(loss, w):
+    """As `explain` finds them, without the costs of a step, which take it longest."""
+    return entered_custom_rules(jax.make_jaxpr(loss)(w), [w])
+
+
+def test_a_rule_that_is_the_derivative():
+    """With two functions, at one line each, one called with what has no tangent."""
+    sine, cosine = with_rule(jnp.sin), with_rule(jnp.cos)
+
+    def loss(w):
+        return jnp.sum(sine(X @ w) + cosine(X[:, :3]))
+
+    explanation = fwdgrad.explain(loss, W)
+    (rule,) = explanation.custom_rules
+    assert re.match(r"ruled at .*test_custom_rules.py:\d+", rule.function)
+    line = loss.__code__.co_firstlineno + 1
+    assert rule.place.startswith(f"core/test_custom_rules.py:{line}:")
+    assert not rule.differs and rule.difference < 1e-5
+    text = str(explanation)
+    assert "custom_vjp functions that are entered" in text
+    assert "its rule is the derivative of what it computes" in text
+
+
+@pytest.mark.parametrize("share", [0.85, 0.0, -1.0])
+def test_a_rule_that_differs_by_a_known_share(share):
+    (rule,) = rules(lambda w: jnp.sum(with_rule(jnp.sin, share)(X @ w)), W)
+    expected = abs(1 - share) / max(1, abs(share))
+    np.testing.assert_allclose(rule.difference, expected, rtol=1e-4)
+    text = f"DIFFERS from the derivative of what it computes, by {100 * expected:.3g} %"
+    assert rule.differs and text in str(rule)
+
+
+def test_straight_through_stopped_and_implicit_rules():
+    (rule,) = rules(lambda w: jnp.sum(rounded(X @ w)), W)
+    assert rule.difference == 1
+    (rule,) = rules(lambda w: weighted(jax.nn.softmax(w), X[:, 0]), X[:, 1])
+    assert rule.differs
+    # Only by what has a tangent: of the second argument alone the rule is right.
+    (rule,) = rules(lambda x: weighted(X[:, 1], x), X[:, 0])
+    assert not rule.differs
+    w = jnp.array([0.3])
+    (rule,) = rules(lambda w: jnp.sum(fixed_point(w)), w)
+    _, by_function = jax.jvp(fixed_point.fun, (w,), (jnp.ones(1),))
+    by_rule = jax.grad(lambda w: jnp.sum(fixed_point(w)))(w)
+    expected = float(abs(1 - by_function / by_rule)[0])
+    assert 1e-3 < expected < 0.5
+    np.testing.assert_allclose(rule.difference, expected, rtol=1e-2)
+
+
+def in_scan(f):
+    return lambda w: jnp.sum(lax.scan(lambda c, x: (f(c + x), None), w, jnp.ones((3, 4, 3)))[0])
+
+
+def in_while(f):
+    return lambda w: jnp.sum(
+        lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, f(s[1])), (0, w))[1]
+    )
+
+
+WRAPPED = {
+    "jit": lambda f: lambda w: jnp.sum(jax.jit(f)(w)),
+    "checkpoint": lambda f: lambda w: jnp.sum(jax.checkpoint(f)(w)),
+    "vmap": lambda f: lambda w: jnp.sum(jax.vmap(f)(w)),
+    "scan": in_scan,
+    "while": in_while,
+    "cond": lambda f: lambda w: jnp.sum(lax.cond(w[0, 0] > 9, jnp.cos, f, w)),
+    "switch": lambda f: lambda w: jnp.sum(lax.switch(7, [jnp.cos, f], w)),
+    "itself": lambda f: lambda w: jnp.sum(with_rule(lambda x: f(x) ** 2)(w)),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_wherever_it_is_called(wrap):
+    found = rules(wrap(with_rule(jnp.sin, 0.5)), W)
+    differing = [rule for rule in found if rule.difference == pytest.approx(0.5, rel=1e-4)]
+    # Of one around it the rule is made by reverse mode through it, so it differs as much.
+    assert len(differing) == (2 if wrap is WRAPPED["itself"] else 1)
+    assert all(rule.differs and "test_custom_rules.py" in rule.place for rule in differing)
+
+
+def test_what_cannot_be_told():
+    sine = with_rule(jnp.sin)
+    (rule,) = rules(lambda w: jnp.sum(lax.cond(w[0, 0] < 99, jnp.cos, sine, w)), W)
+    assert rule.difference is None and "not evaluated with any here" in str(rule)
+    shape = jax.ShapeDtypeStruct(W.shape, W.dtype)
+    (rule,) = fwdgrad.explain(lambda w: jnp.sum(sine(X @ w)), shape).custom_rules
+    assert "cannot be told: that takes the values" in str(rule) and not rule.differs
+
+    @jax.custom_vjp
+    def broken(x):
+        return x
+
+    broken.defvjp(lambda x: (x, None), lambda _, c: 1 / 0)
+    (rule,) = rules(lambda w: jnp.sum(broken(w)), W)
+    assert "cannot be told: ZeroDivisionError" in str(rule)
+
+
+def test_none_where_no_tangent_goes_in_and_where_a_jvp_rule_decides():
+    sine = with_rule(jnp.sin)
+
+    @jax.custom_jvp
+    def own(x):
+        return sine(x)
+
+    own.defjvp(lambda x, v: (jnp.sin(x[0]), v[0]))
+    assert rules(lambda w: jnp.sum(w * sine(X[:4, :3])) + sine(lax.stop_gradient(w)).sum(), W) == ()
+    assert rules(lambda w: jnp.sum(own(w)), W) == ()
+
+
+def test_at_activities_too():
+    def loss(w, x):
+        return jnp.mean(with_rule(jnp.sin, 0.5)(x @ w))
+
+    (rule,) = fwdgrad.explain(loss, W, X, space=fwdgrad.Activities()).custom_rules
+    np.testing.assert_allclose(rule.difference, 0.5, rtol=1e-4)

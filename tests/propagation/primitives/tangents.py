@@ -1,0 +1,110 @@
+"""Tangents of operands in every form, drawn and written out by NumPy."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fwdgrad.tangents.blocks import Blocks
+from fwdgrad.tangents.factored import Factored
+
+
+def operands_of(case, shapes=None, dtype="float32"):
+    rng = np.random.default_rng(0)
+    return [
+        rng.uniform(case.low, case.high, shape).astype(jnp.dtype(dtype))
+        for shape in shapes or case.shapes
+    ]
+
+
+def flat(fun):
+    return lambda *operands: jax.tree.leaves(fun(*operands))
+
+
+# Tangents of one operand, in a form: K of them, of its dtype.
+
+
+def dense_form(rng, x, number):
+    return rng.normal(size=(number, *x.shape)).astype(x.dtype)
+
+
+def factored_form(rng, x, number, rank=1):
+    """Factors that part the axes into the first and the others."""
+    left, right = (x.shape[:1], (1,) * len(x.shape[1:])), ((1,) * len(x.shape[:1]), x.shape[1:])
+    factors = (rng.normal(size=(number, rank, *a, *b)).astype(x.dtype) for a, b in (left, right))
+    return Factored(*factors, x.shape)
+
+
+def blocks_form(rng, x, number, axis):
+    if not x.ndim:
+        return dense_form(rng, x, number)
+    value = rng.normal(size=x.shape).astype(x.dtype)
+    return Blocks(value, min(axis, x.ndim - 1), number)
+
+
+def blocks_after_rows(rng, x, number, axis):
+    """Blocks, and a dense tangent before them."""
+    blocks = blocks_form(rng, x, number - 1, axis)
+    if not isinstance(blocks, Blocks):
+        return dense_form(rng, x, number)
+    return Blocks(blocks.value, blocks.axis, number - 1, dense_form(rng, x, 1))
+
+
+FORMS = {
+    "dense": dense_form,
+    "rank 1": factored_form,
+    "rank 2": functools.partial(factored_form, rank=2),
+    **{f"blocks of axis {i}": functools.partial(blocks_form, axis=i) for i in range(4)},
+    "blocks after a row": functools.partial(blocks_after_rows, axis=1),
+}
+
+
+def combinations(operands):
+    """(K, form of each operand or None) for all that one function is evaluated with."""
+    n, axes = len(operands), max([1, *(x.ndim for x in operands)])
+    of_blocks = [f"blocks of axis {i}" for i in range(axes)]
+    yield 1, [of_blocks[-1]] * n
+    for form in ("rank 2", *of_blocks, "blocks after a row"):
+        yield 3, [form] * n
+    if n > 1:
+        alone = itertools.cycle(["rank 1", of_blocks[0]])
+        for i in range(n):
+            yield 3, [next(alone) if j == i else None for j in range(n)]
+        mixed = itertools.cycle(["rank 1", of_blocks[0], "dense"])
+        yield 3, [next(mixed) for _ in range(n)]
+
+
+def tangents_of(operands, number, forms):
+    rng = np.random.default_rng(number)
+    return [
+        None if form is None else FORMS[form](rng, x, number)
+        for x, form in zip(operands, forms, strict=True)
+    ]
+
+
+def write_out(tangent, number, like):
+    """The K tangents as an array of NumPy, by the definition of each form."""
+    shape = (number, *like.shape)
+    if tangent is None:
+        return np.zeros(shape, like.dtype)
+    if isinstance(tangent, Factored):
+        left, right = (np.asarray(f, wide(like)) for f in (tangent.left, tangent.right))
+        return np.broadcast_to((left * right).sum(1), shape).astype(like.dtype)
+    if not isinstance(tangent, Blocks):
+        return np.asarray(tangent)
+    rows = 0 if tangent.before is None else len(tangent.before)
+    result = np.zeros(shape, like.dtype)
+    if rows:
+        result[:rows] = tangent.before
+    size = math.ceil(tangent.shape[tangent.axis] / tangent.number)
+    for k in range(tangent.number):
+        at = (slice(None),) * tangent.axis + (slice(k * size, (k + 1) * size),)
+        result[rows + k][at] = np.asarray(tangent.value)[at]
+    return result
+
+
+def wide(x):
+    return "complex128" if jnp.issubdtype(x.dtype, jnp.complexfloating) else "float64"
