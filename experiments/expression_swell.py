@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
 from experiments import style, tables
-from fwdgrad.modes.chains import apply_chain, pull_back, push_forward
+from fwdgrad import apply_chain, pull_back, push_forward
 from fwdgrad.problems.symbolic import count_operations, expressions, symbolic_jacobian
 from fwdgrad.util.jax_internals import called
 from fwdgrad.util.trees import Array

@@ -16,8 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
 from experiments import style, tables
-from fwdgrad.modes.jacobians import jacobian
-from fwdgrad.modes.numerical import numerical_jacobian
+from fwdgrad import jacobian, numerical_jacobian
 from fwdgrad.util.trees import Array
 from fwdgrad.work import interleaved_seconds, median_interval
 

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import fwdgrad
 from experiments import commands, pytorch_step, settings, style, tables, train
-from fwdgrad.estimators.forward_gradient import Drawn
+from fwdgrad import Drawn
 from fwdgrad.util.trees import PyTree
 from fwdgrad.work import Interval, TrainableProblem, hold, interleaved_seconds, median_interval
 from fwdgrad.work.files import atomic_write

@@ -16,11 +16,9 @@ import numpy as np
 import sympy
 
 from experiments import style, tables
-from fwdgrad.modes.chains import Layer, apply_chain
-from fwdgrad.modes.jacobians import jacobian
-from fwdgrad.modes.numerical import numerical_jacobian
+from fwdgrad import apply_chain, jacobian, numerical_jacobian
 from fwdgrad.problems.symbolic import evaluate, expressions, symbolic_jacobian
-from fwdgrad.util.trees import Array
+from fwdgrad.util.trees import Array, Layer
 
 NAME = "step_sizes"
 COLUMNS = ("dtype", "method", "step", "error")  # without a step: those that have none

@@ -17,9 +17,8 @@ from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
 from experiments import commands, settings, style
-from fwdgrad.modes.chains import Layer, Pass, pull_back, push_forward
-from fwdgrad.modes.jacobians import jacobian, layer_jacobians
-from fwdgrad.util.trees import Array
+from fwdgrad import Pass, jacobian, layer_jacobians, pull_back, push_forward
+from fwdgrad.util.trees import Array, Layer
 from fwdgrad.work import hold
 from fwdgrad.work.files import atomic_write
 

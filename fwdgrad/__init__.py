@@ -15,8 +15,9 @@ from fwdgrad.diagnostics.independence import check_examples_independent
 from fwdgrad.estimators.aggregation import Mean, Projection
 from fwdgrad.estimators.backprop import backprop_value_and_grad
 from fwdgrad.estimators.forward import forward_value_and_grad
+from fwdgrad.estimators.forward_gradient import Drawn
 from fwdgrad.estimators.zeroth_order import evolution_value_and_grad, spsa_value_and_grad
-from fwdgrad.modes.chains import Pass, at_weights, pull_back, push_forward
+from fwdgrad.modes.chains import Pass, apply_chain, at_weights, pull_back, push_forward
 from fwdgrad.modes.jacobians import jacobian, layer_jacobians
 from fwdgrad.modes.numerical import numerical_jacobian
 from fwdgrad.perturbation.activities import Activities
@@ -35,6 +36,7 @@ __all__ = [
     "Activities",
     "BlockSparse",
     "Blocks",
+    "Drawn",
     "Explanation",
     "Factored",
     "Guided",
@@ -49,6 +51,7 @@ __all__ = [
     "Split",
     "TangentDistribution",
     "Weights",
+    "apply_chain",
     "at_weights",
     "backprop_value_and_grad",
     "check_examples_independent",

@@ -35,7 +35,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line(
-        "markers", "thorough: a wide sweep, which CI runs on the oldest and on the newest JAX"
+        "markers",
+        "thorough: a wide sweep, which CI runs once (the library's on the newest JAX)",
     )
     if config.getoption("--thorough"):
         os.environ[THOROUGH] = "1"

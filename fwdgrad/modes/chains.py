@@ -16,15 +16,12 @@ as its input (`at_weights`).
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.util.trees import PyTree, is_differentiable, take_out
-
-# A function of one argument: an array, or for the first layer of a chain any pytree of arrays.
-Layer: TypeAlias = Callable[[Any], Any]
+from fwdgrad.util.trees import Layer, PyTree, is_differentiable, take_out
 
 
 def apply_chain(layers: Sequence[Layer], x: PyTree) -> Any:

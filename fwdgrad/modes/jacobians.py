@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from fwdgrad.modes.chains import Layer, chain_values, pull_back, push_forward
-from fwdgrad.util.trees import Array, PyTree
+from fwdgrad.modes.chains import chain_values, pull_back, push_forward
+from fwdgrad.util.trees import Array, Layer, PyTree
 
 MODES = ("auto", "forward", "reverse")
 

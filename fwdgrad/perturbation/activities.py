@@ -12,9 +12,10 @@ than that line and the activation or pooling after it.
 
 Four things take more of the noise away. Where what follows is flat (a ReLU that is off) the
 derivative is known to be zero, and no noise goes in; where it is narrower (pooling) noise goes in
-there (`fwdgrad.perturbation.post_activation`). The noise of each site may be pushed forward for itself, so that
-sites do not disturb each other (`layerwise`). And what follows the last layer is a loss, whose
-derivative is at hand (`exact_last`). Of that, the derivatives of earlier layers may be guessed
+there (`fwdgrad.perturbation.post_activation`). The noise of each site may be pushed forward for
+itself, so that sites do not disturb each other (`layerwise`). And what follows the last layer is a
+loss, whose derivative is at hand (`exact_last`). Of that, the derivatives of earlier layers may be
+guessed
 (`fwdgrad.perturbation.control_variates`).
 """
 

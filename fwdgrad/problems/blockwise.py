@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from fwdgrad.modes.chains import Layer, apply_chain
+from fwdgrad import apply_chain
 from fwdgrad.problems.models import NUM_CLASSES, NUM_PIXELS
-from fwdgrad.util.trees import is_differentiable
+from fwdgrad.util.trees import Layer, is_differentiable
 
 _MOST_PIXELS = 4  # along each axis of an image that goes into a head, after averaging
 

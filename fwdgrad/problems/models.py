@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from fwdgrad.modes.chains import Layer, apply_chain
+from fwdgrad import apply_chain
+from fwdgrad.util.trees import Layer
 
 NUM_PIXELS = 28 * 28
 NUM_CLASSES = 10

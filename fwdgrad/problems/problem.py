@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from fwdgrad import combine, partition
 from fwdgrad.problems.datasets import Dataset
-from fwdgrad.util.trees import PyTree, combine, partition
+from fwdgrad.util.trees import PyTree
 
 Batch = PyTree  # arrays that share their first axis, one entry an example
 

@@ -178,6 +178,18 @@ def _has_64_bits(equation: Equation) -> bool:
 _OF_64_BITS = {"float64", "complex128", "int64", "uint64"}
 
 
+# Folders whose code is no user's. The models of `fwdgrad.problems` count as a user's.
+_ROOT = os.path.dirname(os.path.dirname(__file__))
+_LIBRARIES = (
+    f"{os.sep}site-packages{os.sep}",
+    *(
+        os.path.join(_ROOT, floor) + os.sep
+        for floor in ("util", "tangents", "propagation", "perturbation", "estimators", "modes")
+    ),
+    os.path.join(_ROOT, "diagnostics") + os.sep,
+)
+
+
 def place(equation: Equation) -> str:
     """Where in the user's code the equation comes from: 'models/mlp.py:12:3 (MLP.__call__)'.
 
@@ -187,8 +199,7 @@ def place(equation: Equation) -> str:
     frames = _frames(equation.source_info)
     if frames == [""] and (call := _call_around.get()) is not None:
         frames = _frames(call)
-    libraries = (f"{os.sep}site-packages{os.sep}", os.path.dirname(__file__) + os.sep)
-    own = [frame for frame in frames if not any(library in frame for library in libraries)]
+    own = [frame for frame in frames if not any(library in frame for library in _LIBRARIES)]
     file, colon, rest = (own or frames)[-1].partition(":")
     return os.sep.join(file.split(os.sep)[-2:]) + colon + rest
 

@@ -14,7 +14,7 @@ pytree of the user's only with every leaf in its place.
 
 import collections
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ import numpy as np
 
 PyTree = Any
 Array = jax.Array
+# A function of one argument: an array, or for the first layer of a chain any pytree of arrays.
+Layer: TypeAlias = Callable[[Any], Any]
 
 _ARRAY_TYPES = (jax.Array, np.ndarray, np.generic)
 

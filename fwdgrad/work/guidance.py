@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fwdgrad.perturbation.control_variates import Guided
+from fwdgrad import Guided
 from fwdgrad.util.trees import Array, PyTree
 
 

@@ -81,7 +81,7 @@ def test_a_rule_that_is_the_derivative():
     (rule,) = explanation.custom_rules
     assert re.match(r"ruled at .*test_custom_rules.py:\d+", rule.function)
     line = loss.__code__.co_firstlineno + 1
-    assert rule.place.startswith(f"core/test_custom_rules.py:{line}:")
+    assert rule.place.startswith(f"diagnostics/test_custom_rules.py:{line}:")
     assert not rule.differs and rule.difference < 1e-5
     text = str(explanation)
     assert "custom_vjp functions that are entered" in text

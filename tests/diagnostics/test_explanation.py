@@ -38,8 +38,10 @@ def test_forms_and_places():
     }  # fmt: skip
     assert leaves["used"].size == 50 and leaves["lost"].size == 600
     (use,) = leaves["used"].used
-    assert use.startswith("dot_general at core/test_explanation.py:14:") and "(layer)" in use
-    assert leaves["lost"].reason.startswith("no matrix: read by sin at core/test_explanation.py:18")
+    assert use.startswith("dot_general at diagnostics/test_explanation.py:14:") and "(layer)" in use
+    assert leaves["lost"].reason.startswith(
+        "no matrix: read by sin at diagnostics/test_explanation.py:18"
+    )
     assert not explanation.why_whole and explanation.forward.operations > 0
     text = str(explanation)
     for part in (

@@ -44,7 +44,8 @@ BECOMING = {  # loss, the primitive, what it becomes and the value there
     ),
     "scan": (
         lambda w: lax.scan(turns, 3 + w[0], jnp.ones(4))[1].sum(),
-        "sqrt", r"where the value is 0 \(of 0\), in turn 3 of scan at core/test_nonfinite.py",
+        "sqrt",
+        r"where the value is 0 \(of 0\), in turn 3 of scan at diagnostics/test_nonfinite.py",
     ),
     "reverse scan": (
         lambda w: lax.scan(
@@ -74,7 +75,7 @@ def test_the_equation_and_the_line(loss, primitive, message):
     found = checked(loss, ZEROS)
     assert f"the loss is {value:.6g}, its derivative" in found.splitlines()[0]
     (place,) = found.splitlines()[1:]
-    assert place.lstrip().startswith(f"{primitive} at core/test_nonfinite.py:"), place
+    assert place.lstrip().startswith(f"{primitive} at diagnostics/test_nonfinite.py:"), place
     assert re.search(message, place), place
 
 
@@ -91,7 +92,7 @@ def test_a_reverse_rule_that_is_safe_does_not_help_and_is_entered():
         return jnp.sum(safe(w))
 
     assert jnp.isfinite(jax.grad(loss)(ZEROS)).all()
-    assert "sqrt at core/test_nonfinite.py" in checked(loss, ZEROS)
+    assert "sqrt at diagnostics/test_nonfinite.py" in checked(loss, ZEROS)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_at_activities_each_example_is_alone():
     explanation = explain(loss, X, x)
     assert "no tangent" in explanation.nonfinite and "check_nan: the loss is" in str(explanation)
     found = explain(loss, X, x, space=fwdgrad.Activities()).nonfinite
-    assert "sqrt at core/test_nonfinite.py" in found and "at 4 of 4 entries" in found
+    assert "sqrt at diagnostics/test_nonfinite.py" in found and "at 4 of 4 entries" in found
 
 
 def test_shapes_are_not_enough():

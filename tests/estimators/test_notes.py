@@ -115,5 +115,5 @@ def test_a_custom_gradient_is_named_by_the_line_that_calls_it(wrap, key):
 
     estimate = fwdgrad.forward_value_and_grad(loss, enter_custom_vjp=False)
     line = loss.__code__.co_firstlineno + 1
-    with pytest.raises(TypeError, match=rf"called at core/test_notes.py:{line}:\d+ .*loss"):
+    with pytest.raises(TypeError, match=rf"called at estimators/test_notes.py:{line}:\d+ .*loss"):
         estimate(key, jnp.ones(3))

@@ -256,7 +256,7 @@ def test_a_kernel_without_a_derivative_is_named(activation, space, num_tangents,
     with pytest.raises(Exception) as caught:
         value_and_grad(key, PARAMS, X)
     note = "\n".join(caught.value.__notes__)
-    assert "the Pallas kernel at core/test_kernels.py" in note and "jax.custom_jvp" in note
+    assert "the Pallas kernel at propagation/test_kernels.py" in note and "jax.custom_jvp" in note
 
 
 def in_a_reference_outside(w):

@@ -1,7 +1,7 @@
 """Every primitive that JAX differentiates, with tangents in every form, against `jax.jvp`.
 
-The table is `tests.propagation.primitives`. One function is evaluated with all of its forms of tangents in
-one compiled program, beside `jax.jvp` of the whole with the same tangents written out.
+The table is `tests.propagation.primitives`. One function is evaluated with all of its forms of
+tangents in one compiled program, beside `jax.jvp` of the whole with the same tangents written out.
 """
 
 import jax
