@@ -150,7 +150,7 @@ def test_the_architecture_page_names_every_file_and_no_other():
 
 
 def test_the_readme_names_the_versions_of_jax_that_ci_runs():
-    """They stand in the code; CI runs all tests on the pinned one, and the core on both ends."""
+    """They stand in the code; CI runs all tests on the pinned one, and the library on both ends."""
     (line,) = re.findall(r"tested with JAX ([^:]*?), on Python (3\.\d+) to (3\.\d+)", README)
     named = re.findall(r"\d+(?:\.\d+)+", line[0])
     assert tuple(named) == TESTED_VERSIONS

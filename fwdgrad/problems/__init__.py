@@ -1,6 +1,6 @@
 """Floor 1, problems: data sets, models and test functions.
 
-Knows the core's types at most; never how a problem is trained. Needs Equinox and optax.
+Knows the types of `fwdgrad.util` at most; never how a problem is trained. Needs Equinox and optax.
 """
 
 from fwdgrad.util.validation import needs_extra

@@ -1,11 +1,11 @@
 """How JAX lays out its equations: all that differs, or may differ, from one version to the next.
 
 A jaxpr's primitives keep their meaning for years, but where an equation keeps its bodies, and how
-many of its operands a loop carries, has changed. Each question that the core asks of an equation
+many of its operands a loop carries, has changed. Each question that the library asks of an equation
 is one function here; a layout that is not known is an error that names the versions that are.
 
-Checked with every version of `TESTED_VERSIONS`: `.ci/run` runs the core's tests on the oldest and
-on the newest of them.
+Checked with every version of `TESTED_VERSIONS`: `.ci/run` runs the library's tests on the oldest
+and on the newest of them.
 """
 
 import functools

@@ -8,8 +8,8 @@ the two apart and `combine` puts them together again, as `equinox.partition` doe
     params  =  combine(*partition(params))
 
 Both parts have `None` in the place of the other's leaves, which a class that checks its children
-may refuse. So the core itself takes leaves out with `take_out`, keeps them in lists, and rebuilds a
-pytree of the user's only with every leaf in its place.
+may refuse. So the library itself takes leaves out with `take_out`, keeps them in lists, and
+rebuilds a pytree of the user's only with every leaf in its place.
 """
 
 import collections
