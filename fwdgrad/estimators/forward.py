@@ -113,7 +113,7 @@ def forward_value_and_grad(
         `params` is a floating-point array; `key` is an array of keys; the sampled tangent
         does not fit `params`.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> def loss(params, x, y):
     ...     return jnp.mean((x @ params["w"] - y) ** 2)
     >>> value_and_grad = forward_value_and_grad(loss, num_tangents=8)

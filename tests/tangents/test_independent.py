@@ -21,7 +21,7 @@ import fwdgrad
 from fwdgrad.tangents import fits
 from fwdgrad.tangents.factored import is_factored
 from fwdgrad.tangents.forms import dense
-from fwdgrad.util.validation import check_tangents
+from fwdgrad.tangents.sampling import check_tangents
 from tests.sweeps import thorough_but
 
 FAILURE = 1e-8
