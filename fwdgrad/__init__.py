@@ -23,6 +23,7 @@ from fwdgrad.modes.numerical import numerical_jacobian
 from fwdgrad.perturbation.activities import Activities
 from fwdgrad.perturbation.control_variates import Guided
 from fwdgrad.perturbation.weights import Weights
+from fwdgrad.propagation.rules.registry import register_rule
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.factored import Factored, Split
 from fwdgrad.tangents.independent import Normal, Rademacher, Sphere, TangentDistribution
@@ -65,5 +66,6 @@ __all__ = [
     "partition",
     "pull_back",
     "push_forward",
+    "register_rule",
     "spsa_value_and_grad",
 ]

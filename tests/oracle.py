@@ -8,7 +8,7 @@ from jax.tree_util import tree_leaves_with_path
 import fwdgrad
 from fwdgrad.propagation.pushforward import Pushforward
 from fwdgrad.propagation.record import recording
-from fwdgrad.tangents.factored import is_factored
+from fwdgrad.tangents.factored import Factored
 from fwdgrad.tangents.forms import dense, is_structured
 
 ROUNDING = {"float32": 2e-4, "float64": 1e-11}
@@ -25,7 +25,7 @@ def draw(pushforward, params, distribution, num_tangents, key):
         return jax.tree.leaves(sample, is_leaf=is_structured)
     keys = jax.random.split(key, num_tangents)
     sample = jax.vmap(lambda k: distribution.sample(k, params, pushforward.splits))(keys)
-    return jax.tree.leaves(sample, is_leaf=is_factored)
+    return jax.tree.leaves(sample, is_leaf=is_structured)
 
 
 def push_both_ways(fun, params, *, rank=1, num_tangents=1, distribution=None):
@@ -57,7 +57,7 @@ def push_both_ways(fun, params, *, rank=1, num_tangents=1, distribution=None):
         for of_name in of_names.values()
         for event in of_name
     }
-    return *both, events, [is_factored(v) for v in tangents]
+    return *both, events, [isinstance(v, Factored) for v in tangents]
 
 
 def assert_same(found, expected, rounding):

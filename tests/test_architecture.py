@@ -99,6 +99,20 @@ def test_no_files_import_each_other_in_a_circle():
     tuple(graphlib.TopologicalSorter(imports).static_order())  # raises CycleError
 
 
+def test_few_lines_ask_which_form_a_tangent_has():
+    """A form answers for itself, by its methods; a rule is given its own form alone."""
+    asking = re.compile(r"isinstance\([^()]*\b(Factored|Blocks)\b|type\(\w+\) (is|==)")
+    forms = {"factored.py", "blocks.py"}
+    lines = [
+        f"{path.name}:{number}"
+        for name in LIBRARY
+        for path in (ROOT / name.replace(".", "/")).rglob("*.py")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if asking.search(line) and (path.parent.name != "tangents" or path.name not in forms)
+    ]
+    assert len(lines) <= 10, lines
+
+
 def test_work_knows_no_estimator_and_no_distribution_by_name():
     names = re.compile(r"\b(forward_value_and_grad|backprop_value_and_grad|Normal|Rademacher)\b")
     for path in (ROOT / "fwdgrad" / "work").glob("*.py"):

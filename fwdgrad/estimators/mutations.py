@@ -12,9 +12,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.tangents import blocks
-from fwdgrad.tangents.blocks import Blocks
-from fwdgrad.tangents.forms import weighted_sum
+from fwdgrad.tangents.base import StructuredTangent
+from fwdgrad.tangents.forms import dense, weighted_sum
 from fwdgrad.tangents.independent import Splits, TangentDistribution
 from fwdgrad.tangents.sampling import Tangents, draws_together, sample_each
 from fwdgrad.util.programs import scan
@@ -26,14 +25,14 @@ _MOST_KEPT, _LARGEST_SHARE = 2**20, 1 / 40
 
 _SIGNS = (1, -1)
 
-SignedLoss = Callable[[list[Any], Array], Array]
+SignedLoss = Callable[[list[Array], Array], Array]
 
 
 class Mutations(Protocol):
     """K tangents v_k of some leaves, to be had one after the other."""
 
     def map_signed(self, fun: SignedLoss) -> Array:
-        """Return fun(v_k, ±1), (K, 2); v_k is a list of arrays of the leaves' shapes, or factors.
+        """Return fun(v_k, ±1), (K, 2); v_k is a list of arrays, one for each leaf.
 
         In loops, whose turns XLA cannot interleave: so no two mutants are in memory together.
         """
@@ -85,11 +84,9 @@ class _Kept:
         each = jnp.repeat(jnp.arange(self._number), 2), jnp.tile(jnp.array(_SIGNS), self._number)
         return scan(one, None, each)[1].reshape(-1, 2)
 
-    def _tangent(self, k: Array) -> list[Any]:
+    def _tangent(self, k: Array) -> list[Array]:
         return [
-            blocks.tangent(v, k)
-            if isinstance(v, Blocks)
-            else jax.tree.map(lambda part: jnp.take(part, k, 0, mode="clip"), v)
+            v.one(k) if isinstance(v, StructuredTangent) else jnp.take(v, k, 0, mode="clip")
             for v in self._drawn
         ]
 
@@ -104,10 +101,10 @@ class _DrawnAgain:
 
     def map_signed(self, fun: SignedLoss) -> Array:
         def both(_: None, key: Array) -> tuple[None, Array]:
-            tangent = [jax.tree.map(lambda part: part[0], v) for v in self._draw(key[None])]
+            drawn = self._draw(key[None])
 
             def one(_: None, sign: Array) -> tuple[None, Array]:
-                return None, fun(tangent, sign)
+                return None, fun([dense(v)[0] for v in drawn], sign)
 
             return None, scan(one, None, jnp.array(_SIGNS))[1]
 

@@ -16,8 +16,6 @@ from fwdgrad.estimators.mutations import make_mutations
 from fwdgrad.estimators.value_and_grad import ValueAndGrad
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.propagation.pushforward import Pushforward
-from fwdgrad.tangents import factored
-from fwdgrad.tangents.factored import Factored
 from fwdgrad.tangents.independent import Rademacher, TangentDistribution
 from fwdgrad.tangents.low_rank import LowRank
 from fwdgrad.tangents.sampling import check_tangents
@@ -56,9 +54,8 @@ class _FromValues(ValueAndGrad):
         mutations = make_mutations(self.tangents, keys, leaves, loss.frame.alone(leaves), splits)
         h = _moving(self.step, leaves)
 
-        def value(mutation: list[Any], sign: Array) -> Array:
-            written = [factored.write_out(v) if isinstance(v, Factored) else v for v in mutation]
-            both = zip(leaves, written, strict=True)
+        def value(mutation: list[Array], sign: Array) -> Array:
+            both = zip(leaves, mutation, strict=True)
             moved = [x + (sign.astype(h.dtype) * h).astype(x.dtype) * v for x, v in both]
             return loss.at(moved)[0]
 

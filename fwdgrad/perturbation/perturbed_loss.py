@@ -13,8 +13,7 @@ from fwdgrad.propagation.interpreter import Context, padded, propagate_equations
 from fwdgrad.propagation.jaxprs import evaluate, variables
 from fwdgrad.propagation.record import current_record
 from fwdgrad.propagation.rules.registry import RULES
-from fwdgrad.tangents.blocks import Blocks
-from fwdgrad.tangents.factored import Factored
+from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.forms import Tangent, add, dense, inner, is_structured, number_of, with_origin
 from fwdgrad.util.trees import Array
 from fwdgrad.util.validation import reverse_mode_of_last
@@ -211,9 +210,10 @@ class _Injection:
             self._record.enter(site_name(i), noise)
         if (after := self._following.get(i)) is not None:
             mask = after.has_effect(values)
-            if isinstance(noise, Factored):
+            masked = _masked(noise, mask)
+            if is_structured(noise) and not is_structured(masked):
                 self._lose(i, "masked where the activation after it is flat")
-            noise = _masked(noise, mask)
+            noise = masked
         self.put_in[i], self.masks[i] = noise, mask
         noise = with_origin(noise, (site_name(i),))
         if self._group[i] == 0:
@@ -221,15 +221,15 @@ class _Injection:
             if is_structured(noise) and not is_structured(total):
                 self._lose(i, "added to tangents of the noise before it, which are dense there")
             return total
-        if isinstance(noise, Factored):
-            self._lose(i, "it follows the noise of other layers, which is dense there")
         # So far there are tangents of earlier groups alone, and they come first.
-        shape = noise.shape if is_structured(noise) else noise.shape[1:]
+        structured = isinstance(noise, StructuredTangent)
+        shape = noise.shape if structured else noise.shape[1:]
         earlier = jnp.zeros((0, *shape), noise.dtype) if tangent is None else dense(tangent)
         earlier = padded(earlier, self._group[i] * self._number)
-        if isinstance(noise, Blocks):
-            return Blocks(noise.value, noise.axis, noise.number, earlier, noise.origin)
-        return jnp.concatenate([earlier, dense(noise)])
+        total = noise.after(earlier) if structured else jnp.concatenate([earlier, noise])
+        if structured and not is_structured(total):
+            self._lose(i, "it follows the noise of other layers, which is dense there")
+        return total
 
     def _lose(self, i: int, reason: str) -> None:
         """Record that the structure of a site's noise is lost where it is put in."""
@@ -244,6 +244,4 @@ def site_name(i: int) -> str:
 
 def _masked(noise: Any, mask: Array) -> Any:
     ones = mask.astype(noise.dtype)
-    if isinstance(noise, Blocks):
-        return Blocks(noise.value * ones, noise.axis, noise.number)
-    return dense(noise) * ones[None]
+    return noise.masked(ones) if is_structured(noise) else noise * ones[None]

@@ -37,9 +37,8 @@ from fwdgrad.propagation.jaxprs import (
 )
 from fwdgrad.propagation.record import Record, current_record, described, reason_of_loss
 from fwdgrad.propagation.tracing import derivative_of_kernel, raise_for_custom_vjp
-from fwdgrad.tangents.blocks import Blocks
-from fwdgrad.tangents.factored import Factored
-from fwdgrad.tangents.forms import Tangent, dense, is_structured, number_of
+from fwdgrad.tangents.base import StructuredTangent
+from fwdgrad.tangents.forms import Tangent, dense, number_of
 from fwdgrad.util.jax_internals import bind, function_name, is_kernel
 from fwdgrad.util.programs import evaluate_equation, has_loops, map_over, run
 from fwdgrad.util.trees import Array
@@ -78,31 +77,31 @@ class Context:
     """What holds for a whole propagation.
 
     Attributes:
-      rules: by the name of a primitive, its rule.
+      rules: by the name of a primitive, its rules (`fwdgrad.propagation.rules.registry`).
       enter_custom_vjp: whether to differentiate what a `custom_vjp` function computes; if not,
         a tangent that reaches one is an error.
       injection: what puts tangents in on the way, if anything does.
       record: of the equations that read a structured tangent of a parameter, if one is kept.
     """
 
-    rules: Mapping[str, Rule]
+    rules: Mapping[str, Any]
     enter_custom_vjp: bool = True
     injection: Injection | None = None
     record: Record | None = field(default_factory=current_record)
 
-    def observe(self, equation: Any, tangent: Factored | Blocks) -> None:
+    def observe(self, equation: Any, tangent: StructuredTangent) -> None:
         """Record that an equation used or kept the structure, if the tangent is a parameter's."""
         if self.record is not None and tangent.origin:
             self.record.use(tangent.origin, described(equation))
 
-    def observe_loss(self, equation: Any, tangent: Factored | Blocks, reason: str) -> None:
+    def observe_loss(self, equation: Any, tangent: StructuredTangent, reason: str) -> None:
         """Record that an equation loses the structure, if the tangent is a parameter's."""
         if self.record is not None and tangent.origin:
             self.record.lose(tangent.origin, described(equation), reason)
 
     def written_out(self, equation: Any, tangent: Tangent, reason: str) -> Array | None:
         """Return the tangent as an array, and record that its structure is lost here."""
-        if isinstance(tangent, (Factored, Blocks)):
+        if isinstance(tangent, StructuredTangent):
             self.observe_loss(equation, tangent, reason)
         return None if tangent is None else dense(tangent)
 
@@ -173,7 +172,7 @@ def _aligned(context: Context, equation: Any, tangents: list[Tangent]) -> list[T
     tell an axis of size zero from one on which a factor does not depend.
     """
     tangents = [
-        dense(t) if isinstance(t, (Factored, Blocks)) and 0 in t.shape else t for t in tangents
+        dense(t) if isinstance(t, StructuredTangent) and 0 in t.shape else t for t in tangents
     ]
     numbers = {number_of(t) for t in tangents if t is not None}
     if len(numbers) <= 1:
@@ -246,10 +245,10 @@ def _with_zeros(
 
 def _reason(context: Context, equation: Any, tangents: Sequence[Tangent], lost: Tangent) -> str:
     """Return why no rule could keep the structure of a tangent, if a record wants to know."""
-    if context.record is None or not isinstance(lost, (Factored, Blocks)):
+    if context.record is None or not isinstance(lost, StructuredTangent):
         return ""
     rule = context.rules.get(equation.primitive.name)
-    has_rule = rule is not None and isinstance(lost, getattr(rule, "forms", Factored))
+    has_rule = rule is not None and type(lost) in rule.forms
     return reason_of_loss(equation, tangents, lost, has_rule=has_rule)
 
 
@@ -259,7 +258,7 @@ def _check_shapes(equation: Any, tangents: Sequence[Tangent], pushed: Sequence[T
     for v, t in zip(equation.outvars, pushed, strict=True):
         if t is None:
             continue
-        found = (number_of(t), *(t.shape if is_structured(t) else t.shape[1:]))
+        found = (number_of(t), *(t.shape if isinstance(t, StructuredTangent) else t.shape[1:]))
         if found != (expected := (number, *v.aval.shape)):
             raise AssertionError(
                 f"fwdgrad: the tangent of {equation.primitive.name} at {place(equation)} has the "

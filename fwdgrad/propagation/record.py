@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fwdgrad.propagation.jaxprs import place
-from fwdgrad.tangents.blocks import Blocks
-from fwdgrad.tangents.factored import Factored
-from fwdgrad.tangents.forms import Tangent, number_of
+from fwdgrad.tangents.base import StructuredTangent
+from fwdgrad.tangents.forms import Tangent
 from fwdgrad.util.trees import Array
 
 
@@ -56,13 +55,13 @@ class Record:
     sites: list[tuple[str, tuple[int, ...], list[int], str]] | None = None
     why_whole: str = ""
 
-    def enter(self, name: str, tangent: Array | Factored | Blocks) -> None:
+    def enter(self, name: str, tangent: Array | StructuredTangent) -> None:
         """Record the form of the tangents of a leaf or a site."""
-        self.forms[name] = Form(
-            tangent.rank if isinstance(tangent, Factored) else None,
-            tangent.number if isinstance(tangent, Blocks) else None,
-            _size(tangent),
-        )
+        if isinstance(tangent, StructuredTangent):
+            form = Form(tangent.rank, tangent.number, tangent.num_entries)
+        else:
+            form = Form(None, None, tangent.size)
+        self.forms[name] = form
 
     def use(self, names: Sequence[str], operation: str) -> None:
         """Record an operation that used or kept the structure of a tangent."""
@@ -100,7 +99,7 @@ def described(equation: Any) -> str:
 
 
 def reason_of_loss(
-    equation: Any, tangents: Sequence[Tangent], lost: Factored | Blocks, *, has_rule: bool
+    equation: Any, tangents: Sequence[Tangent], lost: StructuredTangent, *, has_rule: bool
 ) -> str:
     """Return why an equation has one of its operands' tangents written out.
 
@@ -111,27 +110,16 @@ def reason_of_loss(
       has_rule: whether any rule for tangents of this form is known for the primitive.
     """
     name = equation.primitive.name
-    kind = "blocks" if isinstance(lost, Blocks) else "factors"
     others = [t for t in tangents if t is not None and t is not lost]
     if not has_rule:
-        return f"no rule for `{name}` keeps {kind}"
-    if any(not isinstance(t, type(lost)) for t in others):
+        return f"no rule for `{name}` keeps {lost.parts}"
+    alike = [t for t in others if isinstance(t, type(lost))]
+    if len(alike) < len(others):
         return "another operand has a tangent that is dense, or of another form"
-    if isinstance(lost, Blocks):
-        cuts = {(t.axis, t.number) for t in others if isinstance(t, Blocks)}
-        if cuts - {(lost.axis, lost.number)}:
-            return "the blocks of its operands are cut along different axes"
-        return f"`{name}` does not keep the axis that is cut (axis {lost.axis}) apart"
+    if reason := lost.reason_of_loss(name, alike):
+        return reason
     if others:
         return "both operands have a tangent"
     if any(getattr(v.aval, "shape", ()) != () for v in equation.invars[1:]):
         return f"`{name}` with an array is no operation on the factors"
     return f"the factors after `{name}` would be no smaller than the array, or are none"
-
-
-def _size(tangent: Array | Factored | Blocks) -> int:
-    if isinstance(tangent, Factored):
-        return tangent.left.size + tangent.right.size
-    if isinstance(tangent, Blocks):
-        return tangent.value.size + (0 if tangent.before is None else tangent.before.size)
-    return number_of(tangent) * (tangent.size // max(number_of(tangent), 1))

@@ -8,11 +8,13 @@ blocks stay; `fwdgrad.propagation.rules.blocks` has the rules.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.util.trees import Array
 
 
@@ -21,7 +23,7 @@ from fwdgrad.util.trees import Array
     data_fields=("value", "before"),
     meta_fields=("axis", "number", "origin"),
 )
-class Blocks:
+class Blocks(StructuredTangent):
     """K tangents, of which the k-th is `value` on the k-th block of an axis and zero elsewhere.
 
     Attributes:
@@ -36,7 +38,7 @@ class Blocks:
     [[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]]
     """
 
-    __slots__ = ("axis", "before", "number", "origin", "value")
+    parts = "blocks"
 
     def __init__(
         self,
@@ -65,21 +67,62 @@ class Blocks:
         return -(-self.value.shape[self.axis] // self.number)
 
     @property
-    def num_rows(self) -> int:
+    def num_tangents(self) -> int:
         """How many tangents it stands for, those before included."""
         return self.number + (0 if self.before is None else self.before.shape[0])
 
+    @property
+    def sampled_shape(self) -> tuple[int, ...]:
+        return (self.number, *self.shape)
+
     def fits(self, other: "Blocks") -> bool:
         """Whether the blocks of the two are the same, and they have as many rows before."""
-        return (self.shape, self.axis, self.num_rows, self.number) == (
+        return (self.shape, self.axis, self.num_tangents, self.number) == (
             other.shape,
             other.axis,
-            other.num_rows,
+            other.num_tangents,
             other.number,
         )
 
     def __repr__(self) -> str:
         return f"Blocks({self.dtype}{list(self.shape)}, {self.number} along axis {self.axis})"
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)} in {self.number} blocks"
+
+    def with_origin(self, origin: tuple[str, ...]) -> "Blocks":
+        return Blocks(self.value, self.axis, self.number, self.before, origin)
+
+    def dense(self) -> Array:
+        return write_out(self)
+
+    def add(self, other: StructuredTangent) -> "Blocks | None":
+        assert isinstance(other, Blocks)
+        return add(self, other) if self.fits(other) else None
+
+    def weighted_sum(self, weights: Array, dtype: Any) -> Array:
+        return scaled(self, weights, dtype)
+
+    def inner(self, cotangent: Array) -> Array:
+        return inner(self, cotangent)
+
+    def gram(self, dtype: Any) -> Array:
+        return gram(self, dtype)
+
+    def one(self, k: Array) -> Array:
+        return tangent(self, k)
+
+    def masked(self, mask: Array) -> "Blocks":
+        return Blocks(self.value * mask, self.axis, self.number)
+
+    def after(self, earlier: Array) -> "Blocks":
+        return Blocks(self.value, self.axis, self.number, earlier, self.origin)
+
+    def reason_of_loss(self, primitive: str, others: Sequence[StructuredTangent]) -> str:
+        cuts = {(t.axis, t.number) for t in others if isinstance(t, Blocks)}
+        if cuts - {(self.axis, self.number)}:
+            return "the blocks of its operands are cut along different axes"
+        return f"`{primitive}` does not keep the axis that is cut (axis {self.axis}) apart"
 
 
 def add(x: Blocks, y: Blocks) -> Blocks:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.util.axes import merge_axes
 from fwdgrad.util.sizes import surely_less
 from fwdgrad.util.trees import Array
@@ -46,7 +47,7 @@ class Split(NamedTuple):
     data_fields=("left", "right"),
     meta_fields=("shape", "origin"),
 )
-class Factored:
+class Factored(StructuredTangent):
     """Tangents V = Σ_ρ left_ρ · right_ρ of an array, by factors that broadcast to its shape.
 
     Attributes:
@@ -60,7 +61,7 @@ class Factored:
     [[3.0, 4.0, 5.0], [6.0, 8.0, 10.0]]
     """
 
-    __slots__ = ("left", "origin", "right", "shape")
+    parts = "factors"
 
     def __init__(
         self, left: Array, right: Array, shape: tuple[int, ...], origin: tuple[str, ...] = ()
@@ -73,14 +74,20 @@ class Factored:
         return self.left.dtype
 
     @property
+    def num_tangents(self) -> int:
+        return self.left.shape[0]
+
+    @property
+    def sampled_shape(self) -> tuple[int, ...]:
+        return self.shape  # of one tangent, without `lead`
+
+    @property
     def rank(self) -> int:
         """The number of products that are summed."""
         return self.left.shape[self.left.ndim - len(self.shape) - 1]
 
-    @property
-    def is_consistent(self) -> bool:
-        """Whether the factors, without `lead`, fit each other and the shape."""
-        return (
+    def fault(self) -> str:
+        fits = (
             self.left.dtype == self.right.dtype
             and self.left.ndim == self.right.ndim == 1 + len(self.shape)
             and self.left.shape[0] == self.right.shape[0]
@@ -89,6 +96,13 @@ class Factored:
                 for f in (self.left, self.right)
                 for m, n in zip(f.shape[1:], self.shape, strict=True)
             )
+        )
+        if fits:
+            return ""
+        left, right = (f"{f.dtype}{list(f.shape)}" for f in (self.left, self.right))
+        return (
+            f"factors {left} and {right}; both must have one dtype and the shape (rank, *axes), "
+            f"each axis of the size in {list(self.shape)} or 1"
         )
 
     @property
@@ -99,6 +113,53 @@ class Factored:
 
     def __repr__(self) -> str:
         return f"Factored({self.dtype}{list(self.shape)}, rank {self.rank})"
+
+    def __str__(self) -> str:
+        lead = self.left.shape[: self.left.ndim - len(self.shape) - 1]
+        return f"{self.dtype}{[*lead, *self.shape]} of rank {self.rank}"
+
+    def with_origin(self, origin: tuple[str, ...]) -> "Factored":
+        return Factored(self.left, self.right, self.shape, origin)
+
+    def dense(self) -> Array:
+        return write_out(self)
+
+    def add(self, other: StructuredTangent) -> "Factored | None":
+        assert isinstance(other, Factored)
+        return join(self, other) if self.shape == other.shape else None
+
+    def weighted_sum(self, weights: Array, dtype: Any) -> Array:
+        # One factored tangent of rank K·rank: with few of them no array but the result has its
+        # size, and with an update that reads it right away not even that one.
+        left, right = self.left.astype(dtype), self.right.astype(dtype)
+        left = left * weights.reshape(-1, *(1,) * (left.ndim - 1))
+        merged = [merge_axes(f, 0, 2) for f in (left, right)]
+        return write_out(Factored(merged[0], merged[1], self.shape))
+
+    def inner(self, cotangent: Array) -> Array:
+        # A reduction of products, which XLA does not write out as an array.
+        def product(left: Array, right: Array) -> Array:
+            return jnp.sum(left * right * cotangent)
+
+        return jax.vmap(lambda *factors: jax.vmap(product)(*factors).sum())(self.left, self.right)
+
+    def gram(self, dtype: Any) -> Array:
+        return gram(self, dtype)
+
+    def one(self, k: Array) -> Array:
+        parts = [jnp.take(f, k, 0, mode="clip") for f in (self.left, self.right)]
+        return write_out(Factored(parts[0], parts[1], self.shape))
+
+    def scanned(self) -> list[Array | None]:
+        return [
+            jnp.moveaxis(f, 2, 0) if f.shape[2] == self.shape[0] else None
+            for f in (self.left, self.right)
+        ]
+
+    def slice_of(self, scanned: Sequence[Array | None]) -> "Factored":
+        whole = (self.left, self.right)
+        left, right = (f[:, :, 0] if s is None else s for f, s in zip(whole, scanned, strict=True))
+        return Factored(left, right, self.shape[1:], self.origin)
 
     def map(
         self, fun: Callable[[Array], Array], shape: tuple[int, ...] | None = None
@@ -113,11 +174,6 @@ class Factored:
     ) -> "Factored":
         """The same tangent's successor with other factors."""
         return Factored(left, right, self.shape if shape is None else shape, self.origin)
-
-
-def is_factored(x: Any) -> bool:
-    """Whether x is a factored tangent: what ends a pytree of tangents."""
-    return isinstance(x, Factored)
 
 
 def write_out(tangent: Factored) -> Array:

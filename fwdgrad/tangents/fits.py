@@ -6,15 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.tangents.blocks import Blocks
-from fwdgrad.tangents.factored import Factored
+from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.forms import is_structured
 from fwdgrad.util.trees import Array, PyTree
 
 
 def checked_sample(
     tangents: Any, tangent: PyTree, params: PyTree, number: int | None = None
-) -> list[Array | Factored | Blocks]:
+) -> list[Array | StructuredTangent]:
     """The leaves of the sampled `tangent`; raises ValueError unless they fit those of `params`.
 
     Args:
@@ -36,14 +35,11 @@ def checked_sample(
     ]
     for (path, x), v in zip(jax.tree_util.tree_leaves_with_path(params), leaves, strict=True):
         name = f"params{jax.tree_util.keystr(path)}"
-        if isinstance(v, Factored) and not v.is_consistent:
-            raise ValueError(
-                f"tangents={tangents!r} sampled factors {v.left.dtype}{list(v.left.shape)} and "
-                f"{v.right.dtype}{list(v.right.shape)} for {name}; both must have its dtype "
-                f"{x.dtype} and the shape (rank, *axes), each axis of the size in "
-                f"{list(x.shape)} or 1."
-            )
-        shape = (v.number, *v.shape) if isinstance(v, Blocks) else v.shape
+        shape = v.shape
+        if isinstance(v, StructuredTangent):
+            if fault := v.fault():
+                raise ValueError(f"tangents={tangents!r} sampled for {name} {fault}.")
+            shape = v.sampled_shape
         wanted = x.shape if number is None else (number, *x.shape)
         if (shape, v.dtype) != (wanted, x.dtype):
             raise ValueError(
@@ -99,9 +95,6 @@ def _shapes(tangent: Any) -> Any:
 
 
 def _described(tangent: Any) -> str:
-    if isinstance(tangent, Factored):
-        lead = tangent.left.shape[: tangent.left.ndim - len(tangent.shape) - 1]
-        return f"{tangent.dtype}{[*lead, *tangent.shape]} of rank {tangent.rank}"
-    if isinstance(tangent, Blocks):
-        return f"{tangent.dtype}{list(tangent.shape)} in {tangent.number} blocks"
+    if is_structured(tangent):
+        return str(tangent)
     return f"{tangent.dtype}{list(tangent.shape)}"

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.tangents.blocks import Blocks
+from fwdgrad.tangents.forms import dense, is_structured
 from fwdgrad.tangents.independent import Splits, signs
 from fwdgrad.util.batched_linalg import orthonormal
 from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
@@ -25,10 +26,7 @@ class _Together(ABC):
         """One tangent: the case K = 1, written out."""
         together = self.sample_together(key, params, splits, 1)
 
-        def first(v: Array | Blocks) -> Array:
-            return v.value if isinstance(v, Blocks) else v[0]
-
-        return jax.tree.map(first, together, is_leaf=lambda v: isinstance(v, Blocks))
+        return jax.tree.map(lambda v: dense(v)[0], together, is_leaf=is_structured)
 
     @abstractmethod
     def sample_together(

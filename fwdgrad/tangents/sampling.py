@@ -6,12 +6,11 @@ from typing import Any
 import jax
 
 from fwdgrad.tangents import fits
-from fwdgrad.tangents.blocks import Blocks
-from fwdgrad.tangents.factored import Factored
+from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.independent import Splits, TangentDistribution
 from fwdgrad.util.trees import Array, PyTree
 
-Tangents = list[Array | Factored | Blocks]
+Tangents = list[Array | StructuredTangent]
 
 
 def draws_together(distribution: TangentDistribution) -> bool:

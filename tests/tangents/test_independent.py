@@ -19,8 +19,7 @@ from jax.flatten_util import ravel_pytree
 
 import fwdgrad
 from fwdgrad.tangents import fits
-from fwdgrad.tangents.factored import is_factored
-from fwdgrad.tangents.forms import dense
+from fwdgrad.tangents.forms import dense, is_structured
 from fwdgrad.tangents.sampling import check_tangents
 from tests.sweeps import thorough_but
 
@@ -99,7 +98,7 @@ PARAMS = {"w": jnp.zeros((2, 3)), "b": (jnp.zeros(3), jnp.zeros(()))}  # d = 10
 
 
 def written_out(tangent):
-    return jax.tree.map(dense, tangent, is_leaf=is_factored)
+    return jax.tree.map(dense, tangent, is_leaf=is_structured)
 
 
 def samples(distribution, key, number, params=PARAMS):

@@ -16,23 +16,20 @@ from fwdgrad.propagation.interpreter import Context, Rule, jvp
 from fwdgrad.propagation.rules.contractions import Dot, shares
 from fwdgrad.propagation.rules.cut_axes import KEEPING, axes_after
 from fwdgrad.tangents.blocks import Blocks, by_blocks
-from fwdgrad.tangents.factored import Factored
-from fwdgrad.tangents.forms import Tangent, add, dense
+from fwdgrad.tangents.forms import Tangent, add, dense, is_structured
 from fwdgrad.util.axes import merge_axes
 from fwdgrad.util.jax_internals import bind
 from fwdgrad.util.sharding import has_explicit_axes
 from fwdgrad.util.trees import Array
 
 
-def along_the_axis(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
-) -> Any:
+def along_the_axis(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
     """The rule of an operation that keeps the axis apart, if it does."""
-    cut = {i: t for i, t in enumerate(tangents) if isinstance(t, Blocks)}
+    cut = {i: t for i, t in enumerate(tangents) if is_structured(t)}
     first = next(iter(cut.values()))
     if len(cut) < sum(t is not None for t in tangents) or has_explicit_axes():
         return NotImplemented
-    if len({(t.number, t.num_rows, t.shape[t.axis]) for t in cut.values()}) > 1:
+    if len({(t.number, t.num_tangents, t.shape[t.axis]) for t in cut.values()}) > 1:
         return NotImplemented
     axes = {equation.invars[i]: t.axis for i, t in cut.items()}
     if (after := axes_after(equation, axes, first.number)) is None:
@@ -54,11 +51,9 @@ def along_the_axis(
     ]
 
 
-def _dot_general(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
-) -> Any:
+def _dot_general(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
     sharded = equation.params.get("out_sharding") is not None or has_explicit_axes()
-    if sharded or any(isinstance(t, Factored) for t in tangents):
+    if sharded:
         return NotImplemented
     dot = Dot(equation)
     outputs: list[Any] | None = None
@@ -67,7 +62,7 @@ def _dot_general(
         if v is None:
             continue
         x, other = primals[side], primals[1 - side]
-        rows = v.before if isinstance(v, Blocks) else dense(v)
+        rows = v.before if is_structured(v) else dense(v)
         if rows is None:
             of_rows = None
         elif outputs is None and shares(x, rows, other):
@@ -75,9 +70,7 @@ def _dot_general(
             outputs, of_rows = [both[0]], both[1:]
         else:
             of_rows = dot.with_rows(side, rows, other)
-        total = add(
-            total, _product(dot, side, v, other, of_rows) if isinstance(v, Blocks) else of_rows
-        )
+        total = add(total, _product(dot, side, v, other, of_rows) if is_structured(v) else of_rows)
     return bind(equation, primals) if outputs is None else outputs, [total]
 
 
@@ -102,7 +95,7 @@ def _product(dot: Dot, side: int, v: Blocks, other: Array, before: Array | None)
 
 
 def _conv_general_dilated(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+    context: Context, equation: Any, primals: list[Any], tangents: list[Any]
 ) -> Any:
     """Input channels that are cut take a group for each block; output channels stay so."""
     x, kernel = primals
@@ -113,13 +106,13 @@ def _conv_general_dilated(
     )
     if grouped or has_explicit_axes():
         return NotImplemented
-    if v is None and isinstance(kernel_tangent, Blocks) and kernel_tangent.axis == rhs[0]:
+    if v is None and is_structured(kernel_tangent) and kernel_tangent.axis == rhs[0]:
         if kernel_tangent.before is not None:
             return NotImplemented
         value = bind(equation, [x, kernel_tangent.value])[0]
         kept = Blocks(value, out[1], kernel_tangent.number, origin=kernel_tangent.origin)
         return bind(equation, primals), [kept]
-    if kernel_tangent is not None or not isinstance(v, Blocks) or v.axis != lhs[1]:
+    if kernel_tangent is not None or not is_structured(v) or v.axis != lhs[1]:
         return NotImplemented
     images = by_blocks(v.value, lhs[1], v.number, v.size)
     images = merge_axes(images, lhs[1], lhs[1] + 2)
@@ -140,8 +133,21 @@ def _conv_general_dilated(
     return bind(equation, primals), [rows]
 
 
+def _observed(rule: Rule) -> Rule:
+    """Return the rule; where it applies, the use of its blocks is recorded."""
+
+    def observed(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
+        result = rule(context, equation, primals, tangents)
+        if result is not NotImplemented:
+            for v in filter(is_structured, tangents):
+                context.observe(equation, v)
+        return result
+
+    return observed
+
+
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(KEEPING, along_the_axis),
-    primitives.dot_general_p.name: _dot_general,
-    primitives.conv_general_dilated_p.name: _conv_general_dilated,
+    **dict.fromkeys(KEEPING, _observed(along_the_axis)),
+    primitives.dot_general_p.name: _observed(_dot_general),
+    primitives.conv_general_dilated_p.name: _observed(_conv_general_dilated),
 }

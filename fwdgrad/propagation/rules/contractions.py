@@ -20,7 +20,7 @@ from jax.extend.core import primitives
 
 from fwdgrad.propagation.interpreter import Context, Rule
 from fwdgrad.tangents.factored import Factored
-from fwdgrad.tangents.forms import Tangent, add, dense
+from fwdgrad.tangents.forms import Tangent, add, dense, is_structured
 from fwdgrad.util.axes import merge_axes
 from fwdgrad.util.backend import choices
 from fwdgrad.util.jax_internals import bind
@@ -30,7 +30,7 @@ from fwdgrad.util.trees import Array, accumulation_dtype
 
 
 def _dot_general(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+    context: Context, equation: Any, primals: list[Any], tangents: list[Any]
 ) -> tuple[list[Any], list[Tangent]]:
     if equation.params.get("out_sharding") is not None or has_explicit_axes():
         return NotImplemented
@@ -38,7 +38,7 @@ def _dot_general(
     arrays: list[Array | None] = [None, None]
     terms: list[Tangent] = []
     for side, v in enumerate(tangents):
-        if isinstance(v, Factored):
+        if is_structured(v):
             product = dot.with_factors(side, v, primals[1 - side])
             if product is None:
                 reason = "both factors depend on the contracted axes"
@@ -156,11 +156,11 @@ class Dot:
 
 
 def _conv_general_dilated(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+    context: Context, equation: Any, primals: list[Any], tangents: list[Any]
 ) -> tuple[list[Any], list[Tangent]]:
     x, kernel = primals
     x_tangent, kernel_tangent = tangents
-    if not isinstance(kernel_tangent, Factored) or has_explicit_axes():
+    if not is_structured(kernel_tangent) or has_explicit_axes():
         return NotImplemented
     product: Tangent = _Convolution(equation).with_factors(x, kernel_tangent)
     if product is None:
@@ -297,3 +297,4 @@ RULES: dict[str, Rule] = {
     primitives.dot_general_p.name: _dot_general,
     primitives.conv_general_dilated_p.name: _conv_general_dilated,
 }
+OF_DENSE: dict[str, Rule] = {primitives.dot_general_p.name: _dot_general}

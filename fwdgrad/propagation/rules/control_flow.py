@@ -17,8 +17,7 @@ from jax.extend.core import primitives
 from fwdgrad.propagation.interpreter import Context, Rule, propagate
 from fwdgrad.propagation.jaxprs import carried, reached
 from fwdgrad.propagation.tracing import raise_for_custom_vjp
-from fwdgrad.tangents.blocks import Blocks
-from fwdgrad.tangents.factored import Factored
+from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.forms import Tangent, dense, number_of
 from fwdgrad.util import programs
 from fwdgrad.util.jax_internals import (
@@ -138,25 +137,20 @@ class _Slices:
     """A tangent that is scanned over: its parts that have the scanned axis, and how to rebuild."""
 
     def __init__(self, context: Context, equation: Any, tangent: Tangent):
-        if isinstance(tangent, Blocks):
-            tangent = context.written_out(equation, tangent, "scanned over by a loop")
-        self.tangent = tangent
         self.scanned: Any = None
-        if isinstance(tangent, Factored):
-            factors = (tangent.left, tangent.right)
-            self.scanned = [
-                jnp.moveaxis(f, 2, 0) if f.shape[2] == tangent.shape[0] else None for f in factors
-            ]
-        elif tangent is not None:
-            self.scanned = jnp.moveaxis(tangent, 1, 0)
+        if isinstance(tangent, StructuredTangent):
+            self.scanned = tangent.scanned()
+            if self.scanned is None:
+                tangent = context.written_out(equation, tangent, "scanned over by a loop")
+        if tangent is not None and self.scanned is None:
+            self.scanned = jnp.moveaxis(dense(tangent), 1, 0)
+        self.tangent = tangent
 
     def at(self, scanned: Any) -> Tangent:
         """The tangent of one slice, from `scanned` at it."""
-        if not isinstance(self.tangent, Factored):
-            return scanned
-        whole = (self.tangent.left, self.tangent.right)
-        left, right = (f[:, :, 0] if s is None else s for f, s in zip(whole, scanned, strict=True))
-        return Factored(left, right, self.tangent.shape[1:], self.tangent.origin)
+        if isinstance(self.tangent, StructuredTangent):
+            return self.tangent.slice_of(scanned)
+        return scanned
 
 
 def _carried(

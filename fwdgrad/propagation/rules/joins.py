@@ -11,23 +11,23 @@ from jax.extend.core import primitives
 from fwdgrad.propagation.interpreter import Context, Rule
 from fwdgrad.propagation.rules.structural import padded, sliced
 from fwdgrad.tangents.factored import Factored, stack
-from fwdgrad.tangents.forms import Tangent, add
+from fwdgrad.tangents.forms import Tangent, add, is_structured
 from fwdgrad.util.jax_internals import bind
 from fwdgrad.util.trees import Array
 
 
 def _concatenate(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+    context: Context, equation: Any, primals: list[Any], tangents: list[Any]
 ) -> tuple[list[Any], list[Tangent]]:
     """The sum of the parts, each in its place among zeros: the ranks add up."""
-    parts = [v for v in tangents if isinstance(v, Factored)]
+    parts = [v for v in tangents if is_structured(v)]
     if len(parts) < sum(v is not None for v in tangents):
         return NotImplemented
     total, axis = equation.outvars[0].aval.shape, equation.params["dimension"]
     start = 0
     result: Tangent = None
     for x, v in zip(primals, tangents, strict=True):
-        if isinstance(v, Factored):
+        if is_structured(v):
             config = [(0, 0, 0)] * len(total)
             config[axis] = (start, total[axis] - start - x.shape[axis], 0)
             result = add(result, padded(v, config))
@@ -36,9 +36,9 @@ def _concatenate(
 
 
 def _stack(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+    context: Context, equation: Any, primals: list[Any], tangents: list[Any]
 ) -> tuple[list[Any], list[Tangent]]:
-    parts = [v if isinstance(v, Factored) else None for v in tangents]
+    parts = [v if is_structured(v) else None for v in tangents]
     if any(v is not None and p is None for v, p in zip(tangents, parts, strict=True)):
         return NotImplemented
     shape = equation.outvars[0].aval.shape
@@ -48,15 +48,15 @@ def _stack(
 
 
 def _sum(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+    context: Context, equation: Any, primals: list[Any], tangents: list[Any]
 ) -> tuple[list[Any], list[Tangent]]:
     """A sum or a difference of factored tangents, or of one and a constant."""
     shape = equation.outvars[0].aval.shape
-    parts = [v for v in tangents if isinstance(v, Factored) and v.shape == shape]
+    parts = [v for v in tangents if is_structured(v) and v.shape == shape]
     if len(parts) < sum(v is not None for v in tangents):
         return NotImplemented
     first, second = tangents
-    if equation.primitive is primitives.sub_p and isinstance(second, Factored):
+    if equation.primitive is primitives.sub_p and is_structured(second):
         second = second.replace(-second.left, second.right)
     return _observed(context, equation, parts, bind(equation, primals), add(first, second))
 
@@ -65,7 +65,7 @@ def _observed(
     context: Context, equation: Any, parts: list[Factored], outputs: list[Any], result: Tangent
 ) -> tuple[list[Any], list[Tangent]]:
     for v in parts:
-        if isinstance(result, Factored):
+        if is_structured(result):
             context.observe(equation, v)
         else:
             reason = "the factors of the whole would be no smaller than the array"
@@ -74,10 +74,10 @@ def _observed(
 
 
 def _split(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+    context: Context, equation: Any, primals: list[Any], tangents: list[Any]
 ) -> tuple[list[Any], list[Tangent]]:
     (v,), axis = tangents, equation.params["axis"]
-    if not isinstance(v, Factored):
+    if not is_structured(v):
         return NotImplemented
     results: list[Tangent] = []
     start = 0
@@ -91,10 +91,10 @@ def _split(
 
 
 def _unstack(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+    context: Context, equation: Any, primals: list[Any], tangents: list[Any]
 ) -> tuple[list[Any], list[Tangent]]:
     (v,), axis = tangents, equation.params["axis"]
-    if not isinstance(v, Factored):
+    if not is_structured(v):
         return NotImplemented
     shape = (*v.shape[:axis], *v.shape[axis + 1 :])
 

@@ -7,19 +7,16 @@ import jax.numpy as jnp
 from jax.extend.core import primitives
 
 from fwdgrad.propagation.interpreter import Context, Rule
-from fwdgrad.tangents.factored import Factored
-from fwdgrad.tangents.forms import Tangent
+from fwdgrad.tangents.forms import is_structured
 from fwdgrad.util.jax_internals import bind
 from fwdgrad.util.trees import Array
 
 
-def _reduce_sum(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
-) -> Any:
+def _reduce_sum(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
     """Σ_i a_i c = (Σ_i a_i) c, along axes on which one factor alone depends."""
     (v,) = tangents
     axes = equation.params["axes"]
-    if not isinstance(v, Factored) or equation.params.get("out_sharding") is not None:
+    if not is_structured(v) or equation.params.get("out_sharding") is not None:
         return NotImplemented
     lead = v.left.ndim - len(v.shape)
     own = [(v.left.shape[lead + i] > 1, v.right.shape[lead + i] > 1) for i in axes]
@@ -38,13 +35,13 @@ def _reduce_sum(
     return bind(equation, primals), [result]
 
 
-def _gather(context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]) -> Any:
+def _gather(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
     """Rows that are looked up: of the factor of the rows, while that of the columns stays."""
     v, of_indices = tangents
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     looked_up = numbers.start_index_map
     if (
-        not isinstance(v, Factored)
+        not is_structured(v)
         or 0 in v.shape
         or of_indices is not None
         or numbers.operand_batching_dims

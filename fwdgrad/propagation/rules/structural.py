@@ -13,7 +13,7 @@ from jax.extend.core import primitives
 
 from fwdgrad.propagation.interpreter import Context, Rule
 from fwdgrad.tangents.factored import Factored
-from fwdgrad.tangents.forms import Tangent
+from fwdgrad.tangents.forms import Tangent, is_structured
 from fwdgrad.util.axes import axis_groups
 from fwdgrad.util.jax_internals import bind
 from fwdgrad.util.trees import Array
@@ -26,10 +26,10 @@ def _of_first_operand(transform: Transform) -> Rule:
     """The rule of a primitive that is linear in its first operand, given the others."""
 
     def rule(
-        context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+        context: Context, equation: Any, primals: list[Any], tangents: list[Any]
     ) -> tuple[list[Any], list[Tangent]]:
         tangent = tangents[0]
-        if not isinstance(tangent, Factored) or any(t is not None for t in tangents[1:]):
+        if not is_structured(tangent) or any(t is not None for t in tangents[1:]):
             return NotImplemented
         result = transform(equation.params, tangent, primals[1:])
         if result is None:
@@ -196,35 +196,39 @@ def padded(v: Factored, config: Sequence[tuple[int, int, int]]) -> Factored:
 
 
 def _multiply(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+    context: Context, equation: Any, primals: list[Any], tangents: list[Any]
 ) -> tuple[list[Any], list[Tangent]]:
     """A product with one number, on either side of it."""
     pairs = list(zip(primals, tangents, strict=True))
     for (number, its_tangent), (_, v) in (pairs, pairs[::-1]):
-        if its_tangent is None and isinstance(v, Factored) and jnp.shape(number) == ():
+        if its_tangent is None and is_structured(v) and jnp.shape(number) == ():
             context.observe(equation, v)
             return bind(equation, primals), [v.replace(v.left * number, v.right)]
     return NotImplemented
 
 
 def _barrier(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+    context: Context, equation: Any, primals: list[Any], tangents: list[Any]
 ) -> tuple[list[Any], list[Tangent]]:
     """Values go on as they are, each with the tangent that it has."""
     for v in tangents:
-        if isinstance(v, Factored):
+        if is_structured(v):
             context.observe(equation, v)
     return bind(equation, primals), list(tangents)
 
 
 def _stop_gradient(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+    context: Context, equation: Any, primals: list[Any], tangents: list[Any]
 ) -> tuple[list[Any], list[Tangent]]:
     return bind(equation, primals), [None]
 
 
-RULES: dict[str, Rule] = {
+# These ask for no form, and may be given several.
+OF_ANY_FORM: dict[str, Rule] = {
     primitives.stop_gradient_p.name: _stop_gradient,
+    "optimization_barrier": _barrier,  # not among the public primitives, nor are some below
+}
+RULES: dict[str, Rule] = {
     primitives.transpose_p.name: _of_first_operand(_transpose),
     primitives.broadcast_in_dim_p.name: _of_first_operand(_broadcast),
     primitives.squeeze_p.name: _of_first_operand(_squeeze),
@@ -238,8 +242,7 @@ RULES: dict[str, Rule] = {
     primitives.neg_p.name: _of_first_operand(_negate),
     primitives.div_p.name: _of_first_operand(_divide),
     primitives.pad_p.name: _of_first_operand(_pad),
-    "tile": _of_first_operand(_tile),  # not among the public primitives, nor are the last two
-    "optimization_barrier": _barrier,
+    "tile": _of_first_operand(_tile),
     primitives.mul_p.name: _multiply,
     "pvary": _of_first_operand(_vary),
     "xla_metadata_value": _of_first_operand(_same),
