@@ -11,21 +11,18 @@ from fwdgrad.util.trees import Array
 class Aggregation(Protocol):
     """What `forward_value_and_grad(aggregation=...)` takes."""
 
-    def coefficients(
-        self, derivatives: Array, gram: Callable[[], Array], num_tangents: int
-    ) -> Array:
-        """The coefficients w (k,) of k of the K tangents, those that are pushed forward together.
+    def coefficients(self, derivatives: Array, gram: Callable[[], Array]) -> Array:
+        """The coefficients w (K,) of K tangents that are pushed forward together.
 
         Args:
-          derivatives: d, (k,).
-          gram: makes the matrix of the products ⟨v_k, v_l⟩, (k, k).
-          num_tangents: K.
+          derivatives: d, (K,).
+          gram: makes the matrix of the products ⟨v_k, v_l⟩, (K, K).
         """
         ...
 
     @property
     def needs_all(self) -> bool:
-        """Whether k must be K: the tangents cannot go in chunks."""
+        """Whether all tangents of an estimate must be given: they cannot go in chunks."""
         ...
 
 
@@ -34,16 +31,14 @@ class Mean:
     """The mean of the K estimates, w = d / K: unbiased if the tangents are.
 
     >>> import jax.numpy as jnp
-    >>> Mean().coefficients(jnp.array([2.0, 4.0]), None, 2).tolist()
+    >>> Mean().coefficients(jnp.array([2.0, 4.0]), None).tolist()
     [1.0, 2.0]
     """
 
     needs_all = False
 
-    def coefficients(
-        self, derivatives: Array, gram: Callable[[], Array], num_tangents: int
-    ) -> Array:
-        return derivatives / num_tangents
+    def coefficients(self, derivatives: Array, gram: Callable[[], Array]) -> Array:
+        return derivatives / len(derivatives)
 
 
 @dataclass(frozen=True)
@@ -64,15 +59,13 @@ class Projection:
 
     >>> import jax.numpy as jnp
     >>> v = jnp.array([[1.0, 1.0], [1.0, -2.0]])
-    >>> w = Projection().coefficients(v @ jnp.array([3.0, 4.0]), lambda: v @ v.T, 2)
+    >>> w = Projection().coefficients(v @ jnp.array([3.0, 4.0]), lambda: v @ v.T)
     >>> bool(jnp.allclose(w @ v, jnp.array([3.0, 4.0]), atol=1e-5))
     True
     """
 
     needs_all = True
 
-    def coefficients(
-        self, derivatives: Array, gram: Callable[[], Array], num_tangents: int
-    ) -> Array:
+    def coefficients(self, derivatives: Array, gram: Callable[[], Array]) -> Array:
         # Noise that is masked everywhere leaves rows of zeros, so not the inverse.
         return least_squares(gram(), derivatives)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.estimators.aggregation import Aggregation, Mean
-from fwdgrad.estimators.chunks import keys_of_tangents, sum_over_tangents
+from fwdgrad.estimators.chunks import keys_of_tangents, mean_over_tangents
 from fwdgrad.estimators.value_and_grad import ValueAndGrad
 from fwdgrad.perturbation.control_variates import Guided
 from fwdgrad.perturbation.loss import Loss
@@ -109,18 +109,18 @@ class ForwardGradient(ValueAndGrad):
             keys = keys_of_tangents(jax.random.key(0), self.num_tangents)
             expected = jax.eval_shape(lambda: at.draw(self.tangents, keys))
             at.check_drawn(key.tangents, expected)
-            total = at.estimate(key.tangents, self.num_tangents, self._weigh)
+            total = at.estimate(key.tangents, self._weigh)
         else:
             check_own_keys(key, loss.theta, loss.names)
 
             def estimate(keys: Array) -> Estimate:
-                return at.estimate(at.draw(self.tangents, keys), len(keys), self._weigh)
+                return at.estimate(at.draw(self.tangents, keys), self._weigh)
 
             keys = keys_of_tangents(key, self.num_tangents)
-            total = sum_over_tangents(estimate, keys, self.chunk_size)
+            total = mean_over_tangents(estimate, keys, self.chunk_size)
         grad = [as_gradient(g, x) for g, x in zip(total.grad, loss.theta, strict=True)]
         value = (total.value, total.aux) if self.has_aux else total.value
-        report = ({"clip_rate": total.num_clipped / self.num_tangents},) if self.has_report else ()
+        report = ({"clip_rate": total.clip_rate},) if self.has_report else ()
         gradient = loss.gradient(grad)
         if isinstance(params, Guided):
             leaves, structure = jax.tree.flatten(params.guess)
@@ -138,20 +138,20 @@ class ForwardGradient(ValueAndGrad):
         params, guess = params if isinstance(params, Guided) else (params, None)
         loss = Loss(self.fun, params, args, kwargs, self.has_aux)
         theta, guess = varying_as((loss.theta, guess), like)
-        enter = self.enter_custom_vjp
-        return loss, self.space.at(loss.replace(theta), self.num_tangents, enter, guess)
+        return loss, self.space.at(loss.replace(theta), self.enter_custom_vjp, guess)
 
     def _weigh(
         self, derivatives: Array, gram: Callable[[], Array], size: Any
     ) -> tuple[Array, Array]:
         derivatives = derivatives.astype(accumulation_dtype(derivatives.dtype))
-        num_clipped = jnp.zeros((), jnp.float32)
+        clip_rate = jnp.zeros((), jnp.float32)
         if self.clip is not None:
-            num_clipped = jnp.sum(jnp.abs(derivatives) > self.clip, dtype=jnp.float32)
+            clip_rate = jnp.mean(jnp.abs(derivatives) > self.clip, dtype=jnp.float32)
             derivatives = jnp.clip(derivatives, -self.clip, self.clip)
-        weights = self.aggregation.coefficients(derivatives, gram, self.num_tangents)
+        weights = self.aggregation.coefficients(derivatives, gram)
         if self.shrink:
+            # That of the mean over all chunks.
             error = self.tangents.relative_error(size, self.num_tangents)  # type: ignore[attr-defined]
             error = jnp.asarray(error, weights.dtype)
             weights = weights / (1 + jnp.maximum(error, 0))  # size may be 0: all units are off
-        return weights, num_clipped
+        return weights, clip_rate

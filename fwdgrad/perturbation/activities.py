@@ -93,10 +93,8 @@ class Activities:
     layerwise: bool = False
     exact_last: bool = False
 
-    def at(
-        self, loss: Loss, num_tangents: int, enter_custom_vjp: bool, guess: PyTree = None
-    ) -> "_AtActivities":
-        return _AtActivities(self, loss, num_tangents, enter_custom_vjp, guess)
+    def at(self, loss: Loss, enter_custom_vjp: bool, guess: PyTree = None) -> "_AtActivities":
+        return _AtActivities(self, loss, enter_custom_vjp, guess)
 
 
 class _OfExample(NamedTuple):
@@ -106,7 +104,7 @@ class _OfExample(NamedTuple):
       outputs: of the loss, the loss first.
       cotangents: site -> the estimate of ∂ℓ/∂z, but for noise that is one for all examples.
       weights: for each group those of its tangents, (k,).
-      num_clipped: how many derivatives were clipped, the mean over the groups.
+      clip_rate: the share of the derivatives that was clipped.
       errors: the exact derivatives that guesses are made of, flat.
       residuals: site -> what noise has found besides the guess.
     """
@@ -114,7 +112,7 @@ class _OfExample(NamedTuple):
     outputs: list[Array]
     cotangents: dict[int, Array]
     weights: list[Array]
-    num_clipped: Array
+    clip_rate: Array
     errors: Array
     residuals: dict[int, Array]
 
@@ -124,11 +122,10 @@ class _AtActivities:
         self,
         space: Activities,
         loss: Loss,
-        num_tangents: int,
         enter_custom_vjp: bool,
         guess: PyTree,
     ):
-        self._space, self._num_tangents, self._enter = space, num_tangents, enter_custom_vjp
+        self._space, self._enter = space, enter_custom_vjp
         self._number = number_of_examples(loss.args, loss.kwargs)
         self._leaves = loss.theta
         examples, structure_of_args = jax.tree.flatten(loss.args)
@@ -216,11 +213,11 @@ class _AtActivities:
         sites = [self._loss.sites[i] for i in (*self._own, *self._shared)]
         fits.check_drawn(found, expected, [f"the value at {site.place}" for site in sites])
 
-    def estimate(self, tangents: Tangents, number: int, weigh: Weigh) -> Estimate:
+    def estimate(self, tangents: Tangents, weigh: Weigh) -> Estimate:
         with noting_minibatches_of_one():
-            return self._estimate(tangents, number, weigh)
+            return self._estimate(tangents, weigh)
 
-    def _estimate(self, tangents: Tangents, number: int, weigh: Weigh) -> Estimate:
+    def _estimate(self, tangents: Tangents, weigh: Weigh) -> Estimate:
         loss = self._loss
         own, shared = tangents[: len(self._own)], tangents[len(self._own) :]
         of_shared = dict(zip(self._shared, shared, strict=True))
@@ -229,9 +226,9 @@ class _AtActivities:
 
         def one(example: list[Array], own: list[Any]) -> tuple[_OfExample, list, list]:
             noise = {**dict(zip(self._own, own, strict=True)), **of_shared}
-            pushed = loss.push(self._leaves, example, noise, number, self._enter)
+            pushed = loss.push(self._leaves, example, noise, self._enter)
             read = [[pushed.values[v] for v in of] for of in (varying, fixed)]
-            return self._of_example(pushed, number, weigh), read[0], read[1]
+            return self._of_example(pushed, weigh), read[0], read[1]
 
         each, of_varying, of_fixed = jax.vmap(one, out_axes=(0, 0, None))(self._examples, own)
         cotangents = each.cotangents
@@ -243,13 +240,12 @@ class _AtActivities:
         guess_grad = gradient_of_feedback(each.errors, each.residuals) if self._guess else []
         losses, *aux = each.outputs
         aux = self._flat.restored(aux)
-        return Estimate(losses.mean(), aux, grad, each.num_clipped.mean(), guess_grad)
+        return Estimate(losses.mean(), aux, grad, each.clip_rate.mean(), guess_grad)
 
-    def _of_example(self, pushed: Pushed, number: int, weigh: Weigh) -> _OfExample:
-        share = number / self._num_tangents
-        cotangents = {i: c * share for i, c in pushed.exact.items()}
+    def _of_example(self, pushed: Pushed, weigh: Weigh) -> _OfExample:
+        cotangents = dict(pushed.exact)
         errors, guesses = self._guesses(pushed)
-        of_groups, num_clipped, residuals = [], [jnp.zeros(0, jnp.float32)], {}
+        of_groups, clip_rates, residuals = [], [jnp.zeros(0, jnp.float32)], {}
         for sites, derivatives in zip(self._loss.groups, pushed.derivatives, strict=True):
             put_in = {i: pushed.noise[i] for i in sites}
             guessed = [i for i in sites if i in guesses]
@@ -260,17 +256,17 @@ class _AtActivities:
             products = partial(gram, [*put_in.values()], accumulation_dtype(derivatives.dtype))
             weights, clipped = weigh(derivatives, products, size)
             of_groups.append(weights)
-            num_clipped.append(clipped[None] / len(self._loss.groups))
+            clip_rates.append(clipped[None] / len(self._loss.groups))
             for i in set(sites) & set(self._own):
                 dtype = accumulation_dtype(weights.dtype)
                 cotangents[i] = weighted_sum(put_in[i], weights, dtype)
                 if i in guesses:
                     residuals[i] = cotangents[i]
-                    cotangents[i] = cotangents[i] + share * guesses[i]
+                    cotangents[i] = cotangents[i] + guesses[i]
                 if i in pushed.pull_back:
                     cotangents[i] = pushed.pull_back[i](cotangents[i])
-        total_clipped = jnp.concatenate(num_clipped).sum()
-        return _OfExample(pushed.outputs, cotangents, of_groups, total_clipped, errors, residuals)
+        clip_rate = jnp.concatenate(clip_rates).sum()
+        return _OfExample(pushed.outputs, cotangents, of_groups, clip_rate, errors, residuals)
 
     def _size(self, sites: list[int], masks: dict[int, Array]) -> Any:
         """How many entries of the sites' noise are put in, where that matters."""

@@ -89,21 +89,20 @@ class NoisyLoss:
         leaves: Sequence[Array],
         example: Sequence[Array],
         noise: dict[int, Any],
-        number: int,
         enter_custom_vjp: bool,
     ) -> Pushed:
-        """Pushes `number` tangents of each group forward.
+        """Push the tangents of each group forward, as many of each.
 
         Args:
           leaves: the parameters.
           example: the other inputs.
           noise: for each noisy site, its tangents.
-          number: k, how many.
           enter_custom_vjp: as in `forward_value_and_grad`.
         """
         inputs = dict(zip(self.jaxpr.invars, [*leaves, *example], strict=True))
         values: dict[Any, Any] = {**self._consts, **inputs}
         duals: dict[Any, Tangent] = {}
+        number = max(map(number_of, noise.values()), default=1)
         injection = _Injection(self, self._head, noise, number)
         context = Context(RULES, enter_custom_vjp, injection=injection)
         kept = {*self.read, *self._into_head, *variables(self.jaxpr.outvars)}

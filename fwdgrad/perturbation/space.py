@@ -12,26 +12,26 @@ from fwdgrad.tangents.independent import TangentDistribution
 from fwdgrad.tangents.sampling import Tangents
 from fwdgrad.util.trees import Array, PyTree
 
-# (derivatives (k,), a function that makes the Gram matrix of their tangents, the number of entries
-# of a tangent) -> their weights in the estimate (k,), and how many were clipped.
+# (derivatives (K,), a function that makes the Gram matrix of their tangents, the number of entries
+# of a tangent) -> their weights in the estimate (K,), and the share of them that was clipped.
 Weigh = Callable[[Array, Callable[[], Array], Any], tuple[Array, Array]]
 
 
 class Estimate(NamedTuple):
-    """The loss, and the sum over some of the K tangents.
+    """The loss, and the estimate of its gradient by K tangents.
 
     Attributes:
       value, aux: of the loss.
-      grad: for each leaf of the parameters Σ_k w_k v_k, in accumulation dtypes, and the share of
-        these tangents in what is added to that.
-      num_clipped: how many of the derivatives were clipped, the mean over those for one tangent.
-      guess_grad: for each leaf of the guess, if there is one, the same share of its gradient.
+      grad: for each leaf of the parameters, Σ_k w_k v_k and what is added to that, in accumulation
+        dtypes.
+      clip_rate: the share of the derivatives that was clipped.
+      guess_grad: for each leaf of the guess, if there is one, its gradient.
     """
 
     value: Array
     aux: PyTree
     grad: list[Array]
-    num_clipped: Array
+    clip_rate: Array
     guess_grad: list[Array]
 
 
@@ -50,16 +50,14 @@ class Evaluation(Protocol):
         """Raises ValueError unless `found` are tangents such as `draw` makes, `expected`."""
         ...
 
-    def estimate(self, tangents: Tangents, number: int, weigh: Weigh) -> Estimate:
-        """The estimate by these tangents, `number` of the K."""
+    def estimate(self, tangents: Tangents, weigh: Weigh) -> Estimate:
+        """The estimate by these tangents."""
         ...
 
 
 class Space(Protocol):
     """What `forward_value_and_grad(space=...)` takes."""
 
-    def at(
-        self, loss: Loss, num_tangents: int, enter_custom_vjp: bool, guess: PyTree = None
-    ) -> Evaluation:
-        """The loss at its parameters and arguments; K is `num_tangents`."""
+    def at(self, loss: Loss, enter_custom_vjp: bool, guess: PyTree = None) -> Evaluation:
+        """The loss at its parameters and arguments."""
         ...

@@ -14,7 +14,7 @@ from fwdgrad.perturbation.space import Estimate, Weigh
 from fwdgrad.propagation.pushforward import Pushforward
 from fwdgrad.propagation.record import current_record
 from fwdgrad.tangents import fits
-from fwdgrad.tangents.forms import gram, weighted_sum
+from fwdgrad.tangents.forms import gram, number_of, weighted_sum
 from fwdgrad.tangents.independent import TangentDistribution
 from fwdgrad.tangents.sampling import Tangents, sample_each
 from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
@@ -52,10 +52,8 @@ class Weights:
     layerwise: bool = False
     exact_last: bool = False
 
-    def at(
-        self, loss: Loss, num_tangents: int, enter_custom_vjp: bool, guess: PyTree = None
-    ) -> "_AtWeights":
-        return _AtWeights(self, loss, num_tangents, enter_custom_vjp, guess)
+    def at(self, loss: Loss, enter_custom_vjp: bool, guess: PyTree = None) -> "_AtWeights":
+        return _AtWeights(self, loss, enter_custom_vjp, guess)
 
 
 class _AtWeights:
@@ -67,10 +65,8 @@ class _AtWeights:
       pushforward: of the loss, along tangents of `theta`.
     """
 
-    def __init__(
-        self, space: Weights, loss: Loss, num_tangents: int, enter_custom_vjp: bool, guess: PyTree
-    ):
-        self._num_tangents, self._enter = num_tangents, enter_custom_vjp
+    def __init__(self, space: Weights, loss: Loss, enter_custom_vjp: bool, guess: PyTree):
+        self._enter = enter_custom_vjp
         self._layers: Layers | None = None
         if space.layerwise or space.exact_last:
             choice = "layerwise" if space.layerwise else "exact_last"
@@ -126,76 +122,73 @@ class _AtWeights:
     def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
         fits.check_drawn(found, expected, self.pushforward.names)
 
-    def estimate(self, tangents: Tangents, number: int, weigh: Weigh) -> Estimate:
-        share = number / self._num_tangents
+    def estimate(self, tangents: Tangents, weigh: Weigh) -> Estimate:
         if not tangents:
-            value, _, aux = self._push({}, number)
-            return Estimate(value, aux, self._with_exact([], share), jnp.zeros(()), [])
+            value, _, aux = self._push({})
+            return Estimate(value, aux, self._with_exact([]), jnp.zeros(()), [])
         grad: dict[int, Array] = {}
         guess_grad: dict[int, Array] = {}
         clipped = []
         for group in self._groups:
-            of_group = self._estimate(group, {i: tangents[i] for i in group}, number, weigh)
+            of_group = self._estimate(group, {i: tangents[i] for i in group}, weigh)
             grad.update(zip(group, of_group.grad, strict=True))
             guess_grad.update(zip(group, of_group.guess_grad, strict=False))
-            clipped.append(of_group.num_clipped)
+            clipped.append(of_group.clip_rate)
         return Estimate(
             of_group.value,
             of_group.aux,
-            self._with_exact([grad[i] for i in range(len(grad))], share),
+            self._with_exact([grad[i] for i in range(len(grad))]),
             jnp.stack(clipped).mean(),
             [guess_grad[i] for i in range(len(guess_grad))],
         )
 
-    def _push(self, tangents: dict[int, Any], number: int) -> tuple[Array, Array, PyTree]:
+    def _push(self, tangents: dict[int, Any]) -> tuple[Array, Array, PyTree]:
         """The pushforward along tangents of some of the leaves."""
         of_all = [tangents.get(i) for i in range(len(self.leaves))]
+        number = max(map(number_of, tangents.values()), default=1)
         return self.pushforward(of_all, num_tangents=number, enter_custom_vjp=self._enter)
 
-    def _estimate(
-        self, group: list[int], tangents: dict[int, Any], number: int, weigh: Weigh
-    ) -> Estimate:
+    def _estimate(self, group: list[int], tangents: dict[int, Any], weigh: Weigh) -> Estimate:
         """That of the leaves in a group, along tangents of these alone."""
-        value, derivatives, aux = self._push(tangents, number)
-        share = number / self._num_tangents
+        value, derivatives, aux = self._push(tangents)
         dtype = accumulation_dtype(value.dtype)
         dtypes = [accumulation_dtype(self.leaves[i].dtype) for i in group]
         size = sum(self.leaves[i].size for i in group)
         along_each = list(tangents.values())
 
         def weighed(derivatives: Array, matrix: Callable[[], Array]) -> tuple[Array, list, Array]:
-            weights, num_clipped = weigh(derivatives, matrix, size)
+            weights, clip_rate = weigh(derivatives, matrix, size)
             grad = [weighted_sum(v, weights, t) for v, t in zip(along_each, dtypes, strict=True)]
-            return weights, grad, num_clipped
+            return weights, grad, clip_rate
 
         if self._guess is None:
-            _, grad, num_clipped = weighed(derivatives, lambda: gram(along_each, dtype))
-            return Estimate(value, aux, grad, num_clipped, [])
+            _, grad, clip_rate = weighed(derivatives, lambda: gram(along_each, dtype))
+            return Estimate(value, aux, grad, clip_rate, [])
         guess = [self._guess[i] for i in group]
         direction = unit(guess)
         # Rounded in half precision û is not quite of length 1, so its square goes along.
         length = square(direction).astype(dtype)
         length = jnp.where(length > 0, length, 1)
-        _, (slope,), _ = self._push({i: u[None] for i, u in zip(group, direction, strict=True)}, 1)
+        _, (slope,), _ = self._push({i: u[None] for i, u in zip(group, direction, strict=True)})
         slope = slope.astype(dtype) / length
         products = along(along_each, direction).astype(dtype)  # ⟨û, v_k⟩
-        weights, grad, num_clipped = weighed(
+        weights, grad, clip_rate = weighed(
             derivatives.astype(dtype) - slope * products,
             lambda: gram(along_each, dtype) - jnp.outer(products, products) / length,
         )
-        length = share * slope - jnp.dot(weights, products) / length
+        length = slope - jnp.dot(weights, products) / length
         grad = [
             g + length.astype(g.dtype) * u.astype(g.dtype)
             for g, u in zip(grad, direction, strict=True)
         ]
-        guess_grad = [share * u.astype(g.dtype) - g for u, g in zip(guess, grad, strict=True)]
-        return Estimate(value, aux, grad, num_clipped, guess_grad)
+        guess_grad = [u.astype(g.dtype) - g for u, g in zip(guess, grad, strict=True)]
+        return Estimate(value, aux, grad, clip_rate, guess_grad)
 
-    def _with_exact(self, grad: list[Array], share: float) -> list[Array]:
-        """The gradients by all leaves: those by `theta`, and this share of the exact ones."""
+    def _with_exact(self, grad: list[Array]) -> list[Array]:
+        """The gradients by all leaves: those by `theta`, and the exact ones."""
         if self._layers is None or not any(self._is_exact):
             return grad
         if (record := current_record()) is not None:
             record.exact.update(dict.fromkeys(self.exact))
         exact = [g.astype(accumulation_dtype(g.dtype)) for g in self._layers.gradient_of_last()]
-        return self._merged(grad, [share * g for g in exact])
+        return self._merged(grad, exact)

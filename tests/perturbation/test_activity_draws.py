@@ -95,7 +95,7 @@ def test_blocks_are_a_form_and_nothing_else(name, space, key):
     """The same noise written out gives the same estimate."""
     loss, params, args = images() if name == "images" else LOSSES[name]()
     for number in (2, 3):
-        at = SPACES[space].at(Loss(loss, params, args, {}, False), number, True)
+        at = SPACES[space].at(Loss(loss, params, args, {}, False), True)
         drawn = at.draw(fwdgrad.BlockSparse(), jax.random.split(key, number))
 
         def weigh(derivatives, gram, size, number=number):
@@ -108,7 +108,7 @@ def test_blocks_are_a_form_and_nothing_else(name, space, key):
         @jax.jit
         def both(drawn, at=at, number=number, weigh=weigh):
             forms = drawn, [written(v) for v in drawn]
-            return [at.estimate(form, number, weigh).grad for form in forms]
+            return [at.estimate(form, weigh).grad for form in forms]
 
         blocks, out = both(drawn)
         jax.tree.map(
