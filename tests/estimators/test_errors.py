@@ -226,7 +226,8 @@ def test_factors_that_do_not_fit(key):
         def sample(self, key, params, splits):
             return fwdgrad.Factored(jnp.ones((1, 3, 1)), jnp.ones((1, 1, 5)), (3, 4))
 
-    message = r"float32\[1, 3, 1\] and float32\[1, 1, 5\] for params; both must have.*\[3, 4\] or 1"
+    factors = r"float32\[1, 3, 1\] and float32\[1, 1, 5\]"
+    message = rf"for params factors {factors}; both must have.*\[3, 4\] or 1"
     with pytest.raises(ValueError, match=message):
         fwdgrad.forward_value_and_grad(loss, tangents=Wrong())(key, jnp.ones((3, 4)))
 

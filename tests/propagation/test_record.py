@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 
 import fwdgrad
+from fwdgrad.perturbation.space import Estimate
 
 X = jnp.ones((5, 20))
 W, U = jnp.ones((20, 30)), jnp.ones((30, 30))
