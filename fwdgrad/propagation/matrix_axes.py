@@ -4,7 +4,8 @@ A low-rank tangent of a weight saves work only if one factor has the axes that t
 product contracts and the other those it keeps: for x W with W (in, out) that is in | out, for
 W x with W (out, in) out | in, for a kernel output channels | everything else. The shape does
 not tell: (3, 3, 64, 64) and (64, 64, 3, 3) are kernels of two conventions. So this follows
-every parameter through the loss's jaxpr to the products it takes part in.
+every parameter through the loss's jaxpr to the products it takes part in. A table whose rows are
+looked up is the matrix of a product with one-hot rows: rows | columns.
 """
 
 import math
@@ -219,6 +220,13 @@ def _split(equation: Any, side: int, of: Of) -> Split | None:
         if depthwise or equation.params["batch_group_count"] > 1:
             return None
         return _parted([of[i] for i in (inputs, *spatial)], [of[outputs]])
+    if equation.primitive is primitives.gather_p and side == 0:
+        numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+        shape, looked_up = equation.invars[0].aval.shape, numbers.start_index_map
+        kept = [i for i in range(len(of)) if i not in looked_up]
+        if numbers.operand_batching_dims or any(sizes[i] != shape[i] for i in kept):
+            return None
+        return _parted([of[i] for i in looked_up], [of[i] for i in kept])
     return None
 
 

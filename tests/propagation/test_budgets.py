@@ -170,8 +170,7 @@ SOME = ("relu", "gelu, exact", "mish")
 def rows_of(form, layer):
     """How many tangents an activation may push: one where they are blocks of its features."""
     at_activities = 0 if "activities" not in form else 3  # the values, and where noise has effect
-    # Attention mixes the features, and an embedding is cut along its rows, of which there are more.
-    ends_before = layer == "attention" or (layer == "embedding" and form == "blocks")
+    ends_before = layer == "attention"  # which mixes the features
     return at_activities + (1 if "blocks" in form and not ends_before else NUMBER)
 
 

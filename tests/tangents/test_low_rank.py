@@ -15,6 +15,7 @@ from fwdgrad.tangents.factored import Factored, Split, write_out
 from fwdgrad.tangents.forms import dense, weighted_sum
 from tests.estimators.test_forward import Given
 from tests.examples import examples
+from tests.oracle import normal
 from tests.sweeps import thorough_but
 
 
@@ -158,13 +159,58 @@ def test_which_leaves_are_factored_and_along_which_axes(key):
     ranks = {leaf.name[8:-2]: leaf.rank for leaf in explanation.leaves}
     sizes = {leaf.name[8:-2]: leaf.size for leaf in explanation.leaves}
     assert ranks == {
-        "out in": 1, "kernel": 1, "stack": 1, "heads": 1,
-        "embedding": None, "bias": None, "narrow": None,
+        "out in": 1, "kernel": 1, "stack": 1, "heads": 1, "embedding": 1,
+        "bias": None, "narrow": None,
     }  # fmt: skip
     assert sizes["kernel"] == 3 * 3 * 16 + 24
     assert sizes["stack"] == 4 * (24 + 20)  # a batch of matrices: factors for each
     assert sizes["heads"] == 20 + 4 * 10
+    assert sizes["embedding"] == 50 + 30  # rows that are looked up, as a product with one-hot rows
     assert all(leaf.lost == () for leaf in explanation.leaves)
+
+
+TOKENS = jnp.array([[3, 1, 4], [1, 5, 9]])
+
+
+def lookup(table, body):
+    hidden = jnp.tanh(table[TOKENS] @ body)
+    return jnp.mean(hidden**2)
+
+
+def tied(table, body):
+    """The table is looked up, and is the last layer, too."""
+    hidden = jnp.tanh(table[TOKENS] @ body)
+    scores = jax.nn.log_softmax(hidden @ table.T)
+    return -jnp.mean(jnp.take_along_axis(scores, TOKENS[..., None], -1))
+
+
+def last_only(table, body):
+    return lookup(jnp.take(table, jnp.arange(12), axis=0, mode="clip"), body)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("loss", [lookup, tied, last_only])
+def test_embeddings_keep_their_factors(loss, number, key):
+    """Rows of a table are looked up in one factor; nothing has the size of the table."""
+    params = {"table": normal(0, (64, 16)), "body": normal(1, (16, 16))}
+
+    def of_params(p):
+        return loss(p["table"], p["body"])
+
+    options = {"tangents": fwdgrad.LowRank(), "num_tangents": number}
+    estimate = fwdgrad.forward_value_and_grad(of_params, **options)
+    drawn = estimate.draw(key, params)
+    value, grad = jax.jit(estimate)(drawn, params)
+    rows = [dense(v) for v in drawn.tangents]
+    directions = [dict(zip(sorted(params), v, strict=True)) for v in zip(*rows, strict=True)]
+    slopes = [jax.jvp(of_params, (params,), (v,)) for v in directions]
+    np.testing.assert_allclose(value, slopes[0][0], rtol=1e-6)
+    for name, g in grad.items():
+        terms = [d * v[name] for (_, d), v in zip(slopes, directions, strict=True)]
+        np.testing.assert_allclose(g, sum(terms) / number, rtol=2e-4, atol=1e-6)
+    leaves = {leaf.name: leaf for leaf in fwdgrad.explain(of_params, params, **options).leaves}
+    table = leaves["params['table']"]
+    assert table.rank == 1 and any("gather" in use for use in table.used) and not table.lost
 
 
 def test_a_distribution_of_the_users_own_factors(key):
