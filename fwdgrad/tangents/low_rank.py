@@ -43,9 +43,9 @@ class LowRank:
     fly where the estimate is read; more are one matrix product, an array of the weight's size.
 
     Which leaves are matrices, and along which axes, is read off the loss (`fwdgrad.explain`
-    shows it): operands of matrix products, batches of them, and kernels of convolutions. Any
-    other leaf (biases, scales, embeddings) and one whose factors would be no smaller gets a dense
-    tangent of the same entries.
+    shows it): operands of matrix products, batches of them, kernels of convolutions, and tables
+    whose rows are looked up. Any other leaf (biases, scales) and one whose factors would be no
+    smaller gets a dense tangent of the same entries.
 
     In half precision r^(−½) is rounded: at rank 3 E[v²] is 1.003 in bfloat16, and exactly one at
     ranks 1, 4, 16 and in float32 to its rounding.
