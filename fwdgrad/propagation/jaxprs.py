@@ -37,13 +37,24 @@ def variables(atoms: Sequence[Any]) -> list[Any]:
     return [v for v in atoms if not isinstance(v, jex_core.Literal)]
 
 
-def evaluate(equations: Sequence[Equation], values: dict[Any, Any]) -> None:
-    """Evaluates equations, adding what they compute to `values`, by variable."""
-    for equation in equations:
+def evaluate(
+    equations: Sequence[Equation], values: dict[Any, Any], kept: Sequence[Any] | None = None
+) -> None:
+    """Evaluate equations, adding what they compute to `values`, by variable.
+
+    If `kept` is given, every other value is dropped when it has been read for the last time.
+    """
+    last = {v: i for i, e in enumerate(equations) for v in (*e.outvars, *variables(e.invars))}
+    for i, equation in enumerate(equations):
         operands = [_value_of(atom, values) for atom in equation.invars]
         with context_of(equation):
             made = evaluate_equation(equation, operands)
             values.update(zip(equation.outvars, made, strict=True))
+        if kept is not None:
+            del operands, made
+            for v in (*variables(equation.invars), *equation.outvars):
+                if last[v] == i and v not in kept:
+                    values.pop(v, None)
 
 
 def evaluated_by_equations(fun: Callable[..., Any], *args: Any) -> Any:
@@ -67,7 +78,7 @@ def evaluated_by_equations(fun: Callable[..., Any], *args: Any) -> Any:
         return fun(*args)
     values = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
     values.update(zip(traced.jaxpr.invars, jax.tree.leaves(args), strict=True))
-    evaluate(traced.jaxpr.eqns, values)
+    evaluate(traced.jaxpr.eqns, values, kept=variables(traced.jaxpr.outvars))
     outputs = [_value_of(atom, values) for atom in traced.jaxpr.outvars]
     return jax.tree.unflatten(jax.tree.structure(shapes), map(jnp.asarray, outputs))
 

@@ -108,3 +108,18 @@ def test_axes_of_symbolic_size():
     assert axis_groups((B, 6), (B, 2, 3)) == [([0], [0]), ([1], [1, 2])]
     # Either of the two may be the larger.
     assert axis_groups((B, N), (N, B)) == [([0, 1], [0, 1])]
+
+
+def test_a_sum_over_any_number_of_examples(key):
+    """Pooled before the loss: along the axis of unknown size one factor alone depends."""
+
+    def pooled(w, x):
+        return jnp.sum(jnp.sin((x @ w).sum(0)))
+
+    (n,) = jax.export.symbolic_shape("n")
+    estimate = jax.jit(fwdgrad.forward_value_and_grad(pooled, tangents=fwdgrad.LowRank()))
+    w, x = jnp.full((20, 12), 0.1), jnp.ones((3, 20))
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((20, 12), (n, 20))]
+    exported = jax.export.export(estimate)(jax.eval_shape(lambda: key), *shapes)
+    found, expected = exported.call(key, w, x), estimate(key, w, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fwdgrad
+from fwdgrad.propagation.jaxprs import evaluate
 from fwdgrad.util import programs
 from tests.oracle import normal
 
@@ -210,3 +211,18 @@ def test_without_jit_python_runs_each_turn():
     with jax.disable_jit():
         programs.map_over(lambda x: turns.append(x) or x, jnp.arange(3))
     assert [int(x) for x in turns] == [0, 1, 2]
+
+
+def test_values_are_dropped_when_they_were_read_for_the_last_time():
+    """Else reverse mode outside of `jit` would keep all residuals to the end of a call."""
+
+    def chain(x):
+        for _ in range(5):
+            x = jnp.tanh(x)
+        return x
+
+    jaxpr = jax.make_jaxpr(chain)(1.0).jaxpr
+    values = {jaxpr.invars[0]: jnp.float32(0.5)}
+    evaluate(jaxpr.eqns, values, kept=jaxpr.outvars)
+    assert list(values) == jaxpr.outvars
+    np.testing.assert_allclose(values[jaxpr.outvars[0]], chain(0.5), rtol=1e-6)

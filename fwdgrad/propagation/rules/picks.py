@@ -19,7 +19,8 @@ def _reduce_sum(context: Context, equation: Any, primals: list[Any], tangents: l
     if not is_structured(v) or equation.params.get("out_sharding") is not None:
         return NotImplemented
     lead = v.left.ndim - len(v.shape)
-    own = [(v.left.shape[lead + i] > 1, v.right.shape[lead + i] > 1) for i in axes]
+    # Of a symbolic size it is told whether it is 1, and not whether it is more.
+    own = [(v.left.shape[lead + i] != 1, v.right.shape[lead + i] != 1) for i in axes]
     if any(left and right for left, right in own) or 0 in v.shape:
         return NotImplemented
     # Along an axis on which neither depends the sum is of equal numbers: it is left to the left.
@@ -51,7 +52,7 @@ def _gather(context: Context, equation: Any, primals: list[Any], tangents: list[
     lead = v.left.ndim - len(v.shape)
 
     def moves(f: Array) -> bool:
-        return any(f.shape[lead + i] > 1 for i in looked_up)
+        return any(f.shape[lead + i] != 1 for i in looked_up)
 
     left, right = v.left, v.right
     if not moves(left) and moves(right):
