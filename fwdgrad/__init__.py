@@ -24,6 +24,7 @@ from fwdgrad.perturbation.activities import Activities
 from fwdgrad.perturbation.control_variates import Guided
 from fwdgrad.perturbation.weights import Weights
 from fwdgrad.propagation.rules.registry import register_rule
+from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.factored import Factored, Split
 from fwdgrad.tangents.independent import Normal, Rademacher, Sphere, TangentDistribution
@@ -50,6 +51,7 @@ __all__ = [
     "Rademacher",
     "Sphere",
     "Split",
+    "StructuredTangent",
     "TangentDistribution",
     "Weights",
     "apply_chain",

@@ -22,7 +22,7 @@ class Aggregation(Protocol):
 
     @property
     def needs_all(self) -> bool:
-        """Whether all tangents of an estimate must be given: they cannot go in chunks."""
+        """True if `coefficients` needs all tangents of an estimate: then none go in chunks."""
         ...
 
 

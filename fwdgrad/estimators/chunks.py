@@ -42,6 +42,6 @@ def mean_over_tangents(
 
 
 def _part(estimate: Estimate, share: float) -> dict[str, Any]:
-    """This share of what is averaged over chunks."""
+    """Return the fields that are averaged over chunks, each times `share`."""
     averaged = {name: getattr(estimate, name) for name in ("grad", "clip_rate", "guess_grad")}
     return jax.tree.map(lambda x: share * x, averaged)

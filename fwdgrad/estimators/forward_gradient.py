@@ -150,7 +150,7 @@ class ForwardGradient(ValueAndGrad):
             derivatives = jnp.clip(derivatives, -self.clip, self.clip)
         weights = self.aggregation.coefficients(derivatives, gram)
         if self.shrink:
-            # That of the mean over all chunks.
+            # The error of the mean over all K tangents, also where they go in chunks.
             error = self.tangents.relative_error(size, self.num_tangents)  # type: ignore[attr-defined]
             error = jnp.asarray(error, weights.dtype)
             weights = weights / (1 + jnp.maximum(error, 0))  # size may be 0: all units are off

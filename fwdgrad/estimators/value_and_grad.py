@@ -1,7 +1,6 @@
 """The callable object that every estimator is, with the call of `jax.value_and_grad` plus a key."""
 
 import dataclasses
-import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -53,14 +52,18 @@ class ValueAndGrad(ABC):
     def __reduce__(self) -> Any:
         # Made anew from its options: a signature may hold annotations that cannot be pickled.
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return functools.partial(type(self), **options), ()
+        return _make, (type(self), options)
+
+
+def _make(kind: type[ValueAndGrad], options: dict[str, Any]) -> ValueAndGrad:
+    return kind(**options)
 
 
 def _signature(fun: Callable[..., Any]) -> inspect.Signature | None:
     """(key, params, /, whatever comes after the first argument of fun), if that is known."""
     try:
         given = list(inspect.signature(fun).parameters.values())
-    except (TypeError, ValueError):  # a function of C, for one
+    except Exception:  # of a function of C, or of a property that the object has of its own
         return None
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if given and given[0].kind in positional:

@@ -74,7 +74,9 @@ def along(tangents: list[Any], cotangents: list[Array]) -> Array:
     dtype = accumulation_dtype(*(c.dtype for c in cotangents))
     products = []
     for v, c in zip(tangents, cotangents, strict=True):
-        wide = jax.tree.map(lambda x, to=c.dtype: x.astype(to), v)
+        wide = jax.tree.map(
+            lambda x, to=c.dtype: x.astype(to) if jnp.issubdtype(x.dtype, jnp.inexact) else x, v
+        )
         products.append(inner(wide, c).astype(dtype))
     return sum(products[1:], products[0])
 

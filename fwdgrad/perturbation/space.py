@@ -1,4 +1,4 @@
-"""Where tangents live: at the parameters, or at what the layers compute.
+"""The protocol of a space: tangents of the parameters, or noise at pre-activations.
 
 A space evaluates a loss along K tangents and makes the estimate of them; how many there are, from
 which distribution, and how their derivatives become one estimate is none of its business.

@@ -1,14 +1,13 @@
 """Structured dual propagation: a function together with its tangents, in their cheapest form.
 
 The interpreter walks a jaxpr and carries, next to each primal value, its K tangents as `None`,
-an array, `Factored` or `Blocks` (`fwdgrad.tangents.forms`). For an equation y = f(x) it evaluates
+an array, or a `StructuredTangent` (`fwdgrad.tangents.forms`). For an equation y = f(x) it evaluates
 
     y = f(x)        ẏ = (∂f/∂x) ẋ
 
  1. by `f` alone, where every ẋ is zero;
- 2. by a rule, where the structure of ẋ makes ẏ cheaper (`contractions`, `layouts`, `joins`,
-    `block_rules`)
-    or where f is control flow or a call that is entered (`control_flow`);
+ 2. by a rule (`fwdgrad.propagation.rules`), where the structure of ẋ makes ẏ cheaper, or where f is
+    control flow or a call that is entered;
  3. else by `jax.jvp` of the one equation, with ẋ written out.
 
 Noise may be put in on the way (`Injection`): then values have tangents of their own, and K may grow
@@ -39,7 +38,7 @@ from fwdgrad.propagation.record import Record, current_record, described, reason
 from fwdgrad.propagation.tracing import derivative_of_kernel, raise_for_custom_vjp
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.forms import Tangent, dense, number_of
-from fwdgrad.util.jax_internals import bind, function_name, is_kernel
+from fwdgrad.util.jax_internals import bind, function_name, is_kernel, name_of
 from fwdgrad.util.programs import evaluate_equation, has_loops, map_over, run
 from fwdgrad.util.trees import Array
 
@@ -77,17 +76,23 @@ class Context:
     """What holds for a whole propagation.
 
     Attributes:
-      rules: by the name of a primitive, its rules (`fwdgrad.propagation.rules.registry`).
+      rules: of each primitive (`fwdgrad.propagation.rules.registry`), by the name of one of JAX,
+        and by the object of any other.
       enter_custom_vjp: whether to differentiate what a `custom_vjp` function computes; if not,
         a tangent that reaches one is an error.
       injection: what puts tangents in on the way, if anything does.
       record: of the equations that read a structured tangent of a parameter, if one is kept.
     """
 
-    rules: Mapping[str, Any]
+    rules: Mapping[Any, Any]
     enter_custom_vjp: bool = True
     injection: Injection | None = None
     record: Record | None = field(default_factory=current_record)
+
+    def rule_of(self, equation: Any) -> Any:
+        """Return the rules of a primitive of the user's own, or of one of JAX; None if none."""
+        own = self.rules.get(equation.primitive)
+        return self.rules.get(name_of(equation)) if own is None else own
 
     def observe(self, equation: Any, tangent: StructuredTangent) -> None:
         """Record that an equation used or kept the structure, if the tangent is a parameter's."""
@@ -193,7 +198,7 @@ def _evaluate(
 ) -> tuple[list[Any], Sequence[Tangent]]:
     if all(t is None for t in tangents):
         return evaluate_equation(equation, primals), [None] * len(equation.outvars)
-    rule = context.rules.get(equation.primitive.name)
+    rule = context.rule_of(equation)
     if rule is not None:
         result = rule(context, equation, primals, tangents)
         if result is not NotImplemented:
@@ -247,7 +252,7 @@ def _reason(context: Context, equation: Any, tangents: Sequence[Tangent], lost: 
     """Return why no rule could keep the structure of a tangent, if a record wants to know."""
     if context.record is None or not isinstance(lost, StructuredTangent):
         return ""
-    rule = context.rules.get(equation.primitive.name)
+    rule = context.rule_of(equation)
     has_rule = rule is not None and type(lost) in rule.forms
     return reason_of_loss(equation, tangents, lost, has_rule=has_rule)
 

@@ -11,6 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import primitives
 
+from fwdgrad.util.jax_internals import name_of
+
 _LINEAR_IN_FIRST = {
     p.name
     for p in (
@@ -42,7 +44,7 @@ def linear_operands(equation: Any, has_data: Sequence[bool | None]) -> list[int]
       equation: of a jaxpr without calls.
       has_data: of each operand None, if it is not linear in parameters, or whether data is in it.
     """
-    name = equation.primitive.name
+    name = name_of(equation)
     given = {i: x for i, x in enumerate(has_data) if x is not None}
     if not given:
         return []

@@ -18,7 +18,7 @@ from jax.extend.core import primitives
 from fwdgrad.propagation.jaxprs import context_of, is_inexact, place
 from fwdgrad.tangents.factored import Split
 from fwdgrad.util.axes import axis_groups
-from fwdgrad.util.jax_internals import branches_of, called, scan_parts, while_parts
+from fwdgrad.util.jax_internals import branches_of, called, name_of, scan_parts, while_parts
 
 
 class Use(NamedTuple):
@@ -122,11 +122,11 @@ def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]
         lost(operands[n:m])
         lost(_walk(scan.body.jaxpr, [*operands[:n], *carried, *slices], record))
         return nothing
-    if primitive.name == "split":
+    if name_of(equation) == "split":
         return [operands[0] for _ in equation.outvars]
-    if primitive.name == "optimization_barrier":
+    if name_of(equation) == "optimization_barrier":
         return operands
-    if primitive.name == "unstack":
+    if name_of(equation) == "unstack":
         at = equation.params["axis"]
         part = [axes._replace(of=(*axes.of[:at], *axes.of[at + 1 :])) for axes in operands[0]]
         return [part for _ in equation.outvars]
@@ -148,12 +148,12 @@ def _rearranged(equation: Any, operands: list[Known]) -> Known:
     joined = [axes for known in operands for axes in known]
     if primitive is primitives.concatenate_p:
         return joined
-    if primitive.name == "stack":
+    if name_of(equation) == "stack":
         at = equation.params["axis"]
         return [axes._replace(of=(*axes.of[:at], frozenset(), *axes.of[at:])) for axes in joined]
     if primitive in (primitives.add_p, primitives.sub_p) and all(operands):
         return joined
-    if primitive in _UNCHANGED or primitive.name in _UNCHANGED_BY_NAME:
+    if primitive in _UNCHANGED or name_of(equation) in _UNCHANGED_BY_NAME:
         return operands[0]
     if primitive in _REARRANGED:
         moved = _REARRANGED[primitive]

@@ -12,8 +12,7 @@ from fwdgrad.propagation.jaxprs import uses_references
 from fwdgrad.propagation.matrix_axes import Use, choose_split, find_uses
 from fwdgrad.propagation.record import current_record
 from fwdgrad.propagation.rules.registry import RULES
-from fwdgrad.tangents.blocks import Blocks
-from fwdgrad.tangents.factored import Factored, Split
+from fwdgrad.tangents.factored import Split
 from fwdgrad.tangents.forms import Tangent, dense, with_origin
 from fwdgrad.util.trees import Array, Flat, PyTree
 
@@ -69,7 +68,7 @@ class Pushforward:
 
     def __call__(
         self,
-        tangents: Sequence[Array | Factored | Blocks | None],
+        tangents: Sequence[Tangent],
         *,
         num_tangents: int = 1,
         enter_custom_vjp: bool = True,
@@ -98,7 +97,7 @@ class Pushforward:
         return value, dense(derivative), self._flat.restored(leaves_of_aux)
 
     def _as_a_whole(
-        self, tangents: Sequence[Array | Factored | Blocks | None], num_tangents: int
+        self, tangents: Sequence[Tangent], num_tangents: int
     ) -> tuple[list[Any], list[Tangent]]:
         if (record := current_record()) is not None:
             record.why_whole = self.why_whole

@@ -55,7 +55,10 @@ class StructuredTangent(ABC):
 
     @property
     def sampled_shape(self) -> tuple[int, ...]:
-        """The shape that a distribution's sample stands for."""
+        """The shape for which the result of a distribution's `sample_together` stands.
+
+        A form that comes from `sample`, one tangent, returns `shape` here, as `Factored` does.
+        """
         return (self.num_tangents, *self.shape)
 
     def fault(self) -> str:
@@ -102,8 +105,11 @@ class StructuredTangent(ABC):
         return None
 
     def slice_of(self, scanned: Sequence[Array | None]) -> "StructuredTangent":
-        """Return the tangents of one slice along the first axis, from `scanned` at it."""
-        raise NotImplementedError
+        """Return the tangents of one slice along the first axis, from `scanned` at it.
+
+        It is called where `scanned` is not None, so a form that has the one has the other.
+        """
+        raise TypeError(f"{type(self).__name__} has `scanned` and no `slice_of`")
 
     def reason_of_loss(self, primitive: str, others: "Sequence[StructuredTangent]") -> str:
         """Return why a rule for a primitive did not keep this form beside others of it, or ''."""

@@ -171,7 +171,12 @@ def inner(v: Blocks, cotangent: Array) -> Array:
     of_blocks = _sum_of_each(products, v.axis)
     if v.before is None:
         return of_blocks
-    return jnp.concatenate([jnp.tensordot(v.before, cotangent, cotangent.ndim), of_blocks])
+    return jnp.concatenate(
+        [
+            jnp.tensordot(v.before, cotangent, cotangent.ndim, precision=jax.lax.Precision.HIGHEST),
+            of_blocks,
+        ]
+    )
 
 
 def gram(v: Blocks, dtype: Any) -> Array:

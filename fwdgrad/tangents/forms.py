@@ -5,9 +5,11 @@ To a primal of shape s belong K tangents, pushed forward together, in the cheape
     None                 all K are zero
     an array             dense, of shape (K, *s)
     a StructuredTangent  `Factored`: low rank, a sum of products of two factors;
-                         `Blocks`: disjoint supports, the k-th is zero but on one block of an axis
+                         `Blocks`: disjoint supports, the k-th is zero but on one block of an axis;
+                         or a form of the user's own
 
-Distributions sample one of the last two, and the rules of propagation keep it as long as it pays.
+Distributions sample arrays or structured tangents, and the rules of propagation keep the structure
+as long as it pays.
 """
 
 from collections.abc import Sequence

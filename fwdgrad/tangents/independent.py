@@ -55,7 +55,7 @@ class TangentDistribution(Protocol):
 
         Returns:
           A pytree like `params`: the same structure, and each leaf's shape and dtype. A leaf is
-          an array or `fwdgrad.Factored`.
+          an array, `fwdgrad.Factored`, or another `fwdgrad.StructuredTangent`.
 
         A distribution may have a second method, `sample_together(key, params, splits, K)`, that
         draws K tangents which depend on each other, with E[(1/K) Σ_k v_k v_kᵀ] = I. Each leaf then

@@ -219,6 +219,40 @@ def entered_jaxprs(equation: Equation) -> Sequence[Any]:
     return () if body is None else (body.jaxpr,)
 
 
+def name_of(equation: Equation) -> str:
+    """Return the name of an equation's primitive if it is one of JAX, and '' otherwise.
+
+    A primitive of somebody else may have a name that one of JAX has.
+    """
+    primitive = equation.primitive
+    return primitive.name if is_of_jax(primitive) else ""
+
+
+def is_of_jax(primitive: Any) -> bool:
+    """Whether a primitive is the one that JAX publishes under its name, or has a name of none.
+
+    Primitives of JAX that are not public are known by their names alone.
+    """
+    published = _PUBLISHED.get(primitive.name)
+    return published is None or any(primitive is known for known in published)
+
+
+def is_published(name: str) -> bool:
+    """Whether JAX publishes a primitive of this name."""
+    return name in _PUBLISHED
+
+
+def _published() -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for name in dir(primitives):
+        if isinstance(primitive := getattr(primitives, name), jex_core.Primitive):
+            found.setdefault(primitive.name, []).append(primitive)
+    return found
+
+
+_PUBLISHED = _published()
+
+
 def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
     """Evaluate one equation at `values`; return a list, also of a single output."""
     params = equation.primitive.get_bind_params(equation.params)

@@ -1,8 +1,6 @@
 """The estimators: exact oracles first, then properties, then statistics."""
 
-import inspect
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -366,36 +364,3 @@ def test_a_step_leaves_counters_at_their_value(make, jit, key):
         optax.apply_updates(params, jax.tree.map(lambda g: -0.1 * g, grad)),
     ):
         assert (after["count"], after["seen"], after["on"]) == (100, 7, True)
-
-
-@pytest.mark.parametrize("make", VALUE_AND_GRADS)
-def test_static_arguments_are_found_by_name(make, key):
-    def loss(params, x, train=False, *, scale=1.0):
-        """Has words of its own."""
-        return jnp.sum((params * x) ** 2) * scale if train else jnp.sum(params)
-
-    value_and_grad = make(loss)
-    assert str(inspect.signature(value_and_grad)) == (
-        "(key, params, /, x, train=False, *, scale=1.0)"
-    )
-    assert value_and_grad.__name__ == "loss" and "words of its own" in value_and_grad.__doc__
-    compiled = jax.jit(value_and_grad, static_argnames="train")
-    w = jnp.ones(2)
-    for arguments, options in [((w, True), {}), ((w,), {"train": True}), ((w, False), {})]:
-        found, _ = compiled(key, w, *arguments, **options)
-        np.testing.assert_allclose(found, loss(w, *arguments, **options), rtol=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("fun", "signature"),
-    [
-        (lambda w: w.sum(), "(key, params, /)"),
-        (lambda *args: args[0].sum(), "(key, params, /, *args)"),
-        (lambda w, *, key: w.sum(), "(key_, params, /, *, key)"),
-        (partial(lambda w, x: w.sum(), x=1.0), "(key, params, /, *, x=1.0)"),
-        (jax.jit(lambda w, y: w.sum()), "(key, params, /, y)"),
-    ],
-)
-def test_signatures(fun, signature):
-    for make in VALUE_AND_GRADS:
-        assert str(inspect.signature(make(fun))) == signature

@@ -2,9 +2,11 @@
 
 import copy
 import dataclasses
+import inspect
 import pickle
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import pytest
 
 import fwdgrad
 from fwdgrad.estimators.value_and_grad import ValueAndGrad
+from tests.estimators.test_forward import VALUE_AND_GRADS
 
 
 def squares(params, x, *, scale=1.0):
@@ -93,3 +96,53 @@ def test_another_process_reads_it(tmp_path):
         )
     assert result.stdout.startswith("3.0 ForwardGradient(fun=<function loss at ")
     assert "tangents=Normal(), num_tangents=1, space=Weights(" in result.stdout
+
+
+class Scaled:
+    """A loss with state of its own."""
+
+    def __init__(self):
+        self.scale = np.ones(1)
+
+    def __call__(self, w):
+        return self.scale[0] * jnp.sum(w)
+
+
+def test_a_deep_copy_shares_no_state(key):
+    estimator = fwdgrad.forward_value_and_grad(Scaled())
+    found = copy.deepcopy(estimator)
+    estimator.fun.scale[0] = 5.0
+    assert found(key, jnp.ones(2))[0] == 2.0 and estimator(key, jnp.ones(2))[0] == 10.0
+
+
+@pytest.mark.parametrize("make", VALUE_AND_GRADS)
+def test_static_arguments_are_found_by_name(make, key):
+    def loss(params, x, train=False, *, scale=1.0):
+        """Has words of its own."""
+        return jnp.sum((params * x) ** 2) * scale if train else jnp.sum(params)
+
+    value_and_grad = make(loss)
+    assert str(inspect.signature(value_and_grad)) == (
+        "(key, params, /, x, train=False, *, scale=1.0)"
+    )
+    assert value_and_grad.__name__ == "loss" and "words of its own" in value_and_grad.__doc__
+    compiled = jax.jit(value_and_grad, static_argnames="train")
+    w = jnp.ones(2)
+    for arguments, options in [((w, True), {}), ((w,), {"train": True}), ((w, False), {})]:
+        found, _ = compiled(key, w, *arguments, **options)
+        np.testing.assert_allclose(found, loss(w, *arguments, **options), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("fun", "signature"),
+    [
+        (lambda w: w.sum(), "(key, params, /)"),
+        (lambda *args: args[0].sum(), "(key, params, /, *args)"),
+        (lambda w, *, key: w.sum(), "(key_, params, /, *, key)"),
+        (partial(lambda w, x: w.sum(), x=1.0), "(key, params, /, *, x=1.0)"),
+        (jax.jit(lambda w, y: w.sum()), "(key, params, /, y)"),
+    ],
+)
+def test_signatures(fun, signature):
+    for make in VALUE_AND_GRADS:
+        assert str(inspect.signature(make(fun))) == signature

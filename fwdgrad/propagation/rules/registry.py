@@ -1,6 +1,6 @@
 """All rules of propagation: for each primitive one for each form of tangent that it can keep."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,13 +20,15 @@ from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.factored import Factored
 from fwdgrad.tangents.forms import is_structured, number_of
+from fwdgrad.util.jax_internals import is_of_jax, is_published
 
 
 class RulesOfPrimitive:
     """The rules of one primitive. A rule is given structured tangents of its own form alone.
 
-    Where all structured operands are of one form, its rule is asked first. Where they are mixed,
-    those of the form that comes last are kept, and the others are materialised.
+    Where all structured operands are of one form, its rule is asked first. Where forms are mixed,
+    the tangents of one are kept, of that whose rule stands last in `by_form`, and the others are
+    materialised.
 
     Attributes:
       by_form: form -> its rule; `StructuredTangent` stands for any mixture, None for dense ones.
@@ -43,9 +45,6 @@ class RulesOfPrimitive:
     def __call__(
         self, context: Context, equation: Any, primals: list[Any], tangents: list[Any]
     ) -> Any:
-        of_any = self.by_form.get(StructuredTangent)
-        if of_any is not None:
-            return of_any(context, equation, primals, tangents)
         present = {type(t) for t in tangents if is_structured(t)}
         kept = [form for form in self.by_form if form in present]
         if len(present) == 1 and kept:
@@ -53,6 +52,9 @@ class RulesOfPrimitive:
             if result is not NotImplemented:
                 return result
             kept = []
+        of_any = self.by_form.get(StructuredTangent)
+        if of_any is not None:
+            return of_any(context, equation, primals, tangents)
         # Mixed forms keep the last one; otherwise a rule for dense tangents may be left.
         rule = self.by_form.get(kept[-1] if kept else None)
         if rule is None:
@@ -89,7 +91,8 @@ def _gathered() -> dict[str, RulesOfPrimitive]:
     }
 
 
-RULES: dict[str, RulesOfPrimitive] = _gathered()
+# By the name of a primitive of JAX, and by the object of any other.
+RULES: dict[Any, RulesOfPrimitive] = dict(_gathered())
 
 
 def register_rule(
@@ -97,28 +100,35 @@ def register_rule(
     rule: Rule,
     *,
     form: type[StructuredTangent] = Factored,
-) -> None:
-    """Give a primitive a rule that keeps a form of tangents, in the place of any that it has.
+) -> Callable[[], None]:
+    """Give a primitive a rule that keeps a form of tangents; it is asked before any other.
 
     Without a rule a tangent that meets the primitive is materialised, and goes through `jax.jvp`.
     The rule is called as
 
         rule(context, equation, primals, tangents) -> (outputs, tangents of the outputs)
 
-    where some tangent is not zero. `primals` are the values of the operands; a tangent is None for
-    zero, an array (K, *shape), or an instance of `form`, never of another. `outputs` are the values
-    of the primitive, `equation.primitive.bind(*primals, **equation.params)`, as a list, and their
-    tangents come in any of these forms. `NotImplemented` leaves the case to `jax.jvp`.
+    where some operand has a tangent of `form`. `primals` are the values of the operands; a tangent
+    is None for zero, an array (K, *shape), or an instance of `form`, never of another form.
+    `outputs` are the values of the primitive, `equation.primitive.bind(*primals,
+    **equation.params)`, as a list, and their tangents come in any of these forms. `NotImplemented`
+    leaves the case to the rule that the primitive had before, or to `jax.jvp`.
+
+    The rule holds for all estimators of the process. A function that `jax.jit` has compiled keeps
+    the rules with which it was traced.
 
     Args:
-      primitive: a primitive of JAX or of your own, or its name.
+      primitive: a primitive of JAX or of your own; or the name of one of JAX.
       rule: the function.
       form: the class of tangents that the rule keeps.
 
+    Returns:
+      A function that takes the rule away again.
+
     Raises:
       TypeError: an argument is of a wrong kind.
-      ValueError: while it is used, the rule returns another number of outputs, or a tangent of
-        another shape.
+      ValueError: no primitive of JAX has the name; or, while the rule is used, it returns another
+        number of outputs, or an array or a tangent of another shape or dtype.
 
     >>> import jax, jax.numpy as jnp
     >>> from jax.interpreters import ad
@@ -127,20 +137,25 @@ def register_rule(
     >>> _ = scale.def_impl(lambda x: 2 * x), scale.def_abstract_eval(lambda x: x)
     >>> ad.deflinear2(scale, lambda ct, x: [2 * ct])
     >>> def keep_factors(context, equation, primals, tangents):
-    ...     (v,) = tangents
-    ...     if not isinstance(v, fwdgrad.Factored):
-    ...         return NotImplemented
+    ...     (v,) = tangents  # with one operand it is of the form
     ...     return [equation.primitive.bind(*primals)], [v.replace(2 * v.left, v.right)]
-    >>> fwdgrad.register_rule(scale, keep_factors)
+    >>> undo = fwdgrad.register_rule(scale, keep_factors)
     >>> def loss(w, x):
     ...     return jnp.sum(scale.bind(x @ w))
     >>> value_and_grad = fwdgrad.forward_value_and_grad(loss, tangents=fwdgrad.LowRank())
     >>> value_and_grad(jax.random.key(0), jnp.ones((3, 2)), jnp.ones((4, 3)))[0].item()
     48.0
+    >>> undo()
     """
-    name = primitive if isinstance(primitive, str) else getattr(primitive, "name", None)
-    if not isinstance(name, str):
-        raise TypeError(f"primitive must be a primitive of JAX or its name; found {primitive!r}.")
+    if not isinstance(primitive, (str, jex_core.Primitive)):
+        raise TypeError(
+            f"primitive must be a primitive, or the name of one of JAX; found {primitive!r}."
+        )
+    if isinstance(primitive, str) and not (primitive in RULES or is_published(primitive)):
+        raise ValueError(
+            f"primitive must be the name of one of JAX; found {primitive!r}, which is not known "
+            "here. Give the primitive itself."
+        )
     if not callable(rule):
         raise TypeError(
             "rule must be a function rule(context, equation, primals, tangents); found "
@@ -151,16 +166,33 @@ def register_rule(
             "form must be a class of structured tangents, such as fwdgrad.Factored; found "
             f"{form!r}."
         )
-    RULES.setdefault(name, RulesOfPrimitive({})).by_form[form] = _checked(name, rule)
+    key = primitive
+    if isinstance(primitive, jex_core.Primitive) and is_of_jax(primitive):
+        key = primitive.name
+    before = RULES.get(key, RulesOfPrimitive({}))
+    name = primitive if isinstance(primitive, str) else primitive.name
+    added = _checked(name, rule, before.by_form.get(form))
+    # A new object: an evaluation that goes on meanwhile keeps the one that it has.
+    RULES[key] = RulesOfPrimitive({**before.by_form, form: added})
+
+    def undo() -> None:
+        if before.by_form:
+            RULES[key] = before
+        else:
+            RULES.pop(key, None)
+
+    return undo
 
 
-def _checked(name: str, rule: Rule) -> Rule:
-    """Return the rule of a user, with its results checked."""
+def _checked(name: str, rule: Rule, before: Rule | None) -> Rule:
+    """Return the rule of a user, with its results checked, and the one before it after it."""
 
     def checked(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
         result = rule(context, equation, primals, tangents)
         if result is NotImplemented:
-            return result
+            if before is None:
+                return NotImplemented
+            return before(context, equation, primals, tangents)
         number = next(number_of(t) for t in tangents if t is not None)
         try:
             outputs, pushed = (list(part) for part in result)
@@ -169,23 +201,30 @@ def _checked(name: str, rule: Rule) -> Rule:
                 f"the rule that was registered for {name} must return a pair of lists, the outputs "
                 f"and their tangents; found {type(result).__name__}."
             ) from None
-        _check("outputs", name, outputs, [v.aval.shape for v in equation.outvars])
-        _check("tangents", name, pushed, [(number, *v.aval.shape) for v in equation.outvars])
+        types = [(v.aval.shape, v.aval.dtype) for v in equation.outvars]
+        _check("outputs", name, outputs, types)
+        _check("tangents", name, pushed, [((number, *shape), dtype) for shape, dtype in types])
         return outputs, pushed
 
     return checked
 
 
-def _check(kind: str, name: str, found: Sequence[Any], expected: Sequence[tuple[int, ...]]) -> None:
-    shapes = [
-        (number_of(x), *x.shape) if is_structured(x) else None if x is None else jnp.shape(x)
-        for x in found
-    ]
-    fits = len(shapes) == len(expected) and all(
-        s == e or (s is None and kind == "tangents") for s, e in zip(shapes, expected, strict=True)
+def _check(kind: str, name: str, found: Sequence[Any], expected: Sequence[Any]) -> None:
+    """Raise unless the shapes and dtypes are those expected; a tangent may be None."""
+    types = [None if x is None else (_shape(x), jnp.result_type(x.dtype)) for x in found]
+    fits = len(types) == len(expected) and all(
+        t == e or (t is None and kind == "tangents") for t, e in zip(types, expected, strict=True)
     )
     if not fits:
         raise ValueError(
-            f"the rule that was registered for {name} returned {kind} of shapes {shapes}; they "
-            f"must be {list(expected)}."
+            f"the rule that was registered for {name} returned {kind} {_listed(types)}; they must "
+            f"be {_listed(expected)}."
         )
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return (number_of(x), *x.shape) if is_structured(x) else jnp.shape(x)
+
+
+def _listed(types: Sequence[Any]) -> str:
+    return ", ".join("None" if t is None else f"{t[1]}{list(t[0])}" for t in types) or "none"
