@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 from experiments import style, tables
 from fwdgrad import apply_chain, pull_back, push_forward
 from fwdgrad.problems.symbolic import count_operations, expressions, symbolic_jacobian
-from fwdgrad.util.jax_internals import called
+from fwdgrad.util.jax_internals import called_jaxpr
 from fwdgrad.util.trees import Array
 
 NAME = "expression_swell"
@@ -66,7 +66,7 @@ def _program(mode: Any) -> int:
 
 def _operations(jaxpr: Any) -> int:
     """The number of operations of a jaxpr on single numbers, those of what it calls included."""
-    bodies = [called(e) for e in jaxpr.eqns]
+    bodies = [called_jaxpr(e) for e in jaxpr.eqns]
     return sum(
         e.outvars[0].aval.size if body is None else _operations(body.jaxpr)
         for e, body in zip(jaxpr.eqns, bodies, strict=True)

@@ -25,12 +25,12 @@ from fwdgrad.propagation.jaxprs import (
 )
 from fwdgrad.util.jax_internals import (
     bind,
-    branches_of,
-    called,
+    called_jaxpr,
+    cond_branches,
     custom_jvp_body,
     function_name,
-    is_by_platform,
     is_custom_vjp,
+    is_platform_dependent,
     scan_parts,
     while_parts,
 )
@@ -135,7 +135,7 @@ class _Walk:
         if inner is not None and custom_jvp_body(equation) is None:  # there the rule decides
             if is_custom_vjp(equation):
                 self._meet(equation, operands, active)
-            body = called(equation)
+            body = called_jaxpr(equation)
             if body is not None:
                 return self.through(body, operands, active)
             pushed = self._control_flow(equation, inner, operands, active) or pushed
@@ -146,9 +146,9 @@ class _Walk:
     ) -> list[bool] | None:
         """Walk through the branches, or through the first turn of a loop."""
         primitive = equation.primitive
-        if primitive is primitives.cond_p and not is_by_platform(equation):
+        if primitive is primitives.cond_p and not is_platform_dependent(equation):
             index = None if operands is None else int(np.clip(operands[0], 0, None))
-            for i, branch in enumerate(branches_of(equation)):
+            for i, branch in enumerate(cond_branches(equation)):
                 taken = operands is not None and i == index
                 self.through(branch, operands[1:] if taken and operands else None, active[1:])
         elif primitive is primitives.scan_p:

@@ -23,7 +23,7 @@ from fwdgrad.propagation.pushforward import Pushforward
 from fwdgrad.propagation.record import Record, recording
 from fwdgrad.tangents.independent import TangentDistribution
 from fwdgrad.tangents.low_rank import LowRank
-from fwdgrad.util.trees import Array, PyTree, is_differentiable, take_out
+from fwdgrad.util.trees import Array, PyTree, extract_leaves, is_differentiable
 
 
 def explain(
@@ -113,14 +113,14 @@ class _Call:
     """
 
     def __init__(self, params: PyTree, args: tuple[Any, ...]):
-        self.params, self._params_around = take_out(params, _is_parameter)
-        self.arrays, self._args_around = take_out(args, _is_array)
+        self.params, self._params_around = extract_leaves(params, _is_parameter)
+        self.arrays, self._args_around = extract_leaves(args, _is_array)
         both = (*self.params, *self.arrays, *self._params_around.others)
         self.is_concrete = not any(map(_is_abstract, both))
 
-    def filled(self, params: Sequence[Any], arrays: Sequence[Any]) -> tuple[Any, ...]:
+    def rebuild(self, params: Sequence[Any], arrays: Sequence[Any]) -> tuple[Any, ...]:
         """Return params and args with these arrays in their places."""
-        return (self._params_around.filled(params), *self._args_around.filled(arrays))
+        return (self._params_around.rebuild(params), *self._args_around.rebuild(arrays))
 
     def evaluated_abstractly(self, function: Callable[..., Any]) -> Any:
         """Return `jax.eval_shape` of function(params, *args); what has values keeps them."""
@@ -131,7 +131,7 @@ class _Call:
             given = iter(values)
             filled = [next(given) if _is_abstract(x) else x for x in leaves]
             n = len(self.params)
-            return function(*self.filled(filled[:n], filled[n:]))
+            return function(*self.rebuild(filled[:n], filled[n:]))
 
         return jax.eval_shape(of_abstract, *abstract)
 
@@ -229,7 +229,7 @@ def _examples(loss_at: Callable[..., Loss], call: _Call) -> str:
     """Return whether each example has a loss of its own, as `Activities` asks."""
     if not call.is_concrete:
         return "whether each example has a loss of its own is told by values: give arrays"
-    return str(compare_examples(loss_at(*call.filled(call.params, call.arrays))))
+    return str(compare_examples(loss_at(*call.rebuild(call.params, call.arrays))))
 
 
 def _custom_rules(loss_at: Callable[..., Loss], call: _Call) -> tuple[CustomRule, ...]:
@@ -244,7 +244,7 @@ def _custom_rules(loss_at: Callable[..., Loss], call: _Call) -> tuple[CustomRule
             found.extend(entered_custom_rules(jaxpr, values))
 
     if call.is_concrete:
-        walk(*call.filled(call.params, call.arrays))
+        walk(*call.rebuild(call.params, call.arrays))
     else:
         call.evaluated_abstractly(walk)
     return tuple(found)
@@ -252,7 +252,7 @@ def _custom_rules(loss_at: Callable[..., Loss], call: _Call) -> tuple[CustomRule
 
 def _nonfinite(loss_at: Callable[..., Loss], call: _Call, record: Record) -> str:
     """Return where tangents become NaN or infinite: in each example alone, at activities."""
-    loss = loss_at(*call.filled(call.params, call.arrays))
+    loss = loss_at(*call.rebuild(call.params, call.arrays))
     if record.why_whole:
         return f"cannot be told, since {record.why_whole}"
     if record.sites is None:
@@ -281,8 +281,8 @@ def _reason(tangents: TangentDistribution, uses: list[Any]) -> str:
 
 def _cost(value_and_grad: Callable[..., Any], call: _Call, may_fail: bool = False) -> Cost | None:
     def step(key: Array, theta: list[Array], arrays: list[Array]) -> list[Array]:
-        _, grad = value_and_grad(key, *call.filled(theta, arrays))
-        of_leaves, _ = take_out(grad, is_differentiable)
+        _, grad = value_and_grad(key, *call.rebuild(theta, arrays))
+        of_leaves, _ = extract_leaves(grad, is_differentiable)
         return [p - 1e-3 * g for p, g in zip(theta, of_leaves, strict=True)]
 
     try:

@@ -20,9 +20,9 @@ from fwdgrad.propagation.record import described
 from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.forms import Tangent, dense
 from fwdgrad.util.jax_internals import (
-    branches_of,
-    called,
-    is_by_platform,
+    called_jaxpr,
+    cond_branches,
+    is_platform_dependent,
     scan_parts,
     while_parts,
 )
@@ -107,10 +107,10 @@ class _Search:
     def _inside(self, equation: Any, operands: Sequence[Any]) -> tuple[str, ...]:
         """Return the places inside of a call, a branch or a loop, if there are any."""
         primals, tangents = [x for x, _ in operands], [t for _, t in operands]
-        if (body := called(equation)) is not None:
+        if (body := called_jaxpr(equation)) is not None:
             return _places(self.through(body, primals, tangents))
-        if equation.primitive is primitives.cond_p and not is_by_platform(equation):
-            branches = branches_of(equation)
+        if equation.primitive is primitives.cond_p and not is_platform_dependent(equation):
+            branches = cond_branches(equation)
             taken = branches[int(np.clip(primals[0], 0, len(branches) - 1))]
             return _places(self.through(taken, primals[1:], tangents[1:]))
         if equation.primitive is primitives.scan_p:

@@ -10,7 +10,7 @@ from fwdgrad.estimators.value_and_grad import ValueAndGrad
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.propagation.jaxprs import evaluated_by_equations
 from fwdgrad.util import validation
-from fwdgrad.util.trees import Array, Flat, PyTree
+from fwdgrad.util.trees import Array, FlatAux, PyTree
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class ReverseGradient(ValueAndGrad):
     def __call__(self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         del key
         loss = Loss(self.fun, params, args, kwargs, self.has_aux)
-        flat = Flat(loss.at)
+        flat = FlatAux(loss.at)
         at = jax.checkpoint(flat) if self.checkpoint else flat
 
         def value_and_rest(theta: list[Array]) -> tuple[Array, list[Array]]:
@@ -38,7 +38,7 @@ class ReverseGradient(ValueAndGrad):
         (value, leaves_of_aux), grad = evaluated_by_equations(
             jax.value_and_grad(value_and_rest, has_aux=True), loss.theta
         )
-        aux = flat.restored(leaves_of_aux)
+        aux = flat.restore_aux(leaves_of_aux)
         report: tuple[dict, ...] = ({},) if self.has_report else ()
         return (value, aux) if self.has_aux else value, loss.gradient(grad), *report
 

@@ -14,9 +14,9 @@ from fwdgrad.perturbation.control_variates import Guided
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.perturbation.space import Estimate, Space
 from fwdgrad.tangents.independent import TangentDistribution
-from fwdgrad.tangents.sampling import Tangents, check_tangents, draws_together
+from fwdgrad.tangents.sampling import Tangents, check_tangents, samples_jointly
 from fwdgrad.util import validation
-from fwdgrad.util.sharding import as_gradient, check_own_keys, varying_as
+from fwdgrad.util.sharding import as_gradient, check_keys_per_device, varying_as
 from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
 
 
@@ -61,9 +61,9 @@ class ForwardGradient(ValueAndGrad):
             validation.check_has(
                 "tangents", self.tangents, ["relative_error"], "fwdgrad.Rademacher()"
             )
-        if self._in_chunks and (draws_together(self.tangents) or aggregation.needs_all):
+        if self._in_chunks and (samples_jointly(self.tangents) or aggregation.needs_all):
             needed = f"{aggregation=!r}"
-            if draws_together(self.tangents):
+            if samples_jointly(self.tangents):
                 needed = f"tangents={self.tangents!r}"
             raise ValueError(
                 f"chunk_size must be at least num_tangents={self.num_tangents}, or None: {needed} "
@@ -92,7 +92,7 @@ class ForwardGradient(ValueAndGrad):
             )
         validation.check_key(key)
         loss, at = self._evaluation(params, args, kwargs, key)
-        check_own_keys(key, loss.theta, loss.names)
+        check_keys_per_device(key, loss.theta, loss.names)
         return Drawn(at.draw(self.tangents, keys_of_tangents(key, self.num_tangents)))
 
     def guide(self, params: PyTree, /, *args: Any, **kwargs: Any) -> Guided:
@@ -111,7 +111,7 @@ class ForwardGradient(ValueAndGrad):
             at.check_drawn(key.tangents, expected)
             total = at.estimate(key.tangents, self._weigh)
         else:
-            check_own_keys(key, loss.theta, loss.names)
+            check_keys_per_device(key, loss.theta, loss.names)
 
             def estimate(keys: Array) -> Estimate:
                 return at.estimate(at.draw(self.tangents, keys), self._weigh)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.forms import dense, weighted_sum
 from fwdgrad.tangents.independent import Splits, TangentDistribution
-from fwdgrad.tangents.sampling import Tangents, draws_together, sample_each
+from fwdgrad.tangents.sampling import Tangents, sample_tangents, samples_jointly
 from fwdgrad.util.programs import scan
 from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
 
@@ -62,11 +62,11 @@ def make_mutations(
     dtypes = [accumulation_dtype(x.dtype) for x in leaves]
 
     def draw(keys: Array) -> Tangents:
-        return sample_each(distribution, keys, params, splits)
+        return sample_tangents(distribution, keys, params, splits)
 
     entries = len(keys) * sum(x.size for x in jax.tree.leaves(jax.eval_shape(draw, keys[:1])))
     most = max(_MOST_KEPT, _LARGEST_SHARE * sum(x.size for x in leaves))
-    if draws_together(distribution) or entries <= most:
+    if samples_jointly(distribution) or entries <= most:
         return _Kept(draw(keys), len(keys), dtypes)
     return _DrawnAgain(draw, keys, dtypes)
 
@@ -86,7 +86,7 @@ class _Kept:
 
     def _tangent(self, k: Array) -> list[Array]:
         return [
-            v.one(k) if isinstance(v, StructuredTangent) else jnp.take(v, k, 0, mode="clip")
+            v.take(k) if isinstance(v, StructuredTangent) else jnp.take(v, k, 0, mode="clip")
             for v in self._drawn
         ]
 

@@ -20,7 +20,7 @@ from fwdgrad.tangents.independent import Rademacher, TangentDistribution
 from fwdgrad.tangents.low_rank import LowRank
 from fwdgrad.tangents.sampling import check_tangents
 from fwdgrad.util import validation
-from fwdgrad.util.sharding import as_gradient, check_own_keys, varying_as
+from fwdgrad.util.sharding import as_gradient, check_keys_per_device, varying_as
 from fwdgrad.util.trees import Array, PyTree
 
 
@@ -47,11 +47,11 @@ class _FromValues(ValueAndGrad):
     def __call__(self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         validation.check_key(key)
         loss = Loss(self.fun, params, args, kwargs, has_aux=None)
-        check_own_keys(key, loss.theta, loss.names)
+        check_keys_per_device(key, loss.theta, loss.names)
         leaves = varying_as(loss.theta, key)
         splits = Pushforward(loss.at, leaves, loss.names).splits
         keys = jax.random.split(key, self.num_tangents)
-        mutations = make_mutations(self.tangents, keys, leaves, loss.frame.alone(leaves), splits)
+        mutations = make_mutations(self.tangents, keys, leaves, loss.frame.subtree(leaves), splits)
         h = _moving(self.step, leaves)
 
         def value(mutation: list[Array], sign: Array) -> Array:

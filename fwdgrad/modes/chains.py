@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.util.trees import Layer, PyTree, is_differentiable, take_out
+from fwdgrad.util.trees import Layer, PyTree, extract_leaves, is_differentiable
 
 
 def apply_chain(layers: Sequence[Layer], x: PyTree) -> Any:
@@ -172,7 +172,7 @@ def at_weights(layers: Sequence[Layer], x: PyTree, index: int) -> tuple[list[Lay
         raise IndexError(f"index is {index}, but there are {len(layers)} layers.")
     index %= len(layers)
     held = chain_values(layers, x)[index]
-    arrays, frame = take_out(layers[index], is_differentiable)
+    arrays, frame = extract_leaves(layers[index], is_differentiable)
     if not arrays:
         raise ValueError(
             f"layers[{index}] ({_name(layers[index])}) has no weights: no leaf of it is a floating "
@@ -181,13 +181,13 @@ def at_weights(layers: Sequence[Layer], x: PyTree, index: int) -> tuple[list[Lay
         )
 
     def layer(weights: PyTree) -> Any:
-        return frame.filled(jax.tree.leaves(weights))(held)
+        return frame.rebuild(jax.tree.leaves(weights))(held)
 
     layer.__name__ = _name(layers[index])
     arrays = [jnp.asarray(x) for x in arrays]
     weights: PyTree
     try:
-        weights = frame.filled(arrays, [None] * len(frame.others))
+        weights = frame.rebuild(arrays, [None] * len(frame.others))
     except Exception:  # of any kind: a class that checks its children refuses None as it likes
         weights = arrays
     return [layer, *layers[index + 1 :]], weights

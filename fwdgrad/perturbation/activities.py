@@ -42,12 +42,12 @@ from fwdgrad.perturbation.space import Estimate, Weigh
 from fwdgrad.propagation.jaxprs import inlined
 from fwdgrad.propagation.record import current_record
 from fwdgrad.propagation.tracing import checked_jaxpr
-from fwdgrad.tangents import fits
 from fwdgrad.tangents.forms import gram, weighted_sum
 from fwdgrad.tangents.independent import TangentDistribution
-from fwdgrad.tangents.sampling import Tangents, sample_each
+from fwdgrad.tangents.sampling import Tangents, sample_tangents
+from fwdgrad.tangents.validation import check_drawn, check_guess
 from fwdgrad.util import validation
-from fwdgrad.util.trees import Array, Flat, PyTree, accumulation_dtype
+from fwdgrad.util.trees import Array, FlatAux, PyTree, accumulation_dtype
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class _AtActivities:
             args = jax.tree.unflatten(structure_of_args, example)
             return loss.of(leaves, args)
 
-        self._flat = Flat(of_example)
+        self._flat = FlatAux(of_example)
         with noting_minibatches_of_one():
             one = types_of_one(self._examples)
             traced = checked_jaxpr(self._flat, self._leaves, one, needed_by="space=Activities()")
@@ -149,7 +149,7 @@ class _AtActivities:
             record.sites = self.describe()
         self._guess: dict[int, Array] = {}
         if guess is not None:
-            fits.check_guess(guess, jax.eval_shape(self.first_guess))
+            check_guess(guess, jax.eval_shape(self.first_guess))
             self._guess = dict(zip(self._own, guess, strict=True))
 
     def first_guess(self) -> PyTree:
@@ -188,7 +188,9 @@ class _AtActivities:
 
     def draw(self, distribution: TangentDistribution, keys: Array) -> Tangents:
         """Of each noisy site, those that have their own noise first, with an axis of examples."""
-        with validation.noting("space=Activities() samples tangents for each example by jax.vmap."):
+        with validation.error_note(
+            "space=Activities() samples tangents for each example by jax.vmap."
+        ):
             return self._draw(distribution, keys)
 
     def _draw(self, distribution: TangentDistribution, keys: Array) -> Tangents:
@@ -198,10 +200,10 @@ class _AtActivities:
             for_own, for_shared = jax.vmap(jax.random.split, out_axes=1)(folded)  # (K,) each
             if own := [i for i in sites if i in self._own]:
                 of_examples = jax.vmap(partial(keys_of_each, self._examples))(for_own)
-                sample = partial(sample_each, distribution, params=self._zeros(own))
+                sample = partial(sample_tangents, distribution, params=self._zeros(own))
                 drawn.update(zip(own, jax.vmap(sample, in_axes=1)(of_examples), strict=True))
             if shared := [i for i in sites if i in self._shared]:
-                noise = sample_each(distribution, for_shared, self._zeros(shared))
+                noise = sample_tangents(distribution, for_shared, self._zeros(shared))
                 drawn.update(zip(shared, noise, strict=True))
         return [drawn[i] for i in (*self._own, *self._shared)]
 
@@ -211,7 +213,7 @@ class _AtActivities:
 
     def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
         sites = [self._loss.sites[i] for i in (*self._own, *self._shared)]
-        fits.check_drawn(found, expected, [f"the value at {site.place}" for site in sites])
+        check_drawn(found, expected, [f"the value at {site.place}" for site in sites])
 
     def estimate(self, tangents: Tangents, weigh: Weigh) -> Estimate:
         with noting_minibatches_of_one():
@@ -239,7 +241,7 @@ class _AtActivities:
         grad = self._pull_back(cotangents, known, dict(zip(varying, of_varying, strict=True)))
         guess_grad = gradient_of_feedback(each.errors, each.residuals) if self._guess else []
         losses, *aux = each.outputs
-        aux = self._flat.restored(aux)
+        aux = self._flat.restore_aux(aux)
         return Estimate(losses.mean(), aux, grad, each.clip_rate.mean(), guess_grad)
 
     def _of_example(self, pushed: Pushed, weigh: Weigh) -> _OfExample:

@@ -10,7 +10,7 @@ from fwdgrad.perturbation.sites import find_sites
 from fwdgrad.propagation.jaxprs import evaluate, inlined
 from fwdgrad.propagation.tracing import checked_jaxpr
 from fwdgrad.util import validation
-from fwdgrad.util.trees import Array, Flat, PyTree, take_out
+from fwdgrad.util.trees import Array, FlatAux, PyTree, extract_leaves
 
 
 class Layers:
@@ -34,12 +34,14 @@ class Layers:
 
     def __init__(self, loss: Loss, enter_custom_vjp: bool, *, needed_by: str):
         self._leaves = loss.theta
-        self._data, frame = take_out(loss.args, lambda x: isinstance(x, (jax.Array, np.ndarray)))
+        self._data, frame = extract_leaves(
+            loss.args, lambda x: isinstance(x, (jax.Array, np.ndarray))
+        )
 
         def of_arrays(leaves: Sequence[Array], data: Sequence[Array]) -> tuple[Array, PyTree]:
-            return loss.of(leaves, frame.filled(data))
+            return loss.of(leaves, frame.rebuild(data))
 
-        traced = checked_jaxpr(Flat(of_arrays), self._leaves, self._data, needed_by=needed_by)
+        traced = checked_jaxpr(FlatAux(of_arrays), self._leaves, self._data, needed_by=needed_by)
         self._closed = inlined(traced, enter_custom_vjp)
         jaxpr = self._closed.jaxpr
         sites = find_sites(jaxpr, len(self._leaves)).sites
@@ -66,7 +68,7 @@ class Layers:
             return values[jaxpr.outvars[0]]
 
         both = zip(self._leaves, self.is_last, strict=True)
-        with validation.reverse_mode_of_last("Weights"):
+        with validation.exact_last_note("Weights"):
             return jax.grad(value)([x for x, is_chosen in both if is_chosen])
 
 

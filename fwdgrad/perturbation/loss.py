@@ -12,9 +12,9 @@ from fwdgrad.perturbation.control_variates import Guided
 from fwdgrad.util.trees import (
     Array,
     PyTree,
+    extract_leaves,
     is_differentiable,
     require_parameters,
-    take_out,
     zero_if_number,
 )
 
@@ -40,7 +40,7 @@ class Loss:
     ):
         check_unguided(params)
         require_parameters(params)
-        leaves, self.frame = take_out(params, is_differentiable)
+        leaves, self.frame = extract_leaves(params, is_differentiable)
         self.theta: list[Array] = [jnp.asarray(x) for x in leaves]
         self.names = [f"params{name}" for name in self.frame.names]
         self.args, self.kwargs = args, kwargs
@@ -58,7 +58,7 @@ class Loss:
 
     def of(self, theta: Sequence[Array], args: tuple[Any, ...]) -> tuple[Array, PyTree]:
         """(loss, aux) of other values of the leaves and of the positional arguments."""
-        output = self._fun(self.frame.filled(theta), *args, **self.kwargs)
+        output = self._fun(self.frame.rebuild(theta), *args, **self.kwargs)
         return check_loss(self._fun, output, self._has_aux)
 
     def gradient(self, of_leaves: Sequence[Array]) -> PyTree:
@@ -66,7 +66,7 @@ class Loss:
 
         Other leaves are zero if they are numbers, so that a step leaves them as they are.
         """
-        return self.frame.filled(of_leaves, map(zero_if_number, self.frame.others))
+        return self.frame.rebuild(of_leaves, map(zero_if_number, self.frame.others))
 
 
 def check_unguided(params: PyTree) -> None:

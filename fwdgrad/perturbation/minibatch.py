@@ -56,7 +56,7 @@ def number_of_examples(args: PyTree, kwargs: PyTree) -> int:
 
 def noting_minibatches_of_one() -> AbstractContextManager[None]:
     """Return a context that notes of errors inside of it how `Activities` calls the loss."""
-    return validation.noting(
+    return validation.error_note(
         "space=Activities() calls fun with minibatches of one example, which it maps over the "
         "examples by jax.vmap. Where fun does not work so, or JAX cannot map something that it "
         "calls (a ragged product, a sparse matrix, an ordered callback), use space=Weights()."

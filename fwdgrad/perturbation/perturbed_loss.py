@@ -14,9 +14,17 @@ from fwdgrad.propagation.jaxprs import evaluate, variables
 from fwdgrad.propagation.record import current_record
 from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.base import StructuredTangent
-from fwdgrad.tangents.forms import Tangent, add, dense, inner, is_structured, number_of, with_origin
+from fwdgrad.tangents.forms import (
+    Tangent,
+    add,
+    count_tangents,
+    dense,
+    inner,
+    is_structured,
+    with_origin,
+)
 from fwdgrad.util.trees import Array
-from fwdgrad.util.validation import reverse_mode_of_last
+from fwdgrad.util.validation import exact_last_note
 
 
 class Pushed(NamedTuple):
@@ -102,7 +110,7 @@ class NoisyLoss:
         inputs = dict(zip(self.jaxpr.invars, [*leaves, *example], strict=True))
         values: dict[Any, Any] = {**self._consts, **inputs}
         duals: dict[Any, Tangent] = {}
-        number = max(map(number_of, noise.values()), default=1)
+        number = max(map(count_tangents, noise.values()), default=1)
         injection = _Injection(self, self._head, noise, number)
         context = Context(RULES, enter_custom_vjp, injection=injection)
         kept = {*self.read, *self._into_head, *variables(self.jaxpr.outvars)}
@@ -147,7 +155,7 @@ class NoisyLoss:
             evaluate(self._head, known)
             return known[loss_variable]
 
-        with reverse_mode_of_last("Activities"):
+        with exact_last_note("Activities"):
             loss, pull_back = jax.vjp(head, [values[v] for v in inputs])
             (cotangents,) = pull_back(jnp.ones_like(loss))
         derivatives: Tangent = None  # whatever reaches the loss comes in by the head's inputs
@@ -157,8 +165,8 @@ class NoisyLoss:
                 exact[of_sites[v]] = cotangent
             if (dual := duals.get(v)) is not None:
                 rows = inner(dual, cotangent)
-                if derivatives is not None and number_of(derivatives) != len(rows):
-                    most = max(number_of(derivatives), len(rows))
+                if derivatives is not None and count_tangents(derivatives) != len(rows):
+                    most = max(count_tangents(derivatives), len(rows))
                     derivatives, rows = padded(dense(derivatives), most), padded(rows, most)
                 derivatives = add(derivatives, rows)
         return derivatives, exact
@@ -225,7 +233,7 @@ class _Injection:
         shape = noise.shape if structured else noise.shape[1:]
         earlier = jnp.zeros((0, *shape), noise.dtype) if tangent is None else dense(tangent)
         earlier = padded(earlier, self._group[i] * self._number)
-        total = noise.after(earlier) if structured else jnp.concatenate([earlier, noise])
+        total = noise.append_to(earlier) if structured else jnp.concatenate([earlier, noise])
         if structured and not is_structured(total):
             self._lose(i, "it follows the noise of other layers, which is dense there")
         return total

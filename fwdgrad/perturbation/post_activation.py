@@ -19,7 +19,7 @@ from jax.extend.core import primitives
 from fwdgrad.perturbation.sites import Plan, Site, Variable
 from fwdgrad.propagation.elementwise import is_elementwise
 from fwdgrad.propagation.jaxprs import body_of, evaluate, is_inexact, variables
-from fwdgrad.util.jax_internals import name_of
+from fwdgrad.util.jax_internals import jax_name
 from fwdgrad.util.sharding import varying_as
 from fwdgrad.util.sizes import surely_less
 from fwdgrad.util.trees import Array
@@ -198,7 +198,7 @@ def _is_complex(equation: Any) -> bool:
 
 def _keeps_apart(equation: Any) -> bool:
     """Whether an equation treats entries for themselves, moves them or picks among them."""
-    if is_elementwise(equation) or name_of(equation) in _MOVING | _PICKING:
+    if is_elementwise(equation) or jax_name(equation) in _MOVING | _PICKING:
         return True
     body = body_of(equation)
     return body is not None and all(map(_keeps_apart, body.eqns))
@@ -206,9 +206,9 @@ def _keeps_apart(equation: Any) -> bool:
 
 def _narrows(equation: Any) -> bool:
     """Whether an equation moves, picks or sums, or its slopes are about the same at all entries."""
-    if name_of(equation) in _SCALING:
+    if jax_name(equation) in _SCALING:
         return any(v.aval.shape == () for v in equation.invars)
-    if name_of(equation) in _MOVING | _PICKING | _NARROWING:
+    if jax_name(equation) in _MOVING | _PICKING | _NARROWING:
         return True
     body = body_of(equation)
     return body is not None and all(map(_narrows, body.eqns))

@@ -13,10 +13,10 @@ from fwdgrad.perturbation.loss import Loss
 from fwdgrad.perturbation.space import Estimate, Weigh
 from fwdgrad.propagation.pushforward import Pushforward
 from fwdgrad.propagation.record import current_record
-from fwdgrad.tangents import fits
-from fwdgrad.tangents.forms import gram, number_of, weighted_sum
+from fwdgrad.tangents.forms import count_tangents, gram, weighted_sum
 from fwdgrad.tangents.independent import TangentDistribution
-from fwdgrad.tangents.sampling import Tangents, sample_each
+from fwdgrad.tangents.sampling import Tangents, sample_tangents
+from fwdgrad.tangents.validation import check_drawn, check_guess
 from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
 
 
@@ -91,7 +91,7 @@ class _AtWeights:
             self._groups = [group for group in groups if group]
         self._guess: list[Array] | None = None
         if guess is not None:
-            fits.check_guess(guess, self.first_guess())
+            check_guess(guess, self.first_guess())
             self._guess = jax.tree.leaves(guess)
 
     def _merged(self, leaves: Iterable[Any], exact: Iterable[Any]) -> list[Any]:
@@ -100,27 +100,27 @@ class _AtWeights:
         return [next(parts[is_exact]) for is_exact in self._is_exact]
 
     def _for_distribution(self) -> PyTree:
-        return self._frame.alone(self._merged(self.leaves, [None] * len(self.exact)))
+        return self._frame.subtree(self._merged(self.leaves, [None] * len(self.exact)))
 
     def first_guess(self) -> PyTree:
         zeros = map(jnp.zeros_like, self.leaves)
-        return self._frame.alone(self._merged(zeros, [None] * len(self.exact)), like_whole=True)
+        return self._frame.subtree(self._merged(zeros, [None] * len(self.exact)), like_whole=True)
 
     def draw(self, distribution: TangentDistribution, keys: Array) -> Tangents:
         if not self.leaves:  # all are exact
             return []
         splits = self.pushforward.splits
         if len(self._groups) == 1:
-            return sample_each(distribution, keys, self._for_distribution(), splits)
+            return sample_tangents(distribution, keys, self._for_distribution(), splits)
         drawn: dict[int, Any] = {}
         for number, group in enumerate(self._groups):
             folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
             parts = [self.leaves[i] for i in group], [splits[i] for i in group]
-            drawn.update(zip(group, sample_each(distribution, folded, *parts), strict=True))
+            drawn.update(zip(group, sample_tangents(distribution, folded, *parts), strict=True))
         return [drawn[i] for i in range(len(self.leaves))]
 
     def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
-        fits.check_drawn(found, expected, self.pushforward.names)
+        check_drawn(found, expected, self.pushforward.names)
 
     def estimate(self, tangents: Tangents, weigh: Weigh) -> Estimate:
         if not tangents:
@@ -145,7 +145,7 @@ class _AtWeights:
     def _push(self, tangents: dict[int, Any]) -> tuple[Array, Array, PyTree]:
         """The pushforward along tangents of some of the leaves."""
         of_all = [tangents.get(i) for i in range(len(self.leaves))]
-        number = max(map(number_of, tangents.values()), default=1)
+        number = max(map(count_tangents, tangents.values()), default=1)
         return self.pushforward(of_all, num_tangents=number, enter_custom_vjp=self._enter)
 
     def _estimate(self, group: list[int], tangents: dict[int, Any], weigh: Weigh) -> Estimate:

@@ -3,7 +3,7 @@
 Knows the types of `fwdgrad.util` at most; never how a problem is trained. Needs Equinox and optax.
 """
 
-from fwdgrad.util.validation import needs_extra
+from fwdgrad.util.validation import missing_extra
 
 try:
     from fwdgrad.problems.blockwise import Frozen, LocalHeads
@@ -19,7 +19,7 @@ try:
     from fwdgrad.problems.models import CNN, MLP, DeepNetwork, LogisticRegression
     from fwdgrad.problems.problem import Problem, image_classification
 except ModuleNotFoundError as error:
-    raise needs_extra("fwdgrad.problems", error) from error
+    raise missing_extra("fwdgrad.problems", error) from error
 
 __all__ = [
     "CNN",

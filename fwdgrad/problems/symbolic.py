@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex_core
 
-from fwdgrad.util.jax_internals import called, custom_jvp_body
+from fwdgrad.util.jax_internals import called_jaxpr, custom_jvp_body
 from fwdgrad.util.trees import Array
-from fwdgrad.util.validation import needs_extra
+from fwdgrad.util.validation import missing_extra
 
 try:
     import sympy
 except ModuleNotFoundError as error:
-    raise needs_extra("fwdgrad.problems.symbolic", error) from error
+    raise missing_extra("fwdgrad.problems.symbolic", error) from error
 
 _DIGITS = 50  # more than a float64's exact value needs for what is computed with it
 
@@ -117,7 +117,7 @@ def _evaluate(closed: Any, inputs: list[Any]) -> list[Any]:
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
         name = equation.primitive.name
-        body = called(equation)
+        body = called_jaxpr(equation)
         if body is None:
             body = custom_jvp_body(equation)
         if body is not None:

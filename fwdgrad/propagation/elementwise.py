@@ -5,7 +5,7 @@ from typing import Any
 from jax.extend.core import primitives
 
 from fwdgrad.propagation.jaxprs import body_of, custom_jvp_rule, variables
-from fwdgrad.util.jax_internals import name_of
+from fwdgrad.util.jax_internals import jax_name
 
 # By name, since not every version of JAX has all of them, and some are not public. A test holds
 # this list against the derivatives of every primitive that JAX has.
@@ -56,7 +56,7 @@ def _is_elementwise(equation: Any, differentiated: bool) -> bool:
         return _are_elementwise(body, differentiated)
     if equation.primitive is primitives.broadcast_in_dim_p:
         return equation.invars[0].aval.shape == ()
-    return name_of(equation) in ELEMENTWISE
+    return jax_name(equation) in ELEMENTWISE
 
 
 def _are_elementwise(jaxpr: Any, differentiated: bool) -> bool:

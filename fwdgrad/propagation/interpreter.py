@@ -37,9 +37,9 @@ from fwdgrad.propagation.jaxprs import (
 from fwdgrad.propagation.record import Record, current_record, described, reason_of_loss
 from fwdgrad.propagation.tracing import derivative_of_kernel, raise_for_custom_vjp
 from fwdgrad.tangents.base import StructuredTangent
-from fwdgrad.tangents.forms import Tangent, dense, number_of
-from fwdgrad.util.jax_internals import bind, function_name, is_kernel, name_of
-from fwdgrad.util.programs import evaluate_equation, has_loops, map_over, run
+from fwdgrad.tangents.forms import Tangent, count_tangents, dense
+from fwdgrad.util.jax_internals import bind, function_name, is_kernel, jax_name
+from fwdgrad.util.programs import evaluate_equation, has_loops, map_over, run_compiled
 from fwdgrad.util.trees import Array
 
 # rule(context, equation, primals, tangents) -> (outputs, their tangents), or NotImplemented.
@@ -92,7 +92,7 @@ class Context:
     def rule_of(self, equation: Any) -> Any:
         """Return the rules of a primitive of the user's own, or of one of JAX; None if none."""
         own = self.rules.get(equation.primitive)
-        return self.rules.get(name_of(equation)) if own is None else own
+        return self.rules.get(jax_name(equation)) if own is None else own
 
     def observe(self, equation: Any, tangent: StructuredTangent) -> None:
         """Record that an equation used or kept the structure, if the tangent is a parameter's."""
@@ -179,7 +179,7 @@ def _aligned(context: Context, equation: Any, tangents: list[Tangent]) -> list[T
     tangents = [
         dense(t) if isinstance(t, StructuredTangent) and 0 in t.shape else t for t in tangents
     ]
-    numbers = {number_of(t) for t in tangents if t is not None}
+    numbers = {count_tangents(t) for t in tangents if t is not None}
     if len(numbers) <= 1:
         return tangents
     reason = "its operands have tangents of different layers"
@@ -224,9 +224,9 @@ def _evaluate(
             "Pass what the rule uses as arguments; or use space=Weights(), which then pushes the "
             "whole of fun forward by jax.jvp."
         )
-    number = next(number_of(t) for t in tangents if t is not None)
+    number = next(count_tangents(t) for t in tangents if t is not None)
     if has_loops(equation):
-        return run(lambda xs, ts: jvp(fun, xs, ts, number), primals, arrays)
+        return run_compiled(lambda xs, ts: jvp(fun, xs, ts, number), primals, arrays)
     if not is_kernel(equation):
         return jvp(fun, primals, arrays, number)
     with derivative_of_kernel(equation):
@@ -259,11 +259,11 @@ def _reason(context: Context, equation: Any, tangents: Sequence[Tangent], lost: 
 
 def _check_shapes(equation: Any, tangents: Sequence[Tangent], pushed: Sequence[Tangent]) -> None:
     """Raise unless the tangents of an equation's outputs fit them: a rule of ours is at fault."""
-    number = next((number_of(t) for t in tangents if t is not None), 0)
+    number = next((count_tangents(t) for t in tangents if t is not None), 0)
     for v, t in zip(equation.outvars, pushed, strict=True):
         if t is None:
             continue
-        found = (number_of(t), *(t.shape if isinstance(t, StructuredTangent) else t.shape[1:]))
+        found = (count_tangents(t), *(t.shape if isinstance(t, StructuredTangent) else t.shape[1:]))
         if found != (expected := (number, *v.aval.shape)):
             raise AssertionError(
                 f"fwdgrad: the tangent of {equation.primitive.name} at {place(equation)} has the "

@@ -19,13 +19,13 @@ from jax.extend.core import primitives
 
 from fwdgrad.util.jax_internals import (
     bind,
-    called,
+    called_jaxpr,
     custom_jvp_body,
     entered_jaxprs,
     inner_jaxprs,
     is_custom_vjp,
-    is_evaluating,
     is_leaked,
+    trace_state,
 )
 from fwdgrad.util.programs import evaluate_equation
 
@@ -68,7 +68,7 @@ def evaluated_by_equations(fun: Callable[..., Any], *args: Any) -> Any:
       fun: a function of pytrees of arrays that returns one.
       args: its arguments.
     """
-    if is_evaluating() != (True, False):
+    if trace_state() != (True, False):
         return fun(*args)
     try:
         traced, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
@@ -94,7 +94,7 @@ def inlined(jaxpr: Any, enter_custom_vjp: bool = True) -> Any:
         values = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
         values.update(zip(jaxpr.jaxpr.invars, inputs, strict=True))
         for e in jaxpr.jaxpr.eqns:
-            body = called(e)
+            body = called_jaxpr(e)
             if body is None or (is_custom_vjp(e) and not enter_custom_vjp):
                 evaluate([e], values)
                 continue
@@ -116,7 +116,7 @@ def body_of(equation: Any) -> Any:
     """
     body = custom_jvp_body(equation)
     if body is None and not is_custom_vjp(equation):
-        body = called(equation)
+        body = called_jaxpr(equation)
     return None if body is None else body.jaxpr
 
 
@@ -244,7 +244,7 @@ def without_custom_vjp(equation: Equation) -> Equation:
     """The equation with every such call replaced by one of what the function computes."""
     if find_custom_vjp(equation) is None:
         return equation
-    if (body := called(equation)) is not None and not _is_plain(equation):
+    if (body := called_jaxpr(equation)) is not None and not _is_plain(equation):
         params = {"call_jaxpr": _without_custom_vjp(body)}
         return equation.replace(primitive=primitives.closed_call_p, params=params)
     params = jax.tree.map(_without_custom_vjp, equation.params, is_leaf=_is_jaxpr)

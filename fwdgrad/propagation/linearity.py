@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import primitives
 
-from fwdgrad.util.jax_internals import name_of
+from fwdgrad.util.jax_internals import jax_name
 
 _LINEAR_IN_FIRST = {
     p.name
@@ -44,7 +44,7 @@ def linear_operands(equation: Any, has_data: Sequence[bool | None]) -> list[int]
       equation: of a jaxpr without calls.
       has_data: of each operand None, if it is not linear in parameters, or whether data is in it.
     """
-    name = name_of(equation)
+    name = jax_name(equation)
     given = {i: x for i, x in enumerate(has_data) if x is not None}
     if not given:
         return []

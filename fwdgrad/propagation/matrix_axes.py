@@ -18,7 +18,13 @@ from jax.extend.core import primitives
 from fwdgrad.propagation.jaxprs import context_of, is_inexact, place
 from fwdgrad.tangents.factored import Split
 from fwdgrad.util.axes import axis_groups
-from fwdgrad.util.jax_internals import branches_of, called, name_of, scan_parts, while_parts
+from fwdgrad.util.jax_internals import (
+    called_jaxpr,
+    cond_branches,
+    jax_name,
+    scan_parts,
+    while_parts,
+)
 
 
 class Use(NamedTuple):
@@ -101,10 +107,10 @@ def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]
         for axes in (a for each in known for a in each):
             record(axes.parameter, equation, None)
 
-    if (body := called(equation)) is not None:
+    if (body := called_jaxpr(equation)) is not None:
         return _walk(body.jaxpr, operands, record)
     if primitive is primitives.cond_p:
-        for branch in branches_of(equation):
+        for branch in cond_branches(equation):
             lost(_walk(branch.jaxpr, operands[1:], record))
         return nothing
     if primitive is primitives.while_p:
@@ -122,11 +128,11 @@ def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]
         lost(operands[n:m])
         lost(_walk(scan.body.jaxpr, [*operands[:n], *carried, *slices], record))
         return nothing
-    if name_of(equation) == "split":
+    if jax_name(equation) == "split":
         return [operands[0] for _ in equation.outvars]
-    if name_of(equation) == "optimization_barrier":
+    if jax_name(equation) == "optimization_barrier":
         return operands
-    if name_of(equation) == "unstack":
+    if jax_name(equation) == "unstack":
         at = equation.params["axis"]
         part = [axes._replace(of=(*axes.of[:at], *axes.of[at + 1 :])) for axes in operands[0]]
         return [part for _ in equation.outvars]
@@ -148,12 +154,12 @@ def _rearranged(equation: Any, operands: list[Known]) -> Known:
     joined = [axes for known in operands for axes in known]
     if primitive is primitives.concatenate_p:
         return joined
-    if name_of(equation) == "stack":
+    if jax_name(equation) == "stack":
         at = equation.params["axis"]
         return [axes._replace(of=(*axes.of[:at], frozenset(), *axes.of[at:])) for axes in joined]
     if primitive in (primitives.add_p, primitives.sub_p) and all(operands):
         return joined
-    if primitive in _UNCHANGED or name_of(equation) in _UNCHANGED_BY_NAME:
+    if primitive in _UNCHANGED or jax_name(equation) in _UNCHANGED_BY_NAME:
         return operands[0]
     if primitive in _REARRANGED:
         moved = _REARRANGED[primitive]

@@ -14,7 +14,7 @@ from fwdgrad.propagation.record import current_record
 from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.factored import Split
 from fwdgrad.tangents.forms import Tangent, dense, with_origin
-from fwdgrad.util.trees import Array, Flat, PyTree
+from fwdgrad.util.trees import Array, FlatAux, PyTree
 
 
 class Pushforward:
@@ -43,7 +43,7 @@ class Pushforward:
         names: Sequence[str],
     ):
         self.names, self._leaves = list(names), list(leaves)
-        self._flat = Flat(loss)
+        self._flat = FlatAux(loss)
         self.jaxpr: Any
         self.why_whole = ""
         try:
@@ -94,7 +94,7 @@ class Pushforward:
         derivative = pushed[0]
         if derivative is None:  # the loss does not depend on the parameters
             derivative = jnp.zeros(num_tangents, value.dtype)
-        return value, dense(derivative), self._flat.restored(leaves_of_aux)
+        return value, dense(derivative), self._flat.restore_aux(leaves_of_aux)
 
     def _as_a_whole(
         self, tangents: Sequence[Tangent], num_tangents: int

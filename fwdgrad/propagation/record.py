@@ -58,7 +58,8 @@ class Record:
     def enter(self, name: str, tangent: Array | StructuredTangent) -> None:
         """Record the form of the tangents of a leaf or a site."""
         if isinstance(tangent, StructuredTangent):
-            form = Form(tangent.rank, tangent.number, tangent.num_entries)
+            rank, blocks = (getattr(tangent, name, None) for name in ("rank", "num_blocks"))
+            form = Form(rank, blocks, tangent.num_entries)
         else:
             form = Form(None, None, tangent.size)
         self.forms[name] = form
@@ -116,7 +117,7 @@ def reason_of_loss(
     alike = [t for t in others if isinstance(t, type(lost))]
     if len(alike) < len(others):
         return "another operand has a tangent that is dense, or of another form"
-    if reason := lost.reason_of_loss(name, alike):
+    if reason := lost.reason_not_kept(name, alike):
         return reason
     if others:
         return "both operands have a tangent"

@@ -41,7 +41,7 @@ def raise_for_custom_vjp(equation: Any) -> None:
 
 def derivative_of_kernel(equation: Any) -> AbstractContextManager[None]:
     """Return a context that notes of errors inside of it which kernel has no derivative."""
-    return validation.noting(
+    return validation.error_note(
         f"JAX cannot differentiate the Pallas kernel at {place(equation)}, which a tangent "
         "reaches: kernels that read integers, write to scratch memory, branch, alias their "
         "operands or run on a mesh have no forward mode. Give it a rule by jax.custom_jvp."

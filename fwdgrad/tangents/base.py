@@ -25,15 +25,12 @@ class StructuredTangent(ABC):
       shape, dtype: of the array whose tangents these are.
       origin: names of the parameters that the tangents come from, for `explain`.
       parts: the plural of what the form is made of, for messages.
-      rank, number: of factors and of blocks, for `explain`; None for any other form.
     """
 
     shape: Any
     dtype: Any
     origin: tuple[str, ...]
     parts: ClassVar[str]
-    rank: Any = None
-    number: Any = None
 
     @property
     @abstractmethod
@@ -61,7 +58,7 @@ class StructuredTangent(ABC):
         """
         return (self.num_tangents, *self.shape)
 
-    def fault(self) -> str:
+    def shape_error(self) -> str:
         """Return why the parts of a distribution's sample do not fit each other, '' if they do."""
         return ""
 
@@ -85,7 +82,7 @@ class StructuredTangent(ABC):
         flat = merge_axes(self.dense(), 1, 1 + len(self.shape)).astype(dtype)
         return jnp.matmul(flat, flat.T, precision=_HIGHEST)
 
-    def one(self, k: Array) -> Array:
+    def take(self, k: Array) -> Array:
         """Return v_k as an array of `shape`, for an index that may be traced."""
         return jnp.take(self.dense(), k, 0, mode="clip")
 
@@ -93,24 +90,24 @@ class StructuredTangent(ABC):
         """Return the tangents times a mask of `shape` and `dtype`."""
         return self.dense() * mask[None]
 
-    def after(self, earlier: Array) -> "Array | StructuredTangent":
+    def append_to(self, earlier: Array) -> "Array | StructuredTangent":
         """Return dense tangents (R, *shape) and these after them."""
         return jnp.concatenate([earlier, self.dense()])
 
-    def scanned(self) -> list[Array | None] | None:
+    def scan_inputs(self) -> list[Array | None] | None:
         """Return the parts that depend on the first axis of `shape`, with that axis in front.
 
         None if the form has no slices of its own along the axis.
         """
         return None
 
-    def slice_of(self, scanned: Sequence[Array | None]) -> "StructuredTangent":
+    def from_scan_slice(self, scanned: Sequence[Array | None]) -> "StructuredTangent":
         """Return the tangents of one slice along the first axis, from `scanned` at it.
 
         It is called where `scanned` is not None, so a form that has the one has the other.
         """
-        raise TypeError(f"{type(self).__name__} has `scanned` and no `slice_of`")
+        raise TypeError(f"{type(self).__name__} has `scanned` and no `from_scan_slice`")
 
-    def reason_of_loss(self, primitive: str, others: "Sequence[StructuredTangent]") -> str:
+    def reason_not_kept(self, primitive: str, others: "Sequence[StructuredTangent]") -> str:
         """Return why a rule for a primitive did not keep this form beside others of it, or ''."""
         return ""

@@ -1,10 +1,10 @@
-"""Tangents with disjoint supports, and their algebra.
+"""Block-sparse tangents: K tangents with disjoint supports, kept as one array, and their algebra.
 
-An axis of a value is cut into K blocks of equal size (the last may be smaller, or empty), and the
-k-th tangent is zero but on the k-th block. So K tangents are kept as *one* array, and where a
-product contracts the axis, [v_1; …; v_K] W costs what one dense tangent does: each block of rows of
-W is met by one tangent alone. Where an operation keeps the axis apart, such as an activation, the
-blocks stay; `fwdgrad.propagation.rules.blocks` has the rules.
+An axis of a value is cut into K blocks of equal size (the last may be smaller, or empty). The k-th
+tangent is zero outside of the k-th block. So one array of the value's shape holds all K tangents,
+and a product that contracts the axis, [v_1; …; v_K] W, costs as much as the product with one dense
+tangent: each block of rows of W meets one tangent alone. An operation that keeps the axis, such as
+an activation function, keeps the blocks; the rules are in `fwdgrad.propagation.rules.blocks`.
 """
 
 import functools
@@ -20,21 +20,22 @@ from fwdgrad.util.trees import Array
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("value", "before"),
-    meta_fields=("axis", "number", "origin"),
+    data_fields=("value", "earlier"),
+    meta_fields=("axis", "num_blocks", "origin"),
 )
 class Blocks(StructuredTangent):
-    """K tangents, of which the k-th is `value` on the k-th block of an axis and zero elsewhere.
+    """K tangents with disjoint supports: v_k is `value` on the k-th block of an axis, else zero.
 
     Attributes:
-      value: an array of the shape of the primal.
-      axis: which of its axes is cut.
-      number: K.
-      before: dense tangents (R, *shape) that come before these K, or None. They have nothing to do
-        with the blocks; they go along.
-      origin: the parameters it comes from, for `explain`; empty once it has been used.
+      value: an array of the shape and dtype of the primal, all v_k in one.
+      axis: the axis of `value` that is cut into blocks.
+      num_blocks: K.
+      earlier: dense tangents (R, *shape) of earlier layers, which come before the K of the blocks,
+        or None. They are pushed forward with the blocks, so that one value carries R + K tangents.
+      origin: the parameters that the tangents come from, for `explain`; empty once an operation has
+        used them.
 
-    >>> write_out(Blocks(jnp.array([1.0, 2.0, 3.0]), axis=0, number=2)).tolist()
+    >>> Blocks(jnp.array([1.0, 2.0, 3.0]), axis=0, num_blocks=2).dense().tolist()
     [[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]]
     """
 
@@ -44,147 +45,120 @@ class Blocks(StructuredTangent):
         self,
         value: Array,
         axis: int,
-        number: int,
-        before: Array | None = None,
+        num_blocks: int,
+        earlier: Array | None = None,
         origin: tuple[str, ...] = (),
     ):
-        self.value, self.axis, self.number, self.before = value, axis, number, before
-        self.origin = origin
+        self.value, self.axis, self.num_blocks = value, axis, num_blocks
+        self.earlier, self.origin = earlier, origin
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the primal."""
         return self.value.shape
 
     @property
     def dtype(self) -> Any:
-        """That of the primal."""
         return self.value.dtype
 
     @property
-    def size(self) -> int:
-        """Entries of a block along the axis."""
-        return -(-self.value.shape[self.axis] // self.number)
+    def block_size(self) -> int:
+        """The number of entries of a block along the axis."""
+        return -(-self.value.shape[self.axis] // self.num_blocks)
 
     @property
     def num_tangents(self) -> int:
-        """How many tangents it stands for, those before included."""
-        return self.number + (0 if self.before is None else self.before.shape[0])
-
-    @property
-    def sampled_shape(self) -> tuple[int, ...]:
-        return (self.number, *self.shape)
-
-    def fits(self, other: "Blocks") -> bool:
-        """Whether the blocks of the two are the same, and they have as many rows before."""
-        return (self.shape, self.axis, self.num_tangents, self.number) == (
-            other.shape,
-            other.axis,
-            other.num_tangents,
-            other.number,
-        )
+        """R + K: the tangents of earlier layers, and one for each block."""
+        return self.num_blocks + (0 if self.earlier is None else self.earlier.shape[0])
 
     def __repr__(self) -> str:
-        return f"Blocks({self.dtype}{list(self.shape)}, {self.number} along axis {self.axis})"
+        return f"Blocks({self.dtype}{list(self.shape)}, {self.num_blocks} along axis {self.axis})"
 
     def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)} in {self.number} blocks"
+        return f"{self.dtype}{list(self.shape)} in {self.num_blocks} blocks"
 
     def with_origin(self, origin: tuple[str, ...]) -> "Blocks":
-        return Blocks(self.value, self.axis, self.number, self.before, origin)
+        return Blocks(self.value, self.axis, self.num_blocks, self.earlier, origin)
 
     def dense(self) -> Array:
-        return write_out(self)
+        index = jnp.arange(self.num_blocks).reshape(-1, *[1] * self.value.ndim)
+        on_block = self._block_of_entry()[None] == index
+        tangents = jnp.where(on_block, self.value[None], jnp.zeros((), self.dtype))
+        return tangents if self.earlier is None else jnp.concatenate([self.earlier, tangents])
 
     def add(self, other: StructuredTangent) -> "Blocks | None":
         assert isinstance(other, Blocks)
-        return add(self, other) if self.fits(other) else None
+        if self._layout() != other._layout():
+            return None
+        pair = (self.earlier, other.earlier)
+        earlier = None if pair[0] is None or pair[1] is None else pair[0] + pair[1]
+        origin = tuple(dict.fromkeys(self.origin + other.origin))
+        return Blocks(self.value + other.value, self.axis, self.num_blocks, earlier, origin)
 
     def weighted_sum(self, weights: Array, dtype: Any) -> Array:
-        return scaled(self, weights, dtype)
+        if self.earlier is not None:
+            return super().weighted_sum(weights, dtype)
+        of_entry = jnp.repeat(weights, self.block_size)[: self.shape[self.axis]]
+        return self.value.astype(dtype) * self._along_axis(of_entry)
 
     def inner(self, cotangent: Array) -> Array:
-        return inner(self, cotangent)
+        products = self._sum_of_each_block(self.value * cotangent)
+        if self.earlier is None:
+            return products
+        highest = jax.lax.Precision.HIGHEST
+        of_earlier = jnp.tensordot(self.earlier, cotangent, cotangent.ndim, precision=highest)
+        return jnp.concatenate([of_earlier, products])
 
     def gram(self, dtype: Any) -> Array:
-        return gram(self, dtype)
+        if self.earlier is not None:
+            return super().gram(dtype)
+        # A diagonal matrix, since no two supports overlap.
+        return jnp.diag(self._sum_of_each_block(jnp.square(self.value.astype(dtype))))
 
-    def one(self, k: Array) -> Array:
-        return tangent(self, k)
+    def take(self, k: Array) -> Array:
+        if self.earlier is not None:
+            return super().take(k)
+        return jnp.where(self._block_of_entry() == k, self.value, jnp.zeros((), self.dtype))
 
     def masked(self, mask: Array) -> "Blocks":
-        return Blocks(self.value * mask, self.axis, self.number)
+        earlier = None if self.earlier is None else self.earlier * mask[None]
+        return Blocks(self.value * mask, self.axis, self.num_blocks, earlier)
 
-    def after(self, earlier: Array) -> "Blocks":
-        return Blocks(self.value, self.axis, self.number, earlier, self.origin)
+    def append_to(self, earlier: Array) -> "Blocks":
+        if self.earlier is not None:
+            earlier = jnp.concatenate([earlier, self.earlier])
+        return Blocks(self.value, self.axis, self.num_blocks, earlier, self.origin)
 
-    def reason_of_loss(self, primitive: str, others: Sequence[StructuredTangent]) -> str:
-        cuts = {(t.axis, t.number) for t in others if isinstance(t, Blocks)}
-        if cuts - {(self.axis, self.number)}:
+    def reason_not_kept(self, primitive: str, others: Sequence[StructuredTangent]) -> str:
+        cuts = {(t.axis, t.num_blocks) for t in others if isinstance(t, Blocks)}
+        if cuts - {(self.axis, self.num_blocks)}:
             return "the blocks of its operands are cut along different axes"
         return f"`{primitive}` does not keep the axis that is cut (axis {self.axis}) apart"
 
+    def _layout(self) -> tuple[Any, ...]:
+        return self.shape, self.axis, self.num_tangents, self.num_blocks
 
-def add(x: Blocks, y: Blocks) -> Blocks:
-    """x + y, of two that fit."""
-    before = None if x.before is None or y.before is None else x.before + y.before
-    origin = tuple(dict.fromkeys(x.origin + y.origin))
-    return Blocks(x.value + y.value, x.axis, x.number, before, origin)
+    def _along_axis(self, vector: Array) -> Array:
+        """Return a vector with an entry for each index of the axis, so that it broadcasts."""
+        sizes = [1] * self.value.ndim
+        sizes[self.axis] = -1
+        return vector.reshape(sizes)
 
+    def _block_of_entry(self) -> Array:
+        """Return the index of the block of each entry along the axis."""
+        return self._along_axis(jnp.arange(self.shape[self.axis]) // self.block_size)
 
-def write_out(v: Blocks) -> Array:
-    """The dense array (R + K, *shape)."""
-    sizes = [1] * v.value.ndim
-    sizes[v.axis] = -1
-    block = (jnp.arange(v.shape[v.axis]) // v.size).reshape(1, *sizes)
-    index = jnp.arange(v.number).reshape(-1, *[1] * v.value.ndim)
-    rows = jnp.where(block == index, v.value[None], jnp.zeros((), v.dtype))
-    return rows if v.before is None else jnp.concatenate([v.before, rows])
-
-
-def tangent(v: Blocks, k: Array) -> Array:
-    """The k-th of the K tangents, written out."""
-    sizes = [1] * v.value.ndim
-    sizes[v.axis] = -1
-    block = (jnp.arange(v.shape[v.axis]) // v.size).reshape(sizes)
-    return jnp.where(block == k, v.value, jnp.zeros((), v.dtype))
+    def _sum_of_each_block(self, x: Array) -> Array:
+        """Return the sum over each block of an array of `shape`, (K,)."""
+        blocks = split_into_blocks(x, self.axis, self.num_blocks, self.block_size)
+        return blocks.sum([i for i in range(blocks.ndim) if i != self.axis])
 
 
-def by_blocks(x: Array, axis: int, number: int, size: int) -> Array:
-    """x with an axis as two, (number, size), zeros after its end."""
+def split_into_blocks(x: Array, axis: int, num_blocks: int, block_size: int) -> Array:
+    """Return x with an axis as two, (num_blocks, block_size), padded with zeros at its end.
+
+    >>> split_into_blocks(jnp.array([1.0, 2.0, 3.0]), 0, 2, 2).tolist()
+    [[1.0, 2.0], [3.0, 0.0]]
+    """
     widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, number * size - x.shape[axis])
-    return jnp.pad(x, widths).reshape(*x.shape[:axis], number, size, *x.shape[axis + 1 :])
-
-
-def scaled(v: Blocks, weights: Array, dtype: Any) -> Array:
-    """Σ_k weights[k] v_k: each block times its weight."""
-    sizes = [1] * v.value.ndim
-    sizes[v.axis] = -1
-    of_entry = jnp.repeat(weights, v.size)[: v.shape[v.axis]]
-    return v.value.astype(dtype) * of_entry.reshape(sizes)
-
-
-def inner(v: Blocks, cotangent: Array) -> Array:
-    """The products ⟨c, v_k⟩, (R + K,)."""
-    products = by_blocks(v.value * cotangent, v.axis, v.number, v.size)
-    of_blocks = _sum_of_each(products, v.axis)
-    if v.before is None:
-        return of_blocks
-    return jnp.concatenate(
-        [
-            jnp.tensordot(v.before, cotangent, cotangent.ndim, precision=jax.lax.Precision.HIGHEST),
-            of_blocks,
-        ]
-    )
-
-
-def gram(v: Blocks, dtype: Any) -> Array:
-    """The inner products of the K tangents: a diagonal matrix, since no two overlap."""
-    squares = by_blocks(jnp.square(v.value.astype(dtype)), v.axis, v.number, v.size)
-    return jnp.diag(_sum_of_each(squares, v.axis))
-
-
-def _sum_of_each(x: Array, axis: int) -> Array:
-    """Sum over all axes but one."""
-    return x.sum([i for i in range(x.ndim) if i != axis])
+    widths[axis] = (0, num_blocks * block_size - x.shape[axis])
+    return jnp.pad(x, widths).reshape(*x.shape[:axis], num_blocks, block_size, *x.shape[axis + 1 :])

@@ -23,7 +23,7 @@ from fwdgrad.util.trees import Array
 
 # Sums of at most this many products are spelled out, so that XLA fuses them into whatever
 # reads them and no array of the full shape is kept; longer ones are one matrix product.
-SPELLED_OUT = 8
+MAX_SPELLED_OUT = 8
 
 
 class Split(NamedTuple):
@@ -57,7 +57,7 @@ class Factored(StructuredTangent):
       origin: the parameters it comes from, for `explain`; empty once it has been used.
 
     >>> a, c = jnp.array([[[1.0], [2.0]]]), jnp.array([[[3.0, 4.0, 5.0]]])  # rank 1
-    >>> write_out(Factored(a, c, shape=(2, 3))).tolist()
+    >>> Factored(a, c, shape=(2, 3)).dense().tolist()
     [[3.0, 4.0, 5.0], [6.0, 8.0, 10.0]]
     """
 
@@ -84,9 +84,13 @@ class Factored(StructuredTangent):
     @property
     def rank(self) -> int:
         """The number of products that are summed."""
-        return self.left.shape[self.left.ndim - len(self.shape) - 1]
+        return self.left.shape[self._rank_axis]
 
-    def fault(self) -> str:
+    @property
+    def _rank_axis(self) -> int:
+        return self.left.ndim - len(self.shape) - 1
+
+    def shape_error(self) -> str:
         fits = (
             self.left.dtype == self.right.dtype
             and self.left.ndim == self.right.ndim == 1 + len(self.shape)
@@ -106,27 +110,40 @@ class Factored(StructuredTangent):
         )
 
     @property
-    def pays(self) -> bool:
+    def is_compact(self) -> bool:
         """Whether the factors together are smaller than the array they stand for."""
-        lead = self.left.shape[: self.left.ndim - len(self.shape) - 1]
+        lead = self.left.shape[: self._rank_axis]
         return surely_less(self.left.size + self.right.size, math.prod((*lead, *self.shape)))
 
     def __repr__(self) -> str:
         return f"Factored({self.dtype}{list(self.shape)}, rank {self.rank})"
 
     def __str__(self) -> str:
-        lead = self.left.shape[: self.left.ndim - len(self.shape) - 1]
+        lead = self.left.shape[: self._rank_axis]
         return f"{self.dtype}{[*lead, *self.shape]} of rank {self.rank}"
 
     def with_origin(self, origin: tuple[str, ...]) -> "Factored":
         return Factored(self.left, self.right, self.shape, origin)
 
     def dense(self) -> Array:
-        return write_out(self)
+        left, right, axis = self.left, self.right, self._rank_axis
+        lead = left.shape[:axis]
+        if 0 in self.shape:
+            return jnp.zeros((*lead, *self.shape), self.dtype)
+        if self.rank <= MAX_SPELLED_OUT:
+            parts = [
+                jax.lax.index_in_dim(left, i, axis, keepdims=False)
+                * jax.lax.index_in_dim(right, i, axis, keepdims=False)
+                for i in range(self.rank)
+            ]
+            total = functools.reduce(operator.add, parts)
+        else:
+            total = _sum_of_products(left, right, axis)
+        return jnp.broadcast_to(total, (*lead, *self.shape))
 
     def add(self, other: StructuredTangent) -> "Factored | None":
         assert isinstance(other, Factored)
-        return join(self, other) if self.shape == other.shape else None
+        return _sum_if_smaller(self, other) if self.shape == other.shape else None
 
     def weighted_sum(self, weights: Array, dtype: Any) -> Array:
         # One factored tangent of rank K·rank: with few of them no array but the result has its
@@ -134,7 +151,7 @@ class Factored(StructuredTangent):
         left, right = self.left.astype(dtype), self.right.astype(dtype)
         left = left * weights.reshape(-1, *(1,) * (left.ndim - 1))
         merged = [merge_axes(f, 0, 2) for f in (left, right)]
-        return write_out(Factored(merged[0], merged[1], self.shape))
+        return Factored(merged[0], merged[1], self.shape).dense()
 
     def inner(self, cotangent: Array) -> Array:
         # A reduction of products, which XLA does not write out as an array.
@@ -144,19 +161,32 @@ class Factored(StructuredTangent):
         return jax.vmap(lambda *factors: jax.vmap(product)(*factors).sum())(self.left, self.right)
 
     def gram(self, dtype: Any) -> Array:
-        return gram(self, dtype)
+        # ⟨V_k, V_l⟩ of V_k = Σ_ρ left_kρ · right_kρ is the sum over ρ, σ and the axes that both
+        # factors have of ⟨left_kρ, left_lσ⟩ ⟨right_kρ, right_lσ⟩: no tangent is materialised.
+        left, right = (f.astype(dtype) for f in (self.left, self.right))
+        shared = [i for i in range(2, left.ndim) if left.shape[i] == right.shape[i]]
+        # An axis of size 1 in both is as often in each product as its size in the shape.
+        repeats = math.prod(self.shape[i - 2] for i in shared if left.shape[i] == 1)
 
-    def one(self, k: Array) -> Array:
+        def products(factor: Array) -> Array:
+            first = jnp.moveaxis(factor, shared, range(2, 2 + len(shared)))
+            rows = merge_axes(first, 2 + len(shared), first.ndim)
+            rows = merge_axes(rows, 2, 2 + len(shared))  # (K, ρ, shared, others)
+            return jnp.einsum("kasi,lbsi->klabs", rows, rows, precision=jax.lax.Precision.HIGHEST)
+
+        return repeats * (products(left) * products(right)).sum((2, 3, 4))
+
+    def take(self, k: Array) -> Array:
         parts = [jnp.take(f, k, 0, mode="clip") for f in (self.left, self.right)]
-        return write_out(Factored(parts[0], parts[1], self.shape))
+        return Factored(parts[0], parts[1], self.shape).dense()
 
-    def scanned(self) -> list[Array | None]:
+    def scan_inputs(self) -> list[Array | None]:
         return [
             jnp.moveaxis(f, 2, 0) if f.shape[2] == self.shape[0] else None
             for f in (self.left, self.right)
         ]
 
-    def slice_of(self, scanned: Sequence[Array | None]) -> "Factored":
+    def from_scan_slice(self, scanned: Sequence[Array | None]) -> "Factored":
         whole = (self.left, self.right)
         left, right = (f[:, :, 0] if s is None else s for f, s in zip(whole, scanned, strict=True))
         return Factored(left, right, self.shape[1:], self.origin)
@@ -176,23 +206,6 @@ class Factored(StructuredTangent):
         return Factored(left, right, self.shape if shape is None else shape, self.origin)
 
 
-def write_out(tangent: Factored) -> Array:
-    """The dense array (*lead, *shape) that `tangent` stands for."""
-    left, right, axis = tangent.left, tangent.right, tangent.left.ndim - len(tangent.shape) - 1
-    if 0 in tangent.shape:
-        return jnp.zeros((*left.shape[:axis], *tangent.shape), tangent.dtype)
-    if tangent.rank <= SPELLED_OUT:
-        parts = [
-            jax.lax.index_in_dim(left, i, axis, keepdims=False)
-            * jax.lax.index_in_dim(right, i, axis, keepdims=False)
-            for i in range(tangent.rank)
-        ]
-        total = functools.reduce(operator.add, parts)
-    else:
-        total = _sum_of_products(left, right, axis)
-    return jnp.broadcast_to(total, (*left.shape[:axis], *tangent.shape))
-
-
 def _sum_of_products(left: Array, right: Array, axis: int) -> Array:
     """Σ_ρ left · right over `axis` as one contraction; axes of size 1 are kept."""
     sizes = list(zip(left.shape, right.shape, strict=True))
@@ -209,31 +222,11 @@ def _sum_of_products(left: Array, right: Array, axis: int) -> Array:
     )
 
 
-def gram(tangent: Factored, dtype: Any) -> Array:
-    """The inner products ⟨V_k, V_l⟩ of K tangents, (K, K), without writing one out.
-
-    Of V_k = Σ_ρ left_kρ · right_kρ they are the sums over ρ, σ and the axes that both factors have
-    of ⟨left_kρ, left_lσ⟩ ⟨right_kρ, right_lσ⟩.
-    """
-    left, right = (f.astype(dtype) for f in (tangent.left, tangent.right))
-    shared = [i for i in range(2, left.ndim) if left.shape[i] == right.shape[i]]
-    # An axis of size 1 in both is as often in each product as its size in the shape.
-    repeats = math.prod(tangent.shape[i - 2] for i in shared if left.shape[i] == 1)
-
-    def products(factor: Array) -> Array:
-        first = jnp.moveaxis(factor, shared, range(2, 2 + len(shared)))
-        rows = merge_axes(first, 2 + len(shared), first.ndim)
-        rows = merge_axes(rows, 2, 2 + len(shared))  # (K, ρ, shared, others)
-        return jnp.einsum("kasi,lbsi->klabs", rows, rows, precision=jax.lax.Precision.HIGHEST)
-
-    return repeats * (products(left) * products(right)).sum((2, 3, 4))
-
-
-def join(x: Factored, y: Factored) -> Factored | None:
+def _sum_if_smaller(x: Factored, y: Factored) -> Factored | None:
     """x + y, factored, if the factors together are smaller than the array; else None."""
     # Their ranks add up, and each factor needs the axes of both, so the other way round may fit
     # better: the sum of a cᵀ and of the transpose of another one.
-    joined, exchanged = _Join(x, y), _Join(x, _exchanged(y))
+    joined, exchanged = _Sum(x, y), _Sum(x, _with_factors_exchanged(y))
     if surely_less(exchanged.size, joined.size):
         joined = exchanged
     is_smaller = surely_less(joined.size, math.prod(x.shape) * x.left.shape[0])
@@ -245,11 +238,11 @@ def _broadcast_axes(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
     return tuple(m if n == 1 else n for n, m in zip(a, b, strict=True))
 
 
-def _exchanged(v: Factored) -> Factored:
+def _with_factors_exchanged(v: Factored) -> Factored:
     return v.replace(v.right, v.left)
 
 
-class _Join:
+class _Sum:
     """The sum of two factored tangents (K, ...), of rank x.rank + y.rank."""
 
     def __init__(self, x: Factored, y: Factored):
@@ -269,7 +262,9 @@ class _Join:
         return Factored(left, right, self.x.shape, origin)
 
 
-def stack(tangents: Sequence[Factored | None], axis: int, shape: tuple[int, ...]) -> Factored:
+def stack_factors(
+    tangents: Sequence[Factored | None], axis: int, shape: tuple[int, ...]
+) -> Factored:
     """Tangents stacked along a new axis into one of `shape`: of their largest rank, not the sum.
 
     Both factors get the new axis; ranks that a part does not have are zero in its slice.

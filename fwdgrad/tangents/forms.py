@@ -35,7 +35,7 @@ def with_origin(tangent: Any, origin: tuple[str, ...]) -> Any:
     return tangent.with_origin(origin) if isinstance(tangent, StructuredTangent) else tangent
 
 
-def number_of(tangent: Array | StructuredTangent) -> int:
+def count_tangents(tangent: Array | StructuredTangent) -> int:
     """K, how many tangents go together."""
     if isinstance(tangent, StructuredTangent):
         return tangent.num_tangents

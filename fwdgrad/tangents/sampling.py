@@ -5,31 +5,33 @@ from typing import Any
 
 import jax
 
-from fwdgrad.tangents import fits
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.independent import Splits, TangentDistribution
+from fwdgrad.tangents.validation import validated_sample
 from fwdgrad.util.trees import Array, PyTree
 
 Tangents = list[Array | StructuredTangent]
 
 
-def draws_together(distribution: TangentDistribution) -> bool:
+def samples_jointly(distribution: TangentDistribution) -> bool:
     """Whether a distribution draws its K tangents together."""
     return hasattr(distribution, "sample_together")
 
 
-def sample_each(distribution: Any, keys: Array, params: PyTree, splits: Splits = None) -> Tangents:
+def sample_tangents(
+    distribution: Any, keys: Array, params: PyTree, splits: Splits = None
+) -> Tangents:
     """As many tangents as keys: for each leaf of params an array (K, ...), or another form.
 
     Raises:
       ValueError: what is sampled does not fit `params`.
     """
-    if draws_together(distribution):
+    if samples_jointly(distribution):
         drawn = distribution.sample_together(keys[0], params, splits, len(keys))
-        return fits.checked_sample(distribution, drawn, params, len(keys))
+        return validated_sample(distribution, drawn, params, len(keys))
 
     def sample(key: Array) -> Tangents:
-        return fits.checked_sample(distribution, distribution.sample(key, params, splits), params)
+        return validated_sample(distribution, distribution.sample(key, params, splits), params)
 
     if len(keys) == 1:
         return jax.tree.map(lambda x: x[None], sample(keys[0]))

@@ -75,7 +75,7 @@ class While(NamedTuple):
     num_body_consts: int
 
 
-def unsupported(equation: Equation, missing: str) -> NoReturn:
+def raise_unknown_layout(equation: Equation, missing: str) -> NoReturn:
     """Raise the NotImplementedError for an equation that is laid out in an unknown way."""
     raise NotImplementedError(
         f"JAX {jax.__version__} lays out the primitive {equation.primitive.name} in a way that "
@@ -85,7 +85,7 @@ def unsupported(equation: Equation, missing: str) -> NoReturn:
     )
 
 
-def closed(jaxpr: Any) -> Any:
+def as_closed(jaxpr: Any) -> Any:
     """Return a ClosedJaxpr, from one or from a Jaxpr without constants."""
     if isinstance(jaxpr, jex_core.ClosedJaxpr):
         return jaxpr
@@ -100,35 +100,35 @@ def scan_parts(equation: Equation) -> Scan:
     elif "ft_in" in params:  # JAX 0.11 and later: a tree of (constants, carry, inputs)
         numbers = [len(part) for part in params["ft_in"].unpack()[:2]]
     else:
-        unsupported(equation, "num_consts or ft_in")
+        raise_unknown_layout(equation, "num_consts or ft_in")
     if "jaxpr" not in params:
-        unsupported(equation, "jaxpr")
+        raise_unknown_layout(equation, "jaxpr")
     rest = (params[name] for name in ("length", "reverse", "unroll"))
-    return Scan(closed(params["jaxpr"]), *numbers, *rest)
+    return Scan(as_closed(params["jaxpr"]), *numbers, *rest)
 
 
 def while_parts(equation: Equation) -> While:
     """Return the bodies of a `while`, and how many operands are their constants."""
     names = ("cond_jaxpr", "body_jaxpr", "cond_nconsts", "body_nconsts")
     if missing := [name for name in names if name not in equation.params]:
-        unsupported(equation, missing[0])
+        raise_unknown_layout(equation, missing[0])
     condition, body, *numbers = (equation.params[name] for name in names)
-    return While(closed(condition), closed(body), *numbers)
+    return While(as_closed(condition), as_closed(body), *numbers)
 
 
-def branches_of(equation: Equation) -> list[Any]:
+def cond_branches(equation: Equation) -> list[Any]:
     """Return the branches of a `cond`, ClosedJaxprs of the operands after the index."""
     if "branches" not in equation.params:
-        unsupported(equation, "branches")
-    return [closed(branch) for branch in equation.params["branches"]]
+        raise_unknown_layout(equation, "branches")
+    return [as_closed(branch) for branch in equation.params["branches"]]
 
 
-def is_by_platform(equation: Equation) -> bool:
+def is_platform_dependent(equation: Equation) -> bool:
     """Whether a `cond` has one branch for each platform (`jax.lax.platform_dependent`)."""
     return equation.params.get("branches_platforms") is not None
 
 
-def called(equation: Equation) -> Any | None:
+def called_jaxpr(equation: Equation) -> Any | None:
     """Return the ClosedJaxpr that an equation calls and does nothing else, or None.
 
     A call of a `custom_vjp` function is one too, of the function that it differentiates; that of a
@@ -141,8 +141,8 @@ def called(equation: Equation) -> Any | None:
     if name not in _CALLS:
         return None
     if _CALLS[name] not in equation.params:
-        unsupported(equation, _CALLS[name])
-    return closed(equation.params[_CALLS[name]])
+        raise_unknown_layout(equation, _CALLS[name])
+    return as_closed(equation.params[_CALLS[name]])
 
 
 @functools.lru_cache(maxsize=256)
@@ -168,7 +168,7 @@ def function_name(equation: Equation) -> str:
         jaxpr = equation.params["_prim"].traced.jaxpr
     else:
         jaxpr = equation.params["call_jaxpr"]
-    info = getattr(closed(jaxpr).jaxpr, "debug_info", None)
+    info = getattr(as_closed(jaxpr).jaxpr, "debug_info", None)
     return getattr(info, "func_src_info", None) or "a function without a name"
 
 
@@ -177,8 +177,8 @@ def custom_jvp_body(equation: Equation) -> Any | None:
     if equation.primitive is not primitives.custom_jvp_call_p:
         return None
     if "call_jaxpr" not in equation.params:
-        unsupported(equation, "call_jaxpr")
-    return closed(equation.params["call_jaxpr"])
+        raise_unknown_layout(equation, "call_jaxpr")
+    return as_closed(equation.params["call_jaxpr"])
 
 
 def inner_jaxprs(equation: Equation) -> Sequence[Any]:
@@ -186,7 +186,7 @@ def inner_jaxprs(equation: Equation) -> Sequence[Any]:
     if is_kernel(equation):
         return ()
     if equation.primitive.name == _OBJECT:
-        body = called(equation)
+        body = called_jaxpr(equation)
         return () if body is None else (body.jaxpr,)
     return tuple(jex_core.jaxprs_in_params(equation.params))
 
@@ -194,7 +194,7 @@ def inner_jaxprs(equation: Equation) -> Sequence[Any]:
 def is_opaque(equation: Equation) -> bool:
     """Whether an equation computes by a program that is no jaxpr of the loss's own language."""
     is_object = equation.primitive.name == _OBJECT
-    return is_kernel(equation) or (is_object and called(equation) is None)
+    return is_kernel(equation) or (is_object and called_jaxpr(equation) is None)
 
 
 def is_kernel(equation: Equation) -> bool:
@@ -213,22 +213,22 @@ def entered_jaxprs(equation: Equation) -> Sequence[Any]:
     if primitive is primitives.while_p:
         parts = while_parts(equation)
         return parts.condition.jaxpr, parts.body.jaxpr
-    if primitive is primitives.cond_p and not is_by_platform(equation):
-        return tuple(branch.jaxpr for branch in branches_of(equation))
-    body = called(equation)
+    if primitive is primitives.cond_p and not is_platform_dependent(equation):
+        return tuple(branch.jaxpr for branch in cond_branches(equation))
+    body = called_jaxpr(equation)
     return () if body is None else (body.jaxpr,)
 
 
-def name_of(equation: Equation) -> str:
+def jax_name(equation: Equation) -> str:
     """Return the name of an equation's primitive if it is one of JAX, and '' otherwise.
 
     A primitive of somebody else may have a name that one of JAX has.
     """
     primitive = equation.primitive
-    return primitive.name if is_of_jax(primitive) else ""
+    return primitive.name if is_jax_primitive(primitive) else ""
 
 
-def is_of_jax(primitive: Any) -> bool:
+def is_jax_primitive(primitive: Any) -> bool:
     """Whether a primitive is the one that JAX publishes under its name, or has a name of none.
 
     Primitives of JAX that are not public are known by their names alone.
@@ -282,7 +282,7 @@ def varying_axes_of(kind: Any) -> frozenset[str]:
     return frozenset(varying)
 
 
-def is_evaluating() -> tuple[bool, bool]:
+def trace_state() -> tuple[bool, bool]:
     """Whether operations run at once, in no `jax.jit`; and if so, whether under a derivative.
 
     Under `jax.vmap` they do too.

@@ -22,7 +22,7 @@ import numpy as np
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.util.jax_internals import bind, inner_jaxprs, is_evaluating
+from fwdgrad.util.jax_internals import bind, inner_jaxprs, trace_state
 
 _MOST_PROGRAMS = 64
 _SMALL = 1024  # entries of an array that is compared by its values
@@ -31,14 +31,14 @@ _LOOPS = (primitives.scan_p, primitives.while_p, primitives.cond_p)
 _WITH_RULES = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
 
 
-def run(fun: Callable[..., Any], *args: Any) -> Any:
+def run_compiled(fun: Callable[..., Any], *args: Any) -> Any:
     """Return fun(*args), by a program that was compiled for the same equations before.
 
     Args:
       fun: a function of pytrees of arrays that returns one.
       args: its arguments.
     """
-    evaluating, differentiating = is_evaluating()
+    evaluating, differentiating = trace_state()
     leaves = jax.tree.leaves(args)
     if not evaluating or (differentiating and _has_tracers(leaves)):
         return fun(*args)
@@ -57,28 +57,28 @@ def scan(
     body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, **options: Any
 ) -> tuple[Any, Any]:
     """`jax.lax.scan`."""
-    return run(lambda init, xs: jax.lax.scan(body, init, xs, **options), init, xs)
+    return run_compiled(lambda init, xs: jax.lax.scan(body, init, xs, **options), init, xs)
 
 
 def while_loop(condition: Callable[[Any], Any], body: Callable[[Any], Any], init: Any) -> Any:
     """`jax.lax.while_loop`."""
-    return run(lambda init: jax.lax.while_loop(condition, body, init), init)
+    return run_compiled(lambda init: jax.lax.while_loop(condition, body, init), init)
 
 
 def map_over(body: Callable[[Any], Any], xs: Any) -> Any:
     """`jax.lax.map`."""
-    return run(lambda xs: jax.lax.map(body, xs), xs)
+    return run_compiled(lambda xs: jax.lax.map(body, xs), xs)
 
 
 def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Any:
     """`jax.lax.switch`."""
-    return run(lambda index, *of: jax.lax.switch(index, branches, *of), index, *operands)
+    return run_compiled(lambda index, *of: jax.lax.switch(index, branches, *of), index, *operands)
 
 
 def evaluate_equation(equation: Any, values: Sequence[Any]) -> list[Any]:
     """Evaluate one equation; return a list, also of a single output."""
     if has_loops(equation):
-        return run(lambda *operands: bind(equation, operands), *values)
+        return run_compiled(lambda *operands: bind(equation, operands), *values)
     return bind(equation, values)
 
 

@@ -41,7 +41,7 @@ def varying_as(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(cast, tree)
 
 
-def check_own_keys(key: Array, leaves: Sequence[Array], names: Sequence[str]) -> None:
+def check_keys_per_device(key: Array, leaves: Sequence[Array], names: Sequence[str]) -> None:
     """Raises ValueError unless devices whose parameters differ have keys that do.
 
     With one key shards of equal shapes would get equal tangents, and the estimate a bias.

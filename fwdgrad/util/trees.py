@@ -8,7 +8,7 @@ the two apart and `combine` puts them together again, as `equinox.partition` doe
     params  =  combine(*partition(params))
 
 Both parts have `None` in the place of the other's leaves, which a class that checks its children
-may refuse. So the library itself takes leaves out with `take_out`, keeps them in lists, and
+may refuse. So the library itself takes leaves out with `extract_leaves`, keeps them in lists, and
 rebuilds a pytree of the user's only with every leaf in its place.
 """
 
@@ -99,7 +99,7 @@ class Frame:
         self.names = [jax.tree_util.keystr(path) for (path, _), taken in both if taken]
         self.others = [x for (_, x), taken in both if not taken]
 
-    def filled(self, values: Iterable[Any], others: Iterable[Any] | None = None) -> PyTree:
+    def rebuild(self, values: Iterable[Any], others: Iterable[Any] | None = None) -> PyTree:
         """Return the pytree with these values in the place of the chosen leaves.
 
         Args:
@@ -109,7 +109,7 @@ class Frame:
         parts = [iter(self.others if others is None else others), iter(values)]
         return jax.tree.unflatten(self.structure, [next(parts[i]) for i in self._is_chosen])
 
-    def alone(self, values: Sequence[Any], *, like_whole: bool = False) -> PyTree:
+    def subtree(self, values: Sequence[Any], *, like_whole: bool = False) -> PyTree:
         """Return a pytree of nothing but the values that are not None, one for each chosen leaf.
 
         Where the pytree is made of dicts, lists and tuples alone it has their structure, with None
@@ -123,15 +123,15 @@ class Frame:
         present = [x for x in values if x is not None]
         is_whole = like_whole and len(present) == len(self._is_chosen)
         if is_whole or _is_plain(self.structure):
-            return self.filled(values, [None] * len(self.others))
+            return self.rebuild(values, [None] * len(self.others))
         return present
 
 
-def take_out(tree: PyTree, chosen: Callable[[Any], bool]) -> tuple[list[Any], Frame]:
+def extract_leaves(tree: PyTree, chosen: Callable[[Any], bool]) -> tuple[list[Any], Frame]:
     """Return the leaves of `tree` that are `chosen`, and what is left of it.
 
-    >>> values, frame = take_out({"w": 2.0, "name": "x"}, lambda leaf: isinstance(leaf, float))
-    >>> values, frame.filled([3.0]), frame.alone([3.0])
+    >>> values, frame = extract_leaves({"w": 2.0, "name": "x"}, lambda x: isinstance(x, float))
+    >>> values, frame.rebuild([3.0]), frame.subtree([3.0])
     ([2.0], {'name': 'x', 'w': 3.0}, {'name': None, 'w': 3.0})
     """
     return [x for x in jax.tree.leaves(tree) if chosen(x)], Frame(tree, chosen)
@@ -189,7 +189,7 @@ def accumulation_dtype(*dtypes: Any) -> Any:
     return wide[0] if wide else jnp.dtype(jnp.float32)
 
 
-class Flat:
+class FlatAux:
     """A function that returns (loss, aux), as one that returns arrays alone.
 
     What else aux may hold is put aside when it is called, and put back by `restored`.
@@ -201,10 +201,10 @@ class Flat:
 
     def __call__(self, *args: Any) -> list[Array]:
         value, aux = self._loss(*args)
-        arrays, self._frame = take_out(aux, lambda x: isinstance(x, jax.Array))
+        arrays, self._frame = extract_leaves(aux, lambda x: isinstance(x, jax.Array))
         return [value, *arrays]
 
-    def restored(self, leaves: Sequence[Any]) -> PyTree:
+    def restore_aux(self, leaves: Sequence[Any]) -> PyTree:
         """Aux of these arrays."""
         assert self._frame is not None, "called before the function"
-        return self._frame.filled(leaves)
+        return self._frame.rebuild(leaves)

@@ -11,7 +11,7 @@ import numpy as np
 
 
 @contextmanager
-def noting(note: str) -> Iterator[None]:
+def error_note(note: str) -> Iterator[None]:
     """Add a note to any error that is raised inside of the `with`, unless one was added inside.
 
     For errors of JAX, which cannot know the option of ours that led to them: the note names it and
@@ -25,16 +25,16 @@ def noting(note: str) -> Iterator[None]:
         raise
 
 
-def reverse_mode_of_last(space: str) -> AbstractContextManager[None]:
+def exact_last_note(space: str) -> AbstractContextManager[None]:
     """Return a context that notes what exact_last=True asks of the loss function."""
-    return noting(
+    return error_note(
         f"space={space}(exact_last=True) asks for reverse mode through what follows the last "
         "layer, the loss function, and JAX has none for something there. Leave exact_last=True "
         "out: then all layers are estimated by forward mode alone."
     )
 
 
-def needs_extra(package: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
+def missing_extra(package: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
     """Return the error of a missing module with the extra that brings it."""
     return ModuleNotFoundError(
         f"{package} needs the module {error.name!r}, which is not installed. Install the extra: "

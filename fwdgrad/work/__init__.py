@@ -3,7 +3,7 @@
 Knows an estimator only through its call, and a problem only as parameters, loss and examples.
 """
 
-from fwdgrad.util.validation import needs_extra
+from fwdgrad.util.validation import missing_extra
 
 try:
     from fwdgrad.work.checkpoints import CheckpointError
@@ -33,7 +33,7 @@ try:
     from fwdgrad.work.timing import interleaved_seconds
     from fwdgrad.work.training import TrainableProblem, train
 except ModuleNotFoundError as error:
-    raise needs_extra("fwdgrad.work", error) from error
+    raise missing_extra("fwdgrad.work", error) from error
 
 __all__ = [
     "CheckpointError",

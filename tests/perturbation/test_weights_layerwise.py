@@ -72,7 +72,7 @@ def test_its_error_is_the_sum_of_the_layers_own():
 def test_blocks_are_of_each_layer(key):
     loss, params, args = mlp(jnp.tanh)
     drawn = estimator(loss, tangents=fwdgrad.BlockSparse()).draw(key, params, *args)
-    assert [(v.axis, v.number) for v in drawn.tangents] == [(0, 2), (0, 2), (0, 2), (1, 2)]
+    assert [(v.axis, v.num_blocks) for v in drawn.tangents] == [(0, 2), (0, 2), (0, 2), (1, 2)]
 
 
 def test_what_the_loss_does_not_read_gets_nothing(key):

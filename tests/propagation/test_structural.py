@@ -8,7 +8,7 @@ from jax import lax
 
 from fwdgrad.propagation import matrix_axes
 from fwdgrad.propagation.rules import joins, structural
-from fwdgrad.tangents.factored import Factored, stack
+from fwdgrad.tangents.factored import Factored, stack_factors
 from fwdgrad.tangents.forms import add, dense
 from tests.oracle import assert_same, normal, push_both_ways
 
@@ -68,7 +68,7 @@ def test_a_stack_has_the_rank_of_its_parts():
     u = Factored(normal(2, (2, 3, 3, 1)), normal(3, (2, 3, 1, 4)), (3, 4))
     for axis in range(3):
         shape = (*(3, 4)[:axis], 3, *(3, 4)[axis:])
-        found = stack([v, None, u], axis, shape)
+        found = stack_factors([v, None, u], axis, shape)
         assert found.rank == 3 and found.shape == shape
         expected = jnp.stack([dense(v), jnp.zeros((2, 3, 4)), dense(u)], 1 + axis)
         np.testing.assert_allclose(dense(found), expected, atol=1e-6)

@@ -120,9 +120,9 @@ def test_its_algebra_is_that_of_the_arrays():
     np.testing.assert_allclose(
         v.gram(jnp.float32), jnp.einsum("kij,lij->kl", rows, rows), rtol=1e-5
     )
-    np.testing.assert_array_equal(v.one(jnp.int32(1)), rows[1])
+    np.testing.assert_array_equal(v.take(jnp.int32(1)), rows[1])
     np.testing.assert_array_equal(v.masked(c), rows * c)
-    np.testing.assert_array_equal(v.after(rows[:1]), jnp.concatenate([rows[:1], rows]))
+    np.testing.assert_array_equal(v.append_to(rows[:1]), jnp.concatenate([rows[:1], rows]))
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ import scipy.stats
 from jax.flatten_util import ravel_pytree
 
 import fwdgrad
-from fwdgrad.tangents import fits
 from fwdgrad.tangents.forms import dense, is_structured
 from fwdgrad.tangents.sampling import check_tangents
+from fwdgrad.tangents.validation import validated_sample
 from tests.sweeps import thorough_but
 
 FAILURE = 1e-8
@@ -125,7 +125,7 @@ def test_structure_shapes_and_dtypes(distribution, dtype, key, x64):
         "rest": [jnp.zeros(33, dtype), None, jnp.zeros(0, dtype)],
     }
     tangent = distribution.sample(key, params)
-    fits.checked_sample(distribution, tangent, params)
+    validated_sample(distribution, tangent, params)
     assert all(bool(jnp.all(jnp.isfinite(v))) for v in jax.tree.leaves(tangent))
 
 

@@ -9,8 +9,8 @@ from jax import lax
 import fwdgrad
 from fwdgrad.tangents.forms import dense
 from fwdgrad.util.jax_internals import (
-    branches_of,
-    called,
+    called_jaxpr,
+    cond_branches,
     custom_jvp_body,
     entered_jaxprs,
     function_name,
@@ -67,7 +67,7 @@ def test_the_parts_of_a_while():
 def test_the_branches_of_a_cond():
     branches = [jnp.sin, jnp.cos, jnp.tanh]
     equation = the_equation("cond", lambda i, x: lax.switch(i, branches, x), 1, 2.0)
-    names = [branch.jaxpr.eqns[0].primitive.name for branch in branches_of(equation)]
+    names = [branch.jaxpr.eqns[0].primitive.name for branch in cond_branches(equation)]
     assert names == ["sin", "cos", "tanh"]
 
 
@@ -109,7 +109,7 @@ def test_calls_that_are_objects(name, made_of_objects):
 
 def check_call(name):
     (equation,) = jax.make_jaxpr(lambda x: CALLS[name](x))(2.0).jaxpr.eqns
-    body = called(equation)
+    body = called_jaxpr(equation)
     assert [v.aval.shape for v in body.jaxpr.outvars] == [()]
     assert is_custom_vjp(equation) == (name == "custom_vjp")
     assert not is_opaque(equation)
@@ -166,7 +166,7 @@ relu.defjvps(lambda t, ans, x: t * (x > 0))
 
 def test_a_custom_jvp_is_no_call():
     equation = the_equation("custom_jvp_call", relu, 2.0)
-    assert called(equation) is None and entered_jaxprs(equation) == ()
+    assert called_jaxpr(equation) is None and entered_jaxprs(equation) == ()
     assert [e.primitive.name for e in custom_jvp_body(equation).jaxpr.eqns] == ["max"]
 
 
@@ -175,8 +175,8 @@ def test_a_custom_jvp_is_no_call():
     [
         ("scan", lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, None, 3), scan_parts),
         ("while", lambda x: lax.while_loop(lambda c: c < 3, lambda c: c + 1, x), while_parts),
-        ("cond", lambda x: lax.cond(x > 0, jnp.sin, jnp.cos, x), branches_of),
-        ("jit", lambda x: jax.jit(jnp.sin)(x), called),
+        ("cond", lambda x: lax.cond(x > 0, jnp.sin, jnp.cos, x), cond_branches),
+        ("jit", lambda x: jax.jit(jnp.sin)(x), called_jaxpr),
         ("custom_jvp_call", relu, custom_jvp_body),
     ],
 )

@@ -15,7 +15,7 @@ from jax.extend.core import primitives
 from fwdgrad.propagation.interpreter import Context, Rule, jvp
 from fwdgrad.propagation.rules.contractions import Dot, shares
 from fwdgrad.propagation.rules.cut_axes import KEEPING, axes_after
-from fwdgrad.tangents.blocks import Blocks, by_blocks
+from fwdgrad.tangents.blocks import Blocks, split_into_blocks
 from fwdgrad.tangents.forms import Tangent, add, dense, is_structured
 from fwdgrad.util.axes import merge_axes
 from fwdgrad.util.jax_internals import bind
@@ -29,10 +29,10 @@ def along_the_axis(context: Context, equation: Any, primals: list[Any], tangents
     first = next(iter(cut.values()))
     if len(cut) < sum(t is not None for t in tangents) or has_explicit_axes():
         return NotImplemented
-    if len({(t.number, t.num_tangents, t.shape[t.axis]) for t in cut.values()}) > 1:
+    if len({(t.num_blocks, t.num_tangents, t.shape[t.axis]) for t in cut.values()}) > 1:
         return NotImplemented
     axes = {equation.invars[i]: t.axis for i, t in cut.items()}
-    if (after := axes_after(equation, axes, first.number)) is None:
+    if (after := axes_after(equation, axes, first.num_blocks)) is None:
         return NotImplemented
 
     def push(rows: list[Array | None], number: int) -> tuple[list[Any], list[Tangent]]:
@@ -41,13 +41,13 @@ def along_the_axis(context: Context, equation: Any, primals: list[Any], tangents
     positions = range(len(tangents))
     outputs, values = push([cut[i].value[None] if i in cut else None for i in positions], 1)
     origin = tuple(dict.fromkeys(name for t in cut.values() for name in t.origin))
-    before: list[Array | None] = [None] * len(outputs)
-    if first.before is not None:
-        rows = [cut[i].before if i in cut else None for i in positions]
-        before = [None if t is None else dense(t) for t in push(rows, len(first.before))[1]]
+    earlier: list[Array | None] = [None] * len(outputs)
+    if first.earlier is not None:
+        rows = [cut[i].earlier if i in cut else None for i in positions]
+        earlier = [None if t is None else dense(t) for t in push(rows, len(first.earlier))[1]]
     return outputs, [
-        None if v is None else Blocks(dense(v)[0], axis, first.number, b, origin)
-        for v, b, axis in zip(values, before, after, strict=True)
+        None if v is None else Blocks(dense(v)[0], axis, first.num_blocks, b, origin)
+        for v, b, axis in zip(values, earlier, after, strict=True)
     ]
 
 
@@ -62,7 +62,7 @@ def _dot_general(context: Context, equation: Any, primals: list[Any], tangents: 
         if v is None:
             continue
         x, other = primals[side], primals[1 - side]
-        rows = v.before if is_structured(v) else dense(v)
+        rows = v.earlier if is_structured(v) else dense(v)
         if rows is None:
             of_rows = None
         elif outputs is None and shares(x, rows, other):
@@ -74,24 +74,24 @@ def _dot_general(context: Context, equation: Any, primals: list[Any], tangents: 
     return bind(equation, primals) if outputs is None else outputs, [total]
 
 
-def _product(dot: Dot, side: int, v: Blocks, other: Array, before: Array | None) -> Array | Blocks:
-    """The product with blocks of one side, after `before`, that with the tangents before them."""
+def _product(dot: Dot, side: int, v: Blocks, other: Array, earlier: Array | None) -> Array | Blocks:
+    """The product with blocks of one side, after `earlier`, that with the tangents before them."""
     if v.axis not in dot.contract[side]:
         value = dot.with_rows(side, v.value[None], other)[0]
         axis = dot.output_axis(side, v.axis, other.ndim)
-        return Blocks(value, axis, v.number, before, v.origin)
+        return Blocks(value, axis, v.num_blocks, earlier, v.origin)
     position = dot.contract[side].index(v.axis)
     its_axis = dot.contract[1 - side][position]
     operands, contract, batch = [v.value, other], [], []
     for i, (axis, of_side) in enumerate(((v.axis, side), (its_axis, 1 - side))):
         # The axis becomes two, number and size: the first is a batch's, the second is contracted.
-        operands[i] = by_blocks(operands[i], axis, v.number, v.size)
+        operands[i] = split_into_blocks(operands[i], axis, v.num_blocks, v.block_size)
         contract.append([j + (j >= axis) for j in dot.contract[of_side]])
         batch.append([axis, *(j + (j >= axis) for j in dot.batch[of_side])])
     left, right = side, 1 - side
     numbers = ((contract[left], contract[right]), (batch[left], batch[right]))
     rows = lax.dot_general(operands[left], operands[right], numbers, **dot.options)
-    return rows if before is None else jnp.concatenate([before, rows])
+    return rows if earlier is None else jnp.concatenate([earlier, rows])
 
 
 def _conv_general_dilated(
@@ -107,29 +107,29 @@ def _conv_general_dilated(
     if grouped or has_explicit_axes():
         return NotImplemented
     if v is None and is_structured(kernel_tangent) and kernel_tangent.axis == rhs[0]:
-        if kernel_tangent.before is not None:
+        if kernel_tangent.earlier is not None:
             return NotImplemented
         value = bind(equation, [x, kernel_tangent.value])[0]
-        kept = Blocks(value, out[1], kernel_tangent.number, origin=kernel_tangent.origin)
+        kept = Blocks(value, out[1], kernel_tangent.num_blocks, origin=kernel_tangent.origin)
         return bind(equation, primals), [kept]
     if kernel_tangent is not None or not is_structured(v) or v.axis != lhs[1]:
         return NotImplemented
-    images = by_blocks(v.value, lhs[1], v.number, v.size)
+    images = split_into_blocks(v.value, lhs[1], v.num_blocks, v.block_size)
     images = merge_axes(images, lhs[1], lhs[1] + 2)
     # (inputs, …) as (number, size): one set of outputs for each group, so inputs go to outputs.
-    kernels = jnp.moveaxis(by_blocks(kernel, rhs[1], v.number, v.size), rhs[1], 0)
+    kernels = jnp.moveaxis(split_into_blocks(kernel, rhs[1], v.num_blocks, v.block_size), rhs[1], 0)
     kernels = jnp.concatenate([*kernels], rhs[0])
     options = {k: p for k, p in equation.params.items() if k != "feature_group_count"}
     options["dimension_numbers"] = lax.ConvDimensionNumbers(lhs, rhs, out)
-    rows = lax.conv_general_dilated(images, kernels, feature_group_count=v.number, **options)
+    rows = lax.conv_general_dilated(images, kernels, feature_group_count=v.num_blocks, **options)
     channels = out[1]
-    each = rows.shape[channels] // v.number
-    rows = rows.reshape(*rows.shape[:channels], v.number, each, *rows.shape[channels + 1 :])
+    each = rows.shape[channels] // v.num_blocks
+    rows = rows.reshape(*rows.shape[:channels], v.num_blocks, each, *rows.shape[channels + 1 :])
     rows = jnp.moveaxis(rows, channels, 0)
-    if v.before is not None:
-        number = v.before.shape[0]
-        (before,) = jvp(lambda xs: bind(equation, xs), primals, [v.before, None], number)[1]
-        rows = jnp.concatenate([before, rows])  # type: ignore[list-item]
+    if v.earlier is not None:
+        number = v.earlier.shape[0]
+        (earlier,) = jvp(lambda xs: bind(equation, xs), primals, [v.earlier, None], number)[1]
+        rows = jnp.concatenate([earlier, rows])  # type: ignore[list-item]
     return bind(equation, primals), [rows]
 
 

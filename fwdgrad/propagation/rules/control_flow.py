@@ -18,14 +18,14 @@ from fwdgrad.propagation.interpreter import Context, Rule, propagate
 from fwdgrad.propagation.jaxprs import carried, reached
 from fwdgrad.propagation.tracing import raise_for_custom_vjp
 from fwdgrad.tangents.base import StructuredTangent
-from fwdgrad.tangents.forms import Tangent, dense, number_of
+from fwdgrad.tangents.forms import Tangent, count_tangents, dense
 from fwdgrad.util import programs
 from fwdgrad.util.jax_internals import (
     CALL_NAMES,
-    branches_of,
-    called,
-    is_by_platform,
+    called_jaxpr,
+    cond_branches,
     is_custom_vjp,
+    is_platform_dependent,
     scan_parts,
     while_parts,
 )
@@ -35,7 +35,7 @@ _CARRIED = "carried by a loop"
 
 
 def _call(context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]) -> Any:
-    if (body := called(equation)) is None:
+    if (body := called_jaxpr(equation)) is None:
         return NotImplemented
     if is_custom_vjp(equation) and not context.enter_custom_vjp:
         raise_for_custom_vjp(equation)
@@ -45,11 +45,11 @@ def _call(context: Context, equation: Any, primals: list[Any], tangents: list[Ta
 def _cond(
     context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
 ) -> tuple[list[Any], list[Tangent]]:
-    if is_by_platform(equation):
+    if is_platform_dependent(equation):
         return NotImplemented
     index, *operands = primals
     number = _number(tangents)
-    branches = branches_of(equation)
+    branches = cond_branches(equation)
     active = [t is not None for t in tangents[1:]]
     outputs_active = [
         any(x) for x in zip(*(reached(b.jaxpr, active) for b in branches), strict=True)
@@ -139,7 +139,7 @@ class _Slices:
     def __init__(self, context: Context, equation: Any, tangent: Tangent):
         self.scanned: Any = None
         if isinstance(tangent, StructuredTangent):
-            self.scanned = tangent.scanned()
+            self.scanned = tangent.scan_inputs()
             if self.scanned is None:
                 tangent = context.written_out(equation, tangent, "scanned over by a loop")
         if tangent is not None and self.scanned is None:
@@ -149,7 +149,7 @@ class _Slices:
     def at(self, scanned: Any) -> Tangent:
         """The tangent of one slice, from `scanned` at it."""
         if isinstance(self.tangent, StructuredTangent):
-            return self.tangent.slice_of(scanned)
+            return self.tangent.from_scan_slice(scanned)
         return scanned
 
 
@@ -165,7 +165,7 @@ def _carried(
 
 
 def _number(tangents: Sequence[Tangent]) -> int:
-    return next(number_of(t) for t in tangents if t is not None)
+    return next(count_tangents(t) for t in tangents if t is not None)
 
 
 def _arrays(

@@ -14,7 +14,7 @@ from jax.extend.core import primitives
 from fwdgrad.propagation.elementwise import ELEMENTWISE, is_elementwise
 from fwdgrad.propagation.jaxprs import body_of, variables
 from fwdgrad.util.axes import axis_groups
-from fwdgrad.util.jax_internals import name_of
+from fwdgrad.util.jax_internals import jax_name
 
 
 def axes_after(equation: Any, axes: dict[Any, int], number: int) -> list[int] | None:
@@ -29,7 +29,7 @@ def axes_after(equation: Any, axes: dict[Any, int], number: int) -> list[int] | 
     if (body := body_of(equation)) is not None:
         named = zip(body.invars, _hashable(equation.invars), strict=True)
         return _axes_of_body(body, {v: axes[w] for v, w in named if w in axes}, number)
-    name = name_of(equation)
+    name = jax_name(equation)
     if name in ELEMENTWISE:
         return _axes_of_elementwise(equation, axes)
     if name in _MOVES and len(axes) == 1 and equation.invars[0] in axes:

@@ -10,7 +10,7 @@ from jax.extend.core import primitives
 
 from fwdgrad.propagation.interpreter import Context, Rule
 from fwdgrad.propagation.rules.structural import padded, sliced
-from fwdgrad.tangents.factored import Factored, stack
+from fwdgrad.tangents.factored import Factored, stack_factors
 from fwdgrad.tangents.forms import Tangent, add, is_structured
 from fwdgrad.util.jax_internals import bind
 from fwdgrad.util.trees import Array
@@ -42,7 +42,7 @@ def _stack(
     if any(v is not None and p is None for v, p in zip(tangents, parts, strict=True)):
         return NotImplemented
     shape = equation.outvars[0].aval.shape
-    result = stack(parts, equation.params["axis"], shape)
+    result = stack_factors(parts, equation.params["axis"], shape)
     known = [v for v in parts if v is not None]
     return _observed(context, equation, known, bind(equation, primals), result)
 

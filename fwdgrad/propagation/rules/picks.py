@@ -30,7 +30,7 @@ def _reduce_sum(context: Context, equation: Any, primals: list[Any], tangents: l
     shape = tuple(n for i, n in enumerate(v.shape) if i not in axes)
     result = v.map(lambda f: jnp.sum(f, axes), shape)
     result = result.replace(result.left * times, result.right)
-    if not result.pays:
+    if not result.is_compact:
         return NotImplemented
     context.observe(equation, v)
     return bind(equation, primals), [result]
@@ -77,7 +77,7 @@ def _gather(context: Context, equation: Any, primals: list[Any], tangents: list[
 
     first = jax.vmap(jax.vmap(pick))(left)
     result = v.replace(first, jax.vmap(jax.vmap(pick if moves(right) else stay))(right), output)
-    if not result.pays:
+    if not result.is_compact:
         return NotImplemented
     context.observe(equation, v)
     return bind(equation, primals), [result]

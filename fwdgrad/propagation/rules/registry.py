@@ -19,8 +19,8 @@ from fwdgrad.propagation.rules import (
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.factored import Factored
-from fwdgrad.tangents.forms import is_structured, number_of
-from fwdgrad.util.jax_internals import is_of_jax, is_published
+from fwdgrad.tangents.forms import count_tangents, is_structured
+from fwdgrad.util.jax_internals import is_jax_primitive, is_published
 
 
 class RulesOfPrimitive:
@@ -167,7 +167,7 @@ def register_rule(
             f"{form!r}."
         )
     key = primitive
-    if isinstance(primitive, jex_core.Primitive) and is_of_jax(primitive):
+    if isinstance(primitive, jex_core.Primitive) and is_jax_primitive(primitive):
         key = primitive.name
     before = RULES.get(key, RulesOfPrimitive({}))
     name = primitive if isinstance(primitive, str) else primitive.name
@@ -193,7 +193,7 @@ def _checked(name: str, rule: Rule, before: Rule | None) -> Rule:
             if before is None:
                 return NotImplemented
             return before(context, equation, primals, tangents)
-        number = next(number_of(t) for t in tangents if t is not None)
+        number = next(count_tangents(t) for t in tangents if t is not None)
         try:
             outputs, pushed = (list(part) for part in result)
         except (TypeError, ValueError):
@@ -223,7 +223,7 @@ def _check(kind: str, name: str, found: Sequence[Any], expected: Sequence[Any]) 
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    return (number_of(x), *x.shape) if is_structured(x) else jnp.shape(x)
+    return (count_tangents(x), *x.shape) if is_structured(x) else jnp.shape(x)
 
 
 def _listed(types: Sequence[Any]) -> str:

@@ -127,7 +127,7 @@ def _reshape(params: dict[str, Any], v: Factored, sizes: list[Any]) -> Factored 
         return jnp.broadcast_to(f, full).reshape(result)
 
     result = v.map(regroup, tuple(new_shape))
-    return result if result.pays else None
+    return result if result.is_compact else None
 
 
 def _tile(params: dict[str, Any], v: Factored, _: list[Any]) -> Factored:

@@ -95,12 +95,12 @@ def write_out(tangent, number, like):
         return np.broadcast_to((left * right).sum(1), shape).astype(like.dtype)
     if not isinstance(tangent, Blocks):
         return np.asarray(tangent)
-    rows = 0 if tangent.before is None else len(tangent.before)
+    rows = 0 if tangent.earlier is None else len(tangent.earlier)
     result = np.zeros(shape, like.dtype)
     if rows:
-        result[:rows] = tangent.before
-    size = math.ceil(tangent.shape[tangent.axis] / tangent.number)
-    for k in range(tangent.number):
+        result[:rows] = tangent.earlier
+    size = math.ceil(tangent.shape[tangent.axis] / tangent.num_blocks)
+    for k in range(tangent.num_blocks):
         at = (slice(None),) * tangent.axis + (slice(k * size, (k + 1) * size),)
         result[rows + k][at] = np.asarray(tangent.value)[at]
     return result

@@ -11,7 +11,7 @@ from fwdgrad.tangents.forms import is_structured
 from fwdgrad.util.trees import Array, PyTree
 
 
-def checked_sample(
+def validated_sample(
     tangents: Any, tangent: PyTree, params: PyTree, number: int | None = None
 ) -> list[Array | StructuredTangent]:
     """The leaves of the sampled `tangent`; raises ValueError unless they fit those of `params`.
@@ -37,8 +37,8 @@ def checked_sample(
         name = f"params{jax.tree_util.keystr(path)}"
         shape = v.shape
         if isinstance(v, StructuredTangent):
-            if fault := v.fault():
-                raise ValueError(f"tangents={tangents!r} sampled for {name} {fault}.")
+            if shape_error := v.shape_error():
+                raise ValueError(f"tangents={tangents!r} sampled for {name} {shape_error}.")
             shape = v.sampled_shape
         wanted = x.shape if number is None else (number, *x.shape)
         if (shape, v.dtype) != (wanted, x.dtype):
