@@ -8,6 +8,7 @@ from jax.tree_util import tree_leaves_with_path
 import fwdgrad
 from fwdgrad.propagation.pushforward import Pushforward
 from fwdgrad.propagation.record import recording
+from fwdgrad.propagation.tracing import trace
 from fwdgrad.tangents.factored import Factored
 from fwdgrad.tangents.forms import dense, is_structured
 
@@ -35,9 +36,8 @@ def push_both_ways(fun, params, *, rank=1, num_tangents=1, distribution=None):
     """
     leaves, structure = jax.tree.flatten(params)
     names = [f"params{jax.tree_util.keystr(path)}" for path, _ in tree_leaves_with_path(params)]
-    pushforward = Pushforward(
-        lambda leaves: (fun(jax.tree.unflatten(structure, leaves)), None), leaves, names
-    )
+    traced = trace(lambda leaves: (fun(jax.tree.unflatten(structure, leaves)), None), leaves)
+    pushforward = Pushforward(traced, leaves, names)
     distribution = distribution or fwdgrad.LowRank(rank=rank)
     tangents = draw(pushforward, params, distribution, num_tangents, jax.random.key(3))
 

@@ -18,11 +18,10 @@ from jax.extend.core import primitives
 from fwdgrad.propagation.jaxprs import (
     carried,
     context_of,
-    find_custom_vjp,
     is_inexact,
     place,
-    without_custom_vjp,
 )
+from fwdgrad.propagation.tracing import find_custom_vjp, without_custom_vjp
 from fwdgrad.util.jax_internals import (
     bind,
     called_jaxpr,

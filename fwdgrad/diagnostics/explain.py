@@ -21,6 +21,7 @@ from fwdgrad.perturbation.weights import Weights
 from fwdgrad.propagation.matrix_axes import Use
 from fwdgrad.propagation.pushforward import Pushforward
 from fwdgrad.propagation.record import Record, recording
+from fwdgrad.propagation.tracing import trace
 from fwdgrad.tangents.independent import TangentDistribution
 from fwdgrad.tangents.low_rank import LowRank
 from fwdgrad.util.trees import Array, PyTree, extract_leaves, is_differentiable
@@ -165,7 +166,7 @@ def _recorded(
 
     def of_leaves(params: PyTree, *args: Any) -> None:
         loss = loss_at(params, *args)
-        uses = Pushforward(loss.at, loss.theta, loss.names).uses
+        uses = Pushforward(loss.trace(loss.at, loss.theta), loss.theta, loss.names).uses
         leaves.extend(
             _Leaf(name, x.shape, str(x.dtype), of_leaf)
             for name, x, of_leaf in zip(loss.names, loss.theta, uses, strict=True)
@@ -238,7 +239,7 @@ def _custom_rules(loss_at: Callable[..., Loss], call: _Call) -> tuple[CustomRule
 
     def walk(params: PyTree, *args: Any) -> None:
         loss = loss_at(params, *args)
-        jaxpr = Pushforward(loss.at, loss.theta, loss.names).jaxpr
+        jaxpr = trace(loss.at, loss.theta, enter_custom_vjp=False).jaxpr
         if jaxpr is not None:  # or it is JAX's own error if there is one
             values = loss.theta if call.is_concrete else None
             found.extend(entered_custom_rules(jaxpr, values))
@@ -256,13 +257,15 @@ def _nonfinite(loss_at: Callable[..., Loss], call: _Call, record: Record) -> str
     if record.why_whole:
         return f"cannot be told, since {record.why_whole}"
     if record.sites is None:
-        jaxpr = Pushforward(loss.at, loss.theta, loss.names).jaxpr
+        traced = loss.trace(loss.at, loss.theta)
     else:
         leaves, structure = jax.tree.flatten(loss.args)
-        jaxpr = jax.make_jaxpr(lambda *theta: losses_alone(loss, theta, leaves, structure))(
-            *loss.theta
-        )
-    return str(find_nonfinite(jaxpr, loss.theta))
+
+        def of_examples(theta: list[Array]) -> tuple[Array, None]:
+            return losses_alone(loss, theta, leaves, structure), None
+
+        traced = loss.trace(of_examples, loss.theta)
+    return str(find_nonfinite(traced.jaxpr, loss.theta))
 
 
 def _named(space: Any) -> str:

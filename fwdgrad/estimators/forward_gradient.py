@@ -136,9 +136,9 @@ class ForwardGradient(ValueAndGrad):
     ) -> Any:
         """The loss, and its evaluation along tangents that differ by device where `like` does."""
         params, guess = params if isinstance(params, Guided) else (params, None)
-        loss = Loss(self.fun, params, args, kwargs, self.has_aux)
+        loss = Loss(self.fun, params, args, kwargs, self.has_aux, self.enter_custom_vjp)
         theta, guess = varying_as((loss.theta, guess), like)
-        return loss, self.space.at(loss.replace(theta), self.enter_custom_vjp, guess)
+        return loss, self.space.at(loss.replace(theta), guess)
 
     def _weigh(
         self, derivatives: Array, gram: Callable[[], Array], size: Any

@@ -49,7 +49,7 @@ class _FromValues(ValueAndGrad):
         loss = Loss(self.fun, params, args, kwargs, has_aux=None)
         check_keys_per_device(key, loss.theta, loss.names)
         leaves = varying_as(loss.theta, key)
-        splits = Pushforward(loss.at, leaves, loss.names).splits
+        splits = Pushforward(loss.trace(loss.at, leaves), leaves, loss.names).splits
         keys = jax.random.split(key, self.num_tangents)
         mutations = make_mutations(self.tangents, keys, leaves, loss.frame.subtree(leaves), splits)
         h = _moving(self.step, leaves)

@@ -41,13 +41,12 @@ from fwdgrad.perturbation.sites import program
 from fwdgrad.perturbation.space import Estimate, Weigh
 from fwdgrad.propagation.jaxprs import inlined
 from fwdgrad.propagation.record import current_record
-from fwdgrad.propagation.tracing import checked_jaxpr
 from fwdgrad.tangents.forms import gram, weighted_sum
 from fwdgrad.tangents.independent import TangentDistribution
 from fwdgrad.tangents.sampling import Tangents, sample_tangents
 from fwdgrad.tangents.validation import check_drawn, check_guess
 from fwdgrad.util import validation
-from fwdgrad.util.trees import Array, FlatAux, PyTree, accumulation_dtype
+from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ class Activities:
     layerwise: bool = False
     exact_last: bool = False
 
-    def at(self, loss: Loss, enter_custom_vjp: bool, guess: PyTree = None) -> "_AtActivities":
-        return _AtActivities(self, loss, enter_custom_vjp, guess)
+    def at(self, loss: Loss, guess: PyTree = None) -> "_AtActivities":
+        return _AtActivities(self, loss, guess)
 
 
 class _OfExample(NamedTuple):
@@ -118,14 +117,8 @@ class _OfExample(NamedTuple):
 
 
 class _AtActivities:
-    def __init__(
-        self,
-        space: Activities,
-        loss: Loss,
-        enter_custom_vjp: bool,
-        guess: PyTree,
-    ):
-        self._space, self._enter = space, enter_custom_vjp
+    def __init__(self, space: Activities, loss: Loss, guess: PyTree):
+        self._space = space
         self._number = number_of_examples(loss.args, loss.kwargs)
         self._leaves = loss.theta
         examples, structure_of_args = jax.tree.flatten(loss.args)
@@ -135,13 +128,13 @@ class _AtActivities:
             args = jax.tree.unflatten(structure_of_args, example)
             return loss.of(leaves, args)
 
-        self._flat = FlatAux(of_example)
         with noting_minibatches_of_one():
             one = types_of_one(self._examples)
-            traced = checked_jaxpr(self._flat, self._leaves, one, needed_by="space=Activities()")
-        check_own_losses(one, traced.out_avals[0])
-        flat = inlined(traced, enter_custom_vjp)
-        self._loss = NoisyLoss(flat, len(self._leaves), space.layerwise, space.exact_last)
+            traced = loss.trace(of_example, self._leaves, one)
+            jaxpr = traced.required(needed_by="space=Activities()")
+        check_own_losses(one, jaxpr.out_avals[0])
+        self._flat = traced.flat
+        self._loss = NoisyLoss(inlined(jaxpr), len(self._leaves), space.layerwise, space.exact_last)
         sites = self._loss.sites
         self._own = [i for i in self._loss.noisy if sites[i].per_example]
         self._shared = [i for i in self._loss.noisy if not sites[i].per_example]
@@ -228,7 +221,7 @@ class _AtActivities:
 
         def one(example: list[Array], own: list[Any]) -> tuple[_OfExample, list, list]:
             noise = {**dict(zip(self._own, own, strict=True)), **of_shared}
-            pushed = loss.push(self._leaves, example, noise, self._enter)
+            pushed = loss.push(self._leaves, example, noise)
             read = [[pushed.values[v] for v in of] for of in (varying, fixed)]
             return self._of_example(pushed, weigh), read[0], read[1]
 

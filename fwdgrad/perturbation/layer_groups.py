@@ -8,9 +8,8 @@ import numpy as np
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.perturbation.sites import find_sites
 from fwdgrad.propagation.jaxprs import evaluate, inlined
-from fwdgrad.propagation.tracing import checked_jaxpr
 from fwdgrad.util import validation
-from fwdgrad.util.trees import Array, FlatAux, PyTree, extract_leaves
+from fwdgrad.util.trees import Array, PyTree, extract_leaves
 
 
 class Layers:
@@ -23,7 +22,6 @@ class Layers:
 
     Args:
       loss: the loss, at its parameters.
-      enter_custom_vjp: as in `forward_value_and_grad`.
       needed_by: what for, as an error says it.
 
     Attributes:
@@ -32,7 +30,7 @@ class Layers:
       is_last: of each leaf whether it is of the last layer alone.
     """
 
-    def __init__(self, loss: Loss, enter_custom_vjp: bool, *, needed_by: str):
+    def __init__(self, loss: Loss, *, needed_by: str):
         self._leaves = loss.theta
         self._data, frame = extract_leaves(
             loss.args, lambda x: isinstance(x, (jax.Array, np.ndarray))
@@ -41,8 +39,8 @@ class Layers:
         def of_arrays(leaves: Sequence[Array], data: Sequence[Array]) -> tuple[Array, PyTree]:
             return loss.of(leaves, frame.rebuild(data))
 
-        traced = checked_jaxpr(FlatAux(of_arrays), self._leaves, self._data, needed_by=needed_by)
-        self._closed = inlined(traced, enter_custom_vjp)
+        traced = loss.trace(of_arrays, self._leaves, self._data)
+        self._closed = inlined(traced.required(needed_by))
         jaxpr = self._closed.jaxpr
         sites = find_sites(jaxpr, len(self._leaves)).sites
         parameters = jaxpr.invars[: len(self._leaves)]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fwdgrad.perturbation.control_variates import Guided
+from fwdgrad.propagation.tracing import Trace, trace
 from fwdgrad.util.trees import (
     Array,
     PyTree,
@@ -21,6 +22,9 @@ from fwdgrad.util.trees import (
 
 class Loss:
     """`fun` at given parameters and arguments; `has_aux` is None where no aux can be had.
+
+    Args:
+      enter_custom_vjp: as in `forward_value_and_grad`.
 
     Attributes:
       theta: the differentiable leaves of the parameters, a list of arrays.
@@ -37,6 +41,7 @@ class Loss:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         has_aux: bool | None,
+        enter_custom_vjp: bool = True,
     ):
         check_unguided(params)
         require_parameters(params)
@@ -44,7 +49,7 @@ class Loss:
         self.theta: list[Array] = [jnp.asarray(x) for x in leaves]
         self.names = [f"params{name}" for name in self.frame.names]
         self.args, self.kwargs = args, kwargs
-        self._fun, self._has_aux = fun, has_aux
+        self._fun, self._has_aux, self._enter_custom_vjp = fun, has_aux, enter_custom_vjp
 
     def replace(self, theta: list[Array]) -> "Loss":
         """The same at other values of the leaves."""
@@ -60,6 +65,10 @@ class Loss:
         """(loss, aux) of other values of the leaves and of the positional arguments."""
         output = self._fun(self.frame.rebuild(theta), *args, **self.kwargs)
         return check_loss(self._fun, output, self._has_aux)
+
+    def trace(self, fun: Callable[..., Any], leaves: Sequence[Array], *others: Any) -> Trace:
+        """Trace `fun(leaves, *others)`, which evaluates the loss and returns (loss, aux)."""
+        return trace(fun, leaves, *others, enter_custom_vjp=self._enter_custom_vjp)
 
     def gradient(self, of_leaves: Sequence[Array]) -> PyTree:
         """Return the gradient, a pytree like the parameters, from those by the leaves.

@@ -97,7 +97,6 @@ class NoisyLoss:
         leaves: Sequence[Array],
         example: Sequence[Array],
         noise: dict[int, Any],
-        enter_custom_vjp: bool,
     ) -> Pushed:
         """Push the tangents of each group forward, as many of each.
 
@@ -105,14 +104,13 @@ class NoisyLoss:
           leaves: the parameters.
           example: the other inputs.
           noise: for each noisy site, its tangents.
-          enter_custom_vjp: as in `forward_value_and_grad`.
         """
         inputs = dict(zip(self.jaxpr.invars, [*leaves, *example], strict=True))
         values: dict[Any, Any] = {**self._consts, **inputs}
         duals: dict[Any, Tangent] = {}
         number = max(map(count_tangents, noise.values()), default=1)
         injection = _Injection(self, self._head, noise, number)
-        context = Context(RULES, enter_custom_vjp, injection=injection)
+        context = Context(RULES, injection=injection)
         kept = {*self.read, *self._into_head, *variables(self.jaxpr.outvars)}
         kept.update(v for after in self.following.values() for v in after.read)
         propagate_equations(context, self.jaxpr.eqns, values, duals, kept)

@@ -58,6 +58,6 @@ class Evaluation(Protocol):
 class Space(Protocol):
     """What `forward_value_and_grad(space=...)` takes."""
 
-    def at(self, loss: Loss, enter_custom_vjp: bool, guess: PyTree = None) -> Evaluation:
+    def at(self, loss: Loss, guess: PyTree = None) -> Evaluation:
         """The loss at its parameters and arguments."""
         ...

@@ -52,8 +52,8 @@ class Weights:
     layerwise: bool = False
     exact_last: bool = False
 
-    def at(self, loss: Loss, enter_custom_vjp: bool, guess: PyTree = None) -> "_AtWeights":
-        return _AtWeights(self, loss, enter_custom_vjp, guess)
+    def at(self, loss: Loss, guess: PyTree = None) -> "_AtWeights":
+        return _AtWeights(self, loss, guess)
 
 
 class _AtWeights:
@@ -65,13 +65,12 @@ class _AtWeights:
       pushforward: of the loss, along tangents of `theta`.
     """
 
-    def __init__(self, space: Weights, loss: Loss, enter_custom_vjp: bool, guess: PyTree):
-        self._enter = enter_custom_vjp
+    def __init__(self, space: Weights, loss: Loss, guess: PyTree):
         self._layers: Layers | None = None
         if space.layerwise or space.exact_last:
             choice = "layerwise" if space.layerwise else "exact_last"
             needed_by = f"space=Weights({choice}=True)"
-            self._layers = Layers(loss, enter_custom_vjp, needed_by=needed_by)
+            self._layers = Layers(loss, needed_by=needed_by)
         self._is_exact = [False] * len(loss.theta)
         if self._layers is not None and space.exact_last:
             self._is_exact = self._layers.is_last
@@ -79,8 +78,12 @@ class _AtWeights:
         named = list(zip(loss.names, loss.theta, self._is_exact, strict=True))
         self.leaves = [x for _, x, is_exact in named if not is_exact]
         self.exact = {name: x for name, x, is_exact in named if is_exact}
+
+        def of_leaves(leaves: list[Array]) -> tuple[Array, PyTree]:
+            return loss.at(self._merged(leaves, self.exact.values()))
+
         self.pushforward = Pushforward(
-            lambda leaves: loss.at(self._merged(leaves, self.exact.values())),
+            loss.trace(of_leaves, self.leaves),
             self.leaves,
             [name for name, _, is_exact in named if not is_exact],
         )
@@ -146,7 +149,7 @@ class _AtWeights:
         """The pushforward along tangents of some of the leaves."""
         of_all = [tangents.get(i) for i in range(len(self.leaves))]
         number = max(map(count_tangents, tangents.values()), default=1)
-        return self.pushforward(of_all, num_tangents=number, enter_custom_vjp=self._enter)
+        return self.pushforward(of_all, num_tangents=number)
 
     def _estimate(self, group: list[int], tangents: dict[int, Any], weigh: Weigh) -> Estimate:
         """That of the leaves in a group, along tangents of these alone."""

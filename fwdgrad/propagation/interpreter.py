@@ -27,15 +27,13 @@ from jax.extend.core import primitives
 
 from fwdgrad.propagation.jaxprs import (
     context_of,
-    find_custom_vjp,
     has_staged_rule,
     is_inexact,
     place,
     variables,
-    without_custom_vjp,
 )
 from fwdgrad.propagation.record import Record, current_record, described, reason_of_loss
-from fwdgrad.propagation.tracing import derivative_of_kernel, raise_for_custom_vjp
+from fwdgrad.propagation.tracing import derivative_of_kernel, find_custom_vjp, raise_for_custom_vjp
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.forms import Tangent, count_tangents, dense
 from fwdgrad.util.jax_internals import bind, function_name, is_kernel, jax_name
@@ -78,14 +76,11 @@ class Context:
     Attributes:
       rules: of each primitive (`fwdgrad.propagation.rules.registry`), by the name of one of JAX,
         and by the object of any other.
-      enter_custom_vjp: whether to differentiate what a `custom_vjp` function computes; if not,
-        a tangent that reaches one is an error.
       injection: what puts tangents in on the way, if anything does.
       record: of the equations that read a structured tangent of a parameter, if one is kept.
     """
 
     rules: Mapping[Any, Any]
-    enter_custom_vjp: bool = True
     injection: Injection | None = None
     record: Record | None = field(default_factory=current_record)
 
@@ -209,9 +204,7 @@ def _evaluate(
         context.written_out(equation, t, _reason(context, equation, tangents, t)) for t in tangents
     ]
     if (inner := find_custom_vjp(equation)) is not None:
-        if not context.enter_custom_vjp:
-            raise_for_custom_vjp(inner)
-        equation = without_custom_vjp(equation)
+        raise_for_custom_vjp(inner)
 
     def fun(values: list[Any]) -> list[Any]:
         return bind(equation, values)

@@ -22,7 +22,6 @@ from fwdgrad.util.jax_internals import (
     called_jaxpr,
     custom_jvp_body,
     entered_jaxprs,
-    inner_jaxprs,
     is_custom_vjp,
     is_leaked,
     trace_state,
@@ -87,15 +86,18 @@ def _value_of(atom: Any, values: Mapping[Any, Any]) -> Any:
     return atom.val if isinstance(atom, jex_core.Literal) else values[atom]
 
 
-def inlined(jaxpr: Any, enter_custom_vjp: bool = True) -> Any:
-    """The same ClosedJaxpr without calls: what they call stands in their place."""
+def inlined(jaxpr: Any) -> Any:
+    """Return the same ClosedJaxpr with the bodies of calls in the place of the calls.
+
+    A call of a `custom_vjp` function stays one.
+    """
 
     def run(jaxpr: Any, inputs: Sequence[Any]) -> list[Any]:
         values = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
         values.update(zip(jaxpr.jaxpr.invars, inputs, strict=True))
         for e in jaxpr.jaxpr.eqns:
             body = called_jaxpr(e)
-            if body is None or (is_custom_vjp(e) and not enter_custom_vjp):
+            if body is None or is_custom_vjp(e):
                 evaluate([e], values)
                 continue
             operands = [v.val if isinstance(v, jex_core.Literal) else values[v] for v in e.invars]
@@ -230,43 +232,6 @@ def uses_references(jaxpr: Any) -> bool:
         or any(map(uses_references, entered_jaxprs(equation)))
         for equation in jaxpr.eqns
     )
-
-
-def find_custom_vjp(equation: Equation) -> Equation | None:
-    """The first call of a `custom_vjp` function in an equation, however deep, or None."""
-    if is_custom_vjp(equation):
-        return equation
-    inner = (e for jaxpr in inner_jaxprs(equation) for e in jaxpr.eqns)
-    return next((found for e in inner if (found := find_custom_vjp(e)) is not None), None)
-
-
-def without_custom_vjp(equation: Equation) -> Equation:
-    """The equation with every such call replaced by one of what the function computes."""
-    if find_custom_vjp(equation) is None:
-        return equation
-    if (body := called_jaxpr(equation)) is not None and not _is_plain(equation):
-        params = {"call_jaxpr": _without_custom_vjp(body)}
-        return equation.replace(primitive=primitives.closed_call_p, params=params)
-    params = jax.tree.map(_without_custom_vjp, equation.params, is_leaf=_is_jaxpr)
-    return equation.replace(params=params)
-
-
-def _is_plain(equation: Equation) -> bool:
-    """Whether a call has its jaxpr among its parameters, to be replaced there."""
-    return not is_custom_vjp(equation) and any(map(_is_jaxpr, equation.params.values()))
-
-
-def _is_jaxpr(x: Any) -> bool:
-    return isinstance(x, (jex_core.Jaxpr, jex_core.ClosedJaxpr))
-
-
-def _without_custom_vjp(x: Any) -> Any:
-    """The same of a jaxpr in an equation's parameters; any other parameter is as it was."""
-    if not _is_jaxpr(x):
-        return x
-    if isinstance(x, jex_core.Jaxpr):  # in JAX 0.11 and later closed ones, too
-        return x.replace(eqns=[*map(without_custom_vjp, x.eqns)])
-    return jex_core.ClosedJaxpr(_without_custom_vjp(x.jaxpr), x.consts)
 
 
 def is_inexact(variable: Any) -> bool:

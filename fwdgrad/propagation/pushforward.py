@@ -1,20 +1,19 @@
 """The pushforward of a loss: traced once, then evaluated with tangents in any form."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from fwdgrad.propagation.interpreter import CannotBeStagedError, Context, jvp, propagate
-from fwdgrad.propagation.jaxprs import uses_references
 from fwdgrad.propagation.matrix_axes import Use, choose_split, find_uses
 from fwdgrad.propagation.record import current_record
 from fwdgrad.propagation.rules.registry import RULES
+from fwdgrad.propagation.tracing import Trace
 from fwdgrad.tangents.factored import Split
 from fwdgrad.tangents.forms import Tangent, dense, with_origin
-from fwdgrad.util.trees import Array, FlatAux, PyTree
+from fwdgrad.util.trees import Array, PyTree
 
 
 class Pushforward:
@@ -25,8 +24,8 @@ class Pushforward:
     forward by `jax.jvp` as a whole, with its tangents written out.
 
     Args:
-      loss: a function of a list of arrays, that returns (loss, aux).
-      leaves: these arrays, theta.
+      traced: the loss, traced at its parameters.
+      leaves: the parameters, theta, a list of arrays.
       names: of the arrays, as `explain` calls them.
 
     Attributes:
@@ -36,25 +35,9 @@ class Pushforward:
         known to need that before it is evaluated, it is '' until then.
     """
 
-    def __init__(
-        self,
-        loss: Callable[[Sequence[Array]], tuple[Array, PyTree]],
-        leaves: Sequence[Array],
-        names: Sequence[str],
-    ):
+    def __init__(self, traced: Trace, leaves: Sequence[Array], names: Sequence[str]):
         self.names, self._leaves = list(names), list(leaves)
-        self._flat = FlatAux(loss)
-        self.jaxpr: Any
-        self.why_whole = ""
-        try:
-            self.jaxpr = jax.make_jaxpr(lambda *leaves: self._flat(leaves))(*self._leaves)
-        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
-            self.jaxpr = None
-            self.why_whole = "its Python code asks for the value of a parameter"
-        self._uses_references = self.jaxpr is not None and uses_references(self.jaxpr.jaxpr)
-        if self._uses_references:
-            self.jaxpr = None
-            self.why_whole = "it works with mutable arrays"
+        self._traced, self.jaxpr, self.why_whole = traced, traced.jaxpr, traced.why_none
 
     @cached_property
     def uses(self) -> list[list[Use]]:
@@ -67,11 +50,7 @@ class Pushforward:
         return [choose_split(uses) for uses in self.uses]
 
     def __call__(
-        self,
-        tangents: Sequence[Tangent],
-        *,
-        num_tangents: int = 1,
-        enter_custom_vjp: bool = True,
+        self, tangents: Sequence[Tangent], *, num_tangents: int = 1
     ) -> tuple[Array, Array, PyTree]:
         """(loss, the K derivatives ∇loss·v_k, aux) for a tangent (K, ...) of each leaf, or None."""
         pushed: Sequence[Tangent]
@@ -83,7 +62,7 @@ class Pushforward:
         if self.jaxpr is None:
             outputs, pushed = self._as_a_whole(tangents, num_tangents)
         else:
-            context = Context(RULES, enter_custom_vjp)
+            context = Context(RULES)
             named = [with_origin(v, (name,)) for v, name in zip(tangents, self.names, strict=True)]
             try:
                 outputs, pushed = propagate(context, self.jaxpr, self._leaves, named)
@@ -94,7 +73,7 @@ class Pushforward:
         derivative = pushed[0]
         if derivative is None:  # the loss does not depend on the parameters
             derivative = jnp.zeros(num_tangents, value.dtype)
-        return value, dense(derivative), self._flat.restore_aux(leaves_of_aux)
+        return value, dense(derivative), self._traced.flat.restore_aux(leaves_of_aux)
 
     def _as_a_whole(
         self, tangents: Sequence[Tangent], num_tangents: int
@@ -106,10 +85,10 @@ class Pushforward:
             for v, x in zip(tangents, self._leaves, strict=True)
         ]
         return jvp(
-            self._flat,
+            self._traced.flat,
             self._leaves,
             arrays,
             num_tangents,
             # Mapped over the tangents, what is written to a reference would be mapped too.
-            one_by_one=num_tangents > 1 and self._uses_references,
+            one_by_one=num_tangents > 1 and self._traced.uses_references,
         )

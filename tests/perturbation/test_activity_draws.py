@@ -95,7 +95,7 @@ def test_blocks_are_a_form_and_nothing_else(name, space, key):
     """The same noise written out gives the same estimate."""
     loss, params, args = images() if name == "images" else LOSSES[name]()
     for number in (2, 3):
-        at = SPACES[space].at(Loss(loss, params, args, {}, False), True)
+        at = SPACES[space].at(Loss(loss, params, args, {}, False))
         drawn = at.draw(fwdgrad.BlockSparse(), jax.random.split(key, number))
 
         def weigh(derivatives, gram, size, number=number):

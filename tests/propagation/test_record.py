@@ -110,10 +110,10 @@ class HalfFrozen:
     def __init__(self):
         self.seen = []
 
-    def at(self, loss, enter_custom_vjp, guess=None):
+    def at(self, loss, guess=None):
         self.seen.append(len(loss.theta))
         space = fwdgrad.Weights(exact_last=True)
-        return space.at(loss, enter_custom_vjp, guess)
+        return space.at(loss, guess)
 
 
 def test_a_space_of_the_users_own_is_run_itself():
@@ -128,7 +128,7 @@ def test_a_space_of_the_users_own_is_run_itself():
 
 def test_a_space_of_the_users_own_that_propagates_by_itself():
     class Own:
-        def at(self, loss, enter_custom_vjp, guess=None):
+        def at(self, loss, guess=None):
             return Evaluation(loss)
 
     class Evaluation:

@@ -11,6 +11,7 @@ from jax.custom_batching import custom_vmap, sequential_vmap
 
 import fwdgrad
 from fwdgrad.propagation.pushforward import Pushforward
+from fwdgrad.propagation.tracing import trace
 from fwdgrad.tangents.forms import dense
 from tests.oracle import normal
 from tests.sweeps import thorough_but
@@ -127,7 +128,8 @@ def test_the_estimate(name, form, key):
 
 @pytest.mark.parametrize("loss", WHOLE.values())
 def test_why_it_is_pushed_forward_as_a_whole(loss):
-    pushforward = Pushforward(lambda leaves: (loss(*leaves), None), [normal(0, (6, 5))], ["w"])
+    w = [normal(0, (6, 5))]
+    pushforward = Pushforward(trace(lambda leaves: (loss(*leaves), None), w), w, ["w"])
     assert not pushforward.why_whole
     pushforward([normal(2, (1, 6, 5))])
     assert "custom_jvp function" in pushforward.why_whole
@@ -162,7 +164,7 @@ def test_a_rule_may_close_over_what_is_under_way(key):
         def loss(leaves):
             return jnp.sum(scaled(X @ leaves[0])), None
 
-        pushforward = Pushforward(loss, [w], ["w"])
+        pushforward = Pushforward(trace(loss, [w]), [w], ["w"])
         made.append(pushforward([normal(2, (1, 6, 5))])[1])
         assert pushforward.why_whole == ""
         return made[0]

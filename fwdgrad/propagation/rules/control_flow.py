@@ -37,7 +37,7 @@ _CARRIED = "carried by a loop"
 def _call(context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]) -> Any:
     if (body := called_jaxpr(equation)) is None:
         return NotImplemented
-    if is_custom_vjp(equation) and not context.enter_custom_vjp:
+    if is_custom_vjp(equation):
         raise_for_custom_vjp(equation)
     return propagate(context, body, primals, tangents)
 
