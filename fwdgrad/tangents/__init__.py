@@ -1,1 +1,1 @@
-"""Floor 1: the forms of tangents, and the distributions that sample them."""
+"""Floor 1: forms of tangents (dense, low rank, block-sparse) and distributions of tangents."""

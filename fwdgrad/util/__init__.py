@@ -1,1 +1,1 @@
-"""Floor 0: what knows JAX and pytrees, and nothing of tangents."""
+"""Floor 0: pytrees, arrays and JAX's internals; imports nothing of tangents."""

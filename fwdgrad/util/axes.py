@@ -1,4 +1,4 @@
-"""Axes of arrays: merging them, and how the axes of two shapes correspond."""
+"""Axes of arrays: merging axes, and matching the axes of two shapes of one size."""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from fwdgrad.util.trees import Array
 
 
 def merge_axes(x: Array, start: int, stop: int) -> Array:
-    """Merge the axes from `start` up to `stop` into one, of any sizes, zero included.
+    """Merge the axes `start` … `stop` − 1 into one axis, of size 1 if start == stop.
 
-    With no axes between them the new axis has size 1. (`x.reshape(..., -1)` fails where another
-    axis has size zero, since the size of the new one is then not determined by the others.)
+    Axes of size zero are allowed. (`x.reshape(..., -1)` fails where another axis has size zero,
+    because the size of the new axis is then undetermined.)
 
     >>> import jax.numpy as jnp
     >>> merge_axes(jnp.zeros((2, 3, 0, 4)), 1, 3).shape, merge_axes(jnp.zeros((2, 3)), 2, 2).shape
@@ -21,7 +21,14 @@ def merge_axes(x: Array, start: int, stop: int) -> Array:
 
 
 def axis_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The finest way to part the axes of two shapes into runs of equal size, in order.
+    """Split the axes of two shapes of one size into the smallest runs of equal size, in order.
+
+    Args:
+      old, new: shapes with the same number of entries.
+
+    Returns:
+      Pairs (axes of `old`, axes of `new`): a reshape from `old` to `new` merges and splits axes
+      within a pair alone.
 
     >>> axis_groups((2, 12, 5), (24, 5, 1))
     [([0, 1], [0]), ([2], [1, 2])]
@@ -38,12 +45,12 @@ def axis_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int],
             elif surely_less(other, size):
                 second.append(j)
                 other, j = other * new[j], j + 1
-            else:  # symbolic sizes of which neither is known to be the larger: the rest is one run
+            else:  # neither of two symbolic sizes is known to be larger: the rest is one run
                 first.extend(range(i, len(old)))
                 second.extend(range(j, len(new)))
                 i, j, size = len(old), len(new), other
         groups.append((first, second))
-    # What is left of one shape is of size 1.
+    # The axes that remain are of size 1.
     groups = groups or [([], [])]
     groups[-1][0].extend(range(i, len(old)))
     groups[-1][1].extend(range(j, len(new)))

@@ -1,9 +1,9 @@
-"""Factorisations of small matrices that are safe to map over examples.
+"""Factorisations of small matrices that are safe under `vmap`, as over the examples of a minibatch.
 
-XLA's CPU backend hands a *batch* of factorisations to its thread pool and waits for it, from a
-thread of the same pool. Two that do not depend on each other, such as those of the noise of two
-layers, so wait for each other for ever once each has one of its two threads (jaxlib 0.10.2,
-`jax::ParallelBatchMap`). One matrix at a time needs no pool.
+XLA's CPU backend hands a *batch* of factorisations to its thread pool and waits for the result in a
+thread of the same pool. Two independent batches, such as the noise of two layers, then wait for
+each other for ever once each holds one of two threads (jaxlib 0.10.2, `jax::ParallelBatchMap`).
+A single matrix needs no pool, so on the CPU a batch is a loop over its matrices.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ from fwdgrad.util.trees import Array
 
 
 def _singly_on_cpu(fun: Callable[..., Array]) -> Callable[..., Array]:
-    """`fun`, which under `vmap` on the CPU is a loop over the matrices."""
+    """Return `fun` with a rule for `vmap`: on the CPU, a loop over the matrices."""
     in_a_loop = custom_vmap(fun)
 
     @in_a_loop.def_vmap
-    def over_matrices(number: int, are_mapped: list[bool], *args: Array) -> tuple[Array, bool]:
+    def over_matrices(size: int, are_mapped: list[bool], *args: Array) -> tuple[Array, bool]:
         mapped = [x for x, is_mapped in zip(args, are_mapped, strict=True) if is_mapped]
         spec = jax.typeof(mapped[0]).sharding.spec
-        if has_explicit_axes():  # a loop does not go over what is sharded
+        if has_explicit_axes():  # a loop cannot run over a sharded axis
             mapped = [jax.sharding.reshard(x, PartitionSpec()) for x in mapped]
 
         def of_one(own: list[Array]) -> Array:
@@ -48,7 +48,7 @@ def _singly_on_cpu(fun: Callable[..., Array]) -> Callable[..., Array]:
 
 @_singly_on_cpu
 def orthonormal(columns: Array) -> Array:
-    """An orthonormal basis of the span of the columns, (d, K), by QR.
+    """Return an orthonormal basis of the span of the columns of a matrix (d, K), K ≤ d, by QR.
 
     >>> bool(jnp.allclose(abs(orthonormal(jnp.array([[3.0], [4.0]])).T), jnp.array([0.6, 0.8])))
     True
@@ -58,9 +58,9 @@ def orthonormal(columns: Array) -> Array:
 
 @_singly_on_cpu
 def least_squares(matrix: Array, b: Array) -> Array:
-    """The shortest solution x (K,) of matrix x = b, of a symmetric matrix that may be singular.
+    """Solve A x = b for a symmetric matrix A (K, K) that may be singular: the shortest x (K,).
 
-    What is cut off is no more than rounding.
+    Eigenvalues below K ε of the largest one are zero but for rounding, and are left out.
 
     >>> least_squares(jnp.diag(jnp.array([2.0, 0.0])), jnp.array([1.0, 0.0])).tolist()
     [0.5, 0.0]

@@ -1,11 +1,9 @@
-"""How JAX lays out its equations: all that differs, or may differ, from one version to the next.
+"""Layout of JAX's equations by version: the only file that reads what may change between versions.
 
-A jaxpr's primitives keep their meaning for years, but where an equation keeps its bodies, and how
-many of its operands a loop carries, has changed. Each question that the library asks of an equation
-is one function here; a layout that is not known is an error that names the versions that are.
-
-Checked with every version of `TESTED_VERSIONS`: `.ci/run` runs the library's tests on the oldest
-and on the newest of them.
+The primitives of a jaxpr keep their meaning for years. The parameters in which an equation keeps
+its bodies, and the number of operands that a loop carries, have changed. Each question that the
+library asks of an equation is one function here; an unknown layout is an error that lists the
+tested versions (`.ci/run` tests the oldest and the newest).
 """
 
 import functools
@@ -20,8 +18,8 @@ TESTED_VERSIONS = ("0.10.0", "0.10.2", "0.11.2", "0.12.0.1")
 
 Equation = Any  # jax.extend.core.JaxprEqn
 
-# Primitives that do nothing but call a jaxpr, by name, and the parameter that holds it. JAX 0.11
-# has `eval_jaxpr` in the place of `call` and `closed_call`.
+# Primitives that only call a jaxpr: name -> the parameter that holds the jaxpr. JAX 0.11 has
+# `eval_jaxpr` in the place of `call` and `closed_call`.
 _CALLS = {
     primitives.jit_p.name: "jaxpr",
     primitives.remat_p.name: "jaxpr",
@@ -31,26 +29,25 @@ _CALLS = {
     "eval_jaxpr": "call_jaxpr",
     "program_order": "call_jaxpr",
 }
-# An object that has methods for each transformation, with which JAX 0.11 and later make
-# `custom_vjp` and `remat` if `jax_custom_vjp3` and `jax_remat3` are set.
+# An object with a method for each transformation, by which JAX 0.11 and later call `custom_vjp` and
+# `remat` functions if `jax_custom_vjp3` and `jax_remat3` are set.
 _OBJECT = "call_hi_primitive"
 _CUSTOM_VJP_OBJECT = "CustomVJPTraced"
 _CALLING_OBJECTS = (_CUSTOM_VJP_OBJECT, "RematTraced", "OptRemat")
 
 CALL_NAMES = (*_CALLS, _OBJECT)
 
-# The jaxprs in their parameters are of another language: the body of a kernel reads and writes
-# memory that the loss does not see.
+# Their jaxprs are of another language: the body of a kernel reads and writes references to memory.
 _KERNELS = ("pallas_call", "core_map", "mpmd_map")
 
 
 class Scan(NamedTuple):
-    """The parts of a `scan`: its operands are constants, then carry, then inputs, in this order.
+    """The parts of a `scan`, whose operands are constants, carry and inputs, in this order.
 
     Attributes:
       body: a ClosedJaxpr, (constants, carry, slices of the inputs) -> (carry, slices of outputs).
-      num_consts, num_carry: how many operands are constants, and how many are carried.
-      length, reverse, unroll: as `jax.lax.scan` takes them.
+      num_consts, num_carry: the numbers of constants and of carried operands.
+      length, reverse, unroll: the arguments of `jax.lax.scan`.
     """
 
     body: Any
@@ -62,11 +59,12 @@ class Scan(NamedTuple):
 
 
 class While(NamedTuple):
-    """The parts of a `while`: its operands are both bodies' constants, then the carry.
+    """The parts of a `while`, whose operands are the constants of both jaxprs, then the carry.
 
     Attributes:
-      condition, body: ClosedJaxprs, (own constants, carry) -> a boolean, or the carry.
-      num_condition_consts, num_body_consts: how many operands are constants of each.
+      condition: a ClosedJaxpr, (its constants, carry) -> a boolean.
+      body: a ClosedJaxpr, (its constants, carry) -> carry.
+      num_condition_consts, num_body_consts: the numbers of constants of each.
     """
 
     condition: Any
@@ -76,7 +74,7 @@ class While(NamedTuple):
 
 
 def raise_unknown_layout(equation: Equation, missing: str) -> NoReturn:
-    """Raise the NotImplementedError for an equation that is laid out in an unknown way."""
+    """Raise NotImplementedError for an equation without a parameter that is expected."""
     raise NotImplementedError(
         f"JAX {jax.__version__} lays out the primitive {equation.primitive.name} in a way that "
         f"fwdgrad does not know: {missing} is not among its parameters "
@@ -85,85 +83,83 @@ def raise_unknown_layout(equation: Equation, missing: str) -> NoReturn:
     )
 
 
+def _param(equation: Equation, name: str) -> Any:
+    """Return a parameter of an equation; raise NotImplementedError if it has none of this name."""
+    if name not in equation.params:
+        raise_unknown_layout(equation, name)
+    return equation.params[name]
+
+
 def as_closed(jaxpr: Any) -> Any:
-    """Return a ClosedJaxpr, from one or from a Jaxpr without constants."""
+    """Return a ClosedJaxpr, given a ClosedJaxpr or a Jaxpr without constants."""
     if isinstance(jaxpr, jex_core.ClosedJaxpr):
         return jaxpr
     return jex_core.ClosedJaxpr(jaxpr, ())
 
 
 def scan_parts(equation: Equation) -> Scan:
-    """Return the body of a `scan`, and which of its operands are what."""
+    """Return the body of a `scan` and the numbers of its constants and carried operands."""
     params = equation.params
     if "num_consts" in params:  # JAX 0.10
-        numbers = [params["num_consts"], params["num_carry"]]
+        counts = [params["num_consts"], params["num_carry"]]
     elif "ft_in" in params:  # JAX 0.11 and later: a tree of (constants, carry, inputs)
-        numbers = [len(part) for part in params["ft_in"].unpack()[:2]]
+        counts = [len(part) for part in params["ft_in"].unpack()[:2]]
     else:
         raise_unknown_layout(equation, "num_consts or ft_in")
-    if "jaxpr" not in params:
-        raise_unknown_layout(equation, "jaxpr")
     rest = (params[name] for name in ("length", "reverse", "unroll"))
-    return Scan(as_closed(params["jaxpr"]), *numbers, *rest)
+    return Scan(as_closed(_param(equation, "jaxpr")), *counts, *rest)
 
 
 def while_parts(equation: Equation) -> While:
-    """Return the bodies of a `while`, and how many operands are their constants."""
+    """Return condition and body of a `while`, and the numbers of their constants."""
     names = ("cond_jaxpr", "body_jaxpr", "cond_nconsts", "body_nconsts")
-    if missing := [name for name in names if name not in equation.params]:
-        raise_unknown_layout(equation, missing[0])
-    condition, body, *numbers = (equation.params[name] for name in names)
-    return While(as_closed(condition), as_closed(body), *numbers)
+    condition, body, *counts = (_param(equation, name) for name in names)
+    return While(as_closed(condition), as_closed(body), *counts)
 
 
 def cond_branches(equation: Equation) -> list[Any]:
-    """Return the branches of a `cond`, ClosedJaxprs of the operands after the index."""
-    if "branches" not in equation.params:
-        raise_unknown_layout(equation, "branches")
-    return [as_closed(branch) for branch in equation.params["branches"]]
+    """Return the branches of a `cond`: ClosedJaxprs that take the operands after the index."""
+    return [as_closed(branch) for branch in _param(equation, "branches")]
 
 
 def is_platform_dependent(equation: Equation) -> bool:
-    """Whether a `cond` has one branch for each platform (`jax.lax.platform_dependent`)."""
+    """Return True for a `cond` with one branch a platform (`jax.lax.platform_dependent`)."""
     return equation.params.get("branches_platforms") is not None
 
 
 def called_jaxpr(equation: Equation) -> Any | None:
-    """Return the ClosedJaxpr that an equation calls and does nothing else, or None.
+    """Return the ClosedJaxpr of an equation that only calls a jaxpr, or None for any other.
 
-    A call of a `custom_vjp` function is one too, of the function that it differentiates; that of a
-    `custom_jvp` function is not, since its rule is not what the function computes.
+    A call of a `custom_vjp` function counts: its jaxpr is the function without its rule. A call of
+    a `custom_jvp` function does not count, because forward mode uses its rule.
     """
     name = equation.primitive.name
     if name == _OBJECT:
-        made = equation.params["_prim"]
-        return _expanded(made) if type(made).__name__ in _CALLING_OBJECTS else None
-    if name not in _CALLS:
-        return None
-    if _CALLS[name] not in equation.params:
-        raise_unknown_layout(equation, _CALLS[name])
-    return as_closed(equation.params[_CALLS[name]])
+        called = equation.params["_prim"]
+        return _expanded(called) if type(called).__name__ in _CALLING_OBJECTS else None
+    return as_closed(_param(equation, _CALLS[name])) if name in _CALLS else None
 
 
 @functools.lru_cache(maxsize=256)
-def _expanded(made: Any) -> Any:
-    """Return the ClosedJaxpr that a primitive object stands for."""
+def _expanded(primitive_object: Any) -> Any:
+    """Return the ClosedJaxpr of the function that a primitive object calls."""
 
-    def run(*flat: Any) -> Any:
-        return jax.tree.leaves(made.expand(*jax.tree.unflatten(made.in_tree, flat)))
+    def call(*flat: Any) -> Any:
+        args = jax.tree.unflatten(primitive_object.in_tree, flat)
+        return jax.tree.leaves(primitive_object.expand(*args))
 
-    return jax.make_jaxpr(run)(*made.in_avals_flat)
+    return jax.make_jaxpr(call)(*primitive_object.in_avals_flat)
 
 
 def is_custom_vjp(equation: Equation) -> bool:
-    """Whether an equation calls a function that is defined by `jax.custom_vjp`."""
+    """Return True for a call of a function with a reverse-mode rule (`jax.custom_vjp`)."""
     if equation.primitive.name == _OBJECT:
         return type(equation.params["_prim"]).__name__ == _CUSTOM_VJP_OBJECT
     return equation.primitive is primitives.custom_vjp_call_p
 
 
 def function_name(equation: Equation) -> str:
-    """Return name and source line of the function of a custom_vjp or custom_jvp call."""
+    """Return name and source line of the function that a custom_vjp or custom_jvp call calls."""
     if equation.primitive.name == _OBJECT:
         jaxpr = equation.params["_prim"].traced.jaxpr
     else:
@@ -173,16 +169,13 @@ def function_name(equation: Equation) -> str:
 
 
 def custom_jvp_body(equation: Equation) -> Any | None:
-    """Return the ClosedJaxpr of the function of a custom_jvp call, or None of another equation."""
-    if equation.primitive is not primitives.custom_jvp_call_p:
-        return None
-    if "call_jaxpr" not in equation.params:
-        raise_unknown_layout(equation, "call_jaxpr")
-    return as_closed(equation.params["call_jaxpr"])
+    """Return the ClosedJaxpr of the function of a custom_jvp call, or None for any other."""
+    is_call = equation.primitive is primitives.custom_jvp_call_p
+    return as_closed(_param(equation, "call_jaxpr")) if is_call else None
 
 
 def inner_jaxprs(equation: Equation) -> Sequence[Any]:
-    """Return the Jaxprs of what an equation calls, loops over or branches to; not of kernels."""
+    """Return the Jaxprs that an equation calls, loops over or branches to, none of a kernel."""
     if is_kernel(equation):
         return ()
     if equation.primitive.name == _OBJECT:
@@ -192,20 +185,20 @@ def inner_jaxprs(equation: Equation) -> Sequence[Any]:
 
 
 def is_opaque(equation: Equation) -> bool:
-    """Whether an equation computes by a program that is no jaxpr of the loss's own language."""
+    """Return True for a kernel or a primitive object without a jaxpr, which no rule can enter."""
     is_object = equation.primitive.name == _OBJECT
     return is_kernel(equation) or (is_object and called_jaxpr(equation) is None)
 
 
 def is_kernel(equation: Equation) -> bool:
-    """Whether an equation runs a kernel written in Pallas."""
+    """Return True for an equation that runs a Pallas kernel."""
     return equation.primitive.name in _KERNELS
 
 
 def entered_jaxprs(equation: Equation) -> Sequence[Any]:
-    """Return the Jaxprs of an equation that the interpreter walks through itself.
+    """Return the Jaxprs of an equation into which the interpreter propagates tangents.
 
-    What an equation does otherwise is left to the rules of JAX as a whole.
+    Any other equation is differentiated as a whole by `jax.jvp`.
     """
     primitive = equation.primitive
     if primitive is primitives.scan_p:
@@ -220,29 +213,29 @@ def entered_jaxprs(equation: Equation) -> Sequence[Any]:
 
 
 def jax_name(equation: Equation) -> str:
-    """Return the name of an equation's primitive if it is one of JAX, and '' otherwise.
+    """Return the name of an equation's primitive if the primitive is one of JAX, and '' otherwise.
 
-    A primitive of somebody else may have a name that one of JAX has.
+    A user's own primitive may have the name of one of JAX and another meaning.
     """
     primitive = equation.primitive
     return primitive.name if is_jax_primitive(primitive) else ""
 
 
 def is_jax_primitive(primitive: Any) -> bool:
-    """Whether a primitive is the one that JAX publishes under its name, or has a name of none.
+    """Return True if a primitive is the one that JAX publishes under its name.
 
-    Primitives of JAX that are not public are known by their names alone.
+    Also True for a name that JAX does not publish: JAX's private primitives are known by name only.
     """
     published = _PUBLISHED.get(primitive.name)
     return published is None or any(primitive is known for known in published)
 
 
 def is_published(name: str) -> bool:
-    """Whether JAX publishes a primitive of this name."""
+    """Return True if `jax.extend.core.primitives` has a primitive of this name."""
     return name in _PUBLISHED
 
 
-def _published() -> dict[str, list[Any]]:
+def _published_primitives() -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for name in dir(primitives):
         if isinstance(primitive := getattr(primitives, name), jex_core.Primitive):
@@ -250,11 +243,11 @@ def _published() -> dict[str, list[Any]]:
     return found
 
 
-_PUBLISHED = _published()
+_PUBLISHED = _published_primitives()
 
 
 def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
-    """Evaluate one equation at `values`; return a list, also of a single output."""
+    """Evaluate one equation at the values of its operands; return the list of its outputs."""
     params = equation.primitive.get_bind_params(equation.params)
     # JAX 0.10.0 and later versions differ in what this returns.
     functions, params = params if isinstance(params, tuple) else ((), params)
@@ -263,10 +256,12 @@ def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
 
 
 def is_leaked(value: Any) -> bool:
-    """Whether a value is a tracer of none of the transformations that are under way."""
+    """Return True for a tracer of a transformation that has already ended."""
     if not isinstance(value, jax.core.Tracer):
         return False
-    probe: list[Any] = []  # a tracer inside of all transformations, whose trace knows those around
+    probe: list[
+        Any
+    ] = []  # a tracer whose trace links to the traces of all enclosing transformations
     jax.make_jaxpr(lambda x: probe.append(x))(0.0)
     trace = probe[0]._trace
     while trace is not None and trace is not value._trace:
@@ -274,23 +269,24 @@ def is_leaked(value: Any) -> bool:
     return trace is None
 
 
-def varying_axes_of(kind: Any) -> frozenset[str]:
-    """Return the axes of `shard_map` along which arrays of a type differ by device."""
-    varying = getattr(kind, "vma", None)
+def varying_axes_of(array_type: Any) -> frozenset[str]:
+    """Return the axes of `shard_map` along which arrays of a type vary by device."""
+    varying = getattr(array_type, "vma", None)
     if varying is None:  # JAX 0.10.2 and later
-        varying = kind.mat.varying
+        varying = array_type.mat.varying
     return frozenset(varying)
 
 
 def trace_state() -> tuple[bool, bool]:
-    """Whether operations run at once, in no `jax.jit`; and if so, whether under a derivative.
+    """Return (is_eager, is_differentiated) for operations that are called now.
 
-    Under `jax.vmap` they do too.
+    Eager operations run at once, outside of `jax.jit`, possibly under `jax.vmap` or a derivative.
+    `is_differentiated` is True under a derivative, and has a meaning for eager operations only.
     """
-    differentiating = False
+    is_differentiated = False
     with jex_core.take_current_trace() as trace:
         while type(trace).__name__ in ("BatchTrace", "JVPTrace", "LinearizeTrace"):
-            differentiating = differentiating or type(trace).__name__ != "BatchTrace"
+            is_differentiated = is_differentiated or type(trace).__name__ != "BatchTrace"
             trace = trace.parent_trace
-        is_direct = type(trace).__name__ == "EvalTrace"
-    return is_direct and not jax.config.jax_disable_jit, differentiating  # type: ignore[attr-defined]
+        is_eager = type(trace).__name__ == "EvalTrace"
+    return is_eager and not jax.config.jax_disable_jit, is_differentiated  # type: ignore[attr-defined]

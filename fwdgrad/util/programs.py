@@ -1,16 +1,16 @@
-"""Compiled programs that later calls find again, for calls outside of `jax.jit`.
+"""A cache of compiled loops and branches for eager calls, that is, calls outside of `jax.jit`.
 
-Outside of `jit` JAX evaluates operation by operation, and compiles each kind of operation once. But
-a loop or a branch is an operation of its own: JAX knows it by the Python functions that make it,
-and an estimator makes them anew in each call, as a loss does that is not jitted. Each call would
-compile again, and what is compiled stays in memory.
+Outside of `jit` JAX evaluates operation by operation, and compiles each kind of operation once. A
+loop or a branch is one operation, which JAX caches by its Python functions. An estimator, and a
+loss without `jit`, make these functions anew in each call. So each call would compile again, and
+all compiled programs would stay in memory.
 
-So here the loop is traced, as JAX would trace it, and the program is looked up by the equations of
-the trace instead of the functions. Arrays that it closes over are arguments of the program. The
-loss is traced in each call, so it may depend on any Python state, as in `jax.value_and_grad`.
+Here a loop is traced, as JAX would trace it, and the compiled program is looked up by the equations
+of the trace instead of the functions. Arrays in the closure are arguments of the program. The loss
+is traced in each call, so it may depend on any Python state, as in `jax.value_and_grad`.
 
-`scan`, `while_loop`, `map_over` and `switch` are JAX's, with this in front; under `jit` and under a
-derivative they are JAX's alone.
+`scan`, `while_loop`, `map_over` and `switch` are those of `jax.lax` with this cache; under `jit`
+and under a derivative they are those of `jax.lax` without it.
 """
 
 import functools
@@ -24,28 +24,28 @@ from jax.extend.core import primitives
 
 from fwdgrad.util.jax_internals import bind, inner_jaxprs, trace_state
 
-_MOST_PROGRAMS = 64
-_SMALL = 1024  # entries of an array that is compared by its values
+_MAX_PROGRAMS = 64
+_MAX_COMPARED = 1024  # entries of an array that is compared by its values, not by identity
 
 _LOOPS = (primitives.scan_p, primitives.while_p, primitives.cond_p)
 _WITH_RULES = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
 
 
 def run_compiled(fun: Callable[..., Any], *args: Any) -> Any:
-    """Return fun(*args), by a program that was compiled for the same equations before.
+    """Return fun(*args); an eager call uses the program compiled before for the same equations.
 
     Args:
-      fun: a function of pytrees of arrays that returns one.
+      fun: a function from pytrees of arrays to a pytree of arrays.
       args: its arguments.
     """
-    evaluating, differentiating = trace_state()
+    is_eager, is_differentiated = trace_state()
     leaves = jax.tree.leaves(args)
-    if not evaluating or (differentiating and _has_tracers(leaves)):
+    if not is_eager or (is_differentiated and _has_tracers(leaves)):
         return fun(*args)
     traced, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
-    if differentiating and _has_tracers(traced.consts):
+    if is_differentiated and _has_tracers(traced.consts):
         return fun(*args)
-    outputs = _program(_Content(traced.jaxpr))(traced.consts, leaves)
+    outputs = _compiled(_ComparableJaxpr(traced.jaxpr))(traced.consts, leaves)
     return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
@@ -56,119 +56,123 @@ def _has_tracers(values: Sequence[Any]) -> bool:
 def scan(
     body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, **options: Any
 ) -> tuple[Any, Any]:
-    """`jax.lax.scan`."""
+    """Scan as `jax.lax.scan` does, cached in eager calls."""
     return run_compiled(lambda init, xs: jax.lax.scan(body, init, xs, **options), init, xs)
 
 
 def while_loop(condition: Callable[[Any], Any], body: Callable[[Any], Any], init: Any) -> Any:
-    """`jax.lax.while_loop`."""
+    """Loop as `jax.lax.while_loop` does, cached in eager calls."""
     return run_compiled(lambda init: jax.lax.while_loop(condition, body, init), init)
 
 
 def map_over(body: Callable[[Any], Any], xs: Any) -> Any:
-    """`jax.lax.map`."""
+    """Map as `jax.lax.map` does, cached in eager calls."""
     return run_compiled(lambda xs: jax.lax.map(body, xs), xs)
 
 
 def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Any:
-    """`jax.lax.switch`."""
-    return run_compiled(lambda index, *of: jax.lax.switch(index, branches, *of), index, *operands)
+    """Branch as `jax.lax.switch` does, cached in eager calls."""
+    return run_compiled(lambda index, *xs: jax.lax.switch(index, branches, *xs), index, *operands)
 
 
 def evaluate_equation(equation: Any, values: Sequence[Any]) -> list[Any]:
-    """Evaluate one equation; return a list, also of a single output."""
+    """Evaluate one equation, cached in eager calls if it has a loop; return its outputs, a list."""
     if has_loops(equation):
         return run_compiled(lambda *operands: bind(equation, operands), *values)
     return bind(equation, values)
 
 
 def has_loops(equation: Any) -> bool:
-    """Whether an equation is a loop or a branch, or calls what has one in it."""
+    """Return True if an equation, or a jaxpr inside of it, is a loop or a branch."""
     return equation.primitive in _LOOPS or any(
         has_loops(inner) for jaxpr in inner_jaxprs(equation) for inner in jaxpr.eqns
     )
 
 
-class _Content:
-    """A Jaxpr, equal to another if both compute the same of the same types."""
+class _ComparableJaxpr:
+    """A Jaxpr that is equal to a second one if both have the same equations on the same types."""
 
     def __init__(self, jaxpr: Any):
-        self.jaxpr, self._content = jaxpr, _of_jaxpr(jaxpr)
+        self.jaxpr, self._content = jaxpr, _jaxpr_content(jaxpr)
         self._hash = hash(self._content)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Content) and self._content == other._content
+        return isinstance(other, _ComparableJaxpr) and self._content == other._content
 
     def __hash__(self) -> int:
         return self._hash
 
 
-@functools.lru_cache(maxsize=_MOST_PROGRAMS)
-def _program(content: _Content) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
+@functools.lru_cache(maxsize=_MAX_PROGRAMS)
+def _compiled(program: _ComparableJaxpr) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
     def evaluated(consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        return jex_core.jaxpr_as_fun(jex_core.ClosedJaxpr(content.jaxpr, consts))(*inputs)
+        return jex_core.jaxpr_as_fun(jex_core.ClosedJaxpr(program.jaxpr, consts))(*inputs)
 
     return jax.jit(evaluated)
 
 
-def _of_jaxpr(jaxpr: Any) -> tuple[Any, ...]:
+def _jaxpr_content(jaxpr: Any) -> tuple[Any, ...]:
+    """Return types, equations and outputs of a Jaxpr as a hashable, with variables numbered."""
     numbers = {v: i for i, v in enumerate((*jaxpr.constvars, *jaxpr.invars))}
     types = tuple(v.aval for v in numbers)
 
-    def of_atom(atom: Any) -> Any:
+    def atom_content(atom: Any) -> Any:
         if isinstance(atom, jex_core.Literal):
-            return atom.aval, _of_value(atom.val)
+            return atom.aval, _hashable(atom.val)
         return numbers[atom]
 
     equations = []
     for equation in jaxpr.eqns:
-        operands = tuple(map(of_atom, equation.invars))
+        operands = tuple(map(atom_content, equation.invars))
         numbers.update((v, len(numbers)) for v in equation.outvars)
-        made = tuple(v.aval for v in equation.outvars)
-        equations.append((equation.primitive, operands, made, _of_params(equation), equation.ctx))
-    return types, tuple(equations), tuple(map(of_atom, jaxpr.outvars))
+        outputs = tuple(v.aval for v in equation.outvars)
+        params = _params_content(equation)
+        equations.append((equation.primitive, operands, outputs, params, equation.ctx))
+    return types, tuple(equations), tuple(map(atom_content, jaxpr.outvars))
 
 
-def _of_params(equation: Any) -> Any:
-    """The parameters of an equation; of a function with a rule for derivatives not the rule."""
+def _params_content(equation: Any) -> Any:
+    """Return the parameters of an equation as a hashable, without a custom derivative rule."""
     params = equation.params
     if equation.primitive in _WITH_RULES:
         params = {name: x for name, x in params.items() if name == "call_jaxpr"}
-    return _of_value(params)
+    return _hashable(params)
 
 
-def _of_value(x: Any) -> Any:
-    """A hashable that is equal for equal values; 1 and True, 0.0 and −0.0 are not equal."""
+def _hashable(x: Any) -> Any:
+    """Return a hashable that is equal for equal values; 1 and True, 0.0 and −0.0 are not equal."""
     if isinstance(x, jex_core.ClosedJaxpr):
-        return "closed", _of_jaxpr(x.jaxpr), tuple(map(_of_value, x.consts))
+        return "closed", _jaxpr_content(x.jaxpr), tuple(map(_hashable, x.consts))
     if isinstance(x, jex_core.Jaxpr):
-        return "jaxpr", _of_jaxpr(x)
+        return "jaxpr", _jaxpr_content(x)
     if isinstance(x, dict):
-        return "dict", tuple((str(name), _of_value(x[name])) for name in sorted(x, key=str))
+        return "dict", tuple((str(name), _hashable(x[name])) for name in sorted(x, key=str))
     if isinstance(x, (list, tuple)):
-        return type(x), tuple(map(_of_value, x))
+        return type(x), tuple(map(_hashable, x))
     if isinstance(x, (bool, int, float, complex)):
         return type(x), repr(x)
     if isinstance(x, (np.ndarray, np.generic)):
         return x.dtype.str, x.shape, x.tobytes()
     if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
         is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
-        return _Same(x) if is_key or x.size > _SMALL else (jax.typeof(x), np.asarray(x).tobytes())
+        if is_key or x.size > _MAX_COMPARED:
+            return _ByIdentity(x)
+        return jax.typeof(x), np.asarray(x).tobytes()
     try:
         hash(x)
     except TypeError:
-        return _Same(x)
+        return _ByIdentity(x)
     return x
 
 
-class _Same:
-    """An object that is equal to itself alone; it is kept, so that no other gets its address."""
+class _ByIdentity:
+    """An object that is equal to itself alone; it stays alive, so that its address stays unique."""
 
     def __init__(self, value: Any):
         self._value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self._value is other._value
+        return isinstance(other, _ByIdentity) and self._value is other._value
 
     def __hash__(self) -> int:
         return id(self._value)

@@ -1,8 +1,8 @@
-"""Comparisons of sizes that may be symbolic, as where `jax.export` leaves the minibatch open.
+"""Comparisons of sizes that may be symbolic, such as the minibatch size in `jax.export`.
 
-Which of two forms is cheaper may depend on such a size. Then neither is known to be, and the
-general form is taken, which is right whatever the size. (Equality needs no help: a symbolic size
-equals no other.)
+Code that selects the cheaper of two forms asks whether one size is surely smaller. If a symbolic
+size leaves that open, the answer is False and the general form is used, which is correct for every
+size. (Equality needs no help: a symbolic size equals no other size.)
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from jax.extend import core as jex_core
 
 
 def surely_at_most(a: Any, b: Any) -> bool:
-    """Whether a ≤ b for every value of a symbolic size.
+    """Return True if a ≤ b for every value of the symbolic sizes, else False.
 
     >>> surely_at_most(2, 3), surely_at_most(3, 2)
     (True, False)
@@ -27,5 +27,5 @@ def surely_at_most(a: Any, b: Any) -> bool:
 
 
 def surely_less(a: Any, b: Any) -> bool:
-    """Whether a < b for every value of a symbolic size."""
+    """Return True if a < b for every value of the symbolic sizes, else False."""
     return surely_at_most(a + 1, b)

@@ -1,15 +1,15 @@
-"""Which leaves of a parameter pytree are differentiated, and which pass through.
+"""Differentiable leaves of a pytree: the rule that selects them, extraction and rebuilding.
 
 A parameter pytree may hold anything: arrays of any dtype, `None`, Python scalars,
 strings, the activation functions of an Equinox module. Only real floating-point
-*arrays* are parameters; everything else is configuration or state. `partition` takes
-the two apart and `combine` puts them together again, as `equinox.partition` does:
+*arrays* are parameters; all other leaves are configuration or state. `partition` separates
+parameters from the rest and `combine` merges both again, as in Equinox:
 
     params  =  combine(*partition(params))
 
-Both parts have `None` in the place of the other's leaves, which a class that checks its children
-may refuse. So the library itself takes leaves out with `extract_leaves`, keeps them in lists, and
-rebuilds a pytree of the user's only with every leaf in its place.
+`partition` leaves `None` in the place of the other part's leaves, and a class that checks its
+children may refuse `None`. So the library itself extracts leaves into lists (`extract_leaves`), and
+rebuilds a user's pytree only with every leaf in its place.
 """
 
 import collections
@@ -29,10 +29,10 @@ _ARRAY_TYPES = (jax.Array, np.ndarray, np.generic)
 
 
 def is_differentiable(leaf: Any) -> bool:
-    """Whether `leaf` is an array of a real floating dtype (float16 to float64, bfloat16).
+    """Return True for an array of a real floating dtype (float16 to float64, bfloat16).
 
-    Python floats are not: in a module they are configuration (a dropout rate, an
-    epsilon), and an array is how JAX code spells a parameter.
+    A Python float is not differentiable: in a module it is configuration (a dropout rate, an
+    epsilon), and JAX code holds parameters in arrays.
 
     >>> is_differentiable(jnp.ones(3)), is_differentiable(jnp.arange(3)), is_differentiable(0.5)
     (True, False, False)
@@ -41,11 +41,18 @@ def is_differentiable(leaf: Any) -> bool:
 
 
 def partition(tree: PyTree) -> tuple[PyTree, PyTree]:
-    """Splits `tree` into its differentiable leaves and the rest, each with `None` for the other.
+    """Split a pytree into its differentiable leaves and the rest.
 
-    The differentiable part is a pytree of arrays alone, so it can be jitted, donated,
-    checkpointed and given to any optax optimizer. A class that refuses `None` as a child cannot be
-    parted; estimators take such parameters whole, and so does optax if all leaves are arrays.
+    Each part has the structure of `tree`, with `None` in the place of the other part's leaves. The
+    differentiable part is a pytree of arrays alone, so it can be jitted, donated, checkpointed and
+    given to any optax optimizer. A class that refuses `None` as a child cannot be split: estimators
+    take such parameters whole, and so does optax if all leaves are arrays.
+
+    Args:
+      tree: a pytree; leaves of a real floating dtype are differentiable.
+
+    Returns:
+      (differentiable, rest).
 
     >>> partition({"w": jnp.float32(2), "steps": 3})
     ({'steps': None, 'w': Array(2., dtype=float32)}, {'steps': 3, 'w': None})
@@ -55,7 +62,10 @@ def partition(tree: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def combine(differentiable: PyTree, rest: PyTree) -> PyTree:
-    """Puts together what `partition` took apart.
+    """Merge the two parts that `partition` returns into one pytree.
+
+    Args:
+      differentiable, rest: pytrees of one structure, each with `None` for the other's leaves.
 
     >>> combine({"w": jnp.float32(2), "steps": None}, {"w": None, "steps": 3})
     {'steps': 3, 'w': Array(2., dtype=float32)}
@@ -68,7 +78,7 @@ def combine(differentiable: PyTree, rest: PyTree) -> PyTree:
 
 
 def zero_if_number(leaf: Any) -> Any:
-    """Return zero in the place of a number or of an array of them, and any other leaf as it is.
+    """Return zero for a number, zeros for an array of numbers, and any other leaf unchanged.
 
     >>> zero_if_number(7), zero_if_number(True), zero_if_number(np.arange(2)), zero_if_number("x")
     (0, False, array([0, 0]), 'x')
@@ -84,12 +94,12 @@ def zero_if_number(leaf: Any) -> Any:
 
 
 class Frame:
-    """A pytree without its chosen leaves, to be rebuilt with others in their place.
+    """A pytree without its chosen leaves, which can be rebuilt with other leaves in their place.
 
     Attributes:
-      structure: of the whole pytree.
-      names: of the chosen leaves, their paths.
-      others: the leaves that were not chosen.
+      structure: the treedef of the whole pytree.
+      names: the path of each chosen leaf, such as "['w']".
+      others: the leaves that are not chosen.
     """
 
     def __init__(self, tree: PyTree, chosen: Callable[[Any], bool]):
@@ -100,25 +110,25 @@ class Frame:
         self.others = [x for (_, x), taken in both if not taken]
 
     def rebuild(self, values: Iterable[Any], others: Iterable[Any] | None = None) -> PyTree:
-        """Return the pytree with these values in the place of the chosen leaves.
+        """Return the pytree with new values in the place of the chosen leaves.
 
         Args:
-          values: one for each chosen leaf.
-          others: one for each other leaf; by default those of the pytree.
+          values: one value for each chosen leaf.
+          others: one value for each other leaf; by default the other leaves stay.
         """
         parts = [iter(self.others if others is None else others), iter(values)]
         return jax.tree.unflatten(self.structure, [next(parts[i]) for i in self._is_chosen])
 
     def subtree(self, values: Sequence[Any], *, like_whole: bool = False) -> PyTree:
-        """Return a pytree of nothing but the values that are not None, one for each chosen leaf.
+        """Return a pytree that holds the values of the chosen leaves and no other leaf.
 
-        Where the pytree is made of dicts, lists and tuples alone it has their structure, with None
-        for every other leaf. Any other class may refuse None, or check what it is made of: then it
-        is the list of the values.
+        A pytree of dicts, lists and tuples keeps its structure, with `None` for every other leaf.
+        Any other class may refuse `None` or check the types of its children. Then the result is
+        the list of the values.
 
         Args:
-          values: one for each chosen leaf; those that are None are left out.
-          like_whole: return the structure of the pytree, of any class, if nothing is left out.
+          values: one value for each chosen leaf; `None` leaves that leaf out.
+          like_whole: keep the structure of any class if no leaf is left out.
         """
         present = [x for x in values if x is not None]
         is_whole = like_whole and len(present) == len(self._is_chosen)
@@ -128,7 +138,11 @@ class Frame:
 
 
 def extract_leaves(tree: PyTree, chosen: Callable[[Any], bool]) -> tuple[list[Any], Frame]:
-    """Return the leaves of `tree` that are `chosen`, and what is left of it.
+    """Return the chosen leaves of a pytree, and the `Frame` that rebuilds the pytree around them.
+
+    Args:
+      tree: any pytree.
+      chosen: leaf -> True for a leaf that is extracted.
 
     >>> values, frame = extract_leaves({"w": 2.0, "name": "x"}, lambda x: isinstance(x, float))
     >>> values, frame.rebuild([3.0]), frame.subtree([3.0])
@@ -141,17 +155,17 @@ _PLAIN = (dict, list, tuple, collections.OrderedDict, collections.defaultdict)
 
 
 def _is_plain(structure: Any) -> bool:
-    """Whether a pytree is made of Python's own containers alone."""
+    """Return True if a pytree is made of Python's own containers alone."""
     if jax.tree_util.treedef_is_leaf(structure):
         return True
     return structure.node_data()[0] in _PLAIN and all(map(_is_plain, structure.children()))
 
 
 def require_parameters(params: PyTree) -> None:
-    """Raises unless `params` has a real floating leaf and no complex one.
+    """Raise unless `params` has a real floating leaf and no complex leaf.
 
     Raises:
-      TypeError: a leaf is complex (named by its path).
+      TypeError: a leaf is complex; the message names its path.
       ValueError: no leaf is a floating-point array.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -174,13 +188,14 @@ def require_parameters(params: PyTree) -> None:
 
 
 def _describe(leaf: Any) -> str:
+    """Return dtype and shape of an array, or the type of any other leaf."""
     if isinstance(leaf, _ARRAY_TYPES):
         return f"{leaf.dtype}{list(leaf.shape)}"
     return type(leaf).__name__
 
 
 def accumulation_dtype(*dtypes: Any) -> Any:
-    """The dtype in which values of these are drawn, multiplied and summed: at least float32.
+    """Return the dtype for sampling, products and sums of values of these dtypes: >= float32.
 
     >>> accumulation_dtype(jnp.float16, jnp.bfloat16), accumulation_dtype(jnp.float64)
     (dtype('float32'), dtype('float64'))
@@ -190,9 +205,9 @@ def accumulation_dtype(*dtypes: Any) -> Any:
 
 
 class FlatAux:
-    """A function that returns (loss, aux), as one that returns arrays alone.
+    """A loss function that returns (loss, aux), as a function that returns a list of arrays.
 
-    What else aux may hold is put aside when it is called, and put back by `restored`.
+    A call keeps the other leaves of aux aside, and `restore_aux` puts them back.
     """
 
     def __init__(self, loss: Callable[..., tuple[Array, PyTree]]):
@@ -205,6 +220,6 @@ class FlatAux:
         return [value, *arrays]
 
     def restore_aux(self, leaves: Sequence[Any]) -> PyTree:
-        """Aux of these arrays."""
+        """Return aux with these arrays in the place of its own."""
         assert self._frame is not None, "called before the function"
         return self._frame.rebuild(leaves)

@@ -1,4 +1,4 @@
-"""Errors for what a user passes in: each names the argument, what was found, and the remedy."""
+"""Validation of arguments: an error names the argument, the value found, and the remedy."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,10 +12,10 @@ import numpy as np
 
 @contextmanager
 def error_note(note: str) -> Iterator[None]:
-    """Add a note to any error that is raised inside of the `with`, unless one was added inside.
+    """Add a note to an error that is raised inside of the `with` block.
 
-    For errors of JAX, which cannot know the option of ours that led to them: the note names it and
-    the remedy.
+    An error of JAX cannot name the option of fwdgrad that led to it. The note names the option and
+    the remedy. If blocks are nested, the innermost one adds its note.
     """
     try:
         yield
@@ -26,16 +26,16 @@ def error_note(note: str) -> Iterator[None]:
 
 
 def exact_last_note(space: str) -> AbstractContextManager[None]:
-    """Return a context that notes what exact_last=True asks of the loss function."""
+    """Return a context that explains errors of the reverse mode that exact_last=True needs."""
     return error_note(
-        f"space={space}(exact_last=True) asks for reverse mode through what follows the last "
-        "layer, the loss function, and JAX has none for something there. Leave exact_last=True "
-        "out: then all layers are estimated by forward mode alone."
+        f"space={space}(exact_last=True) needs reverse mode through the loss function that follows "
+        "the last layer, and JAX has no reverse mode for an operation there. Leave exact_last=True "
+        "out: then forward mode alone estimates all layers."
     )
 
 
 def missing_extra(package: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
-    """Return the error of a missing module with the extra that brings it."""
+    """Return the error of a missing module, with the extra that installs it as the remedy."""
     return ModuleNotFoundError(
         f"{package} needs the module {error.name!r}, which is not installed. Install the extra: "
         "pip install 'fwdgrad[experiments]'.",
@@ -44,16 +44,16 @@ def missing_extra(package: str, error: ModuleNotFoundError) -> ModuleNotFoundErr
 
 
 def check_callable(fun: Any) -> None:
-    """Raises TypeError unless `fun` can be called."""
+    """Raise TypeError unless `fun` is callable."""
     if not callable(fun):
         raise TypeError(
-            f"fun must be a function fun(params, *args, **kwargs) of the loss; found "
+            f"fun must be a function, the loss fun(params, *args, **kwargs) -> loss; found "
             f"{type(fun).__name__}."
         )
 
 
 def check_key(key: Any) -> None:
-    """Raises TypeError or ValueError unless `key` is one typed PRNG key."""
+    """Raise TypeError or ValueError unless `key` is a single typed PRNG key."""
     make_one = "Make one with jax.random.key(seed)"
     if not isinstance(key, jax.Array):
         raise TypeError(
@@ -74,7 +74,7 @@ def check_key(key: Any) -> None:
 
 
 def check_positive_integer(name: str, value: Any) -> None:
-    """Raises TypeError or ValueError unless `value` is an integer of at least 1."""
+    """Raise TypeError or ValueError unless `value` is an integer of at least 1."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer of at least 1; found {value!r}.")
     if value < 1:
@@ -82,18 +82,19 @@ def check_positive_integer(name: str, value: Any) -> None:
 
 
 def checked_clip(clip: Any) -> float | None:
-    """None or a positive number, as a float; raises TypeError or ValueError if it is no such."""
+    """Return `clip` as a float, or None; raise TypeError or ValueError unless it is positive."""
     if clip is None:
         return None
     return _positive("clip", clip, "None or ", " Use clip=None for no clipping.")
 
 
 def checked_step(step: Any) -> float:
-    """A positive number, as a float; raises TypeError or ValueError if it is no such."""
+    """Return `step` as a float; raise TypeError or ValueError unless it is positive."""
     return _positive("step", step)
 
 
 def _positive(name: str, value: Any, alternative: str = "", remedy: str = "") -> float:
+    """Return a positive finite number, or a concrete scalar array of one, as a float."""
     is_array = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer)
     is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if is_array:
@@ -107,7 +108,14 @@ def _positive(name: str, value: Any, alternative: str = "", remedy: str = "") ->
 
 
 def check_has(name: str, value: Any, attributes: Sequence[str], example: str) -> None:
-    """Raises TypeError unless an argument is an object (not its class) with these attributes."""
+    """Raise TypeError unless `value` is an object (not its class) with these attributes.
+
+    Args:
+      name: the argument.
+      value: its value.
+      attributes: the names of the attributes it must have.
+      example: an object that has them, for the message.
+    """
     if isinstance(value, type):
         raise TypeError(
             f"{name} must be an object, found the class {value.__name__}. Make an instance: "

@@ -47,7 +47,7 @@ def test_a_loss_function_without_reverse_mode(space, rule, key):
     with pytest.raises(Exception) as caught:
         call(exact_last=True)
     notes = "\n".join(caught.value.__notes__)
-    assert f"space={space.__name__}(exact_last=True) asks for reverse mode through" in notes
+    assert f"space={space.__name__}(exact_last=True) needs reverse mode through" in notes
     assert "Leave exact_last=True out" in notes and "jax.vmap" not in notes
     expected = jnp.mean((jnp.tanh(X @ PARAMS["w"]) @ PARAMS["u"]) ** 2)
     assert jnp.allclose(call()[0], expected)  # the remedy

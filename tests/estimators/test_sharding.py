@@ -142,8 +142,8 @@ def drawn_without_own_keys(keys, params, x, y):
     estimate = fwdgrad.forward_value_and_grad(loss)
     return jax.lax.pmean(estimate(estimate.draw(key, params, x, y), params, x, y), "d")
 
-refused(drawn_without_own_keys, "params['b'] differs among devices along 'd'")
-refused(sharded_without_own_keys, "params['b'] differs among devices along 'd'")
+refused(drawn_without_own_keys, "params['b'] varies by device along the mesh axis 'd'")
+refused(sharded_without_own_keys, "params['b'] varies by device along the mesh axis 'd'")
 refused(a_loss_that_communicates, "Take the mean over devices outside of fun")
 """
 

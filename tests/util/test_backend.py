@@ -1,4 +1,4 @@
-"""What is faster on one backend is chosen there alone, and changes no number."""
+"""Choices by backend change no tangent and no derivative, and are made in one file."""
 
 import re
 
@@ -34,10 +34,11 @@ def platform(request, monkeypatch):
 
 
 def primitives_of(fun, *args):
+    """Return the names of the primitives in the trace of a function."""
     return re.findall(r"= ([a-z_]+)\[?", str(jax.make_jaxpr(fun)(*args)))
 
 
-def test_the_tangents_of_a_key_are_the_same_everywhere(platform, key):
+def test_a_key_samples_the_same_tangents_on_every_backend(platform, key):
     value_and_grad = fwdgrad.forward_value_and_grad(loss, tangents=fwdgrad.LowRank(rank=2))
     drawn = jax.tree.leaves(value_and_grad.draw(key, PARAMS, X).tangents)
     with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +48,7 @@ def test_the_tangents_of_a_key_are_the_same_everywhere(platform, key):
         assert found.dtype == wanted.dtype and bool(jnp.all(found == wanted))
 
 
-def test_the_derivative_is_right_everywhere(platform, key):
+def test_the_directional_derivatives_are_those_of_jvp_on_every_backend(platform, key):
     value_and_grad = fwdgrad.forward_value_and_grad(
         loss, tangents=fwdgrad.LowRank(), num_tangents=2
     )
@@ -64,8 +65,8 @@ def test_the_derivative_is_right_everywhere(platform, key):
         np.testing.assert_allclose(grad[name], expected, rtol=1e-3, atol=1e-5)
 
 
-def test_the_plain_forms_run_elsewhere(platform, key):
-    """One convolution for each product that the rule has, no shifted planes, no lookup."""
+def test_only_the_cpu_runs_shifted_planes_and_lookups(platform, key):
+    """On every other backend one convolution for each product of the rule."""
     value_and_grad = fwdgrad.forward_value_and_grad(loss, tangents=fwdgrad.LowRank())
     drawing = primitives_of(value_and_grad.draw, key, PARAMS, X)
     drawn = value_and_grad.draw(key, PARAMS, X)
@@ -76,7 +77,7 @@ def test_the_plain_forms_run_elsewhere(platform, key):
     assert pushing.count("conv_general_dilated") == 2
 
 
-def test_the_default_device_decides():
+def test_the_default_device_selects_the_backend():
     assert backend.platform() == jax.default_backend()
     with jax.default_device(jax.devices("cpu")[0]):
         assert backend.platform() == "cpu"
@@ -84,8 +85,8 @@ def test_the_default_device_decides():
         assert backend.choices() is backend.CPU
 
 
-def test_nothing_else_in_the_library_asks_for_the_backend():
-    """Only what a backend cannot run, a batch of factorisations on the CPU, asks besides."""
+def test_one_file_asks_for_the_backend():
+    """Besides batched factorisations, which the CPU cannot run, and the layout of equations."""
     asking = re.compile(r"default_backend|\.platform\b|lax\.platform_dependent")
     files = [path for name in LIBRARY for path in (ROOT / name.replace(".", "/")).rglob("*.py")]
     found = {path.name for path in files if asking.search(path.read_text())}

@@ -1,4 +1,4 @@
-"""Factorisations under `vmap`: the same numbers, and never a batch of them on the CPU."""
+"""Factorisations under `vmap`: the numbers of single matrices, and no batched call of LAPACK."""
 
 import re
 
@@ -13,14 +13,14 @@ from tests.oracle import normal
 
 
 def batches_of_lapack(fun, *args):
-    """The numbers of batch dimensions of the calls of LAPACK in a program for the CPU."""
+    """Return the numbers of batch dimensions of the LAPACK calls in a program for the CPU."""
     text = jax.jit(fun).trace(*args).lower(lowering_platforms=("cpu",)).as_text()
     assert "@lapack" in text
     return set(re.findall(r'@lapack.*?num_batch_dims = "(\d+)"', text))
 
 
 @pytest.mark.parametrize("mapped", [1, 2])
-def test_the_same_under_vmap(mapped):
+def test_vmap_of_qr_and_least_squares_solves_each_matrix(mapped):
     columns, b = normal(0, (2, 3, 5, 4)), normal(1, (2, 3, 4))
     square = jnp.einsum("...ij,...ik->...jk", columns, columns)
     q, x = orthonormal, least_squares
@@ -36,7 +36,7 @@ def test_the_same_under_vmap(mapped):
     np.testing.assert_allclose(jnp.einsum("...ij,...j->...i", square, x(square, b)), b, atol=1e-3)
 
 
-def test_what_is_singular_has_the_shortest_solution():
+def test_a_singular_system_has_the_shortest_solution():
     matrix = jnp.array([[1.0, 1.0], [1.0, 1.0]])
     np.testing.assert_allclose(least_squares(matrix, jnp.ones(2)), [0.5, 0.5], atol=1e-6)
     np.testing.assert_array_equal(least_squares(jnp.zeros((2, 2)), jnp.zeros(2)), jnp.zeros(2))
@@ -47,8 +47,8 @@ def test_what_is_singular_has_the_shortest_solution():
     [{"tangents": fwdgrad.Orthogonal()}, {"aggregation": fwdgrad.Projection()}],
     ids=["orthogonal", "projection"],
 )
-def test_no_batches_at_activities(options, key):
-    """Two layers' factorisations of a batch each would wait for each other."""
+def test_activity_perturbation_calls_lapack_without_batches(options, key):
+    """Batched factorisations of two layers would wait for each other for ever."""
 
     def loss(params, x):
         return jnp.mean(jnp.tanh(jnp.tanh(x @ params[0]) @ params[1]))
@@ -60,5 +60,5 @@ def test_no_batches_at_activities(options, key):
     assert batches_of_lapack(value_and_grad, key, params, x) == {"0"}
 
 
-def test_a_batch_is_seen(key):
+def test_the_oracle_finds_a_batched_call(key):
     assert batches_of_lapack(jax.vmap(jnp.linalg.qr), normal(0, (8, 4, 2))) == {"1"}

@@ -1,4 +1,4 @@
-"""Calls outside of `jit`: nothing is compiled twice, and the loss is as free as in `jax.grad`."""
+"""Eager calls: no loop is compiled twice, and the loss may read Python state, as in `jax.grad`."""
 
 import gc
 from pathlib import Path
@@ -40,7 +40,7 @@ ARGS = (normal(4, (5, 3)), normal(5, (5, 2)))
 
 
 def looped_by_scan(params, x, y):
-    """The same for reverse mode, which `while_loop` has none of."""
+    """Return the loss of `looped` without `while_loop`, which has no reverse mode."""
     hidden = jax.nn.relu(x @ params["w"] + params["b"])
     hidden, _ = jax.lax.scan(lambda h, _: (jnp.tanh(h @ params["q"]), None), hidden, length=2)
     hidden = jax.lax.cond(x[0, 0] > 0, lambda h: 2 * h, lambda h: h, hidden)
@@ -48,7 +48,7 @@ def looped_by_scan(params, x, y):
 
 
 def looped(params, x, y):
-    """Loops and branches whose functions are made anew in each call, with and without tangents."""
+    """Return a loss with loops and branches whose functions are made anew in each call."""
     scale, _ = jax.lax.scan(lambda c, _: (c * 0.5, None), 2.0, length=2)
     hidden = jax.nn.relu(x @ params["w"] + params["b"])
     hidden, _ = jax.lax.scan(lambda h, _: (jnp.tanh(h @ params["q"]), None), hidden, length=2)
@@ -85,8 +85,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "make", "loss"), CASES, ids=[name for name, *_ in CASES])
-def test_nothing_is_compiled_after_the_first_calls(name, make, loss, key, compiled):
-    """And the result is that under `jit`."""
+def test_later_calls_compile_nothing_and_agree_with_jit(name, make, loss, key, compiled):
     value_and_grad = make(loss)
     expected = jax.jit(value_and_grad)(key, PARAMS, *ARGS)
     for _ in range(2):
@@ -102,7 +101,7 @@ def test_nothing_is_compiled_after_the_first_calls(name, make, loss, key, compil
 
 
 @pytest.mark.parametrize("name", ["spsa", "chunks"])
-def test_nor_where_calls_are_mapped(name, key, compiled):
+def test_later_calls_under_vmap_compile_nothing(name, key, compiled):
     value_and_grad = jax.vmap(ESTIMATORS[name](looped), (0, None, None, None))
     for i in range(4):
         if i == 2:
@@ -115,10 +114,10 @@ def resident_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells a process's memory")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from Linux's /proc")
 @pytest.mark.parametrize("name", ["chunks", "spsa, three"])
 def test_memory_does_not_grow_with_calls(name, key):
-    """A program that is compiled anew takes 1.5 MiB and more of each call."""
+    """A program that is compiled anew takes at least 1.5 MiB a call."""
     value_and_grad = ESTIMATORS[name](jax.jit(looped))
     for _ in range(5):
         value_and_grad(key, PARAMS, *ARGS)
@@ -131,7 +130,7 @@ def test_memory_does_not_grow_with_calls(name, key):
 
 
 def test_python_state_is_read_in_each_call(key):
-    """The same function object, another global: a program is found by what it computes."""
+    """A function whose globals have changed gets another program: the cache compares equations."""
     state = {"scale": 1.0, "offset": jnp.zeros(3), "branch": False, "calls": 0}
 
     def loss(w):
@@ -164,7 +163,7 @@ def test_python_state_is_read_in_each_call(key):
         (jax.nn.relu, jax.nn.silu),
     ],
 )
-def test_programs_are_told_apart(one, other):
+def test_different_equations_are_different_programs(one, other):
     x = jnp.array([[1.0, 2.0], [-3.0, 4.0]])
 
     def turns(fun):
@@ -176,8 +175,8 @@ def test_programs_are_told_apart(one, other):
         np.testing.assert_array_equal(jnp.signbit(turns(fun)), jnp.signbit(expected))
 
 
-def test_derivatives_of_a_call_follow_their_own_rules(key):
-    """Two functions that compute the same and differ in their rule are not one program."""
+def test_functions_with_different_jvp_rules_have_their_own_derivatives(key):
+    """Although both compute the same value, so that their equations are equal without the rules."""
 
     def with_slope(slope):
         @jax.custom_jvp
@@ -202,19 +201,19 @@ def test_derivatives_of_a_call_follow_their_own_rules(key):
         np.testing.assert_allclose(grad, slope)
 
 
-def test_the_number_of_programs_is_bounded():
-    assert programs._program.cache_info().maxsize == programs._MOST_PROGRAMS < 100
+def test_the_cache_is_bounded():
+    assert programs._compiled.cache_info().maxsize == programs._MAX_PROGRAMS < 100
 
 
-def test_without_jit_python_runs_each_turn():
+def test_disable_jit_runs_each_iteration_in_python():
     turns = []
     with jax.disable_jit():
         programs.map_over(lambda x: turns.append(x) or x, jnp.arange(3))
     assert [int(x) for x in turns] == [0, 1, 2]
 
 
-def test_values_are_dropped_when_they_were_read_for_the_last_time():
-    """Else reverse mode outside of `jit` would keep all residuals to the end of a call."""
+def test_evaluate_drops_values_after_their_last_use():
+    """Otherwise eager reverse mode would keep all residuals to the end of a call."""
 
     def chain(x):
         for _ in range(5):

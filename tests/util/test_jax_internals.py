@@ -1,4 +1,4 @@
-"""How JAX lays out its equations: each question is answered right on the installed version."""
+"""Layout of JAX's equations: bodies and operands are found on the installed version."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from tests.oracle import assert_same, normal, push_both_ways
 
 
 def the_equation(name, fun, *args):
-    """The one equation of a primitive of this name in a function's jaxpr."""
+    """Return the only equation of a primitive in the jaxpr of a function."""
     (equation,) = (e for e in jax.make_jaxpr(fun)(*args).jaxpr.eqns if e.primitive.name == name)
     return equation
 
@@ -36,7 +36,7 @@ def scan(w, x, a, b):
     return lax.scan(turn, (x, 0), (a, b), length=3, reverse=True, unroll=2)
 
 
-def test_the_parts_of_a_scan():
+def test_scan_parts():
     w, x, a, b = jnp.ones((2, 2)), jnp.ones(2), jnp.ones((3, 2)), jnp.ones((3, 5))
     parts = scan_parts(the_equation("scan", scan, w, x, a, b))
     assert parts[1:] == (1, 2, 3, True, 2)
@@ -45,14 +45,14 @@ def test_the_parts_of_a_scan():
     assert [v.aval.shape for v in parts.body.jaxpr.outvars] == [(2,), (), (2,), (5,)]
 
 
-def test_a_scan_without_inputs_or_constants():
+def test_scan_parts_without_inputs_or_constants():
     parts = scan_parts(
         the_equation("scan", lambda x: lax.scan(lambda c, _: (jnp.sin(c), c), x, None, 4), 1.0)
     )
     assert parts[1:4] == (0, 1, 4)
 
 
-def test_the_parts_of_a_while():
+def test_while_parts():
     equation = the_equation(
         "while",
         lambda bound, step, x: lax.while_loop(lambda c: c[0] < bound, lambda c: (c[0] + step,), x),
@@ -64,7 +64,7 @@ def test_the_parts_of_a_while():
     assert [e.primitive.name for e in parts.body.jaxpr.eqns] == ["add"]
 
 
-def test_the_branches_of_a_cond():
+def test_cond_branches():
     branches = [jnp.sin, jnp.cos, jnp.tanh]
     equation = the_equation("cond", lambda i, x: lax.switch(i, branches, x), 1, 2.0)
     names = [branch.jaxpr.eqns[0].primitive.name for branch in cond_branches(equation)]
@@ -86,8 +86,8 @@ CALLS = {
 
 
 @pytest.fixture(params=["jax_custom_vjp3", "jax_remat3"])
-def made_of_objects(request):
-    """With the option of newer versions that makes an object of a call."""
+def calls_as_objects(request):
+    """Set an option of newer versions by which calls are primitive objects."""
     name = request.param
     exists = name in jax.config.values  # the oldest versions have neither
     if exists:
@@ -98,12 +98,12 @@ def made_of_objects(request):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_calls(name):
+def test_called_jaxpr(name):
     check_call(name)
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_calls_that_are_objects(name, made_of_objects):
+def test_called_jaxpr_of_primitive_objects(name, calls_as_objects):
     check_call(name)
 
 
@@ -118,8 +118,8 @@ def check_call(name):
         assert "rounded" in found and "test_jax_internals" in found
 
 
-def test_propagation_through_objects(made_of_objects, x64):
-    """A loop in a checkpoint, and a custom_vjp around a product: factors are kept, not lost."""
+def test_factors_are_kept_through_primitive_objects(calls_as_objects, x64):
+    """Through a loop in a checkpoint, and through a custom_vjp function around a product."""
 
     @jax.custom_vjp
     def product(x, w):
@@ -164,7 +164,7 @@ def relu(x):
 relu.defjvps(lambda t, ans, x: t * (x > 0))
 
 
-def test_a_custom_jvp_is_no_call():
+def test_a_custom_jvp_function_is_not_entered():
     equation = the_equation("custom_jvp_call", relu, 2.0)
     assert called_jaxpr(equation) is None and entered_jaxprs(equation) == ()
     assert [e.primitive.name for e in custom_jvp_body(equation).jaxpr.eqns] == ["max"]
@@ -180,7 +180,7 @@ def test_a_custom_jvp_is_no_call():
         ("custom_jvp_call", relu, custom_jvp_body),
     ],
 )
-def test_an_unknown_layout_names_the_versions_that_are_known(name, fun, question):
+def test_an_unknown_layout_is_an_error_that_lists_the_tested_versions(name, fun, question):
     strange = the_equation(name, fun, 0.0).replace(params={"a_new_name": 1})
     found = r"lays out the primitive .*a_new_name.* JAX 0\.10\.0, .*: install one of these"
     with pytest.raises(NotImplementedError, match=found):
