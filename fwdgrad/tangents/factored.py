@@ -1,10 +1,10 @@
-"""Tangents of low rank, and their algebra.
+"""Low-rank tangents as two factors, and their algebra.
 
 K tangents of an array of shape s are V[k, i] = Σ_ρ left[k, ρ, i] · right[k, ρ, i]. The two factors
-are held in *broadcastable* form: each has all the axes of s, but is of size 1 along those on which
-it does not depend. The rank-one matrix a cᵀ is a[:, None] · c[None, :]. So a transpose, a slice or
-a reshape of the tangent is the same operation on each factor, and a batch of matrices is two
-factors that share the batch's axes.
+broadcast: each has all axes of s, with size 1 along the axes on which the factor does not depend.
+The rank-one matrix a cᵀ is a[:, None] · c[None, :]. So a transpose, a slice or a reshape of the
+tangent is the same operation on each factor, and a batch of matrices is two factors that share the
+axes of the batch.
 """
 
 import functools
@@ -21,24 +21,27 @@ from fwdgrad.util.axes import merge_axes
 from fwdgrad.util.sizes import surely_less
 from fwdgrad.util.trees import Array
 
-# Sums of at most this many products are spelled out, so that XLA fuses them into whatever
-# reads them and no array of the full shape is kept; longer ones are one matrix product.
+# Sums of at most this many products are spelled out: XLA fuses them into the operation that reads
+# the sum, and keeps no array of the full shape. Longer sums are one matrix product.
 MAX_SPELLED_OUT = 8
 
 
 class Split(NamedTuple):
-    """Two groups of axes of an array that is used as a matrix, `rows` × `columns`.
+    """The axes by which a loss uses an array as a matrix, or as a batch of matrices.
 
-    The rows are the axes that a product contracts (of a kernel: input channels and taps), the
-    columns those it keeps. Axes in neither group are a batch's: the array is a stack of matrices,
-    each for itself.
+    Attributes:
+      rows: the axes that the product contracts; of a kernel, input channels and taps.
+      columns: the axes that the product keeps. All other axes are axes of a batch of matrices.
+
+    >>> Split(rows=(0,), columns=(1, 2)).sizes((3, 4, 5))
+    (3, 20)
     """
 
     rows: tuple[int, ...]
     columns: tuple[int, ...]
 
     def sizes(self, shape: Sequence[int]) -> tuple[int, int]:
-        """The numbers of rows and of columns of an array of this shape."""
+        """Return the numbers of rows and of columns of an array of this shape."""
         return math.prod(shape[i] for i in self.rows), math.prod(shape[i] for i in self.columns)
 
 
@@ -48,13 +51,15 @@ class Split(NamedTuple):
     meta_fields=("shape", "origin"),
 )
 class Factored(StructuredTangent):
-    """Tangents V = Σ_ρ left_ρ · right_ρ of an array, by factors that broadcast to its shape.
+    """Low-rank tangents V = Σ_ρ left_ρ · right_ρ, by factors that broadcast to the array's shape.
 
     Attributes:
-      left, right: arrays (*lead, rank, *axes), where each of `axes` has the size of `shape` or 1.
-        A distribution samples them without `lead`; in propagation `lead` is (K,).
-      shape: the shape of the array whose tangent this is.
-      origin: the parameters it comes from, for `explain`; empty once it has been used.
+      left, right: arrays (*lead, rank, *axes) of one dtype, where each of `axes` has the size of
+        `shape` or 1. In propagation `lead` is (K,); `sample` of a distribution returns one tangent,
+        without `lead`.
+      shape: the shape of the array whose tangents these are.
+      origin: the parameters that the tangents come from, for `explain`; empty once an operation has
+        used them.
 
     >>> a, c = jnp.array([[[1.0], [2.0]]]), jnp.array([[[3.0, 4.0, 5.0]]])  # rank 1
     >>> Factored(a, c, shape=(2, 3)).dense().tolist()
@@ -70,7 +75,6 @@ class Factored(StructuredTangent):
 
     @property
     def dtype(self) -> Any:
-        """The dtype of the factors, which is that of the array."""
         return self.left.dtype
 
     @property
@@ -78,12 +82,8 @@ class Factored(StructuredTangent):
         return self.left.shape[0]
 
     @property
-    def sampled_shape(self) -> tuple[int, ...]:
-        return self.shape  # of one tangent, without `lead`
-
-    @property
     def rank(self) -> int:
-        """The number of products that are summed."""
+        """The number of products in the sum."""
         return self.left.shape[self._rank_axis]
 
     @property
@@ -91,27 +91,27 @@ class Factored(StructuredTangent):
         return self.left.ndim - len(self.shape) - 1
 
     def shape_error(self) -> str:
-        fits = (
+        is_valid = (
             self.left.dtype == self.right.dtype
-            and self.left.ndim == self.right.ndim == 1 + len(self.shape)
-            and self.left.shape[0] == self.right.shape[0]
+            and self.left.ndim == self.right.ndim == 2 + len(self.shape)
+            and self.left.shape[:2] == self.right.shape[:2]
             and all(
                 m in (1, n)
                 for f in (self.left, self.right)
-                for m, n in zip(f.shape[1:], self.shape, strict=True)
+                for m, n in zip(f.shape[2:], self.shape, strict=True)
             )
         )
-        if fits:
+        if is_valid:
             return ""
-        left, right = (f"{f.dtype}{list(f.shape)}" for f in (self.left, self.right))
+        left, right = (f"{f.dtype}{list(f.shape[1:])}" for f in (self.left, self.right))
         return (
-            f"factors {left} and {right}; both must have one dtype and the shape (rank, *axes), "
-            f"each axis of the size in {list(self.shape)} or 1"
+            f"factors {left} and {right}; both must have one dtype and for each tangent the shape "
+            f"(rank, *axes), each axis of the size in {list(self.shape)} or 1"
         )
 
     @property
     def is_compact(self) -> bool:
-        """Whether the factors together are smaller than the array they stand for."""
+        """True if both factors together are smaller than the dense array."""
         lead = self.left.shape[: self._rank_axis]
         return surely_less(self.left.size + self.right.size, math.prod((*lead, *self.shape)))
 
@@ -146,15 +146,15 @@ class Factored(StructuredTangent):
         return _sum_if_smaller(self, other) if self.shape == other.shape else None
 
     def weighted_sum(self, weights: Array, dtype: Any) -> Array:
-        # One factored tangent of rank K·rank: with few of them no array but the result has its
-        # size, and with an update that reads it right away not even that one.
+        # One tangent of rank K·rank. If K·rank is small, XLA fuses the sum into the update that
+        # reads it, and no array of the size of the parameter is kept.
         left, right = self.left.astype(dtype), self.right.astype(dtype)
         left = left * weights.reshape(-1, *(1,) * (left.ndim - 1))
         merged = [merge_axes(f, 0, 2) for f in (left, right)]
         return Factored(merged[0], merged[1], self.shape).dense()
 
     def inner(self, cotangent: Array) -> Array:
-        # A reduction of products, which XLA does not write out as an array.
+        # A reduction of products, which XLA fuses: no tangent is materialised.
         def product(left: Array, right: Array) -> Array:
             return jnp.sum(left * right * cotangent)
 
@@ -165,7 +165,7 @@ class Factored(StructuredTangent):
         # factors have of ⟨left_kρ, left_lσ⟩ ⟨right_kρ, right_lσ⟩: no tangent is materialised.
         left, right = (f.astype(dtype) for f in (self.left, self.right))
         shared = [i for i in range(2, left.ndim) if left.shape[i] == right.shape[i]]
-        # An axis of size 1 in both is as often in each product as its size in the shape.
+        # Along an axis of size 1 in both factors all entries are equal, so the products repeat.
         repeats = math.prod(self.shape[i - 2] for i in shared if left.shape[i] == 1)
 
         def products(factor: Array) -> Array:
@@ -186,15 +186,15 @@ class Factored(StructuredTangent):
             for f in (self.left, self.right)
         ]
 
-    def from_scan_slice(self, scanned: Sequence[Array | None]) -> "Factored":
-        whole = (self.left, self.right)
-        left, right = (f[:, :, 0] if s is None else s for f, s in zip(whole, scanned, strict=True))
+    def from_scan_slice(self, parts: Sequence[Array | None]) -> "Factored":
+        factors = (self.left, self.right)
+        left, right = (f[:, :, 0] if s is None else s for f, s in zip(factors, parts, strict=True))
         return Factored(left, right, self.shape[1:], self.origin)
 
     def map(
         self, fun: Callable[[Array], Array], shape: tuple[int, ...] | None = None
     ) -> "Factored":
-        """Applies `fun` to every single factor of shape `axes`; the result has `shape`."""
+        """Apply `fun` to each factor of shape `axes` of each tangent; the result has `shape`."""
         for _ in range(self.left.ndim - len(self.shape)):
             fun = jax.vmap(fun)
         return self.replace(fun(self.left), fun(self.right), shape)
@@ -202,12 +202,12 @@ class Factored(StructuredTangent):
     def replace(
         self, left: Array, right: Array, shape: tuple[int, ...] | None = None
     ) -> "Factored":
-        """The same tangent's successor with other factors."""
+        """Return tangents with other factors, and another shape if given, of the same origin."""
         return Factored(left, right, self.shape if shape is None else shape, self.origin)
 
 
 def _sum_of_products(left: Array, right: Array, axis: int) -> Array:
-    """Σ_ρ left · right over `axis` as one contraction; axes of size 1 are kept."""
+    """Return Σ_ρ left · right, with ρ along `axis`, as one contraction; axes of size 1 are kept."""
     sizes = list(zip(left.shape, right.shape, strict=True))
     batch = [i for i, (n, m) in enumerate(sizes) if i != axis and n == m]
     only_left = [i for i, (n, m) in enumerate(sizes) if n != m == 1]
@@ -223,34 +223,30 @@ def _sum_of_products(left: Array, right: Array, axis: int) -> Array:
 
 
 def _sum_if_smaller(x: Factored, y: Factored) -> Factored | None:
-    """x + y, factored, if the factors together are smaller than the array; else None."""
-    # Their ranks add up, and each factor needs the axes of both, so the other way round may fit
-    # better: the sum of a cᵀ and of the transpose of another one.
-    joined, exchanged = _Sum(x, y), _Sum(x, _with_factors_exchanged(y))
-    if surely_less(exchanged.size, joined.size):
-        joined = exchanged
-    is_smaller = surely_less(joined.size, math.prod(x.shape) * x.left.shape[0])
-    return joined() if is_smaller else None
+    """Return x + y as factors if they are smaller than the dense array, else None."""
+    # The ranks add up, and each factor of the sum has the axes of both terms. So it may be smaller
+    # with the factors of y exchanged, as in the sum of a cᵀ and the transpose of such a tangent.
+    total, exchanged = _Sum(x, y), _Sum(x, y.replace(y.right, y.left))
+    if surely_less(exchanged.size, total.size):
+        total = exchanged
+    is_smaller = surely_less(total.size, math.prod(x.shape) * x.left.shape[0])
+    return total() if is_smaller else None
 
 
 def _broadcast_axes(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
-    """The axes that two factors broadcast to, each of one size or 1."""
+    """Return the axes to which two factors broadcast."""
     return tuple(m if n == 1 else n for n, m in zip(a, b, strict=True))
 
 
-def _with_factors_exchanged(v: Factored) -> Factored:
-    return v.replace(v.right, v.left)
-
-
 class _Sum:
-    """The sum of two factored tangents (K, ...), of rank x.rank + y.rank."""
+    """The sum of two low-rank tangents, of rank x.rank + y.rank, and the size of its factors."""
 
     def __init__(self, x: Factored, y: Factored):
         self.x, self.y = x, y
         pairs = ((x.left, y.left), (x.right, y.right))
         self.axes = [_broadcast_axes(a.shape[2:], b.shape[2:]) for a, b in pairs]
-        number = x.left.shape[0] * (x.rank + y.rank)
-        self.size = number * sum(math.prod(axes) for axes in self.axes)
+        num_products = x.left.shape[0] * (x.rank + y.rank)
+        self.size = num_products * sum(math.prod(axes) for axes in self.axes)
 
     def __call__(self) -> Factored:
         def concatenate(a: Array, b: Array, axes: tuple[int, ...]) -> Array:
@@ -265,12 +261,17 @@ class _Sum:
 def stack_factors(
     tangents: Sequence[Factored | None], axis: int, shape: tuple[int, ...]
 ) -> Factored:
-    """Tangents stacked along a new axis into one of `shape`: of their largest rank, not the sum.
+    """Stack low-rank tangents along a new axis; the result has the largest rank, not the sum.
 
-    Both factors get the new axis; ranks that a part does not have are zero in its slice.
+    Both factors get the new axis. A part of smaller rank is padded with zeros.
+
+    Args:
+      tangents: the parts, None for zero.
+      axis: the position of the new axis in the result.
+      shape: the shape of the result.
     """
     parts = [v for v in tangents if v is not None]
-    rank, number = max(v.rank for v in parts), parts[0].left.shape[0]
+    rank, num_tangents = max(v.rank for v in parts), parts[0].left.shape[0]
 
     def stacked(factors: Sequence[Array | None]) -> Array:
         known = [f for f in factors if f is not None]
@@ -278,10 +279,10 @@ def stack_factors(
 
         def full(f: Array | None) -> Array:
             if f is None:
-                return jnp.zeros((number, rank, *axes), known[0].dtype)
+                return jnp.zeros((num_tangents, rank, *axes), known[0].dtype)
             missing = [(0, 0)] * f.ndim
             missing[1] = (0, rank - f.shape[1])
-            return jnp.broadcast_to(jnp.pad(f, missing), (number, rank, *axes))
+            return jnp.broadcast_to(jnp.pad(f, missing), (num_tangents, rank, *axes))
 
         return jnp.stack([full(f) for f in factors], 2 + axis)
 

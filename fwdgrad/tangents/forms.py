@@ -1,15 +1,15 @@
-"""The forms of a tangent, and what can be done with any of them.
+"""Operations on a tangent of any form: dense array, sum, inner product, Gram matrix.
 
-To a primal of shape s belong K tangents, pushed forward together, in the cheapest form at hand:
+A primal of shape s has K tangents, which are pushed forward together, in the smallest form at hand:
 
-    None                 all K are zero
-    an array             dense, of shape (K, *s)
+    None                 zero, for all K
+    an array             dense, (K, *s)
     a StructuredTangent  `Factored`: low rank, a sum of products of two factors;
-                         `Blocks`: disjoint supports, the k-th is zero but on one block of an axis;
+                         `Blocks`: block-sparse, the k-th is zero outside of its block of an axis;
                          or a form of the user's own
 
-Distributions sample arrays or structured tangents, and the rules of propagation keep the structure
-as long as it pays.
+Distributions sample arrays or structured tangents. The rules of propagation keep the structure
+while that is cheaper.
 """
 
 from collections.abc import Sequence
@@ -26,29 +26,29 @@ Tangent: TypeAlias = Array | StructuredTangent | None
 
 
 def is_structured(x: Any) -> bool:
-    """Whether x is a tangent that is no array: what ends a pytree of tangents."""
+    """Return True for a `StructuredTangent`, which is a leaf in a pytree of tangents."""
     return isinstance(x, StructuredTangent)
 
 
 def with_origin(tangent: Any, origin: tuple[str, ...]) -> Any:
-    """Return the same tangent, named if it is structured, so that records can say whose it is."""
+    """Return the tangent with the names of its parameters if it is structured, else unchanged."""
     return tangent.with_origin(origin) if isinstance(tangent, StructuredTangent) else tangent
 
 
 def count_tangents(tangent: Array | StructuredTangent) -> int:
-    """K, how many tangents go together."""
+    """Return K, the number of tangents that are pushed forward together."""
     if isinstance(tangent, StructuredTangent):
         return tangent.num_tangents
     return tangent.shape[0]
 
 
 def dense(tangent: Array | StructuredTangent) -> Array:
-    """Return the tangents as an array (K, *shape)."""
+    """Return the tangents as a dense array (K, *shape)."""
     return tangent.dense() if isinstance(tangent, StructuredTangent) else tangent
 
 
 def add(x: Tangent, y: Tangent) -> Tangent:
-    """Return x + y in the cheapest form: structured while that is the smaller."""
+    """Return x + y, structured if both have one form and the structured sum is smaller."""
     if x is None or y is None:
         return y if x is None else x
     if isinstance(x, StructuredTangent) and isinstance(y, type(x)):
@@ -59,7 +59,7 @@ def add(x: Tangent, y: Tangent) -> Tangent:
 
 
 def weighted_sum(tangent: Array | StructuredTangent, weights: Array, dtype: Any) -> Array:
-    """Return Σ_k weights[k] V[k] in `dtype`, dense: (K, *shape) becomes `shape`."""
+    """Return Σ_k weights[k] v_k, a dense array of `dtype`: (K, *shape) becomes `shape`."""
     weights = weights.astype(dtype)
     if isinstance(tangent, StructuredTangent):
         return tangent.weighted_sum(weights, dtype)
@@ -69,14 +69,14 @@ def weighted_sum(tangent: Array | StructuredTangent, weights: Array, dtype: Any)
 
 
 def inner(tangent: Array | StructuredTangent, cotangent: Array) -> Array:
-    """Return the products ⟨c, v_k⟩ of one cotangent with each of the tangents, (K,)."""
+    """Return the inner products ⟨c, v_k⟩ of a cotangent with each tangent, (K,)."""
     if isinstance(tangent, StructuredTangent):
         return tangent.inner(cotangent)
     return jnp.tensordot(tangent, cotangent, cotangent.ndim, precision=jax.lax.Precision.HIGHEST)
 
 
 def gram(tangents: Sequence[Array | StructuredTangent], dtype: Any) -> Array:
-    """Return the inner products ⟨v_k, v_l⟩ over all leaves, (K, K)."""
+    """Return the Gram matrix of K tangents, Σ over leaves of ⟨v_k, v_l⟩, (K, K), in `dtype`."""
     products = []
     for tangent in tangents:
         if isinstance(tangent, StructuredTangent):

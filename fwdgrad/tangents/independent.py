@@ -1,10 +1,11 @@
-"""Distributions of random tangents.
+"""Distributions of independent tangents (normal, Rademacher, sphere), and their protocol.
 
-A forward gradient is (∇f·v) v for a random tangent v. It is unbiased exactly when
-E[v vᵀ] = I, since then E[(∇f·v) v] = E[v vᵀ] ∇f = ∇f. So every distribution here has
+A forward gradient is g = (∇f·v) v for a random tangent v. It is unbiased exactly if
+E[v vᵀ] = I, because E[(∇f·v) v] = E[v vᵀ] ∇f = ∇f. So every distribution here has
 zero mean, identity covariance over the *whole* pytree, and one key for each leaf (with
 one key for two leaves of the same shape, both would get the same tangent, and the
-estimate would be biased). They differ in their fourth moments, that is in variance:
+estimate would be biased). The distributions differ in their fourth moments, and so in the
+variance of the estimate:
 
     Normal                 E‖g‖² = (d + 2) ‖∇f‖²
     Rademacher, Sphere     E‖g‖² =  d      ‖∇f‖²      (d: number of parameters)
@@ -25,9 +26,16 @@ Splits: TypeAlias = Sequence[Split | None] | None
 
 @runtime_checkable
 class TangentDistribution(Protocol):
-    """What `forward_value_and_grad(tangents=...)` takes: anything that samples tangents.
+    """The protocol of a distribution, as `forward_value_and_grad(tangents=...)` takes it.
 
-    A distribution is one method. It must be traceable by JAX, so no Python randomness:
+    A distribution has the method `sample`. JAX must be able to trace it, so no Python randomness.
+    Two more methods are optional:
+
+        sample_together(key, params, splits, K)   samples K tangents jointly, with
+                E[(1/K) Σ_k v_k v_kᵀ] = I. Each leaf is an array (K, *shape), or a structured form
+                of K tangents such as `fwdgrad.Blocks`; see `fwdgrad.tangents.joint`.
+        relative_error(d, K)   returns E‖g − ∇f‖² / ‖∇f‖² of the mean of K estimates with d
+                parameters, which `forward_value_and_grad(shrink=True)` needs.
 
     >>> from jax.flatten_util import ravel_pytree
     >>> class Coordinate:  # one standard basis vector times √d: unbiased, very noisy
@@ -41,57 +49,52 @@ class TangentDistribution(Protocol):
     """
 
     def sample(self, key: Array, params: PyTree, splits: Splits) -> PyTree:
-        """Draws one tangent v for `params`, with E[v] = 0 and E[v vᵀ] = I.
+        """Sample one tangent v of `params`, with E[v] = 0 and E[v vᵀ] = I.
 
         Args:
-          key: one typed PRNG key, `jax.random.key(seed)`.
-          params: a pytree whose leaves are all arrays of real floating dtypes. It has the structure
-            of the user's parameters, with `None` for leaves of any other kind, if that is made of
-            dicts, lists and tuples alone. Otherwise it is the list of the arrays, since a class of
-            the user's may check its children and refuse `None` or a factored tangent.
-          splits: for each leaf in the order of `jax.tree.leaves(params)`, along which axes the
-            loss uses it as a matrix (a `Split`), or None if it does not. A distribution without
-            factors ignores it.
+          key: a single typed PRNG key, `jax.random.key(seed)`.
+          params: a pytree whose leaves are all arrays of real floating dtypes. User parameters
+            made of dicts, lists and tuples keep their structure, with `None` for any other leaf.
+            User parameters of another class come as the list of their arrays, because the class
+            may check its children and refuse `None` or a factored tangent.
+          splits: for each leaf in the order of `jax.tree.leaves(params)`, the axes by which the
+            loss uses the leaf as a matrix (a `Split`), or None. A distribution without factors
+            ignores it.
 
         Returns:
-          A pytree like `params`: the same structure, and each leaf's shape and dtype. A leaf is
+          A pytree with the structure of `params`, and the shape and dtype of each leaf. A leaf is
           an array, `fwdgrad.Factored`, or another `fwdgrad.StructuredTangent`.
-
-        A distribution may have a second method, `sample_together(key, params, splits, K)`, that
-        draws K tangents which depend on each other, with E[(1/K) Σ_k v_k v_kᵀ] = I. Each leaf then
-        has an axis K in front, or is `fwdgrad.Blocks`; see `fwdgrad.tangents.joint`.
-
-        And a third, `relative_error(d, K)`, that returns E‖g − ∇f‖² / ‖∇f‖² of the mean of K
-        estimates with d parameters; it is what `shrink` of `forward_value_and_grad` asks for.
         """
         ...
 
 
-def _sample_each_leaf(draw: Callable[[Array, Array], Array], key: Array, params: PyTree) -> PyTree:
-    """Applies `draw(key, leaf)` to every leaf, each with a key of its own."""
+def _sample_each_leaf(
+    sample: Callable[[Array, Array], Array], key: Array, params: PyTree
+) -> PyTree:
+    """Return a pytree of sample(key, leaf), with a key of its own for each leaf."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    tangents = [draw(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
+    tangents = [sample(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(structure, tangents)
 
 
-def normals(key: Array, leaf: Array) -> Array:
-    """Independent normal numbers, of the leaf's shape but of its accumulation dtype."""
-    # Drawn in float32 even for float16 and bfloat16: JAX's half-precision normals come
-    # from a uniform of 8 to 11 bits, whose tail is cut off, so their variance is not one.
+def sample_normals(key: Array, leaf: Array) -> Array:
+    """Sample standard normal entries, of the leaf's shape but of its accumulation dtype."""
+    # In float32 even for float16 and bfloat16: JAX's half-precision normals come from a
+    # uniform of 8 to 11 bits, which cuts the tail off, so their variance is not one.
     return jax.random.normal(key, leaf.shape, accumulation_dtype(leaf.dtype))
 
 
-def signs(key: Array, leaf: Array) -> Array:
-    """Independent signs, of the leaf's shape and dtype."""
-    return (1 - 2 * random_bits(key, leaf.size).astype(leaf.dtype)).reshape(leaf.shape)
+def sample_signs(key: Array, leaf: Array) -> Array:
+    """Sample independent Rademacher signs ±1, of the leaf's shape and dtype."""
+    return (1 - 2 * sample_bits(key, leaf.size).astype(leaf.dtype)).reshape(leaf.shape)
 
 
-def random_bits(key: Array, size: int) -> Array:
-    """`size` independent fair bits, as uint32."""
-    # One random bit for each sign. With 32 bits for each, as jax.random.rademacher draws them,
-    # a training step of the paper's MLP took 14.2 ms on two CPU cores instead of 7.0 (medians
-    # of 7 rounds of 50 steps, in turns): the generator was the dearest part of the step.
+def sample_bits(key: Array, size: int) -> Array:
+    """Sample independent fair bits, (size,) of uint32."""
+    # One random bit for each sign. With 32 bits for each, as in jax.random.rademacher, a
+    # training step of the paper's MLP took 14.2 ms on two CPU cores instead of 7.0 (medians
+    # of 7 rounds of 50 steps, in turns): the generator was the slowest part of the step.
     words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
     return ((words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1).reshape(-1)[:size]
 
@@ -101,7 +104,7 @@ class Normal:
     """Independent standard normal entries: v ~ N(0, I), the distribution of the paper.
 
     E‖g‖² = (d + 2) ‖∇f‖² for one tangent, ((d + 1)/K + 1) ‖∇f‖² for the mean of K.
-    Each leaf keeps its shape and dtype; half precisions are drawn in float32 and rounded.
+    Each leaf keeps its shape and dtype; half precisions are sampled in float32 and rounded.
 
     >>> Normal().sample(jax.random.key(0), {"w": jnp.zeros((2, 3))})["w"].shape
     (2, 3)
@@ -110,20 +113,20 @@ class Normal:
     """
 
     def sample(self, key: Array, params: PyTree, splits: Splits = None) -> PyTree:
-        return _sample_each_leaf(lambda k, x: normals(k, x).astype(x.dtype), key, params)
+        return _sample_each_leaf(lambda k, x: sample_normals(k, x).astype(x.dtype), key, params)
 
     def relative_error(self, num_parameters: Any, num_tangents: int) -> Any:
-        """E‖g − ∇f‖² / ‖∇f‖² = (d + 1)/K."""
+        """Return E‖g − ∇f‖² / ‖∇f‖² = (d + 1)/K."""
         return (num_parameters + 1) / num_tangents
 
 
 @dataclass(frozen=True)
 class Rademacher:
-    """Independent entries ±1 with probability ½ each: least variance of independent entries.
+    """Independent Rademacher signs ±1: the smallest variance among independent entries.
 
     E‖g‖² = d ‖∇f‖² for one tangent. Among distributions with independent entries of
-    variance one, the second moment of g grows with E[vᵢ⁴] ≥ 1, and signs attain it.
-    Exact in every dtype, and cheap: one random bit an entry.
+    variance one, E‖g‖² grows with the fourth moment E[vᵢ⁴] ≥ 1, and signs attain 1.
+    Signs are exact in every dtype and take one random bit an entry.
 
     >>> signs = Rademacher().sample(jax.random.key(0), jnp.zeros(100, jnp.bfloat16))
     >>> signs.dtype, bool(jnp.all(jnp.abs(signs) == 1))
@@ -134,19 +137,19 @@ class Rademacher:
     """
 
     def sample(self, key: Array, params: PyTree, splits: Splits = None) -> PyTree:
-        return _sample_each_leaf(signs, key, params)
+        return _sample_each_leaf(sample_signs, key, params)
 
     def relative_error(self, num_parameters: Any, num_tangents: int) -> Any:
-        """E‖g − ∇f‖² / ‖∇f‖² = (d − 1)/K."""
+        """Return E‖g − ∇f‖² / ‖∇f‖² = (d − 1)/K."""
         return (num_parameters - 1) / num_tangents
 
 
 @dataclass(frozen=True)
 class Sphere:
-    """Uniform on the sphere of radius √d around 0, over the whole pytree: v = √d z/‖z‖.
+    """Uniform tangents on the sphere of radius √d over the whole pytree: v = √d z/‖z‖.
 
-    E‖g‖² = d ‖∇f‖² for one tangent, with d the number of entries of all leaves together
-    and z standard normal. E[v vᵀ] = I by symmetry and ‖v‖² = d.
+    d is the number of entries of all leaves together, and z is standard normal. E[v vᵀ] = I by
+    symmetry and ‖v‖² = d. E‖g‖² = d ‖∇f‖² for one tangent.
 
     >>> tangent = Sphere().sample(jax.random.key(0), {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3)})
     >>> bool(jnp.isclose(sum(jnp.sum(v**2) for v in jax.tree.leaves(tangent)), 9, rtol=1e-5))
@@ -156,7 +159,7 @@ class Sphere:
     """
 
     def sample(self, key: Array, params: PyTree, splits: Splits = None) -> PyTree:
-        directions = _sample_each_leaf(normals, key, params)
+        directions = _sample_each_leaf(sample_normals, key, params)
         leaves = jax.tree.leaves(directions)
         dtype = accumulation_dtype(*(z.dtype for z in leaves))
         squared_norm: Any = sum(jnp.sum(jnp.square(z.astype(dtype))) for z in leaves)
@@ -166,5 +169,5 @@ class Sphere:
         )
 
     def relative_error(self, num_parameters: Any, num_tangents: int) -> Any:
-        """E‖g − ∇f‖² / ‖∇f‖² = (d − 1)/K."""
+        """Return E‖g − ∇f‖² / ‖∇f‖² = (d − 1)/K."""
         return (num_parameters - 1) / num_tangents

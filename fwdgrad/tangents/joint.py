@@ -1,7 +1,7 @@
-"""Distributions whose K tangents are drawn together, to be as different from each other as can be.
+"""Distributions of jointly sampled tangents: orthogonal and block-sparse.
 
-The mean of K independent tangents' estimates has E‖g‖² ≥ (1 + (d − 1)/K) ‖∇f‖²; tangents that are
-orthogonal do not tell twice of one direction, and their mean has d/K ‖∇f‖², at K = d ‖∇f‖² itself.
+The mean over K independent tangents has E‖g‖² ≥ (1 + (d − 1)/K) ‖∇f‖². Orthogonal tangents measure
+no direction twice: their mean has E‖g‖² = (d/K) ‖∇f‖², and at K = d no variance at all.
 """
 
 import itertools
@@ -14,48 +14,47 @@ import jax.numpy as jnp
 
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.forms import dense, is_structured
-from fwdgrad.tangents.independent import Splits, signs
+from fwdgrad.tangents.independent import Splits, sample_signs
 from fwdgrad.util.batched_linalg import orthonormal
 from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
 
 
-class _Together(ABC):
-    """One tangent of a distribution that draws K of them."""
+class _JointDistribution(ABC):
+    """The base class of distributions that sample K tangents jointly."""
 
     def sample(self, key: Array, params: PyTree, splits: Splits = None) -> PyTree:
-        """One tangent: the case K = 1, written out."""
-        together = self.sample_together(key, params, splits, 1)
-
-        return jax.tree.map(lambda v: dense(v)[0], together, is_leaf=is_structured)
+        """Sample one dense tangent, the case K = 1."""
+        sampled = self.sample_together(key, params, splits, 1)
+        return jax.tree.map(lambda v: dense(v)[0], sampled, is_leaf=is_structured)
 
     @abstractmethod
     def sample_together(
         self, key: Array, params: PyTree, splits: Splits, num_tangents: int
     ) -> PyTree:
-        """K tangents: a pytree like `params`, its leaves (K, ...) or `Blocks`."""
+        """Sample K tangents: a pytree like `params`, with leaves (K, *shape) or `Blocks`."""
 
     def relative_error(self, num_parameters: Any, num_tangents: int) -> Any:
-        """E‖g − ∇f‖² / ‖∇f‖² = d/K − 1; of blocks, if they are equal.
+        """Return E‖g − ∇f‖² / ‖∇f‖² = d/K − 1, for blocks of equal size.
 
-        At activities the units that are off are not among the d, and what is left of the tangents
-        is not orthogonal, or of equal blocks, any more: there the error is larger.
+        With activity perturbation the mask of inactive units removes entries, so the tangents are
+        no longer orthogonal, or the blocks no longer equal, and the error is larger.
         """
         return jnp.maximum(num_parameters / num_tangents - 1, 0)
 
 
 @dataclass(frozen=True)
-class Orthogonal(_Together):
+class Orthogonal(_JointDistribution):
     """K exactly orthogonal tangents of length √d over the whole pytree: v_k = √d q_k.
 
-    The q_k are the columns of an orthonormal basis of K random directions (QR of normal numbers),
-    so the mean estimate is d/K times the projection of ∇f onto their span, E‖g‖² = (d/K) ‖∇f‖², and
-    at K = d the gradient itself. One tangent is that of `Sphere`. They take K arrays of the size of
-    the parameters and d K² operations, so this is for small models and for activities; all K are
-    drawn together, so not in chunks.
+    The q_k are an orthonormal basis of the span of K random directions (QR of a normal matrix). So
+    the mean over K is d/K times the projection of ∇f onto that span, E‖g‖² = (d/K) ‖∇f‖², and the
+    gradient itself at K = d. One tangent alone is distributed as `Sphere`. Sampling takes K arrays
+    of the size of the parameters and d K² operations, so this is for small models and for activity
+    perturbation. All K tangents are sampled jointly, so they cannot be evaluated in chunks.
 
     Raises:
-      ValueError: there are more tangents than parameters (at activities: than entries that get
-        noise together, where a parameter that gets noise itself, one for all, is by itself).
+      ValueError: K is larger than the number of entries that are perturbed together: of all
+        parameters, or with `Activities` of one example's noise, or of a parameter with its own.
 
     >>> v = Orthogonal().sample_together(jax.random.key(0), jnp.zeros(3), None, 3)
     >>> bool(jnp.allclose(v @ v.T, 3 * jnp.eye(3), atol=1e-5))
@@ -73,18 +72,18 @@ class Orthogonal(_Together):
         d = sum(sizes)
         if num_tangents > d:
             raise ValueError(
-                f"num_tangents must be at most the number of entries, {d}, for orthogonal tangents "
-                f"(of the parameters, or of a layer's outputs with space=Activities()); found "
+                f"num_tangents must be at most {d} for orthogonal tangents, the number of entries "
+                "(of the parameters, or of a layer's outputs with space=Activities()); found "
                 f"{num_tangents}."
             )
         ends = list(itertools.accumulate(sizes, initial=0))
         key, sign_key = jax.random.split(key)
         widest = accumulation_dtype(*(x.dtype for x in leaves))
-        numbers = jax.random.normal(key, (d, num_tangents), widest)
-        basis = orthonormal(numbers)
-        # The factorisation fixes the sign of each column, so that its mean would not be zero.
-        directions = signs(sign_key, jnp.zeros(num_tangents, basis.dtype))[None] * basis
-        rows = d**0.5 * directions.T
+        directions = jax.random.normal(key, (d, num_tangents), widest)
+        basis = orthonormal(directions)
+        # QR fixes the sign of each column, so without random signs its mean would not be zero.
+        basis = sample_signs(sign_key, jnp.zeros(num_tangents, basis.dtype))[None] * basis
+        rows = d**0.5 * basis.T
         tangents = [
             rows[:, i:j].reshape(num_tangents, *x.shape).astype(x.dtype)
             for x, (i, j) in zip(leaves, itertools.pairwise(ends), strict=True)
@@ -93,18 +92,19 @@ class Orthogonal(_Together):
 
 
 @dataclass(frozen=True)
-class BlockSparse(_Together):
-    """K tangents of signs with disjoint supports, blocks of units: v_k = √K ξ on the k-th block.
+class BlockSparse(_JointDistribution):
+    """K block-sparse tangents with disjoint supports: v_k = √K ξ on the k-th block, ξ signs.
 
-    Each leaf is cut along one axis: where the loss uses it as a matrix, that of the layer's outputs
-    if there are K or more of them; else the longest. Every entry is in one block alone, so (1/K)
-    Σ_k v_k v_kᵀ has the expectation I: the mean of the K estimates is unbiased, with E‖g‖² = Σ_k
-    d_k ‖∇f‖²_k of the blocks, so for equal blocks (d/K) ‖∇f‖². It is as good as K orthogonal
-    tangents and much cheaper: all K are one array (`fwdgrad.Blocks`), and the product that follows
-    costs what one dense tangent costs. All K are drawn together, so not in chunks.
+    Each leaf is cut into blocks along one axis. For a matrix of the loss this is the axis of the
+    layer's outputs if that has K or more entries; otherwise it is the longest axis. Every entry is
+    in one block, so E[(1/K) Σ_k v_k v_kᵀ] = I and the mean over K is unbiased. E‖g‖² is the sum
+    over blocks of d_k ‖∇f‖² on the block, so (d/K) ‖∇f‖² for equal blocks. The variance is that of
+    K orthogonal tangents, at a fraction of the cost: all K tangents are one array
+    (`fwdgrad.Blocks`), and the matrix product costs as much as with one dense tangent. All K
+    tangents are sampled jointly, so they cannot be evaluated in chunks.
 
-    Leaves that are numbers cannot be cut: they get a sign for each tangent, and the mean of their K
-    estimates has the error of independent ones. √K is rounded in half precision.
+    A scalar leaf cannot be cut: it gets an independent sign for each tangent, with the error of
+    independent tangents. √K is rounded in half precision.
 
     >>> v = BlockSparse().sample_together(jax.random.key(0), jnp.zeros((4, 6)), None, 3)
     >>> v, bool(jnp.allclose(abs(v.value), 3**0.5))
@@ -119,12 +119,12 @@ class BlockSparse(_Together):
         tangents: list[Array | Blocks] = []
         for i, (k, x) in enumerate(zip(keys, leaves, strict=True)):
             if x.ndim == 0:
-                tangents.append(signs(k, jnp.zeros(num_tangents, x.dtype)))
+                tangents.append(sample_signs(k, jnp.zeros(num_tangents, x.dtype)))
                 continue
             split = None if splits is None else splits[i]
             columns = () if split is None else split.columns
             axes = [i for i in columns if x.shape[i] >= num_tangents] or range(x.ndim)
             axis = max(axes, key=lambda axis: x.shape[axis])
-            value = signs(k, x) * jnp.asarray(num_tangents**0.5, x.dtype)
+            value = sample_signs(k, x) * jnp.asarray(num_tangents**0.5, x.dtype)
             tangents.append(Blocks(value, axis, num_tangents))
         return jax.tree.unflatten(structure, tangents)

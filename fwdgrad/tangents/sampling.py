@@ -1,4 +1,4 @@
-"""Drawing the K tangents of an estimate."""
+"""Sampling of the K tangents of an estimate, one by one or jointly."""
 
 import inspect
 from typing import Any
@@ -14,21 +14,29 @@ Tangents = list[Array | StructuredTangent]
 
 
 def samples_jointly(distribution: TangentDistribution) -> bool:
-    """Whether a distribution draws its K tangents together."""
+    """Return True for a distribution whose K tangents depend on each other."""
     return hasattr(distribution, "sample_together")
 
 
 def sample_tangents(
     distribution: Any, keys: Array, params: PyTree, splits: Splits = None
 ) -> Tangents:
-    """As many tangents as keys: for each leaf of params an array (K, ...), or another form.
+    """Sample K tangents, one for each key: for each leaf an array (K, *shape) or a structured form.
+
+    A joint distribution uses the first key alone.
+
+    Args:
+      distribution: a `TangentDistribution`.
+      keys: (K,) PRNG keys.
+      params: a pytree of arrays.
+      splits: for each leaf the axes of its matrix, or None.
 
     Raises:
-      ValueError: what is sampled does not fit `params`.
+      TypeError, ValueError: a sample does not match `params` (`validated_sample`).
     """
     if samples_jointly(distribution):
-        drawn = distribution.sample_together(keys[0], params, splits, len(keys))
-        return validated_sample(distribution, drawn, params, len(keys))
+        sampled = distribution.sample_together(keys[0], params, splits, len(keys))
+        return validated_sample(distribution, sampled, params, len(keys))
 
     def sample(key: Array) -> Tangents:
         return validated_sample(distribution, distribution.sample(key, params, splits), params)
@@ -39,7 +47,7 @@ def sample_tangents(
 
 
 def check_tangents(tangents: Any) -> None:
-    """Raises TypeError unless `tangents` is an object that samples tangents."""
+    """Raise TypeError unless `tangents` is an object with a method sample(key, params, splits)."""
     if isinstance(tangents, type):
         raise TypeError(
             f"tangents must be an object, found the class {tangents.__name__}. "

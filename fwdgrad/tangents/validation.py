@@ -1,4 +1,4 @@
-"""Whether tangents and guesses fit what they are of: errors that name the leaf, and the remedy."""
+"""Validation of sampled tangents and guesses: structure, shape and dtype of each leaf."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,45 +12,73 @@ from fwdgrad.util.trees import Array, PyTree
 
 
 def validated_sample(
-    tangents: Any, tangent: PyTree, params: PyTree, number: int | None = None
+    distribution: Any, sample: PyTree, params: PyTree, num_tangents: int | None = None
 ) -> list[Array | StructuredTangent]:
-    """The leaves of the sampled `tangent`; raises ValueError unless they fit those of `params`.
+    """Return the leaves of a sample if structure, shapes and dtypes are those of `params`.
 
     Args:
-      tangents: the distribution that sampled them.
-      tangent, params: pytrees.
-      number: how many were drawn together, None for one tangent.
+      distribution: the distribution that returned the sample, for messages.
+      sample: a pytree of tangents.
+      params: a pytree of arrays.
+      num_tangents: K of a joint sample, whose leaves have an axis K in front; None for one tangent.
+
+    Raises:
+      TypeError: a leaf is of a class that is not registered as a pytree.
+      ValueError: a leaf or the structure is not that of `params`.
     """
-    call = "sample(key, params, splits)" if number is None else "sample_together"
-    found: Any = jax.tree.structure(tangent, is_leaf=is_structured)
+    call = "sample(key, params, splits)" if num_tangents is None else "sample_together"
+    found: Any = jax.tree.structure(sample, is_leaf=is_structured)
     expected: Any = jax.tree.structure(params)
     if found != expected:
         raise ValueError(
-            f"tangents={tangents!r} sampled a tangent of structure {found}; its {call} must "
+            f"tangents={distribution!r} sampled a tangent of structure {found}; its {call} must "
             f"return the structure of params, {expected}."
         )
     leaves = [
         v if is_structured(v) else jnp.asarray(v)
-        for v in jax.tree.leaves(tangent, is_leaf=is_structured)
+        for v in jax.tree.leaves(sample, is_leaf=is_structured)
     ]
     for (path, x), v in zip(jax.tree_util.tree_leaves_with_path(params), leaves, strict=True):
         name = f"params{jax.tree_util.keystr(path)}"
         shape = v.shape
         if isinstance(v, StructuredTangent):
-            if shape_error := v.shape_error():
-                raise ValueError(f"tangents={tangents!r} sampled for {name} {shape_error}.")
-            shape = v.sampled_shape
-        wanted = x.shape if number is None else (number, *x.shape)
+            shape = _shape_of_structured(
+                v, f"tangents={distribution!r} sampled for {name}", num_tangents
+            )
+        wanted = x.shape if num_tangents is None else (num_tangents, *x.shape)
         if (shape, v.dtype) != (wanted, x.dtype):
             raise ValueError(
-                f"tangents={tangents!r} sampled {v.dtype}{list(shape)} for {name}; its {call} must "
-                f"return that leaf's shape and dtype, {x.dtype}{list(wanted)}."
+                f"tangents={distribution!r} sampled {v.dtype}{list(shape)} for {name}; its {call} "
+                f"must return that leaf's shape and dtype, {x.dtype}{list(wanted)}."
             )
     return leaves
 
 
+def _shape_of_structured(
+    tangent: StructuredTangent, source: str, num_tangents: int | None
+) -> tuple[int, ...]:
+    """Return the shape of a structured sample, with an axis K in front if it is a joint sample.
+
+    Raises:
+      TypeError: its class is not registered as a pytree.
+      ValueError: its parts do not fit each other.
+    """
+    if jax.tree_util.all_leaves([tangent]):
+        name = type(tangent).__name__
+        raise TypeError(
+            f"{source} a {name}, a form that is not registered as a pytree. Register the class "
+            f"{name}, for instance by jax.tree_util.register_dataclass."
+        )
+    if num_tangents is None:  # add the axis of K, without computing anything
+        tangent = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), tangent)
+    if error := tangent.shape_error():
+        raise ValueError(f"{source} {error}.")
+    shape = tuple(tangent.shape)
+    return shape if num_tangents is None else (tangent.num_tangents, *shape)
+
+
 def check_guess(found: PyTree, expected: PyTree) -> None:
-    """Raises ValueError unless a guess has the structure, shapes and dtypes of an expected one."""
+    """Raise ValueError unless a guess has the structure, shapes and dtypes of the expected one."""
     remedy = "Make it with the guide of the same estimator, for these parameters."
     structures: list[Any] = [jax.tree.structure(x) for x in (found, expected)]
     if structures[0] != structures[1]:
@@ -68,12 +96,12 @@ def check_guess(found: PyTree, expected: PyTree) -> None:
 
 
 def check_drawn(found: Sequence[Any], expected: Sequence[Any], names: Sequence[str]) -> None:
-    """Raises ValueError unless tangents that were drawn ahead are such as would be drawn now.
+    """Raise ValueError unless tangents drawn ahead have the forms, shapes and dtypes of new ones.
 
     Args:
-      found: one for each name.
-      expected: the same, of which only shapes and dtypes matter.
-      names: of the leaves or values that they are tangents of.
+      found: the tangents drawn ahead, one for each name.
+      expected: newly drawn tangents, or their `jax.ShapeDtypeStruct`.
+      names: the leaves or values whose tangents these are, for messages.
     """
     remedy = "Draw them by the draw of the same estimator, for these parameters."
     if len(found) != len(expected):
@@ -85,16 +113,18 @@ def check_drawn(found: Sequence[Any], expected: Sequence[Any], names: Sequence[s
         if _shapes(v) != _shapes(wanted):
             raise ValueError(
                 f"key holds tangents drawn ahead for {name} that are {_described(v)}; they must be "
-                f"{_described(wanted)}. {remedy} Of a stack of draws, take one."
+                f"{_described(wanted)}. {remedy} If key holds a stack of draws, take one of them."
             )
 
 
 def _shapes(tangent: Any) -> Any:
+    """Return form, shapes and dtypes of a tangent."""
     leaves, structure = jax.tree.flatten(tangent)
     return structure, [(x.shape, x.dtype) for x in leaves]
 
 
 def _described(tangent: Any) -> str:
+    """Return dtype, shape and form of a tangent as text."""
     if is_structured(tangent):
         return str(tangent)
     return f"{tangent.dtype}{list(tangent.shape)}"

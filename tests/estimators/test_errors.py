@@ -217,7 +217,9 @@ def test_tangents_drawn_ahead_for_other_parameters(key):
     with pytest.raises(ValueError, match=message):
         estimate(drawn, w[:-1])
     stack = jax.vmap(lambda k: estimate.draw(k, w))(jax.random.split(key, 2))
-    with pytest.raises(ValueError, match=r"float32\[2, 2, 3, 4\].* Of a stack of draws, take one"):
+    with pytest.raises(
+        ValueError, match=r"float32\[2, 2, 3, 4\].* If key holds a stack of draws, take one"
+    ):
         estimate(stack, w)
 
 

@@ -103,7 +103,7 @@ def test_errors():
     with pytest.raises(ValueError, match="shrink=True is for the mean"):
         fwdgrad.forward_value_and_grad(loss, aggregation=fwdgrad.Projection(), shrink=True)
     normals = fwdgrad.LowRank(factors="normal")
-    with pytest.raises(ValueError, match="use factors='rademacher'"):
+    with pytest.raises(ValueError, match="Use factors='rademacher'"):
         fwdgrad.forward_value_and_grad(loss, tangents=normals, shrink=True)(
             jax.random.key(0), jnp.ones((2, 2))
         )
