@@ -14,47 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import primitives
 
 from fwdgrad.perturbation.sites import Plan, Site, Variable
-from fwdgrad.propagation.elementwise import is_elementwise
+from fwdgrad.propagation.facts import fact_of, is_elementwise
 from fwdgrad.propagation.jaxprs import body_of, evaluate, is_inexact, variables
-from fwdgrad.util.jax_internals import jax_name
+from fwdgrad.util.shapes import surely_less
 from fwdgrad.util.sharding import varying_as
-from fwdgrad.util.sizes import surely_less
 from fwdgrad.util.trees import Array
-
-_MOVING = {
-    p.name
-    for p in (
-        primitives.transpose_p, primitives.reshape_p, primitives.broadcast_in_dim_p,
-        primitives.squeeze_p, primitives.rev_p, primitives.slice_p, primitives.dynamic_slice_p,
-        primitives.pad_p, primitives.concatenate_p, primitives.dynamic_update_slice_p,
-        primitives.gather_p,
-    )
-} | {"split", "stack", "unstack", "tile", "pvary"}  # fmt: skip
-_PICKING = {
-    p.name
-    for p in (
-        primitives.reduce_max_p, primitives.reduce_min_p, primitives.reduce_window_max_p,
-        primitives.reduce_window_min_p, primitives.clamp_p, primitives.sort_p, primitives.top_k_p,
-        primitives.cummax_p, primitives.cummin_p,
-    )
-}  # fmt: skip
-# Where slopes are very unequal there may be more noise in what is narrower: entries that matter
-# little get as much of it as others, and some pull it back by more than others.
-_NARROWING = {
-    p.name
-    for p in (
-        primitives.reduce_sum_p, primitives.reduce_window_sum_p, primitives.add_p, primitives.sub_p,
-        primitives.neg_p, primitives.max_p, primitives.min_p, primitives.abs_p, primitives.copy_p,
-        primitives.select_n_p, primitives.convert_element_type_p, primitives.tanh_p,
-        primitives.logistic_p, primitives.erf_p, primitives.erfc_p, primitives.atan_p,
-        primitives.gt_p, primitives.lt_p, primitives.ge_p, primitives.le_p, primitives.eq_p,
-        primitives.ne_p, primitives.name_p,
-    )
-} | {"optimization_barrier", "xla_metadata_value"}  # fmt: skip
-_SCALING = {primitives.mul_p.name, primitives.div_p.name}
 
 
 @dataclass(frozen=True)
@@ -198,7 +164,7 @@ def _is_complex(equation: Any) -> bool:
 
 def _keeps_apart(equation: Any) -> bool:
     """Whether an equation treats entries for themselves, moves them or picks among them."""
-    if is_elementwise(equation) or jax_name(equation) in _MOVING | _PICKING:
+    if is_elementwise(equation) or fact_of(equation).selects:
         return True
     body = body_of(equation)
     return body is not None and all(map(_keeps_apart, body.eqns))
@@ -206,9 +172,12 @@ def _keeps_apart(equation: Any) -> bool:
 
 def _narrows(equation: Any) -> bool:
     """Whether an equation moves, picks or sums, or its slopes are about the same at all entries."""
-    if jax_name(equation) in _SCALING:
+    fact = fact_of(equation)
+    if fact.multiplies and fact.elementwise:
         return any(v.aval.shape == () for v in equation.invars)
-    if jax_name(equation) in _MOVING | _PICKING | _NARROWING:
+    # Where slopes are very unequal there may be more noise in what is narrower: entries that matter
+    # little get as much of it as others, and some pull it back by more than others.
+    if fact.selects or fact.even:
         return True
     body = body_of(equation)
     return body is not None and all(map(_narrows, body.eqns))

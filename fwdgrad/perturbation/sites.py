@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
+from fwdgrad.propagation.facts import fact_of, linear_operands
 from fwdgrad.propagation.jaxprs import body_of, evaluate, is_inexact, place, variables
-from fwdgrad.propagation.linearity import BILINEAR, PRODUCTS, linear_operands
-from fwdgrad.util.jax_internals import inner_jaxprs, is_opaque, jax_name
+from fwdgrad.util.jax_internals import inner_jaxprs, is_opaque
 
 Variable = Any  # jax.extend.core.Var
 
@@ -171,17 +171,17 @@ class _Search:
 
     def _is_more_than_a_loss(self, equation: Any) -> bool:
         """Whether an equation may be layers: a loop, a branch, a product with something fixed."""
-        if jax_name(equation) in PRODUCTS:
+        if fact_of(equation).contracts:
             return any(v not in self.varying for v in variables(equation.invars))
         bodies = inner_jaxprs(equation)
         if is_opaque(equation) or (bodies and body_of(equation) is None):
             return True
         flattened = (e for body in bodies for e in _flattened(body))
-        return any(jax_name(e) in PRODUCTS or is_opaque(e) for e in flattened)
+        return any(fact_of(e).contracts or is_opaque(e) for e in flattened)
 
     def _is_gated(self, i: int, equation: Any) -> bool:
         """Whether the noise of a site is multiplied by what other parameters decide."""
-        if jax_name(equation) not in BILINEAR | {primitives.div_p.name}:
+        if not fact_of(equation).multiplies:
             return False
         others = (v for v in variables(equation.invars) if i not in self._reaching([v]))
         return any(v in self.depending for v in others)

@@ -8,16 +8,16 @@ every parameter through the loss's jaxpr to the products it takes part in. A tab
 looked up is the matrix of a product with one-hot rows: rows | columns.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
+from fwdgrad.propagation.facts import axes_of, fact_of, linear_operands
 from fwdgrad.propagation.jaxprs import context_of, is_inexact, place
+from fwdgrad.propagation.rules.registry import keeps_factors
 from fwdgrad.tangents.factored import Split
-from fwdgrad.util.axes import axis_groups
 from fwdgrad.util.jax_internals import (
     called_jaxpr,
     cond_branches,
@@ -128,115 +128,50 @@ def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]
         lost(operands[n:m])
         lost(_walk(scan.body.jaxpr, [*operands[:n], *carried, *slices], record))
         return nothing
-    if jax_name(equation) == "split":
-        return [operands[0] for _ in equation.outvars]
-    if jax_name(equation) == "optimization_barrier":
-        return operands
-    if jax_name(equation) == "unstack":
-        at = equation.params["axis"]
-        part = [axes._replace(of=(*axes.of[:at], *axes.of[at + 1 :])) for axes in operands[0]]
-        return [part for _ in equation.outvars]
-    if rearranged := _rearranged(equation, operands):
-        return [rearranged]
+    if followed := _followed(equation, operands):
+        return followed
+    matrix = fact_of(equation).matrix
     for side, known in enumerate(operands):
+        parts = matrix(equation, side) if known and matrix is not None else None
         for axes in known:
-            record(axes.parameter, equation, _split(equation, side, axes.of))
+            split = None if parts is None else _parted(*([axes.of[i] for i in p] for p in parts))
+            record(axes.parameter, equation, split)
     return nothing
 
 
-def _rearranged(equation: Any, operands: list[Known]) -> Known:
-    """The output of an equation that only rearranges or scales parameters, else nothing."""
-    primitive = equation.primitive
-    if primitive in (primitives.mul_p, primitives.div_p):
-        side = 0 if operands[0] else 1
-        scalar = not operands[1 - side] and equation.invars[1 - side].aval.shape == ()
-        return operands[side] if scalar and (side == 0 or primitive is primitives.mul_p) else []
-    joined = [axes for known in operands for axes in known]
-    if primitive is primitives.concatenate_p:
-        return joined
-    if jax_name(equation) == "stack":
-        at = equation.params["axis"]
-        return [axes._replace(of=(*axes.of[:at], frozenset(), *axes.of[at:])) for axes in joined]
-    if primitive in (primitives.add_p, primitives.sub_p) and all(operands):
-        return joined
-    if primitive in _UNCHANGED or jax_name(equation) in _UNCHANGED_BY_NAME:
-        return operands[0]
-    if primitive in _REARRANGED:
-        moved = _REARRANGED[primitive]
-        return [axes._replace(of=tuple(moved(equation, axes.of))) for axes in operands[0]]
-    return []
+def _followed(equation: Any, operands: list[Known]) -> list[Known]:
+    """Return the outputs of an equation that rearranges, scales or adds parameters, [] of others.
+
+    Parameters are followed as far as rules keep the factors of their tangents.
+    """
+    if jax_name(equation) == "optimization_barrier":
+        return operands
+    fact = fact_of(equation)
+    rearranges = fact.matrix is None and (fact.selects or fact.elementwise)
+    if not rearranges or not keeps_factors(equation):
+        return []
+    kept = linear_operands(equation, [False if known else None for known in operands])
+    held = [i for i in range(len(operands)) if i not in kept]
+    # Beside a number that scales it a parameter is followed, beside an array it is used.
+    if fact.elementwise and any(
+        operands[i] or equation.invars[i].aval.shape or not fact.multiplies for i in held
+    ):
+        return []
+    joined = [axes for i in kept for axes in _moved(equation, i, operands[i])]
+    return [joined for _ in equation.outvars] if joined else []
 
 
-Of = Sequence[frozenset[int]]
+def _moved(equation: Any, position: int, known: Known) -> Known:
+    """Return the operand at a position as it is among the outputs."""
+    if (moved := axes_of(equation, position)) is None:
+        return []
+    return [
+        each._replace(of=tuple(frozenset().union(*(each.of[i] for i in own)) for own in moved.of))
+        for each in known
+    ]
 
 
-def _transposed(equation: Any, of: Of) -> Of:
-    return [of[i] for i in equation.params["permutation"]]
-
-
-def _broadcast(equation: Any, of: Of) -> Of:
-    axes = dict(zip(equation.params["broadcast_dimensions"], of, strict=True))
-    return [axes.get(i, frozenset()) for i in range(len(equation.params["shape"]))]
-
-
-def _squeezed(equation: Any, of: Of) -> Of:
-    return [axes for i, axes in enumerate(of) if i not in equation.params["dimensions"]]
-
-
-def _reshaped(equation: Any, of: Of) -> Of:
-    old, new = equation.invars[0].aval.shape, equation.params["new_sizes"]
-    result: list[frozenset[int]] = [frozenset()] * len(new)
-    for before, after in axis_groups(old, new) if math.prod(old) else ():
-        for j in after:
-            result[j] = frozenset().union(*(of[i] for i in before))
-    return result
-
-
-_REARRANGED: dict[Any, Callable[[Any, Of], Of]] = {
-    primitives.transpose_p: _transposed,
-    primitives.broadcast_in_dim_p: _broadcast,
-    primitives.squeeze_p: _squeezed,
-    primitives.reshape_p: _reshaped,
-}
-_UNCHANGED_BY_NAME = {"tile", "xla_metadata_value", "pvary"}  # not among the public primitives
-_UNCHANGED = {
-    primitives.slice_p,
-    primitives.dynamic_slice_p,
-    primitives.rev_p,
-    primitives.pad_p,
-    primitives.convert_element_type_p,
-    primitives.copy_p,
-    primitives.name_p,
-    primitives.neg_p,
-    primitives.sharding_constraint_p,
-}
-
-
-def _split(equation: Any, side: int, of: Of) -> Split | None:
-    """How a product uses an operand made of the parameter's axes `of`, or None."""
-    if equation.primitive is primitives.dot_general_p:
-        contract, batch = (axes[side] for axes in equation.params["dimension_numbers"])
-        columns = [i for i in range(len(of)) if i not in contract and i not in batch]
-        return _parted([of[i] for i in contract], [of[i] for i in columns])
-    if equation.primitive is primitives.conv_general_dilated_p and side == 1:
-        outputs, inputs, *spatial = equation.params["dimension_numbers"].rhs_spec
-        shape = equation.invars[1].aval.shape
-        # With one output channel a group a factor costs as much as the kernel.
-        depthwise = shape[outputs] == equation.params["feature_group_count"]
-        if depthwise or equation.params["batch_group_count"] > 1:
-            return None
-        return _parted([of[i] for i in (inputs, *spatial)], [of[outputs]])
-    if equation.primitive is primitives.gather_p and side == 0:
-        numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
-        shape, looked_up = equation.invars[0].aval.shape, numbers.start_index_map
-        kept = [i for i in range(len(of)) if i not in looked_up]
-        if numbers.operand_batching_dims or any(sizes[i] != shape[i] for i in kept):
-            return None
-        return _parted([of[i] for i in looked_up], [of[i] for i in kept])
-    return None
-
-
-def _parted(rows: Of, columns: Of) -> Split | None:
+def _parted(rows: Sequence[frozenset[int]], columns: Sequence[frozenset[int]]) -> Split | None:
     first, second = frozenset().union(*rows), frozenset().union(*columns)
     if not first or not second or first & second:
         return None

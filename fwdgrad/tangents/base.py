@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.util.axes import merge_axes
+from fwdgrad.util.shapes import merge_axes
 from fwdgrad.util.trees import Array
 
 _HIGHEST = jax.lax.Precision.HIGHEST

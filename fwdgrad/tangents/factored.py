@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.tangents.base import StructuredTangent
-from fwdgrad.util.axes import merge_axes
-from fwdgrad.util.sizes import surely_less
+from fwdgrad.util.shapes import merge_axes, surely_less
 from fwdgrad.util.trees import Array
 
 # Sums of at most this many products are spelled out: XLA fuses them into the operation that reads

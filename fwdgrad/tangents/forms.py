@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.tangents.base import StructuredTangent
-from fwdgrad.util.axes import merge_axes
+from fwdgrad.util.shapes import merge_axes
 from fwdgrad.util.trees import Array
 
 Tangent: TypeAlias = Array | StructuredTangent | None

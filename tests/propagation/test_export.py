@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fwdgrad
-from fwdgrad.util.axes import axis_groups
+from fwdgrad.propagation.axes import axis_groups
 from tests.oracle import normal
 
 pytestmark = pytest.mark.thorough

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fwdgrad.propagation import matrix_axes
-from fwdgrad.propagation.rules import joins, structural
 from fwdgrad.tangents.factored import Factored, stack_factors
 from fwdgrad.tangents.forms import add, dense
 from tests.oracle import assert_same, normal, push_both_ways
@@ -49,17 +47,6 @@ def test_layouts_keep_the_factors(name, x64):
     assert_same(found, expected, 1e-6 if name == "convert" else 1e-11)
     assert factored == [True] and ("dot_general", True) in events
     assert not any(kept is False for _, kept in events), events
-
-
-def test_what_keeps_factors_is_followed_to_find_them():
-    """Each primitive with a rule here is one that `splits` looks through, so that they agree."""
-    followed = {p.name for p in (*matrix_axes._UNCHANGED, *matrix_axes._REARRANGED)}
-    followed |= matrix_axes._UNCHANGED_BY_NAME
-    by_hand = {"mul", "div", "concatenate", "stack", "unstack", "split", "add", "sub"}
-    by_hand |= {"optimization_barrier"}
-    ignored = {"stop_gradient", "add_any"}  # no tangent goes through; only of JAX's own sums
-    kept = {*structural.RULES, *structural.OF_ANY_FORM, *joins.RULES}
-    assert kept == followed | by_hand | ignored
 
 
 def test_a_stack_has_the_rank_of_its_parts():

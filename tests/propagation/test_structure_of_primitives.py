@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fwdgrad.propagation.elementwise import ELEMENTWISE
+from fwdgrad.propagation.facts import FACTS
 from fwdgrad.propagation.interpreter import Context, propagate
-from fwdgrad.propagation.rules import joins, picks, structural
+from fwdgrad.propagation.rules import picks, structural
 from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.factored import Factored
@@ -71,7 +71,7 @@ ONE_PRIMITIVE = [name for name in CASES if single(name) is not None]
 
 
 def test_every_elementwise_primitive_keeps_blocks():
-    """By its derivative, not by a list: one that is missing in ELEMENTWISE is found here."""
+    """By its derivative, not by a list: one that is missing in FACTS is found here."""
     elementwise = elementwise_by_their_derivatives(ONE_PRIMITIVE)
     assert len(elementwise) > 60 and {"erfc", "exp2", "sinh", "clamp"} <= set(elementwise)
     lost = [
@@ -81,7 +81,7 @@ def test_every_elementwise_primitive_keeps_blocks():
         for v in forms_after(name, f"blocks of axis {axis}")
         if not (isinstance(v, Blocks) and v.axis == axis)
     ]
-    assert not lost, f"add these to fwdgrad.propagation.elementwise.ELEMENTWISE: {lost}"
+    assert not lost, f"add these to fwdgrad.propagation.facts.FACTS: {lost}"
 
 
 def test_elementwise_names_are_of_primitives():
@@ -91,7 +91,7 @@ def test_elementwise_names_are_of_primitives():
         "xla_metadata_value", "igamma_grad_a", "random_gamma_grad", "zeta", "population_count",
         "clz",
     }  # fmt: skip
-    assert set(PRIMITIVES) | elsewhere >= ELEMENTWISE
+    assert set(PRIMITIVES) | elsewhere >= {n for n, fact in FACTS.items() if fact.elementwise}
 
 
 ROWS, COLUMNS = "blocks of axis 0", "blocks of axis 1"
@@ -125,7 +125,7 @@ def test_blocks_stay_where_an_axis_is_kept_apart(name, form):
 
 def test_every_layout_primitive_keeps_factors():
     """Each with a rule that says so: a row that is added there needs a function here."""
-    names = {*structural.RULES, *joins.RULES, *picks.RULES} - {"stop_gradient", "pvary"}
+    names = {*structural.RULES, *picks.RULES} - {"stop_gradient", "pvary"}
     not_here = names - set(PRIMITIVES)
     kept = {
         single(name).primitive.name

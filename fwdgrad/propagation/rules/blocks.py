@@ -6,19 +6,20 @@ and is where they pay: [v_1; …; v_K] W is K products with a K-th of the rows o
 else has them written out.
 """
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives
 
+from fwdgrad.propagation.facts import FACTS, axes_of
 from fwdgrad.propagation.interpreter import Context, Rule, jvp
 from fwdgrad.propagation.rules.contractions import Dot, shares
-from fwdgrad.propagation.rules.cut_axes import KEEPING, axes_after
 from fwdgrad.tangents.blocks import Blocks, split_into_blocks
 from fwdgrad.tangents.forms import Tangent, add, dense, is_structured
-from fwdgrad.util.axes import merge_axes
 from fwdgrad.util.jax_internals import bind
+from fwdgrad.util.shapes import merge_axes
 from fwdgrad.util.sharding import has_explicit_axes
 from fwdgrad.util.trees import Array
 
@@ -31,8 +32,8 @@ def along_the_axis(context: Context, equation: Any, primals: list[Any], tangents
         return NotImplemented
     if len({(t.num_blocks, t.num_tangents, t.shape[t.axis]) for t in cut.values()}) > 1:
         return NotImplemented
-    axes = {equation.invars[i]: t.axis for i, t in cut.items()}
-    if (after := axes_after(equation, axes, first.num_blocks)) is None:
+    axis = axis_after(equation, {i: t.axis for i, t in cut.items()}, first.num_blocks)
+    if axis is None:
         return NotImplemented
 
     def push(rows: list[Array | None], number: int) -> tuple[list[Any], list[Tangent]]:
@@ -47,8 +48,41 @@ def along_the_axis(context: Context, equation: Any, primals: list[Any], tangents
         earlier = [None if t is None else dense(t) for t in push(rows, len(first.earlier))[1]]
     return outputs, [
         None if v is None else Blocks(dense(v)[0], axis, first.num_blocks, b, origin)
-        for v, b, axis in zip(values, earlier, after, strict=True)
+        for v, b in zip(values, earlier, strict=True)
     ]
+
+
+def axis_after(equation: Any, cut: dict[int, int], number: int) -> int | None:
+    """Return the axis of the outputs that is cut, or None if the blocks do not stay.
+
+    Args:
+      equation: the equation.
+      cut: of each operand with blocks, by its position, the axis along which they are.
+      number: K, of blocks along each of these axes.
+    """
+    after = {_axis_after(equation, i, axis, number) for i, axis in cut.items()}
+    return after.pop() if len(after) == 1 else None
+
+
+def _axis_after(equation: Any, operand: int, axis: int, number: int) -> int | None:
+    axes = axes_of(equation, operand)
+    if axes is None or axis in axes.mixed:
+        return None
+    after = [j for j, of in enumerate(axes.of) if axis in of]
+    if not after:
+        return None
+    if len(after) == 1 and axes.of[after[0]] == (axis,):
+        return after[0]
+    # Blocks of an axis that is merged with others, or split, stay runs if it leads them; and if
+    # their size there is that of K blocks, which it is not where K does not divide it: 10 channels
+    # of 49 pixels in 4 blocks are runs of 147, 490 entries in 4 blocks of 123.
+    old, new = equation.invars[operand].aval.shape, equation.outvars[0].aval.shape
+    merged = [i for i in axes.of[after[0]] if old[i] > 1] or [axis]
+    split = [j for j in after if new[j] > 1] or after[:1]
+    run = -(-old[axis] // number) * math.prod(old[i] for i in merged[1:])
+    inner = math.prod(new[j] for j in split[1:])
+    is_whole = merged[0] == axis and run == inner * -(-new[split[0]] // number)
+    return split[0] if is_whole else None
 
 
 def _dot_general(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
@@ -147,7 +181,7 @@ def _observed(rule: Rule) -> Rule:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(KEEPING, _observed(along_the_axis)),
+    **dict.fromkeys((n for n, fact in FACTS.items() if fact.axes), _observed(along_the_axis)),
     primitives.dot_general_p.name: _observed(_dot_general),
     primitives.conv_general_dilated_p.name: _observed(_conv_general_dilated),
 }

@@ -21,11 +21,10 @@ from jax.extend.core import primitives
 from fwdgrad.propagation.interpreter import Context, Rule
 from fwdgrad.tangents.factored import Factored
 from fwdgrad.tangents.forms import Tangent, add, dense, is_structured
-from fwdgrad.util.axes import merge_axes
 from fwdgrad.util.backend import choices
 from fwdgrad.util.jax_internals import bind
+from fwdgrad.util.shapes import merge_axes, surely_at_most
 from fwdgrad.util.sharding import has_explicit_axes
-from fwdgrad.util.sizes import surely_at_most
 from fwdgrad.util.trees import Array, accumulation_dtype
 
 

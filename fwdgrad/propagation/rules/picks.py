@@ -1,4 +1,8 @@
-"""Rules for sums and lookups: the tangent keeps its factors where each axis is one factor's own."""
+"""Rules that keep low-rank factors where entries are summed, or rows are looked up.
+
+Both are products with a matrix of zeros and ones, and so keep factors where each axis is one
+factor's own.
+"""
 
 from typing import Any
 
@@ -6,84 +10,60 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import primitives
 
-from fwdgrad.propagation.interpreter import Context, Rule
-from fwdgrad.tangents.forms import is_structured
-from fwdgrad.util.jax_internals import bind
+from fwdgrad.propagation.facts import axes_of
+from fwdgrad.propagation.interpreter import Rule
+from fwdgrad.propagation.rules.structural import LEAD, of_first_operand, rearranged
+from fwdgrad.tangents.factored import Factored
 from fwdgrad.util.trees import Array
 
 
-def _reduce_sum(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
+def _reduce_sum(equation: Any, v: Factored, _: list[Any]) -> list[Factored] | None:
     """Σ_i a_i c = (Σ_i a_i) c, along axes on which one factor alone depends."""
-    (v,) = tangents
-    axes = equation.params["axes"]
-    if not is_structured(v) or equation.params.get("out_sharding") is not None:
-        return NotImplemented
-    lead = v.left.ndim - len(v.shape)
+    axes = [LEAD + i for i in equation.params["axes"]]
     # Of a symbolic size it is told whether it is 1, and not whether it is more.
-    own = [(v.left.shape[lead + i] != 1, v.right.shape[lead + i] != 1) for i in axes]
-    if any(left and right for left, right in own) or 0 in v.shape:
-        return NotImplemented
+    own = [(v.left.shape[i] != 1, v.right.shape[i] != 1) for i in axes]
+    if any(all(depend) for depend in own) or equation.params.get("out_sharding") is not None:
+        return None
     # Along an axis on which neither depends the sum is of equal numbers: it is left to the left.
     times = 1
-    for i, depends in zip(axes, own, strict=True):
-        times *= 1 if any(depends) else v.shape[i]
-    shape = tuple(n for i, n in enumerate(v.shape) if i not in axes)
-    result = v.map(lambda f: jnp.sum(f, axes), shape)
-    result = result.replace(result.left * times, result.right)
-    if not result.is_compact:
-        return NotImplemented
-    context.observe(equation, v)
-    return bind(equation, primals), [result]
+    for i, depend in zip(axes, own, strict=True):
+        times *= 1 if any(depend) else v.shape[i - LEAD]
+    left, right = jnp.sum(v.left, axes) * times, jnp.sum(v.right, axes)
+    result = v.replace(left, right, equation.outvars[0].aval.shape)
+    return [result] if result.is_compact else None
 
 
-def _gather(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
-    """Rows that are looked up: of the factor of the rows, while that of the columns stays."""
-    v, of_indices = tangents
+def _gather(equation: Any, v: Factored, others: list[Any]) -> list[Factored] | None:
+    """Look up rows of the factor of the rows, while that of the columns stays."""
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
-    looked_up = numbers.start_index_map
-    if (
-        not is_structured(v)
-        or 0 in v.shape
-        or of_indices is not None
-        or numbers.operand_batching_dims
-        or any(sizes[i] != n for i, n in enumerate(v.shape) if i not in looked_up)
-    ):
-        return NotImplemented
-    lead = v.left.ndim - len(v.shape)
+    looked_up, output = numbers.start_index_map, equation.outvars[0].aval.shape
+    is_whole = all(sizes[i] == n for i, n in enumerate(v.shape) if i not in looked_up)
+    axes = axes_of(equation, 0)
+    if numbers.operand_batching_dims or not is_whole or axes is None:
+        return None
 
     def moves(f: Array) -> bool:
-        return any(f.shape[lead + i] != 1 for i in looked_up)
-
-    left, right = v.left, v.right
-    if not moves(left) and moves(right):
-        left, right = right, left
-    output = equation.outvars[0].aval.shape
+        return any(f.shape[LEAD + i] != 1 for i in looked_up)
 
     def pick(f: Array) -> Array:
-        """From a factor that depends on the axes of which entries are looked up."""
+        """Look up entries of a factor that depends on these axes."""
         whole = [v.shape[i] if i in looked_up else n for i, n in enumerate(f.shape)]
         own = tuple(sizes[i] if i in looked_up else n for i, n in enumerate(f.shape))
         # Out of bounds a tangent is zero.
         params = {**equation.params, "slice_sizes": own, "fill_value": 0}
-        return primitives.gather_p.bind(jnp.broadcast_to(f, whole), primals[1], **params)
+        return primitives.gather_p.bind(jnp.broadcast_to(f, whole), others[0], **params)
 
-    def stay(f: Array) -> Array:
-        """From one that does not: with axes of size 1 in the place of the others."""
-        kept = [n for i, n in enumerate(f.shape) if i not in numbers.collapsed_slice_dims]
-        new = [1] * len(output)
-        for axis, n in zip(numbers.offset_dims, kept, strict=True):
-            new[axis] = n
-        return f.reshape(new)
-
+    left, right = (v.right, v.left) if moves(v.right) and not moves(v.left) else (v.left, v.right)
     first = jax.vmap(jax.vmap(pick))(left)
-    result = v.replace(first, jax.vmap(jax.vmap(pick if moves(right) else stay))(right), output)
-    if not result.is_compact:
-        return NotImplemented
-    context.observe(equation, v)
-    return bind(equation, primals), [result]
+    if moves(right):
+        second = jax.vmap(jax.vmap(pick))(right)
+    else:
+        second = rearranged(right, v.shape, axes.of, output)
+    result = v.replace(first, second, output)
+    return [result] if result.is_compact else None
 
 
 RULES: dict[str, Rule] = {
-    primitives.reduce_sum_p.name: _reduce_sum,
-    primitives.gather_p.name: _gather,
+    primitives.reduce_sum_p.name: of_first_operand(_reduce_sum),
+    primitives.gather_p.name: of_first_operand(_gather),
 }

@@ -12,7 +12,6 @@ from fwdgrad.propagation.rules import (
     blocks,
     contractions,
     control_flow,
-    joins,
     picks,
     structural,
 )
@@ -20,7 +19,7 @@ from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.factored import Factored
 from fwdgrad.tangents.forms import count_tangents, is_structured
-from fwdgrad.util.jax_internals import is_jax_primitive, is_published
+from fwdgrad.util.jax_internals import is_jax_primitive, is_published, jax_name
 
 
 class RulesOfPrimitive:
@@ -73,14 +72,9 @@ class RulesOfPrimitive:
 
 
 def _gathered() -> dict[str, RulesOfPrimitive]:
-    of_factors = {
-        name: rule
-        for module in (contractions, structural, joins, picks)
-        for name, rule in module.RULES.items()
-    }
     tables: dict[type | None, Mapping[str, Rule]] = {
         Blocks: blocks.RULES,
-        Factored: of_factors,
+        Factored: {**contractions.RULES, **structural.RULES, **picks.RULES},
         StructuredTangent: {**structural.OF_ANY_FORM, **control_flow.RULES},
         None: contractions.OF_DENSE,
     }
@@ -93,6 +87,12 @@ def _gathered() -> dict[str, RulesOfPrimitive]:
 
 # By the name of a primitive of JAX, and by the object of any other.
 RULES: dict[Any, RulesOfPrimitive] = dict(_gathered())
+
+
+def keeps_factors(equation: Any) -> bool:
+    """Whether some rule keeps factors through the primitive of an equation."""
+    rules = RULES.get(equation.primitive) or RULES.get(jax_name(equation))
+    return rules is not None and Factored in rules.by_form
 
 
 def register_rule(
