@@ -9,14 +9,15 @@ import pytest
 
 from tests.examples import SEED, THOROUGH
 
-# Most of what the tests take is compiling small programs that run once: LLVM need not try hard.
-# XLA's own passes are as ever. Read when the first backend is made, so before any test.
+# The tests spend most of their time on compiling small programs that run once, so LLVM's expensive
+# passes are off; XLA's own passes stay on. JAX reads the flags when it makes the first backend, so
+# they are set before any test.
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if jax.__version_info__ <= (0, 10, 2):  # a later XLA may not know it, and would stop here
-    _QUICK += " --xla_cpu_use_fusion_emitters=false"  # an older code generator, and a third faster
+if jax.__version_info__ <= (0, 10, 2):  # a later XLA may not know the flag, which is an error
+    _QUICK += " --xla_cpu_use_fusion_emitters=false"  # an older code generator, a third faster
 os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
-# And nothing is compiled twice, by no worker and in no later run; in the processes of commands too.
+# A cache of compiled programs, which all workers, later runs and the processes of commands share.
 for _name, _value in {
     "compilation_cache_dir": str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"),
     "persistent_cache_min_compile_time_secs": 0,
@@ -28,9 +29,9 @@ for _name, _value in {
 
 def pytest_addoption(parser):
     group = parser.getgroup("fwdgrad")
-    group.addoption("--nightly", action="store_true", help="random programs: many, and new ones")
-    group.addoption("--nightly-seed", type=int, metavar="N", help="those of an earlier night")
-    group.addoption("--thorough", action="store_true", help="also what is marked so, as CI does")
+    group.addoption("--nightly", action="store_true", help="many random programs, of a new seed")
+    group.addoption("--nightly-seed", type=int, metavar="N", help="the seed of an earlier night")
+    group.addoption("--thorough", action="store_true", help="wide sweeps too, as CI runs them")
 
 
 def pytest_configure(config):
@@ -70,13 +71,28 @@ def key():
 
 @pytest.fixture
 def on_cpu():
-    """A bound on what XLA's compiler for CPUs makes of a program, and no other."""
+    """Skip a test whose bound holds for programs of XLA's CPU compiler alone."""
     if jax.default_backend() != "cpu":
         pytest.skip("the bound holds for XLA's CPU compiler alone")
 
 
 @pytest.fixture
 def x64():
-    """Float64 for one test."""
+    """Enable float64 for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def register():
+    """Register rules by `fwdgrad.register_rule` for one test."""
+    import fwdgrad
+
+    undone = []
+
+    def register(*args, **options):
+        undone.append(fwdgrad.register_rule(*args, **options))
+
+    yield register
+    for undo in reversed(undone):
+        undo()

@@ -1,8 +1,8 @@
-"""How many examples Hypothesis tries of a test, and with which seed.
+"""The number of Hypothesis examples of a test, and their seed.
 
-In the suite they are the same in every run, and `pytest --thorough` tries some more of the tests
-that are slow. `pytest --nightly` tries many times as many, new ones
-each night, and prints the seed with which `--nightly-seed=N` tries the same again.
+The suite tries the same examples in every run, and `pytest --thorough` tries more for slow tests.
+`pytest --nightly` tries many times as many, with a new seed each night, and prints the seed;
+`--nightly-seed=N` repeats it.
 """
 
 import os
@@ -18,12 +18,12 @@ SEED, THOROUGH = "FWDGRAD_NIGHTLY_SEED", "FWDGRAD_THOROUGH"
 def examples(
     number: int, *, thorough: int | None = None, each_night: int = 25
 ) -> Callable[[Any], Any]:
-    """Return the decorator of a test: `number` examples, or as many as these options say.
+    """Return the decorator that sets the number of examples of a test.
 
     Args:
-      number: in every run of the suite.
-      thorough: with `pytest --thorough`, if not as many.
-      each_night: how many times `number` with `pytest --nightly`.
+      number: the number of examples in every run of the suite.
+      thorough: the number with `pytest --thorough`, by default the same.
+      each_night: the factor of `number` with `pytest --nightly`.
     """
     seed = os.environ.get(SEED)
     if seed is None:

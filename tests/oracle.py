@@ -1,4 +1,4 @@
-"""What the propagation is held against: `jax.jvp` with the tangents written out."""
+"""The oracle of propagation: `jax.jvp` of the whole function along dense tangents."""
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,12 @@ ROUNDING = {"float32": 2e-4, "float64": 1e-11}
 
 
 def normal(seed, shape, dtype="float32"):
+    """Return an array of standard normal entries from NumPy's generator of this seed."""
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
 def draw(pushforward, params, distribution, num_tangents, key):
-    """`num_tangents` tangents of the leaves of `params`, (K, ...) each, as the estimator draws."""
+    """Return K tangents of each leaf of `params`, sampled as an estimator samples them."""
     if hasattr(distribution, "sample_together"):
         sample = distribution.sample_together(key, params, pushforward.splits, num_tangents)
         return jax.tree.leaves(sample, is_leaf=is_structured)
@@ -30,9 +31,11 @@ def draw(pushforward, params, distribution, num_tangents, key):
 
 
 def push_both_ways(fun, params, *, rank=1, num_tangents=1, distribution=None):
-    """The loss and its derivatives by the library and by JAX, and what the library observed.
+    """Push one sample of tangents forward by the library and by `jax.jvp`.
 
-    Returns (found, expected, {(primitive, structure kept)}, whether each leaf is factored).
+    Returns:
+      (found, expected, events, is_factored): value and derivatives by each, the set of
+      (primitive, is_structure_kept) from the record, and a boolean for each leaf.
     """
     leaves, structure = jax.tree.flatten(params)
     names = [f"params{jax.tree_util.keystr(path)}" for path, _ in tree_leaves_with_path(params)]
@@ -45,9 +48,9 @@ def push_both_ways(fun, params, *, rank=1, num_tangents=1, distribution=None):
         return pushforward(tangents, num_tangents=num_tangents)[:2]
 
     def expected(tangents):
-        written_out = jax.tree.unflatten(structure, [dense(v) for v in tangents])
-        each = jax.vmap(lambda v: jax.jvp(fun, (params,), (v,))[1])
-        return fun(params), each(written_out)
+        directions = jax.tree.unflatten(structure, [dense(v) for v in tangents])
+        derivatives = jax.vmap(lambda v: jax.jvp(fun, (params,), (v,))[1])
+        return fun(params), derivatives(directions)
 
     with recording() as record:
         both = jax.jit(lambda v: (found(v), expected(v)))(tangents)
@@ -61,7 +64,7 @@ def push_both_ways(fun, params, *, rank=1, num_tangents=1, distribution=None):
 
 
 def assert_same(found, expected, rounding):
-    """Value and derivatives agree to rounding, relative to the largest derivative."""
+    """Assert that value and derivatives agree to rounding, relative to the largest derivative."""
     (value, derivatives), (expected_value, expected_derivatives) = found, expected
     np.testing.assert_allclose(value, expected_value, rtol=rounding, atol=rounding)
     scale = max(1e-3, np.abs(expected_derivatives).max())

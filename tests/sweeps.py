@@ -1,4 +1,4 @@
-"""Rows of a sweep: a few in every run of the suite, all of them with `pytest --thorough`."""
+"""Rows of parametrised sweeps: a few in every run, all of them with `pytest --thorough`."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -7,10 +7,10 @@ import pytest
 
 
 def thorough_but(always: Collection[Any], rows: Iterable[Any]) -> list[Any]:
-    """Return the rows of a parametrised test, those that are not in `always` marked `thorough`.
+    """Return the rows of a parametrised test, marked `thorough` unless they are in `always`.
 
     Raises:
-      ValueError: a row of `always` is not among the rows.
+      ValueError: a row of `always` is not among `rows`.
     """
     rows = list(rows)
     if missing := [row for row in always if row not in rows]:

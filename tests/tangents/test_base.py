@@ -1,19 +1,21 @@
-"""A new form of tangents, diagonal matrices, by the base class and a rule of its own alone."""
+"""New forms of a tangent, by a subclass and a rule, held against their dense arrays."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend import core as jex_core
-from jax.interpreters import ad, batching
+from jax import lax
 
 import fwdgrad
 from fwdgrad.tangents.base import StructuredTangent
-from fwdgrad.tangents.forms import dense
+from fwdgrad.tangents.blocks import Blocks
+from fwdgrad.tangents.factored import Factored
+from fwdgrad.tangents.forms import dense, is_structured
 from tests.oracle import normal
+from tests.sweeps import thorough_but
 
 
 @functools.partial(
@@ -43,44 +45,27 @@ class Diagonal(StructuredTangent):
         return jax.vmap(jnp.diag)(self.entries)
 
     def with_origin(self, origin):
-        return Diagonal(self.entries, origin)
+        return replace(self, origin=origin)
 
 
 @dataclass(frozen=True)
 class Diagonals:
-    """Signs on the diagonals: for losses that read the diagonal of a matrix alone."""
-
-    def sample_together(self, key, params, splits, number):
-        def one(x):
-            return Diagonal(jax.random.rademacher(key, (number, len(x)), x.dtype))
-
-        return jax.tree.map(one, params)
+    """Signs on the diagonals, for losses that read the diagonal of a matrix alone."""
 
     def sample(self, key, params, splits):
-        return jax.tree.map(lambda v: dense(v)[0], self.sample_together(key, params, splits, 1))
+        return jax.tree.map(
+            lambda x: Diagonal(jax.random.rademacher(key, x.shape[:1], x.dtype)), params
+        )
 
 
 def product_with_diagonal(context, equation, primals, tangents):
-    """x D = x * diagonal, for a tangent of the right operand of a plain product."""
+    """Push x D forward as x * diagonal, for a tangent of the right operand of a plain product."""
     plain = equation.params["dimension_numbers"] == (((1,), (0,)), ((), ()))
     if tangents[0] is not None or not plain:
         return NotImplemented
     context.observe(equation, tangents[1])
     pushed = primals[0][None] * tangents[1].entries[:, None, :]
     return [equation.primitive.bind(*primals, **equation.params)], [pushed]
-
-
-@pytest.fixture
-def register():
-    """`register_rule` for one test."""
-    undone = []
-
-    def register(*args, **options):
-        undone.append(fwdgrad.register_rule(*args, **options))
-
-    yield register
-    for undo in reversed(undone):
-        undo()
 
 
 W, X = normal(0, (4, 4)), normal(1, (5, 4))
@@ -90,170 +75,194 @@ def loss(w, x):
     return jnp.mean(jnp.tanh(x @ w) ** 2)
 
 
-@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("num_tangents", [1, 3])
 @pytest.mark.parametrize("has_rule", [False, True])
-def test_a_form_needs_no_change_of_the_library(has_rule, number, register, key):
+def test_a_form_needs_no_change_of_the_library(has_rule, num_tangents, register, key):
     if has_rule:
         register("dot_general", product_with_diagonal, form=Diagonal)
-    estimate = fwdgrad.forward_value_and_grad(loss, tangents=Diagonals(), num_tangents=number)
+    options = {"tangents": Diagonals(), "num_tangents": num_tangents}
+    estimate = fwdgrad.forward_value_and_grad(loss, **options)
     (v,) = estimate.draw(key, W, X).tangents
-    assert isinstance(v, Diagonal) and v.num_entries == 4 * number
+    assert isinstance(v, Diagonal) and v.num_entries == 4 * num_tangents
     value, grad = jax.jit(estimate)(key, W, X)
     slopes = [jax.jvp(lambda w: loss(w, X), (W,), (one,)) for one in dense(v)]
-    expected = sum(slope * one for (_, slope), one in zip(slopes, dense(v), strict=True)) / number
+    terms = [slope * one for (_, slope), one in zip(slopes, dense(v), strict=True)]
     np.testing.assert_allclose(value, slopes[0][0], rtol=1e-6)
-    np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=1e-7)
-    (leaf,) = fwdgrad.explain(loss, W, X, tangents=Diagonals(), num_tangents=number).leaves
+    np.testing.assert_allclose(grad, sum(terms) / num_tangents, rtol=1e-5, atol=1e-7)
+    (leaf,) = fwdgrad.explain(loss, W, X, **options).leaves
     assert bool(leaf.used) == has_rule and bool(leaf.lost) == (not has_rule)
     text = "used by dot_general" if has_rule else "no rule for `dot_general` keeps diagonals"
     assert has_rule or text in str(leaf.lost)
 
 
-def test_its_algebra_is_that_of_the_arrays():
-    v = Diagonal(normal(2, (3, 4)))
-    c, weights = normal(3, (4, 4)), normal(4, (3,))
-    rows = v.dense()
-    np.testing.assert_allclose(v.inner(c), [jnp.sum(r * c) for r in rows], rtol=1e-5)
-    np.testing.assert_allclose(
-        v.weighted_sum(weights, jnp.float32), jnp.einsum("k,kij", weights, rows), rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        v.gram(jnp.float32), jnp.einsum("kij,lij->kl", rows, rows), rtol=1e-5
-    )
-    np.testing.assert_array_equal(v.take(jnp.int32(1)), rows[1])
-    np.testing.assert_array_equal(v.masked(c), rows * c)
-    np.testing.assert_array_equal(v.append_to(rows[:1]), jnp.concatenate([rows[:1], rows]))
-
-
-@pytest.mark.parametrize(
-    ("result", "message"),
-    [
-        (lambda y, t: ([y], [t[0]]), r"tangents float32\[5, 4\].* must be float32\[1, 5, 4\]"),
-        (lambda y, t: ([y, y], [t]), r"outputs float32.*; they must be float32\[5, 4\]"),
-        (lambda y, t: ([y], [t, t]), r"tangents float32"),
-        (lambda y, t: ([y], [t.astype("bfloat16")]), r"tangents bfloat16.* must be float32"),
-        (lambda y, t: y, r"must return a pair of lists"),
-    ],
-)
-def test_a_rule_that_returns_something_else(result, message, register, key):
-    def rule(context, equation, primals, tangents):
-        y = equation.primitive.bind(*primals, **equation.params)
-        return result(y, jnp.zeros((1, *y.shape)))
-
-    register("dot_general", rule, form=Diagonal)
-    estimate = fwdgrad.forward_value_and_grad(loss, tangents=Diagonals())
-    with pytest.raises(ValueError, match=rf"registered for dot_general .*{message}"):
-        estimate(key, W, X)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((jnp.sin, lambda: None), "primitive must be a primitive, or the name of one of JAX"),
-        (("sin", 3), "rule must be a function"),
-        (("sin", lambda: None, jax.Array), "form must be a class of structured tangents"),
-    ],
-)
-def test_wrong_arguments(arguments, message):
-    primitive, rule, *form = arguments
-    with pytest.raises(TypeError, match=message):
-        fwdgrad.register_rule(primitive, rule, **({"form": form[0]} if form else {}))
-
-
-def test_an_unknown_name():
-    with pytest.raises(ValueError, match=r"found 'dot_genral', .* Give the primitive itself"):
-        fwdgrad.register_rule("dot_genral", lambda *_: NotImplemented)
-
-
-@pytest.mark.parametrize("name", ["neg", "transpose", "tanh", "dot_general"])
-def test_a_primitive_of_the_users_own_has_none_of_jaxs_rules(name, key):
-    """Three times its operand, whatever its name."""
-    triple = jex_core.Primitive(name)
-    triple.def_impl(lambda x: 3 * x)
-    triple.def_abstract_eval(lambda x: x)
-    ad.deflinear2(triple, lambda ct, x: [3 * ct])
-    batching.defvectorized(triple)
-
-    def of_user(w, x):
-        return jnp.mean(jnp.square(triple.bind(x @ w)))
-
-    def of_jax(w, x):
-        return jnp.mean(jnp.square(3 * (x @ w)))
-
-    for options in (
-        {"tangents": fwdgrad.LowRank()},
-        {"tangents": fwdgrad.BlockSparse(), "num_tangents": 2},
-        {"space": fwdgrad.Activities(), "tangents": fwdgrad.Rademacher()},
-    ):
-        found, expected = (
-            fwdgrad.forward_value_and_grad(fun, **options)(key, W, X) for fun in (of_user, of_jax)
-        )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
-
-
-def test_a_rule_that_declines_leaves_the_one_before_it(register):
-    calls = []
-
-    def decline(*args):
-        calls.append(args)
-        return NotImplemented
-
-    register("dot_general", decline)
-    (leaf,) = fwdgrad.explain(loss, W, X).leaves
-    assert calls and leaf.rank == 1 and leaf.used and not leaf.lost
-
-
-def test_a_rule_for_a_call_is_asked(register, key):
-    calls = []
-    register("jit", lambda *args: calls.append(args) or NotImplemented)
-    estimate = fwdgrad.forward_value_and_grad(jax.jit(loss), tangents=fwdgrad.LowRank())
-    value, _ = estimate(key, W, X)
-    assert calls
-    np.testing.assert_allclose(value, loss(W, X), rtol=1e-6)
-
-
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["row", "at"], meta_fields=["shape", "origin"]
+    jax.tree_util.register_dataclass, data_fields=["value", "signs"], meta_fields=["origin"]
 )
 @dataclass
-class OneRow(StructuredTangent):
-    """K tangents of a matrix that are zero but on one row: a form with integer parts."""
+class Parallel(StructuredTangent):
+    """K tangents along one direction, of any shape: v_k = signs[k] · value, with integer signs."""
 
-    row: jax.Array
-    at: jax.Array
-    shape: tuple[int, ...]
+    value: jax.Array
+    signs: jax.Array
     origin: tuple[str, ...] = ()
-    parts = "rows"
-
-    @property
-    def dtype(self):
-        return self.row.dtype
-
-    @property
-    def num_tangents(self):
-        return self.row.shape[0]
+    parts = "parallel tangents"
+    shape = property(lambda self: self.value.shape)
+    dtype = property(lambda self: self.value.dtype)
+    num_tangents = property(lambda self: self.signs.shape[0])
 
     def dense(self):
-        def one(row, at):
-            return jnp.zeros(self.shape, row.dtype).at[at].set(row)
-
-        return jax.vmap(one)(self.row, self.at)
+        return jax.vmap(lambda sign: sign.astype(self.dtype) * self.value)(self.signs)
 
     def with_origin(self, origin):
-        return OneRow(self.row, self.at, self.shape, origin)
+        return replace(self, origin=origin)
 
 
-def test_a_form_with_integer_parts_takes_a_guess(key):
-    class Rows:
-        def sample(self, key, params, splits):
-            return dense(self.sample_together(key, params, splits, 1))[0]
+FORMS = {
+    "diagonal": Diagonal(normal(2, (3, 4))),
+    "parallel": Parallel(normal(2, (4, 4)), jnp.array([1, -1, 1])),
+    "low rank": Factored(normal(2, (3, 2, 4, 1)), normal(3, (3, 2, 1, 4)), (4, 4)),
+    "blocks": Blocks(normal(2, (4, 4)), 1, 3),
+    "blocks after earlier layers": Blocks(normal(2, (4, 4)), 0, 2, earlier=normal(3, (1, 4, 4))),
+}
 
-        def sample_together(self, key, params, splits, number):
-            at, sign = jax.random.split(key)
-            rows = 2 * jax.random.rademacher(sign, (number, 4), params.dtype)  # 4 rows: √4
-            return OneRow(rows, jax.random.randint(at, (number,), 0, 4), params.shape)
 
-    estimate = fwdgrad.forward_value_and_grad(loss, tangents=Rows(), num_tangents=2)
+@pytest.mark.parametrize("name", FORMS)
+def test_the_algebra_of_a_form_is_that_of_its_dense_array(name):
+    v = FORMS[name]
+    c, weights = normal(3, (4, 4)), normal(4, (3,))
+    rows = v.dense()
+    assert v.num_tangents == len(rows) == 3 and rows.shape[1:] == v.shape
+    np.testing.assert_allclose(v.inner(c), [jnp.sum(r * c) for r in rows], rtol=1e-5)
+    expected = jnp.einsum("k,kij", weights, rows)
+    np.testing.assert_allclose(v.weighted_sum(weights, jnp.float32), expected, rtol=1e-5, atol=1e-6)
+    expected = jnp.einsum("kij,lij->kl", rows, rows)
+    np.testing.assert_allclose(v.gram(jnp.float32), expected, rtol=1e-5, atol=1e-6)
+    for k in range(3):
+        np.testing.assert_allclose(v.take(jnp.int32(k)), rows[k], rtol=1e-6)
+    np.testing.assert_allclose(dense(v.masked(c)), rows * c, rtol=1e-6)
+    twice = dense(v.append_to(c[None])), jnp.concatenate([c[None], rows])
+    np.testing.assert_allclose(*twice, rtol=1e-6)
+    if (total := v.add(v)) is not None:
+        np.testing.assert_allclose(dense(total), 2 * rows, rtol=1e-6)
+
+
+def network(params, x):
+    """Return a loss with a loop over stacked weights, a weight used twice, and a bias."""
+    hidden = jnp.tanh(x @ params["w"] + params["b"])
+    hidden, _ = lax.scan(lambda h, w: (jnp.tanh(h @ w), None), hidden, params["stack"])
+    return jnp.mean((hidden @ params["w"].T) ** 2)
+
+
+PARAMS = {"w": normal(0, (4, 4)), "b": normal(1, (4,)), "stack": normal(2, (2, 4, 4))}
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A joint distribution that samples the leaves in turn in each of several forms."""
+
+    forms: tuple[str, ...] = ("parallel",)
+    is_dense: bool = False
+
+    def sample_together(self, key, params, splits, num_tangents):
+        leaves, structure = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        names = [self.forms[i % len(self.forms)] for i in range(len(leaves))]
+        tangents = [
+            self._sample(*each, num_tangents) for each in zip(names, keys, leaves, strict=True)
+        ]
+        tangents = [dense(v) if self.is_dense else v for v in tangents]
+        return jax.tree.unflatten(structure, tangents)
+
+    def sample(self, key, params, splits):
+        sampled = self.sample_together(key, params, splits, 1)
+        return jax.tree.map(lambda v: dense(v)[0], sampled, is_leaf=is_structured)
+
+    def _sample(self, name, key, x, num_tangents):
+        value, signs = jax.random.normal(key, x.shape), jax.random.rademacher(key, (num_tangents,))
+        tangents = Parallel(value, signs)
+        if name == "blocks":
+            return Blocks(value, 0, num_tangents)
+        if name == "low rank":
+            right = jnp.ones((num_tangents, 1, *(1,) * x.ndim))
+            return Factored(tangents.dense()[:, None], right, x.shape)
+        return tangents.dense() if name == "dense" else tangents
+
+
+ESTIMATORS = {
+    "weights": lambda **options: fwdgrad.forward_value_and_grad(network, **options),
+    "projection": lambda **options: fwdgrad.forward_value_and_grad(
+        network, aggregation=fwdgrad.Projection(), **options
+    ),
+    "layerwise": lambda **options: fwdgrad.forward_value_and_grad(
+        network, space=fwdgrad.Weights(layerwise=True), **options
+    ),
+    "activities": lambda **options: fwdgrad.forward_value_and_grad(
+        network, space=fwdgrad.Activities(layerwise=True), **options
+    ),
+    "spsa": lambda **options: fwdgrad.spsa_value_and_grad(network, **options),
+    "evolution": lambda **options: fwdgrad.evolution_value_and_grad(network, **options),
+}
+ALL_FORMS = ("parallel", "blocks", "low rank", "dense")
+
+
+@pytest.mark.parametrize(
+    ("name", "forms"),
+    thorough_but(
+        [("weights", ALL_FORMS), ("spsa", ("parallel",)), ("activities", ("parallel",))],
+        [(name, forms) for name in ESTIMATORS for forms in (("parallel",), ALL_FORMS)],
+    ),
+)
+def test_an_estimate_by_any_form_is_that_by_dense_tangents(name, forms, key):
+    """Under a scan, with the forms mixed among the leaves, and under vmap over keys."""
+    keys = jax.random.split(key, 2)
+    found, expected = (
+        jax.jit(
+            jax.vmap(
+                ESTIMATORS[name](tangents=Mixed(forms, is_dense), num_tangents=3), (0, None, None)
+            )
+        )(keys, PARAMS, X)
+        for is_dense in (False, True)
+    )
+    rounding = 2e-2 if name == "spsa" else 1e-4  # SPSA divides by the step
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rounding, atol=rounding),
+        found,
+        expected,
+    )
+
+
+@pytest.mark.parametrize("name", ["weights", "activities"])
+def test_tangents_of_a_new_form_drawn_ahead_give_the_estimate_of_their_key(name, key):
+    estimate = ESTIMATORS[name](tangents=Mixed(), num_tangents=3)
+    drawn = estimate.draw(key, PARAMS, X)
+    assert any(isinstance(v, Parallel) for v in drawn.tangents)
+    found, expected = (jax.jit(estimate)(k, PARAMS, X) for k in (drawn, key))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
+def test_a_form_with_integer_parts_takes_a_control_variate(key):
+    """The estimate with a guess of zero is the estimate without a guess."""
+    estimate = fwdgrad.forward_value_and_grad(loss, tangents=Mixed(), num_tangents=2)
     plain = estimate(key, W, X)[1]
     guided = fwdgrad.Guided(W, jnp.zeros_like(W))
     np.testing.assert_allclose(estimate(key, guided, X)[1].params, plain, rtol=1e-5, atol=1e-7)
+
+
+class Unregistered(Diagonal):
+    """A form that is no pytree: a subclass is not registered with its base class."""
+
+
+@pytest.mark.parametrize("is_joint", [False, True])
+def test_a_form_that_is_no_pytree_is_an_error(is_joint, key):
+    class OneByOne:
+        def sample(self, key, params, splits):
+            return Unregistered(jnp.ones(4))
+
+    class Jointly(OneByOne):
+        def sample_together(self, key, params, splits, num_tangents):
+            return Unregistered(jnp.ones((num_tangents, 4)))
+
+    distribution = Jointly() if is_joint else OneByOne()
+    message = r"sampled for params a Unregistered, a form that is not registered .* Register the"
+    with pytest.raises(TypeError, match=message):
+        fwdgrad.forward_value_and_grad(loss, tangents=distribution)(key, W, X)

@@ -1,11 +1,11 @@
-"""Every distribution of tangents: shapes, independence of leaves, covariance, fourth moments.
+"""Every independent distribution: shapes, independence of leaves, covariance, fourth moments.
 
-A new distribution joins by a row of DISTRIBUTIONS.
+A new distribution needs a row of DISTRIBUTIONS.
 
-Statistical bounds: the mean of N independent samples of known variance σ² leaves the bound but
+Statistical bounds: the mean of N independent samples of known variance σ² is outside of the bound
 with probability FAILURE, shared by the entries that one test compares (the union bound).
-`bernstein` and `chebyshev` hold for every N; where the bound is z σ/√N, with z the normal
-quantile, FAILURE is that of the normal approximation. The seeds are fixed.
+`bernstein` and `chebyshev` hold for every N. A bound z σ/√N, with z the normal quantile, holds in
+the normal approximation. The seeds are fixed.
 """
 
 import itertools
@@ -32,13 +32,13 @@ def z(entries=1):
 
 
 def bernstein(variance, largest, number, failure):
-    """Bernstein's bound for the mean of samples in [0, largest] of a given variance."""
+    """Return Bernstein's bound for the mean of samples in [0, largest] of a given variance."""
     log = np.log(2 / failure)
     return np.sqrt(2 * variance * log / number) + 2 * largest * log / (3 * number)
 
 
 def chebyshev(variance, number, failure):
-    """Chebyshev's bound for the mean of samples of a given variance, bounded or not."""
+    """Return Chebyshev's bound for the mean of samples of a given variance, bounded or not."""
     return np.sqrt(variance / (number * failure))
 
 
@@ -61,7 +61,9 @@ def sphere_variance(d, u):
 
 
 def low_rank_variance(d, u):
-    """By all sign vectors: u is the gradient of (b, (b, b), w), w a cᵀ with 2 × 3 entries.
+    """Return the variance by all sign vectors, for the gradient u of (b, (b, b), w).
+
+    The tangent of w is a cᵀ with 2 × 3 entries.
 
     ‖v‖² = d and E (u·v)² = 1, so Var = d² (E (u·v)⁴ − 1).
     """
@@ -97,21 +99,21 @@ each_row = pytest.mark.parametrize(
 PARAMS = {"w": jnp.zeros((2, 3)), "b": (jnp.zeros(3), jnp.zeros(()))}  # d = 10
 
 
-def written_out(tangent):
+def materialize(tangent):
     return jax.tree.map(dense, tangent, is_leaf=is_structured)
 
 
 def samples(distribution, key, number, params=PARAMS):
-    """An array (number, d) of flat tangents."""
+    """Return flat tangents, (number, d)."""
 
     def flat(key):
-        return ravel_pytree(written_out(distribution.sample(key, params)))[0]
+        return ravel_pytree(materialize(distribution.sample(key, params)))[0]
 
     return np.asarray(jax.jit(jax.vmap(flat))(jax.random.split(key, number)), np.float64)
 
 
 @each_distribution
-def test_follows_the_protocol(distribution):
+def test_a_distribution_follows_the_protocol(distribution):
     assert isinstance(distribution, fwdgrad.TangentDistribution)
     check_tangents(distribution)
     assert distribution == type(distribution)() and hash(distribution) == hash(type(distribution)())
@@ -119,7 +121,7 @@ def test_follows_the_protocol(distribution):
 
 @each_distribution
 @pytest.mark.parametrize("dtype", thorough_but(["bfloat16", "float64"], DTYPES))
-def test_structure_shapes_and_dtypes(distribution, dtype, key, x64):
+def test_a_sample_has_the_structure_shapes_and_dtypes_of_params(distribution, dtype, key, x64):
     params = {
         "w": jnp.zeros((2, 3), dtype),
         "rest": [jnp.zeros(33, dtype), None, jnp.zeros(0, dtype)],
@@ -131,22 +133,22 @@ def test_structure_shapes_and_dtypes(distribution, dtype, key, x64):
 
 @each_distribution
 def test_leaves_of_one_shape_get_different_tangents(distribution, key):
-    tangent = written_out(distribution.sample(key, [jnp.zeros(64), jnp.zeros(64)]))
+    tangent = materialize(distribution.sample(key, [jnp.zeros(64), jnp.zeros(64)]))
     correlation = np.corrcoef(*map(np.asarray, tangent))[0, 1]
     assert abs(correlation) < z() / 64**0.5
 
 
 @each_distribution
-def test_one_key_gives_one_tangent(distribution, key):
+def test_a_key_determines_the_tangent(distribution, key):
     params = {"w": jnp.zeros((20, 30))}
-    first, second = (written_out(distribution.sample(key, params)) for _ in range(2))
+    first, second = (materialize(distribution.sample(key, params)) for _ in range(2))
     np.testing.assert_array_equal(first["w"], second["w"])
-    other = written_out(distribution.sample(jax.random.fold_in(key, 1), params))
+    other = materialize(distribution.sample(jax.random.fold_in(key, 1), params))
     assert not np.array_equal(other["w"], first["w"])
 
 
 @each_row
-def test_zero_mean_and_identity_covariance(
+def test_tangents_have_zero_mean_and_identity_covariance(
     distribution, fourth, mixed, squared_norm, variance, key
 ):
     number, d = 200_000, 10
@@ -161,7 +163,7 @@ def test_zero_mean_and_identity_covariance(
 
 
 @each_row
-def test_mean_and_squared_norm_of_the_estimate(
+def test_the_estimate_is_unbiased_with_the_second_moment_of_the_docstring(
     distribution, fourth, mixed, squared_norm, variance, key
 ):
     is_normal = isinstance(distribution, fwdgrad.Normal)
@@ -189,8 +191,8 @@ def test_mean_and_squared_norm_of_the_estimate(
     assert abs(found - squared_norm(d)) < bound < 0.1 * d
 
 
-def test_bounds_would_notice_a_wrong_variance(key):
-    """A truncated normal, of variance 0.77, is far outside the bounds above."""
+def test_a_wrong_variance_is_outside_of_the_bounds(key):
+    """The variance of a truncated normal, 0.77."""
     v = np.asarray(jax.random.truncated_normal(key, -2, 2, (200_000,)), np.float64)
     assert abs(np.mean(v**2) - 1) > 10 * z(110) * 2**0.5 / 200_000**0.5
 
@@ -213,7 +215,7 @@ def test_sphere_has_radius_sqrt_d_over_the_whole_pytree(key):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_normals_have_variance_one(dtype, key):
-    """Drawn in the half precision itself, bfloat16 normals have no tail beyond 2.9."""
+    """If sampled in half precision, bfloat16 normals would have no tail beyond 2.9."""
     v = np.asarray(fwdgrad.Normal().sample(key, jnp.zeros(400_000, dtype)), np.float64)
     # Rounding adds a relative error of at most 2⁻⁸, so to the variance at most 2⁻¹⁶/3 · 4.
     assert abs(np.mean(v**2) - 1) < z() * (2 / 400_000) ** 0.5 + 1e-4
@@ -221,6 +223,6 @@ def test_half_precision_normals_have_variance_one(dtype, key):
 
 
 @each_distribution
-def test_drawing_needs_no_rank_promotion(distribution, key):
+def test_sampling_needs_no_rank_promotion(distribution, key):
     with jax.numpy_rank_promotion("raise"):
         jax.eval_shape(distribution.sample, key, {"w": jnp.ones((40, 30)), "b": jnp.ones(30)})

@@ -1,4 +1,4 @@
-"""Tangents that are drawn together: orthogonal ones and blocks; and aggregation by projection."""
+"""Jointly sampled tangents: covariance, orthogonality, blocks; and aggregation by projection."""
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +17,25 @@ each_distribution = pytest.mark.parametrize(
 )
 
 
-def flat(distribution, key, number, params=PARAMS):
-    """K tangents, (K, d)."""
-    together = distribution.sample_together(key, params, None, number)
+def flat(distribution, key, num_tangents, params=PARAMS):
+    """Return K tangents as dense rows, (K, d)."""
+    together = distribution.sample_together(key, params, None, num_tangents)
     leaves = jax.tree.leaves(together, is_leaf=is_structured)
-    return jnp.concatenate([dense(v).reshape(number, -1) for v in leaves], 1)
+    return jnp.concatenate([dense(v).reshape(num_tangents, -1) for v in leaves], 1)
 
 
 @each_distribution
-@pytest.mark.parametrize("number", [1, 4, 7])
-def test_the_covariance_is_the_identity(distribution, number, key):
-    """Of N draws; entries of (1/K) Σ v vᵀ have variances of at most 2, by the normal approximation
-    all d² of them are within 7 standard deviations but with probability 3e-9."""
+@pytest.mark.parametrize("num_tangents", [1, 4, 7])
+def test_the_covariance_is_the_identity(distribution, num_tangents, key):
+    """By the mean over n samples of (1/K) Σ v vᵀ, within 7 standard deviations.
+
+    In the normal approximation one of the d² entries is outside with probability 3e-9.
+    """
     n = 4000
 
     def second_moment(key):
-        v = flat(distribution, key, number)
-        return v.T @ v / number
+        v = flat(distribution, key, num_tangents)
+        return v.T @ v / num_tangents
 
     moments = jax.lax.map(second_moment, jax.random.split(key, n), batch_size=500)
     deviation = np.asarray(moments.std(0)).max()
@@ -43,17 +45,17 @@ def test_the_covariance_is_the_identity(distribution, number, key):
 
 @each_distribution
 def test_the_mean_is_zero(distribution, key):
-    """Also of one tangent of one number, whose sign is all there is to it."""
+    """Also for one tangent of one entry, where the sign alone is random."""
     n = 4000
     for params in (jnp.zeros(1), jnp.zeros(3)):
         draws = jax.vmap(lambda k, p=params: flat(distribution, k, 1, p))(jax.random.split(key, n))
         np.testing.assert_allclose(draws.mean((0, 1)), 0, atol=6 * 3**0.5 / n**0.5)
 
 
-@pytest.mark.parametrize("number", [1, 8, 31])
-def test_orthogonal_to_rounding(number, key):
-    v = flat(fwdgrad.Orthogonal(), key, number)
-    np.testing.assert_allclose(v @ v.T, 31 * np.eye(number), atol=31 * 1e-5)
+@pytest.mark.parametrize("num_tangents", [1, 8, 31])
+def test_orthogonal_tangents_are_orthogonal_to_rounding(num_tangents, key):
+    v = flat(fwdgrad.Orthogonal(), key, num_tangents)
+    np.testing.assert_allclose(v @ v.T, 31 * np.eye(num_tangents), atol=31 * 1e-5)
 
 
 def test_blocks_are_disjoint_signs(key):
@@ -66,7 +68,7 @@ def quadratic(params):
     return 0.5 * jnp.sum((params["w"] - 1) ** 2) + jnp.sum(jnp.sin(params["b"][0])) + params["b"][1]
 
 
-def test_as_many_orthogonal_tangents_as_parameters_are_the_gradient(key):
+def test_as_many_orthogonal_tangents_as_parameters_estimate_the_gradient_exactly(key):
     value_and_grad = fwdgrad.forward_value_and_grad(
         quadratic, tangents=fwdgrad.Orthogonal(), num_tangents=31
     )
@@ -78,7 +80,7 @@ def test_as_many_orthogonal_tangents_as_parameters_are_the_gradient(key):
 
 @pytest.mark.parametrize("tangents", [fwdgrad.Normal(), fwdgrad.Rademacher(), fwdgrad.Orthogonal()])
 def test_the_projection_by_as_many_tangents_as_parameters_is_the_gradient(tangents, key, x64):
-    """Whatever is drawn, to the rounding that the Gram matrix G suffers, ε cond(G)."""
+    """For all tangents, within the rounding ε cond(G) of the Gram matrix G."""
     value_and_grad = fwdgrad.forward_value_and_grad(
         quadratic, tangents=tangents, num_tangents=31, aggregation=fwdgrad.Projection()
     )
@@ -100,21 +102,21 @@ def test_the_projection_by_as_many_tangents_as_parameters_is_the_gradient(tangen
 
 @pytest.mark.parametrize("tangents", [fwdgrad.LowRank(), fwdgrad.BlockSparse(), fwdgrad.Normal()])
 def test_the_projection_is_the_nearest_point_of_the_span(tangents, key):
-    """What is left of the gradient is orthogonal to every tangent."""
-    number = 4
+    """The residual of the gradient is orthogonal to every tangent."""
+    num_tangents = 4
     value_and_grad = fwdgrad.forward_value_and_grad(
-        quadratic, tangents=tangents, num_tangents=number, aggregation=fwdgrad.Projection()
+        quadratic, tangents=tangents, num_tangents=num_tangents, aggregation=fwdgrad.Projection()
     )
     drawn = value_and_grad.draw(key, PARAMS)
     _, grad = jax.jit(value_and_grad)(drawn, PARAMS)
     rest = jax.tree.leaves(jax.tree.map(jnp.subtract, jax.grad(quadratic)(PARAMS), grad))
-    for k in range(number):
+    for k in range(num_tangents):
         products = [jnp.vdot(dense(v)[k], r) for v, r in zip(drawn.tangents, rest, strict=True)]
         assert abs(sum(products)) < 1e-3
 
 
 def by_jvp(loss, params, tangents):
-    """(1/K) Σ_k (∇f·v_k) v_k of the tangents written out."""
+    """Return (1/K) Σ_k (∇f·v_k) v_k for dense tangents, by `jax.jvp`."""
 
     @jax.jit
     def mean(params, tangents):
@@ -124,8 +126,8 @@ def by_jvp(loss, params, tangents):
     return mean(params, tangents)
 
 
-def test_blocks_end_where_a_rule_mixes_them(key):
-    """A function that does nothing to values but mixes their tangents."""
+def test_blocks_are_materialised_by_a_jvp_rule_that_mixes_entries(key):
+    """A custom_jvp function that is the identity on values, and centres their tangents."""
 
     @jax.custom_jvp
     def centre(x):
@@ -147,8 +149,7 @@ def test_blocks_end_where_a_rule_mixes_them(key):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_blocks_of_the_weights_are_pushed_forward_as_by_jvp(key):
-    """Through a small network: their form is no matter for the derivatives."""
+def test_blocks_have_the_derivatives_of_their_dense_arrays(key):
     params = [normal(0, (5, 6)), normal(1, (6,)), normal(2, (6, 7)), normal(3, (7, 3))]
     x = normal(4, (4, 5))
 
@@ -170,10 +171,10 @@ def test_blocks_of_the_weights_are_pushed_forward_as_by_jvp(key):
 
 
 @pytest.mark.parametrize(
-    ("channels", "number"), thorough_but([(10, 4), (4, 8)], [(10, 4), (4, 8), (8, 4), (3, 2)])
+    ("channels", "num_tangents"), thorough_but([(10, 4), (4, 8)], [(10, 4), (4, 8), (8, 4), (3, 2)])
 )
-def test_blocks_of_channels_are_flattened(channels, number, key):
-    """Where K does not divide the channels, or exceeds them, blocks are no runs of equal size."""
+def test_blocks_of_channels_through_a_flattening(channels, num_tangents, key):
+    """If K does not divide the number of channels, blocks are of unequal size or empty."""
     kernel, weight = normal(0, (channels, 1, 2, 2)), normal(1, (channels * 9, 5))
     x = normal(2, (2, 1, 3, 3))
 
@@ -184,7 +185,7 @@ def test_blocks_of_channels_are_flattened(channels, number, key):
 
     params = [kernel, weight]
     value_and_grad = fwdgrad.forward_value_and_grad(
-        loss, tangents=fwdgrad.BlockSparse(), num_tangents=number
+        loss, tangents=fwdgrad.BlockSparse(), num_tangents=num_tangents
     )
     drawn = value_and_grad.draw(key, params)
     _, grad = jax.jit(value_and_grad)(drawn, params)
@@ -194,7 +195,7 @@ def test_blocks_of_channels_are_flattened(channels, number, key):
 
 
 @pytest.mark.parametrize("channels", [4, 3])
-def test_blocks_of_channels_go_through_a_convolution(channels, key):
+def test_blocks_of_channels_through_a_convolution(channels, key):
     first, second = normal(0, (channels, 1, 3, 3)), normal(1, (2, channels, 3, 3))
     x = normal(2, (2, 1, 5, 5))
 
@@ -214,7 +215,7 @@ def test_blocks_of_channels_go_through_a_convolution(channels, key):
         np.testing.assert_allclose(g, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_errors(key):
+def test_invalid_arguments_are_errors(key):
     with pytest.raises(ValueError, match=r"must be at most 31 for orthogonal tangents"):
         fwdgrad.forward_value_and_grad(quadratic, tangents=fwdgrad.Orthogonal(), num_tangents=32)(
             key, PARAMS

@@ -1,22 +1,17 @@
-"""Low-rank tangents: unbiased by exact enumeration, their second moment, their cost and memory."""
+"""Low-rank tangents: unbiased by exact enumeration, second and fourth moments, embeddings."""
 
 import itertools
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import fwdgrad
 from fwdgrad.tangents.factored import Factored, Split
-from fwdgrad.tangents.forms import dense, weighted_sum
+from fwdgrad.tangents.forms import dense
 from tests.estimators.test_forward import Given
-from tests.examples import examples
 from tests.oracle import normal
-from tests.sweeps import thorough_but
 
 
 def loss_of_matrix(w, x):
@@ -25,8 +20,8 @@ def loss_of_matrix(w, x):
 
 @pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-5), ("float64", 1e-13)])
 @pytest.mark.parametrize("rank", [1, 2])
-def test_average_over_all_factors_is_the_gradient(rank, dtype, rounding, x64):
-    """And E‖g‖² is that of the formula: d ‖∇f‖² at rank one, (d + 2 (1 − 1/r)) ‖∇f‖² at r."""
+def test_the_mean_over_all_factors_is_the_gradient(rank, dtype, rounding, x64):
+    """Its second moment is (d + 2 (1 − 1/r)) ‖∇f‖² at rank r, so d ‖∇f‖² at rank one."""
     m, n = 3, 2 if rank == 2 else 3
     rng = np.random.default_rng(0)
     w, x = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((m, n), (4, m)))
@@ -50,7 +45,7 @@ def test_average_over_all_factors_is_the_gradient(rank, dtype, rounding, x64):
 
 
 def fourth_moment(gradient, rank):
-    """E[d⁴]/E[d²]² of d = ⟨G, V⟩ over all signs of all factors."""
+    """Return E[s⁴]/E[s²]² of the directional derivative s = ⟨G, V⟩, over all signs of factors."""
     m = len(gradient)
     numbers = itertools.product([1.0, -1.0], repeat=sum(gradient.shape))
     signs = np.array(list(numbers))
@@ -61,8 +56,8 @@ def fourth_moment(gradient, rank):
     return np.mean(total**4) / np.mean(total**2) ** 2
 
 
-def test_fourth_moment_by_enumeration():
-    """κ at rank one, up to 9 where G is of rank one, and 3 + (κ − 3)/r at rank r."""
+def test_the_fourth_moment_over_all_factors():
+    """It is κ at rank one, at most 9 for a gradient of rank one, and 3 + (κ − 3)/r at rank r."""
 
     def of_signs(u):  # E[(u·a)⁴]/‖u‖⁴
         return 3 - 2 * np.sum(u**4) / np.sum(u**2) ** 2
@@ -78,8 +73,8 @@ def test_fourth_moment_by_enumeration():
             np.testing.assert_allclose(fourth_moment(gradient, rank), expected, rtol=1e-12)
 
 
-def test_the_fourth_moment_of_drawn_tangents(key):
-    """Of the tangents as they are drawn, to 4.5 standard errors."""
+def test_the_fourth_moment_of_sampled_tangents(key):
+    """The empirical moment agrees with the formula within 4.5 standard errors."""
     gradient, n = np.outer([1.0, -2.0, 0.5, 1.0] * 2, [3.0, 1.0, -1.0, 2.0, 1.0]), 20_000
     for rank in (1, 3):
         distribution = fwdgrad.LowRank(rank=rank)
@@ -93,8 +88,8 @@ def test_the_fourth_moment_of_drawn_tangents(key):
 
 
 @pytest.mark.parametrize("factors", ["rademacher", "normal"])
-def test_large_dense_leaves_are_drawn_by_themselves(factors, key):
-    """Of their own keys: equal shapes get other numbers, and what is small is as it was."""
+def test_large_dense_leaves_have_keys_of_their_own(factors, key):
+    """Leaves of one shape get independent tangents of variance one."""
     big = jnp.zeros((20_000,), jnp.bfloat16)
     params = {"a": big, "b": big, "c": jnp.zeros(20_000), "w": jnp.zeros((30, 20))}
     tangent = fwdgrad.LowRank(factors=factors).sample(key, params)
@@ -111,7 +106,7 @@ def test_large_dense_leaves_are_drawn_by_themselves(factors, key):
 
 
 @pytest.mark.parametrize(("rank", "factors"), [(1, "normal"), (3, "normal"), (3, "rademacher")])
-def test_second_moment_by_sampling(rank, factors, key):
+def test_the_second_moment_of_sampled_estimates(rank, factors, key):
     """E‖g‖² = ‖G‖² (m n + (q − m n)/r + 2 (1 − 1/r)), q = (m + 2)(n + 2) or m n.
 
     The samples' own deviation and z = 5.73 give a failure probability of 1e-8, in the normal
@@ -136,7 +131,7 @@ def test_second_moment_by_sampling(rank, factors, key):
     assert abs(found.mean() - expected) < bound < 0.1 * expected
 
 
-def test_which_leaves_are_factored_and_along_which_axes(key):
+def test_matrices_of_the_loss_are_factored_along_the_axes_of_their_product(key):
     params = {
         "out in": jnp.zeros((20, 30)),
         "kernel": jnp.zeros((3, 3, 16, 24)),
@@ -178,7 +173,7 @@ def lookup(table, body):
 
 
 def tied(table, body):
-    """The table is looked up, and is the last layer, too."""
+    """Return a loss with tied embeddings: the table is looked up and is the last layer."""
     hidden = jnp.tanh(table[TOKENS] @ body)
     scores = jax.nn.log_softmax(hidden @ table.T)
     return -jnp.mean(jnp.take_along_axis(scores, TOKENS[..., None], -1))
@@ -191,7 +186,7 @@ def last_only(table, body):
 @pytest.mark.parametrize("number", [1, 3])
 @pytest.mark.parametrize("loss", [lookup, tied, last_only])
 def test_embeddings_keep_their_factors(loss, number, key):
-    """Rows of a table are looked up in one factor; nothing has the size of the table."""
+    """Rows are looked up in one factor, and no tangent has the size of the table."""
     params = {"table": normal(0, (64, 16)), "body": normal(1, (16, 16))}
 
     def of_params(p):
@@ -213,9 +208,9 @@ def test_embeddings_keep_their_factors(loss, number, key):
     assert table.rank == 1 and any("gather" in use for use in table.used) and not table.lost
 
 
-def test_a_distribution_of_the_users_own_factors(key):
+def test_a_users_distribution_samples_factors(key):
     class Ones:
-        """Shares one key between all: biased, but it shows that any object can sample factors."""
+        """A distribution of constant factors: biased, but any object can sample factors."""
 
         def sample(self, key, params, splits):
             assert splits == [Split(rows=(1,), columns=(0,))]  # contracted | kept
@@ -236,107 +231,13 @@ def test_a_distribution_of_the_users_own_factors(key):
         ({"factors": "uniform"}, ValueError, '"rademacher" or "normal"; found \'uniform\''),
     ],
 )
-def test_bad_options(options, kind, message):
+def test_invalid_options_are_errors(options, kind, message):
     with pytest.raises(kind, match=message):
         fwdgrad.LowRank(**options)
 
 
-# The algebra of factors.
-
-axes = st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.booleans()), min_size=0, max_size=4)
-
-
-@examples(8)
-@given(axes, st.sampled_from([1, 2, 11]), st.integers(1, 3))
-def test_written_out_and_summed(axes, rank, number):
-    rng = np.random.default_rng(0)
-    shape = tuple(n for n, _, _ in axes)
-    left = rng.normal(size=(number, rank, *(n if a else 1 for n, a, _ in axes)))
-    right = rng.normal(size=(number, rank, *(n if b else 1 for n, _, b in axes)))
-    tangent = Factored(jnp.asarray(left), jnp.asarray(right), shape)
-    expected = np.broadcast_to((left * right).sum(1), (number, *shape))
-    weights = rng.normal(size=number)
-
-    @jax.jit
-    def both(tangent, weights):
-        forms = tangent, dense(tangent)
-        return tangent.dense(), [weighted_sum(form, weights, jnp.float32) for form in forms]
-
-    written, sums = both(tangent, jnp.asarray(weights))
-    np.testing.assert_allclose(written, expected, atol=1e-5)
-    for found in sums:
-        np.testing.assert_allclose(found, np.tensordot(weights, expected, 1), atol=1e-5)
-
-
-# What it costs.
-
-
-def deep_loss(params, x):
-    for w in params:
-        x = jax.nn.relu(x @ w)
-    return jnp.mean(x**2)
-
-
-def compiled_step(value_and_grad, params, x):
-    def step(key, params, x):
-        _, grad = value_and_grad(key, params, x)
-        return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grad)
-
-    return jax.jit(step, donate_argnums=1).lower(jax.random.key(0), params, x).compile()
-
-
-def arrays_of_size(text, size):
-    """The instructions of the entry computation of a compiled program that make such an array."""
-    entry = text[text.index("\nENTRY") :]
-    made = re.findall(r"^ +(?:ROOT )?%(\S+) = \w+\[([\d,]+)\]\S* (\S+?)\(", entry, re.MULTILINE)
-    return [
-        (name, operation)
-        for name, shape, operation in made
-        if np.prod([int(n) for n in shape.split(",")]) == size and operation != "parameter"
-    ]
-
-
-@pytest.mark.parametrize("num_tangents", [1, 4])
-def test_no_array_of_the_size_of_a_weight_but_the_weights(num_tangents, on_cpu):
-    """The compiled step of an MLP makes one such array for each weight: the updated weight."""
-    width, depth = 128, 3
-    params = [jnp.ones((width, width))] * depth
-    value_and_grad = fwdgrad.forward_value_and_grad(
-        deep_loss, tangents=fwdgrad.LowRank(), num_tangents=num_tangents
-    )
-    compiled = compiled_step(value_and_grad, params, jnp.ones((8, width)))
-    made = arrays_of_size(compiled.as_text(), width * width)
-    assert [operation for _, operation in made] == ["fusion"] * depth, made
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * width * width  # not even one
-    # And before compilation the pushforward, all but the estimate itself, has none.
-    jaxpr = jax.make_jaxpr(value_and_grad.draw)(jax.random.key(0), params, jnp.ones((8, width)))
-    assert not [v for e in jaxpr.eqns for v in e.outvars if v.aval.size >= width * width]
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "bound"), thorough_but([(64, 0.15)], [(64, 0.15), (1024, 0.10)])
-)
-def test_memory_of_a_deep_network(batch_size, bound, on_cpu):
-    """Temporary memory of a step beside backprop's: depth 100, width 1024, as in the paper."""
-    params = [jax.ShapeDtypeStruct((1024, 1024), "float32")] * 100
-    x = jax.ShapeDtypeStruct((batch_size, 1024), "float32")
-    low_rank = fwdgrad.forward_value_and_grad(deep_loss, tangents=fwdgrad.LowRank())
-    backprop = fwdgrad.backprop_value_and_grad(deep_loss)
-
-    def step(value_and_grad, key, params, x):
-        _, grad = value_and_grad(key, params, x)
-        return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grad)
-
-    found, reference = (
-        jax.jit(lambda *a, f=f: step(f, *a), donate_argnums=1)
-        .lower(jax.random.key(0), params, x).compile().memory_analysis().temp_size_in_bytes
-        for f in (low_rank, backprop)
-    )  # fmt: skip
-    assert found < bound * reference, (found, reference)
-
-
-def test_several_tangents_share_one_primal(key):
-    """One product for the primal and all K tangents, and none with the weight's size in K."""
+def test_k_tangents_share_one_primal_product(key):
+    """One matrix product takes the primal and all K tangents: 1 + K rows for each of x."""
     w, x = jnp.ones((64, 64)), jnp.ones((8, 64))
     estimate = fwdgrad.forward_value_and_grad(
         lambda w, x: jnp.mean(jnp.tanh(jnp.tanh(x @ w) @ w)),
@@ -352,8 +253,7 @@ def test_several_tangents_share_one_primal(key):
     assert with_weight == [(8, 64), (6 * 8, 64)]
 
 
-def test_tangents_drawn_ahead(key):
-    """What `draw` returns gives the estimate of its key."""
+def test_tangents_drawn_ahead_give_the_estimate_of_their_key(key):
     w, x = jnp.ones((6, 5)), jnp.ones((3, 6))
     for number in (1, 3):
         estimate = fwdgrad.forward_value_and_grad(
