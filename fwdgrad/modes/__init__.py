@@ -1,1 +1,1 @@
-"""Beside the floors: forward and reverse mode through a chain of layers, and Jacobians."""
+"""Forward and reverse mode through a chain of layers, Jacobians, and numerical differentiation."""

@@ -1,4 +1,4 @@
-"""Forward and reverse mode, layer by layer.
+"""Forward and reverse mode through a chain of layers, one layer at a time.
 
 A network is a chain of layers x^{i+1} = L^i(x^i), i = 1 … N, with x^i ∈ R^{m^i} and Jacobians
 J^i ∈ R^{m^{i+1} × m^i}, (J^i)_{jk} = ∂x_j^{i+1}/∂x_k^i. Its own Jacobian is J = J^N ⋯ J^1.
@@ -7,11 +7,11 @@ J^i ∈ R^{m^{i+1} × m^i}, (J^i)_{jk} = ∂x_j^{i+1}/∂x_k^i. Its own Jacobian
     reverse mode    v^i = (J^i)ᵀ v^{i+1}     a cotangent is pulled back       v^1 = Jᵀ v^{N+1}
 
 A tangent c gives the combination Σ_k c_k ∂x^{N+1}/∂x_k^1 of the columns of J, so e_k gives the
-k-th; a cotangent c gives Σ_j c_j ∂x_j^{N+1}/∂x^1, a combination of its rows. No J^i is ever formed.
-For the same pair of vectors both modes find one number, ⟨c, J v⟩ = ⟨Jᵀ c, v⟩.
+k-th column. A cotangent c gives the combination Σ_j c_j ∂x_j^{N+1}/∂x^1 of the rows. No J^i is ever
+formed. For one tangent v and one cotangent c both modes give the same number, ⟨c, J v⟩ = ⟨Jᵀ c, v⟩.
 
-The derivative by the weights of a layer is nothing new: the chain begins there, with the weights
-as its input (`at_weights`).
+The derivative by the weights of a layer is the derivative of the chain that begins at this layer,
+with the weights as its input (`at_weights`).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,11 @@ from fwdgrad.util.trees import Layer, PyTree, extract_leaves, is_differentiable
 
 
 def apply_chain(layers: Sequence[Layer], x: PyTree) -> Any:
-    """The output x^{N+1} of a chain.
+    """Return the output x^{N+1} of a chain.
+
+    Args:
+      layers: callables of one argument.
+      x: x^1, an array or a pytree.
 
     >>> apply_chain([jnp.sqrt, jnp.sum], jnp.array([4.0, 9.0])).item()
     5.0
@@ -36,23 +40,26 @@ def apply_chain(layers: Sequence[Layer], x: PyTree) -> Any:
 
 
 def chain_values(layers: Sequence[Layer], x: PyTree) -> list[PyTree]:
-    """The values x^1 … x^{N+1} along a chain, checked: see `push_forward` for the errors.
+    """Return the values x^1 … x^{N+1} along a chain; raise the errors of `push_forward`.
 
     >>> [v.tolist() for v in chain_values([jnp.sqrt, jnp.sum], jnp.array([4.0, 9.0]))]
     [[4.0, 9.0], [2.0, 3.0], 5.0]
     """
-    layers, values = _checked(layers), [jax.tree.map(jnp.asarray, x)]
+    layers, values = _checked_layers(layers), [jax.tree.map(jnp.asarray, x)]
     for i, layer in enumerate(layers):
         values.append(_apply(layers, i, values[-1], partial(layer, values[-1])))
     return values
 
 
 class Pass(NamedTuple):
-    """What goes through a chain of N layers, in either mode.
+    """The values along a chain of N layers, with their tangents or cotangents.
 
     Attributes:
-      x: the values x^1 … x^{N+1}; `x[i]` goes into `layers[i]`, and `x[-1]` is the output.
-      v: the tangents or cotangents v^1 … v^{N+1}, each of the shapes of its x.
+      x: the values x^1 … x^{N+1}; `x[i]` is the input of `layers[i]`, and `x[-1]` the output.
+      v: the tangents or cotangents v^1 … v^{N+1}; v[i] has the shapes of x[i].
+
+    >>> push_forward([jnp.square], jnp.array(3.0), jnp.array(1.0), record=True)[-1].v[-1].item()
+    6.0
     """
 
     x: tuple[PyTree, ...]
@@ -62,23 +69,24 @@ class Pass(NamedTuple):
 def push_forward(
     layers: Sequence[Layer], x: PyTree, v: PyTree, *, record: bool = False
 ) -> tuple[Any, ...]:
-    """Pushes a tangent forward through a chain: x^{i+1} = L^i(x^i), v^{i+1} = J^i v^i.
+    """Push a tangent forward through a chain: x^{i+1} = L^i(x^i), v^{i+1} = J^i v^i.
 
-    One `jax.jvp` a layer; nothing is kept of the layers that are behind.
+    Each layer is one `jax.jvp`, and no residual of a layer is kept.
 
     Args:
-      layers: any callables of one argument, such as Equinox modules and functions. Arrays may have
-        any shapes: with a leading axis of examples, for layers that take one, v^i has it too.
-      x: x^1, a floating array, or a pytree of them.
+      layers: callables of one argument, such as Equinox modules and functions. Arrays may have any
+        shapes: if layers take a leading minibatch axis, x^i and v^i both have it.
+      x: x^1, a floating array, or a pytree of floating arrays.
       v: v^1, of the structure, shapes and dtypes of `x`.
-      record: whether to return the `Pass` as well.
+      record: if True, return the `Pass` as well.
 
     Returns:
       (x^{N+1}, v^{N+1}), or with `record` (x^{N+1}, v^{N+1}, Pass).
 
     Raises:
       TypeError: `layers` is not a sequence of callables, or `x` or `v` is not floating.
-      ValueError: `v` is not like `x`, or a layer does not take what the one before it returns.
+      ValueError: `v` has not the structure, shapes and dtypes of `x`, or a layer does not take the
+        output of the layer before it.
 
     >>> w = jnp.array([[1.0, 2.0], [3.0, 4.0]])
     >>> y, dy = push_forward([lambda x: w @ x, jnp.square], jnp.ones(2), jnp.array([1.0, 0.0]))
@@ -88,7 +96,7 @@ def push_forward(
     Source: Baydin, Pearlmutter, Radul, Siskind, Automatic differentiation in machine learning: a
     survey (2018), section 3.1.
     """
-    layers, x, v = _checked(layers), _floating("x", x), _floating("v", v)
+    layers, x, v = _checked_layers(layers), _floating("x", x), _floating("v", v)
     _check_like("v", v, "x", x)
     values, vectors = [x], [v]
     for i, layer in enumerate(layers):
@@ -101,24 +109,24 @@ def push_forward(
 def pull_back(
     layers: Sequence[Layer], x: PyTree, v: PyTree, *, record: bool = False
 ) -> tuple[Any, ...]:
-    """Pulls a cotangent back through a chain: v^i = (J^i)ᵀ v^{i+1}, after x^{i+1} = L^i(x^i).
+    """Pull a cotangent back through a chain: v^i = (J^i)ᵀ v^{i+1}, after x^{i+1} = L^i(x^i).
 
-    One `jax.vjp` a layer: the values go forward first, and each layer keeps what its transposed
-    Jacobian needs until the cotangent comes back.
+    Each layer is one `jax.vjp`: the values are computed first, and each layer keeps its residuals
+    until the cotangent comes back.
 
     Args:
       layers: as in `push_forward`.
-      x: x^1, a floating array, or a pytree of them.
+      x: x^1, a floating array, or a pytree of floating arrays.
       v: v^{N+1}, of the structure, shapes and dtypes of the output.
-      record: whether to return the `Pass` as well.
+      record: if True, return the `Pass` as well.
 
     Returns:
       (x^{N+1}, v^1), or with `record` (x^{N+1}, v^1, Pass).
 
     Raises:
       TypeError: `layers` is not a sequence of callables, or `x` or `v` is not floating.
-      ValueError: `v` is not like the output, or a layer does not take what the one before it
-        returns.
+      ValueError: `v` has not the structure, shapes and dtypes of the output, or a layer does not
+        take the output of the layer before it.
 
     >>> w = jnp.array([[1.0, 2.0], [3.0, 4.0]])
     >>> y, dx = pull_back([lambda x: w @ x, jnp.square], jnp.ones(2), jnp.array([1.0, 0.0]))
@@ -128,7 +136,7 @@ def pull_back(
     Source: Baydin, Pearlmutter, Radul, Siskind, Automatic differentiation in machine learning: a
     survey (2018), section 3.2.
     """
-    layers, x, v = _checked(layers), _floating("x", x), _floating("v", v)
+    layers, x, v = _checked_layers(layers), _floating("x", x), _floating("v", v)
     values, pullbacks = [x], []
     for i, layer in enumerate(layers):
         x, pullback = _apply(layers, i, x, partial(jax.vjp, layer, x))
@@ -144,32 +152,36 @@ def pull_back(
 
 
 def at_weights(layers: Sequence[Layer], x: PyTree, index: int) -> tuple[list[Layer], PyTree]:
-    """The chain that begins at a layer's weights: x^{i+1} = L^i(W^i), with x^i held.
+    """Return the chain that begins at a layer's weights: x^{i+1} = L^i(W^i), with x^i held fixed.
 
-    Everything here takes it: a tangent of the weights is pushed forward through it, a cotangent is
-    pulled back to the weights, and its Jacobian is that by the weights.
+    All functions of this module take the chain: `push_forward` pushes a tangent of the weights
+    forward, `pull_back` pulls a cotangent back to the weights, and `jacobian` is the Jacobian by
+    the weights.
 
     Args:
       layers: as in `push_forward`; `layers[index]` is a pytree, such as an Equinox module.
       x: x^1, an array of any dtype, such as the tokens of an embedding, or a pytree.
-      index: which layer's weights, counted as Python does: 0 is the first's, W^1.
+      index: the index of the layer in `layers`; 0 means W^1, and −1 the last layer.
 
     Returns:
-      (the chain, the weights): the floating arrays of `layers[index]`, with `None` for its other
-      leaves; or the list of the arrays, if the class of `layers[index]` refuses `None`.
+      (chain, weights): the weights are `layers[index]` with `None` for all leaves but the floating
+      arrays; or the list of these arrays, if the class of `layers[index]` refuses `None`.
 
     Raises:
       IndexError: there is no such layer.
-      ValueError: the layer has no floating arrays, or a layer does not fit.
+      ValueError: the layer has no floating array, or a layer does not take its input.
 
     >>> layers = [jax.tree_util.Partial(jnp.multiply, jnp.array([2.0, 3.0])), jnp.sum]
     >>> chain, weights = at_weights(layers, jnp.array([5.0, 7.0]), 0)
     >>> jax.tree.leaves(pull_back(chain, weights, jnp.float32(1))[1])[0].tolist()
     [5.0, 7.0]
     """
-    layers = _checked(layers)
+    layers = _checked_layers(layers)
     if not -len(layers) <= index < len(layers):
-        raise IndexError(f"index is {index}, but there are {len(layers)} layers.")
+        raise IndexError(
+            f"index must be from {-len(layers)} to {len(layers) - 1}, for {len(layers)} layers; "
+            f"found {index}."
+        )
     index %= len(layers)
     held = chain_values(layers, x)[index]
     arrays, frame = extract_leaves(layers[index], is_differentiable)
@@ -193,7 +205,8 @@ def at_weights(layers: Sequence[Layer], x: PyTree, index: int) -> tuple[list[Lay
     return [layer, *layers[index + 1 :]], weights
 
 
-def _checked(layers: Any) -> list[Layer]:
+def _checked_layers(layers: Any) -> list[Layer]:
+    """Return the layers as a list; raise TypeError unless they are a sequence of callables."""
     if callable(layers) or not isinstance(layers, Sequence):
         raise TypeError(
             f"layers must be a list of callables; found {_name(layers)}. For one function f that "
@@ -206,6 +219,7 @@ def _checked(layers: Any) -> list[Layer]:
 
 
 def _floating(name: str, tree: PyTree) -> PyTree:
+    """Return a pytree of JAX arrays; raise TypeError unless all are real floating arrays."""
     tree = jax.tree.map(jnp.asarray, tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not is_differentiable(leaf):
@@ -217,6 +231,7 @@ def _floating(name: str, tree: PyTree) -> PyTree:
 
 
 def _check_like(name: str, v: PyTree, other: str, x: PyTree) -> None:
+    """Raise ValueError unless v has the structure, shapes and dtypes of x."""
     found: Any = jax.tree.structure(v)
     expected: Any = jax.tree.structure(x)
     if found != expected:
@@ -225,16 +240,16 @@ def _check_like(name: str, v: PyTree, other: str, x: PyTree) -> None:
     for (path, a), b in pairs:
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} must be like {other}, "
+                f"{name}{jax.tree_util.keystr(path)} must have shape and dtype of {other}, "
                 f"{b.dtype}{list(b.shape)}; found {a.dtype}{list(a.shape)}."
             )
 
 
 def _apply(layers: Sequence[Layer], i: int, x: PyTree, application: Callable[[], Any]) -> Any:
-    """What applying layers[i] to x makes; an error there is a ValueError that names the layer."""
+    """Return application() of layers[i] to x; raise an error as a ValueError that names layers."""
     try:
         return application()
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):  # JAX's own, with its own remedy
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):  # of tracers, with their own remedy
         raise
     except (TypeError, ValueError) as error:
         shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(x))
@@ -246,4 +261,5 @@ def _apply(layers: Sequence[Layer], i: int, x: PyTree, application: Callable[[],
 
 
 def _name(layer: Any) -> str:
+    """Return the name of a function, or of the class of any other object."""
     return getattr(layer, "__name__", type(layer).__name__)

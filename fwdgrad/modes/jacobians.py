@@ -1,9 +1,9 @@
-"""Jacobians: of each layer of a chain, and of the whole, by columns or by rows.
+"""Jacobians of a chain and of each layer, by columns (forward mode) or by rows (reverse mode).
 
-A pass forward with the tangent e_k gives the k-th column of J, a pass back with the cotangent e_j
-its j-th row (`fwdgrad.modes.chains`). So an m × n matrix takes n passes forward or m back, and the
-fewer are the cheaper: wide matrices (few outputs, many inputs, such as a loss by its parameters)
-are for the reverse mode, tall ones for the forward mode.
+A pass forward with the tangent e_k gives the k-th column of J, and a pass back with the cotangent
+e_j gives the j-th row (`fwdgrad.modes.chains`). So an m × n Jacobian takes n passes forward or m
+passes back, and the smaller number is cheaper: reverse mode for wide Jacobians (few outputs, many
+inputs, such as a loss by its parameters), forward mode for tall ones.
 """
 
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ MODES = ("auto", "forward", "reverse")
 
 
 def jacobian(layers: Sequence[Layer], x: PyTree, *, mode: str = "auto") -> Array:
-    """The Jacobian J = J^N ⋯ J^1 of a chain, (J)_{jk} = ∂x_j^{N+1}/∂x_k^1.
+    """Return the Jacobian J = J^N ⋯ J^1 of a chain, (J)_{jk} = ∂x_j^{N+1}/∂x_k^1.
 
     Args:
       layers: as in `push_forward`.
-      x: x^1, a floating array or a pytree of them, of n entries in all.
-      mode: "forward" makes the columns, n passes at once; "reverse" the rows, m at once; "auto"
-        the fewer of the two, forward if they are equal, since it keeps nothing.
+      x: x^1, a floating array or a pytree of floating arrays, with n entries in all.
+      mode: "forward" computes the n columns, mapped by `jax.vmap`; "reverse" the m rows; "auto" the
+        fewer of the two, and the columns if m = n, since forward mode keeps no residuals.
 
     Returns:
-      (m, n), with inputs and outputs in the order of `jax.flatten_util.ravel_pytree`. For a batch
-      of inputs map over them: `jax.vmap(lambda x: jacobian(layers, x))(batch)`.
+      An array (m, n), with inputs and outputs in the order of `jax.flatten_util.ravel_pytree`. For
+      a minibatch use `jax.vmap(lambda x: jacobian(layers, x))(batch)`.
 
     Raises:
-      TypeError, ValueError: as `push_forward`; or `mode` is none of the three.
+      TypeError, ValueError: as `push_forward`; or `mode` is none of the three names.
 
     >>> w = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     >>> jacobian([lambda x: w @ x, jnp.square], jnp.ones(2)).tolist()
@@ -56,17 +56,17 @@ def jacobian(layers: Sequence[Layer], x: PyTree, *, mode: str = "auto") -> Array
 
 
 def layer_jacobians(layers: Sequence[Layer], x: PyTree, *, mode: str = "auto") -> list[Array]:
-    """The Jacobians J^1 … J^N of the layers, at the values that `x` takes in the chain.
+    """Return the Jacobians J^1 … J^N of the layers, each at its input x^i in the chain.
 
-    Their product J^N ⋯ J^1 is `jacobian(layers, x)`.
+    The product J^N ⋯ J^1 is `jacobian(layers, x)`.
 
     Args:
       layers: as in `push_forward`.
       x: x^1.
-      mode: as in `jacobian`, for each layer.
+      mode: as in `jacobian`, chosen for each layer.
 
     Returns:
-      J^i of shape (m^{i+1}, m^i), each with inputs and outputs flattened as in `jacobian`.
+      The arrays J^i of shape (m^{i+1}, m^i), with inputs and outputs flattened as in `jacobian`.
 
     Raises:
       TypeError, ValueError: as `jacobian`.

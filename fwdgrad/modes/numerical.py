@@ -1,13 +1,13 @@
-"""Numerical differentiation: Jacobians from values of the function alone.
+"""Numerical differentiation: Jacobians by finite differences and the complex step.
 
     forward     (f(x + h e_k) − f(x)) / h             error  ½ h |f''| + 2 ε |f| / h
     central     (f(x + h e_k) − f(x − h e_k)) / 2h    error  ⅙ h² |f'''| + ε |f| / h
     complex     Im f(x + i h e_k) / h                 error  ⅙ h² |f'''|
 
-The first term of each error is truncation, the second rounding, ε the spacing of the dtype. Their
-sum is least near h = ε^½ and h = ε^⅓, with ε^½ and ε^⅔ of accuracy left: half and two thirds of the
-digits. The complex step subtracts nothing, so its h may be as small as one likes; but it needs a
-function that is analytic and takes complex numbers.
+The first term of each error is truncation, the second is rounding, with ε the spacing of the dtype.
+Their sum is smallest near h = ε^½ (forward) and h = ε^⅓ (central), where it is ε^½ and ε^⅔: half
+and two thirds of the digits are correct. The complex step has no subtraction, so h may be
+arbitrarily small; but the function must be analytic and take complex numbers.
 """
 
 from collections.abc import Callable
@@ -18,20 +18,20 @@ import jax.numpy as jnp
 
 from fwdgrad.util.trees import Array, is_differentiable
 
-# The step for numbers near 1, as a power of the dtype's ε. At ε itself the complex step's
-# truncation is far below rounding, and nothing underflows.
+# The step for numbers near 1, as a power of ε. With h = ε the truncation error of the complex step
+# is far below rounding, and no intermediate value underflows.
 _POWERS = {"forward": 1 / 2, "central": 1 / 3, "complex": 1.0}
 
 
 def default_step(method: str, dtype: Any) -> float:
-    """The step h near the best for functions whose derivatives are of the size of their values.
+    """Return the step h that is near the best if derivatives are about as large as values.
 
     Args:
       method: "forward", "central" or "complex".
       dtype: a real floating dtype.
 
     Raises:
-      ValueError: there is no such method.
+      ValueError: `method` is none of the three names.
 
     >>> f"{default_step('forward', 'float32'):.1e} {default_step('central', 'float64'):.1e}"
     '3.5e-04 6.1e-06'
@@ -47,25 +47,26 @@ def numerical_jacobian(
     method: str = "central",
     step: float | Array | None = None,
 ) -> Array:
-    """The Jacobian by finite differences or the complex step, (J)_{jk} ≈ ∂f_j/∂x_k.
+    """Return the Jacobian by finite differences or the complex step, (J)_{jk} ≈ ∂f_j/∂x_k.
 
-    Takes n + 1 values of the function (forward), 2 n (central) or n (complex), all at once.
+    Evaluates the function n + 1 times (forward), 2 n times (central) or n times (complex), mapped
+    by `jax.vmap`.
 
     Args:
-      function: takes an array of the shape of `x` and returns an array; with "complex" it must be
-        analytic, which max, abs and comparisons are not.
+      function: takes an array of the shape of `x` and returns an array. With "complex" it must be
+        analytic; max, abs and comparisons are not.
       x: a floating array of n entries.
       method: "forward", "central" or "complex".
-      step: h for entries up to 1 in size, h |x_k| for larger ones: one number, or one for each
-        entry; by default `default_step`.
+      step: h, a number or an array with one for each entry; the step is h max(1, |x_k|). By default
+        `default_step`.
 
     Returns:
-      (m, n), outputs and inputs flattened, of the dtype of `x`.
+      An array (m, n) of the dtype of `x`, with outputs and inputs flattened.
 
     Raises:
-      TypeError: `x` is not a floating array; or the function is given complex numbers and returns
-        real ones.
-      ValueError: there is no such method, or the step is not positive.
+      TypeError: `x` is not a real floating array, or with "complex" the function returns real
+        numbers.
+      ValueError: `method` is none of the three names, or `step` is not positive.
 
     >>> numerical_jacobian(lambda x: x**2, jnp.array([1.0, 2.0]), method="complex").tolist()
     [[2.0, 0.0], [0.0, 4.0]]
@@ -76,40 +77,50 @@ def numerical_jacobian(
     _check_method(method)
     x = jnp.asarray(x)
     if not is_differentiable(x):
-        raise TypeError(f"x must be a real floating array; found {x.dtype}{list(x.shape)}.")
+        raise TypeError(
+            f"x must be a real floating array; found {x.dtype}{list(x.shape)}. Cast it with "
+            ".astype(jnp.float32)."
+        )
     if step is None:
         step = default_step(method, x.dtype)
     rounded = jnp.asarray(step, x.dtype)
     if not isinstance(rounded, jax.core.Tracer) and not (rounded > 0).all():
-        raise ValueError(f"step must be positive, also rounded to {x.dtype}; found {step}.")
+        raise ValueError(
+            f"step must be positive after rounding to {x.dtype}; found {step}. Leave step out for "
+            "default_step."
+        )
     h = rounded * jnp.maximum(1, jnp.abs(x.ravel()))
     directions = jnp.eye(x.size, dtype=x.dtype)
 
-    def at(offsets: Array) -> Array:
-        """The values at x + the rows of `offsets`, (n, m)."""
+    def values_at(offsets: Array) -> Array:
+        """Return the values at x + each row of `offsets`, (n, m)."""
         return jax.vmap(lambda o: function(x + o.reshape(x.shape)).ravel())(offsets)
 
     if method == "complex":
-        values = at(1j * h[:, None] * directions)
+        values = values_at(1j * h[:, None] * directions)
         if not jnp.issubdtype(values.dtype, jnp.complexfloating):
             raise TypeError(
-                "function must return complex numbers for complex ones with method='complex'; it "
-                f"returned {values.dtype}, so it is not analytic. Use method='central'."
+                "function must return complex numbers for a complex argument with "
+                f"method='complex'; it returned {values.dtype}, so it is not analytic. Use "
+                "method='central'."
             )
         return (values.imag / h[:, None]).T.astype(x.dtype)
-    # The steps that are really made, since x + h is rounded. One that is lost altogether makes a
-    # difference of zero, so a derivative of zero.
-    ahead = _or(((x.ravel() + h) - x.ravel()), h)[:, None]
+    # The steps after rounding of x ± h. A step that rounds to zero keeps h as the divisor, so the
+    # derivative is zero and not NaN.
+    ahead = _nonzero_or(((x.ravel() + h) - x.ravel()), h)[:, None]
     if method == "forward":
-        return ((at(ahead * directions) - function(x).ravel()) / ahead).T
-    behind = _or(x.ravel() - (x.ravel() - h), h)[:, None]
-    return ((at(ahead * directions) - at(-behind * directions)) / (ahead + behind)).T
+        return ((values_at(ahead * directions) - function(x).ravel()) / ahead).T
+    behind = _nonzero_or(x.ravel() - (x.ravel() - h), h)[:, None]
+    differences = values_at(ahead * directions) - values_at(-behind * directions)
+    return (differences / (ahead + behind)).T
 
 
-def _or(x: Array, other: Array) -> Array:
+def _nonzero_or(x: Array, other: Array) -> Array:
+    """Return the entries of x, and those of `other` where x is zero."""
     return jnp.where(x == 0, other, x)
 
 
 def _check_method(method: str) -> None:
+    """Raise ValueError unless there is a method of this name."""
     if method not in _POWERS:
         raise ValueError(f"method must be one of {', '.join(_POWERS)}; found {method!r}.")

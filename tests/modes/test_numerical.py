@@ -1,4 +1,4 @@
-"""Numerical differentiation, against the exact derivative and the theory of its error."""
+"""Numerical differentiation: its error against the exact derivative, and its dtypes and shapes."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from fwdgrad.modes.numerical import default_step, numerical_jacobian
 
 METHODS = ("forward", "central", "complex")
-# What is left of the dtype's digits at the default step, as a power of ε.
+# The relative error at the default step, as a power of ε.
 ACCURACY = {"forward": 1 / 2, "central": 2 / 3, "complex": 1.0}
 
 
@@ -18,7 +18,7 @@ def function(x):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("method", METHODS)
-def test_accuracy_of_the_default_step(method, dtype, x64):
+def test_the_error_of_the_default_step_is_that_of_theory(method, dtype, x64):
     x = jnp.array([0.7, -1.3, 40.0], dtype)
     found = jax.jit(lambda x: numerical_jacobian(function, x, method=method))(x)
     exact = np.asarray(jax.jit(jax.jacfwd(function))(x.astype("float64")))
@@ -29,13 +29,13 @@ def test_accuracy_of_the_default_step(method, dtype, x64):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_linear_function_has_no_truncation(method, x64):
+def test_a_linear_function_has_no_truncation_error(method, x64):
     weight = jnp.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 4.0]])
     found = numerical_jacobian(lambda x: weight @ x, jnp.ones(3), method=method, step=0.5)
     np.testing.assert_allclose(found, weight, rtol=1e-14)
 
 
-def test_any_shape_and_under_jit():
+def test_a_matrix_argument_is_flattened_under_jit():
     x = jnp.arange(6.0).reshape(2, 3)
     found = jax.jit(lambda x: numerical_jacobian(lambda y: y.T @ y, x))(x)
     assert found.shape == (9, 6)
@@ -52,14 +52,14 @@ def test_half_precision_keeps_its_dtype(method, dtype):
     np.testing.assert_allclose(found.astype("float32"), 3 * np.eye(2), atol=0.2)
 
 
-def test_a_step_for_each_entry_and_no_entry():
+def test_a_step_for_each_entry_and_an_empty_argument():
     steps = jnp.array([0.5, 0.25])
     found = numerical_jacobian(jnp.square, jnp.zeros(2), method="forward", step=steps)
     np.testing.assert_allclose(found, np.diag(steps))  # (h² − 0)/h
     assert numerical_jacobian(lambda x: jnp.ones(3), jnp.zeros(0)).shape == (3, 0)
 
 
-def test_default_steps():
+def test_default_steps_are_powers_of_the_spacing():
     eps = np.finfo("float32").eps
     for method, power in (("forward", 1 / 2), ("central", 1 / 3), ("complex", 1)):
         assert default_step(method, "float32") == pytest.approx(eps**power)
@@ -73,12 +73,12 @@ def test_default_steps():
         (
             {"x": jnp.ones(3, "float16"), "step": 1e-9},
             ValueError,
-            "positive, also rounded to float16; found 1e-09",
+            "positive after rounding to float16; found 1e-09",
         ),
         ({"x": jnp.arange(3)}, TypeError, r"x must be a real floating array; found int32\[3\]"),
         ({"function": jnp.abs, "method": "complex"}, TypeError, "so it is not analytic"),
     ],
 )
-def test_errors(arguments, kind, message):
+def test_invalid_arguments_are_errors(arguments, kind, message):
     with pytest.raises(kind, match=message):
         numerical_jacobian(**{"function": jnp.sin, "x": jnp.ones(3), **arguments})
