@@ -167,7 +167,7 @@ def test_jacobians_by_half_precision_pytree_and_empty_inputs(mode):
 
 @pytest.mark.parametrize(("n", "m"), [(3, 7), (7, 3)])
 def test_auto_takes_the_fewer_passes(n, m):
-    """Forward passes for the columns of a tall matrix, reverse passes for the rows of a wide one."""
+    """Columns by forward mode for a tall matrix, rows by reverse mode for a wide one."""
     weight = jnp.ones((m, n))
     jaxpr = str(jax.make_jaxpr(lambda x: jacobian([lambda x: weight @ x], x))(jnp.ones(n)))
     assert f"f32[{min(n, m)},{min(n, m)}]" in jaxpr and f"f32[{max(n, m)},{max(n, m)}]" not in jaxpr

@@ -69,7 +69,7 @@ def test_default_steps_are_powers_of_the_spacing():
     ("arguments", "kind", "message"),
     [
         ({"method": "backward"}, ValueError, "method must be one of forward, central, complex"),
-        ({"step": 0.0}, ValueError, "step must be positive, .*; found 0.0"),
+        ({"step": 0.0}, ValueError, "step must be positive after .*; found 0.0"),
         (
             {"x": jnp.ones(3, "float16"), "step": 1e-9},
             ValueError,
