@@ -15,7 +15,7 @@ from fwdgrad.diagnostics.nonfinite import find_nonfinite
 from fwdgrad.estimators.backprop import backprop_value_and_grad
 from fwdgrad.estimators.forward import forward_value_and_grad
 from fwdgrad.perturbation.loss import Loss, check_unguided
-from fwdgrad.perturbation.perturbed_loss import site_name
+from fwdgrad.perturbation.noisy_site import site_name
 from fwdgrad.perturbation.space import Space
 from fwdgrad.perturbation.weights import Weights
 from fwdgrad.propagation.matrix_axes import Use

@@ -171,7 +171,14 @@ class _AtActivities:
             if i in loss.exact:
                 kind = "its exact derivative"
             parameters = sorted(inputs[v] for v in site.parameters)
-            rows.append((site.place, loss.noisy_at[i].aval.shape, parameters, kind))
+            rows.append(
+                (
+                    site.place,
+                    (loss.noisy[i].entry if i in loss.noisy else site.variable).aval.shape,
+                    parameters,
+                    kind,
+                )
+            )
         return rows
 
     @property
@@ -201,7 +208,7 @@ class _AtActivities:
         return [drawn[i] for i in (*self._own, *self._shared)]
 
     def _zeros(self, sites: Sequence[int]) -> list[Array]:
-        values = [self._loss.noisy_at[i].aval for i in sites]
+        values = [self._loss.noisy[i].entry.aval for i in sites]
         return [jnp.zeros(v.shape, v.dtype) for v in values]
 
     def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
@@ -265,7 +272,7 @@ class _AtActivities:
 
     def _size(self, sites: list[int], masks: dict[int, Array]) -> Any:
         """How many entries of the sites' noise are put in, where that matters."""
-        entries = [self._loss.noisy_at[i].aval for i in sites]
+        entries = [self._loss.noisy[i].entry.aval for i in sites]
         counts = [jnp.broadcast_to(masks[i], v.shape) for i, v in zip(sites, entries, strict=True)]
         return sum(jnp.sum(mask, dtype=jnp.float32) for mask in counts)
 

@@ -24,7 +24,7 @@ from fwdgrad.util.trees import Array
 
 
 @dataclass(frozen=True)
-class Following:
+class PostActivation:
     """What a layer's outputs z go through.
 
     Attributes:
@@ -98,7 +98,7 @@ class Following:
         return run
 
 
-def find_following(jaxpr: Any, site: Site, plan: Plan) -> Following | None:
+def find_post_activation(jaxpr: Any, site: Site, plan: Plan) -> PostActivation | None:
     """What follows a site's value, or None if nothing is to be had of it.
 
     A last site's is not narrowed: that would end in the loss itself. Nor is another's within what
@@ -118,11 +118,11 @@ def find_following(jaxpr: Any, site: Site, plan: Plan) -> Following | None:
 
         equations, outputs = _passed(jaxpr, site.variable, start, plan, narrows)
         if len(outputs) == 1 and surely_less(outputs[0].aval.size, site.variable.aval.size):
-            found = Following(site.variable, equations, outputs, narrows=True)
+            found = PostActivation(site.variable, equations, outputs, narrows=True)
             if _goes_back(found):
                 return found
     equations, outputs = _passed(jaxpr, site.variable, start, plan, _keeps_apart)
-    found = Following(site.variable, equations, outputs, narrows=False)
+    found = PostActivation(site.variable, equations, outputs, narrows=False)
     return found if outputs and _goes_back(found) else None
 
 
@@ -183,7 +183,7 @@ def _narrows(equation: Any) -> bool:
     return body is not None and all(map(_narrows, body.eqns))
 
 
-def _goes_back(found: Following) -> bool:
+def _goes_back(found: PostActivation) -> bool:
     """Whether it can be differentiated in reverse, which a custom_jvp need not provide for."""
     if found.is_elementwise and not found.narrows:
         return True

@@ -10,15 +10,14 @@ an array, or a `StructuredTangent` (`fwdgrad.tangents.forms`). For an equation y
     control flow or a call that is entered;
  3. else by `jax.jvp` of the one equation, with ẋ written out.
 
-Noise may be put in on the way (`Injection`): then values have tangents of their own, and K may grow
-from one to the next. So it is right where JAX's own rules are, because 3 is, and fast where it
-matters. The primal is evaluated once, whatever K. Its oracle is `jax.jvp` of the whole function
-with the tangents written out.
+It is right where JAX's own rules are, because 3 is, and fast where it matters. The primal is
+evaluated once, whatever K. Its oracle is `jax.jvp` of the whole function with the tangents written
+out.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,20 +44,6 @@ from fwdgrad.util.trees import Array
 Rule = Callable[["Context", Any, list[Any], list[Tangent]], Any]
 
 
-class Injection(Protocol):
-    """What puts tangents in at values along the way."""
-
-    def at_operand(
-        self, equation: Any, position: int, values: Mapping[Any, Any], tangent: Tangent
-    ) -> Tangent:
-        """The tangent with which an equation reads an operand, given all values so far."""
-        ...
-
-    def at_output(self, variable: Any, values: Mapping[Any, Any], tangent: Tangent) -> Tangent:
-        """The tangent with which a value goes to all that read it, given all values so far."""
-        ...
-
-
 class CannotBeStagedError(TypeError):
     """A part of the loss has a derivative that cannot be had from the loss's jaxpr.
 
@@ -76,12 +61,10 @@ class Context:
     Attributes:
       rules: of each primitive (`fwdgrad.propagation.rules.registry`), by the name of one of JAX,
         and by the object of any other.
-      injection: what puts tangents in on the way, if anything does.
       record: of the equations that read a structured tangent of a parameter, if one is kept.
     """
 
     rules: Mapping[Any, Any]
-    injection: Injection | None = None
     record: Record | None = field(default_factory=current_record)
 
     def rule_of(self, equation: Any) -> Any:
@@ -136,20 +119,10 @@ def propagate_equations(
         pairs = [_read(v, values, duals) for v in equation.invars]
         primals, tangents = [x for x, _ in pairs], [t for _, t in pairs]
         with context_of(equation):
-            if context.injection is not None:
-                tangents = [
-                    context.injection.at_operand(equation, position, values, t)
-                    for position, t in enumerate(tangents)
-                ]
             tangents = _aligned(context, equation, tangents)
             outputs, pushed = _evaluate(context, equation, primals, tangents)
             _check_shapes(equation, tangents, pushed)
             values.update(zip(equation.outvars, outputs, strict=True))
-            if context.injection is not None:
-                pushed = [
-                    context.injection.at_output(v, values, t)
-                    for v, t in zip(equation.outvars, pushed, strict=True)
-                ]
         duals.update(zip(equation.outvars, pushed, strict=True))
         for v in variables(equation.invars):  # nothing is kept alive longer than it is read
             if last_read[v] == i and v not in kept:

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import fwdgrad
-from fwdgrad.perturbation.post_activation import find_following
+from fwdgrad.perturbation.post_activation import find_post_activation
 from fwdgrad.perturbation.sites import Plan, Site
 from fwdgrad.problems.models import _POOLINGS
 from fwdgrad.propagation.jaxprs import inlined
@@ -27,7 +27,7 @@ def followed(fun, z, *params):
     site = Site(first, (), frozenset(), frozenset(), True, "", (0, 0), is_last=False)
     plan = Plan([site], [], set(), set(others), [True] * len(jaxpr.eqns))
     values = dict(zip(jaxpr.invars, inputs, strict=True))
-    return find_following(jaxpr, site, plan), values
+    return find_post_activation(jaxpr, site, plan), values
 
 
 def has_effect(after, values):
