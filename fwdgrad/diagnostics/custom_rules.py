@@ -15,12 +15,7 @@ import numpy as np
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.propagation.jaxprs import (
-    carried,
-    context_of,
-    is_inexact,
-    place,
-)
+from fwdgrad.propagation.jaxprs import carried, environment
 from fwdgrad.propagation.tracing import find_custom_vjp, without_custom_vjp
 from fwdgrad.util.jax_internals import (
     bind,
@@ -29,10 +24,12 @@ from fwdgrad.util.jax_internals import (
     custom_jvp_body,
     function_name,
     is_custom_vjp,
+    is_inexact,
     is_platform_dependent,
     scan_parts,
     while_parts,
 )
+from fwdgrad.util.source_info import context_of, place
 
 _DIRECTIONS = 4
 _ROUNDING = {16: 5e-2, 32: 1e-3, 64: 1e-6}  # relative, by the bits of the dtype
@@ -104,8 +101,7 @@ class _Walk:
         moving = {v for v, is_active in zip(variables, active, strict=True) if is_active}
         values: dict[Any, Any] | None = None
         if inputs is not None:
-            values = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
-            values.update(zip(variables, inputs, strict=True))
+            values = environment(jaxpr, inputs)
 
         def read(atoms: Sequence[Any]) -> list[Any] | None:
             if values is None:

@@ -15,7 +15,7 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
 from fwdgrad.propagation.interpreter import Context, propagate, propagate_equations
-from fwdgrad.propagation.jaxprs import context_of, variables
+from fwdgrad.propagation.jaxprs import environment
 from fwdgrad.propagation.record import described
 from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.forms import Tangent, dense
@@ -23,9 +23,11 @@ from fwdgrad.util.jax_internals import (
     called_jaxpr,
     cond_branches,
     is_platform_dependent,
+    read_equations,
     scan_parts,
     while_parts,
 )
+from fwdgrad.util.source_info import context_of
 
 MAX_TURNS = 10_000  # of a loop, which are stepped through one by one
 _RULES = Context(RULES, record=None)
@@ -76,14 +78,13 @@ class _Search:
         self, jaxpr: Any, primals: Sequence[Any], tangents: Sequence[Tangent]
     ) -> list[_Dual]:
         """Push tangents through a ClosedJaxpr; where they become bad, look into the equation."""
-        values = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
-        values.update(zip(jaxpr.jaxpr.invars, primals, strict=True))
+        values = environment(jaxpr, primals)
         duals: dict[Any, Tangent] = dict(zip(jaxpr.jaxpr.invars, tangents, strict=True))
         causes: dict[Any, tuple[str, ...]] = {}
         # What comes in bad has its cause outside.
         causes.update((v, ()) for v in jaxpr.jaxpr.invars if _is_bad(values[v], duals[v]))
-        for equation in jaxpr.jaxpr.eqns:
-            read = variables(equation.invars)
+        for equation in read_equations(jaxpr.jaxpr):
+            read = equation.reads
             known, moving = {v: values[v] for v in read}, {v: duals.get(v) for v in read}
             everything = {*read, *equation.outvars}
             propagate_equations(_RULES, [equation], known, moving, everything)

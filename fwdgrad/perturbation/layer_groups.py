@@ -40,8 +40,8 @@ class Layers:
             return loss.of(leaves, frame.rebuild(data))
 
         traced = loss.trace(of_arrays, self._leaves, self._data)
-        self._closed = inlined(traced.required(needed_by))
-        jaxpr = self._closed.jaxpr
+        self._jaxpr = inlined(traced.required(needed_by))
+        jaxpr = self._jaxpr
         sites = find_sites(jaxpr, len(self._leaves)).sites
         parameters = jaxpr.invars[: len(self._leaves)]
         are_last = [[x.is_last for x in sites if p in x.parameters] for p in parameters]
@@ -53,15 +53,13 @@ class Layers:
 
     def gradient_of_last(self) -> list[Array]:
         """The gradients by the last layer's leaves, of which there must be one, and no others."""
-        jaxpr = self._closed.jaxpr
+        jaxpr = self._jaxpr
 
         def value(chosen: Sequence[Array]) -> Array:
             given = iter(chosen)
             both = zip(self._leaves, self.is_last, strict=True)
             leaves = [next(given) if is_chosen else x for x, is_chosen in both]
-            values = dict(zip(jaxpr.constvars, self._closed.consts, strict=True))
-            inputs = [*leaves, *self._data]
-            values.update(zip(jaxpr.invars, inputs, strict=True))
+            values = jaxpr.environment([*leaves, *self._data])
             evaluate(jaxpr.eqns, values)
             return values[jaxpr.outvars[0]]
 

@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core as jex_core
 
 from fwdgrad.perturbation.noisy_site import NoisySite, Operand
 from fwdgrad.perturbation.post_activation import find_post_activation
 from fwdgrad.perturbation.sites import Plan, find_sites
 from fwdgrad.propagation.interpreter import Context, padded, propagate_equations
-from fwdgrad.propagation.jaxprs import context_of, evaluate, variables
+from fwdgrad.propagation.jaxprs import FlatJaxpr, evaluate, read_atoms, variables
 from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.forms import (
     Tangent,
@@ -20,6 +19,7 @@ from fwdgrad.tangents.forms import (
     dense,
     inner,
 )
+from fwdgrad.util.source_info import context_of
 from fwdgrad.util.trees import Array
 from fwdgrad.util.validation import exact_last_note
 
@@ -66,7 +66,7 @@ class NoisyLoss:
     """The loss of one example, as a jaxpr in which the places of noise are known.
 
     Attributes:
-      jaxpr: without calls; its first inputs are the parameters.
+      jaxpr: of the loss; its first inputs are the parameters.
       sites: all of them.
       varying: the variables that depend on the example.
       exact: the sites whose derivative is taken exactly, if `exact_last` those that are last.
@@ -75,9 +75,8 @@ class NoisyLoss:
       read: the variables that the sites' programs read.
     """
 
-    def __init__(self, closed: Any, num_parameters: int, layerwise: bool, exact_last: bool):
-        self.jaxpr = closed.jaxpr
-        self._consts = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    def __init__(self, jaxpr: FlatJaxpr, num_parameters: int, layerwise: bool, exact_last: bool):
+        self.jaxpr = jaxpr
         plan = find_sites(self.jaxpr, num_parameters)
         self.sites, self.varying = plan.sites, plan.varying
         self.exact = [i for i, site in enumerate(self.sites) if exact_last and site.is_last]
@@ -88,7 +87,7 @@ class NoisyLoss:
         self._head = [self.jaxpr.eqns[i] for i in sorted(in_head)]
         self.read = self._in_order({v for site in self.sites for v in site.read})
         made = {v for e in self._head for v in e.outvars}
-        read = {v for e in self._head for v in variables(e.invars)} - made
+        read = {v for e in self._head for v in e.reads} - made
         self._into_head = self._in_order(read | {self.sites[i].variable for i in self.exact})
         self._steps = self._scheduled(in_head)
 
@@ -131,7 +130,7 @@ class NoisyLoss:
             if entering:
                 operands = {site.entry.position: site.entry for site in entering}
                 atoms = [operands.get(j, v) for j, v in enumerate(equation.invars)]
-                equation = equation.replace(invars=atoms)
+                equation = equation.with_operands(atoms)
             steps[-1].equations.append(equation)
             sites = [site for v in equation.outvars for site in at_output.get(v, [])]
             stop(sites, steps[-1].in_head)
@@ -141,7 +140,7 @@ class NoisyLoss:
             kept.update(site.post_activation.read if site.post_activation else ())
         for k, step in reversed([*enumerate(steps)]):
             steps[k] = step._replace(kept=set(kept))
-            kept.update(v for e in step.equations for v in variables(e.invars))
+            kept.update(v for e in step.equations for v in e.reads)
         return steps
 
     def _in_order(self, chosen: Set[Any]) -> list[Any]:
@@ -159,8 +158,7 @@ class NoisyLoss:
           example: the other inputs.
           noise: for each noisy site, its tangents.
         """
-        inputs = dict(zip(self.jaxpr.invars, [*leaves, *example], strict=True))
-        values: dict[Any, Any] = {**self._consts, **inputs}
+        values = self.jaxpr.environment([*leaves, *example])
         duals: dict[Any, Tangent] = {}
         context = Context(RULES)
         put_in: dict[int, Any] = {}
@@ -188,11 +186,8 @@ class NoisyLoss:
             derivatives = jnp.zeros(0, self.jaxpr.outvars[0].aval.dtype)
         number = max(map(count_tangents, noise.values()), default=1)
         rows = padded(dense(derivatives), len(self.groups) * number)
-        outputs = [
-            v.val if isinstance(v, jex_core.Literal) else values[v] for v in self.jaxpr.outvars
-        ]
         return Pushed(
-            outputs,
+            read_atoms(self.jaxpr.outvars, values),
             rows.reshape(len(self.groups), number),
             {i: put_in[i] for i in self.noisy},
             {i: masks[i] for i in self.noisy},

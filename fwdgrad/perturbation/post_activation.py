@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from fwdgrad.perturbation.sites import Plan, Site, Variable
 from fwdgrad.propagation.facts import fact_of, is_elementwise
-from fwdgrad.propagation.jaxprs import body_of, evaluate, is_inexact, variables
+from fwdgrad.propagation.jaxprs import body_of, evaluate, variables
+from fwdgrad.util.jax_internals import is_inexact
 from fwdgrad.util.shapes import surely_less
 from fwdgrad.util.sharding import varying_as
 from fwdgrad.util.trees import Array
@@ -48,7 +49,7 @@ class PostActivation:
     def read(self) -> set[Variable]:
         """What has to be known, z included."""
         made = {v for e in self.equations for v in e.outvars}
-        return {v for e in self.equations for v in variables(e.invars)} - made
+        return {v for e in self.equations for v in e.reads} - made
 
     @property
     def is_elementwise(self) -> bool:
@@ -134,7 +135,7 @@ def _passed(
     known -= plan.with_parameters
     made, equations, read_outside = {variable}, [], set(variables(jaxpr.outvars[:1]))
     for equation, needed in zip(jaxpr.eqns[start:], plan.needed[start:], strict=True):
-        read = set(variables(equation.invars))
+        read = set(equation.reads)
         is_known = all(v in made or v in known for v in read)
         if is_known and passes(equation) and not _is_complex(equation):
             equations.append(equation)
@@ -154,7 +155,7 @@ def _making(outputs: Sequence[Variable], equations: Sequence[Any]) -> list[Any]:
     for equation in reversed(equations):
         if wanted.intersection(equation.outvars):
             making.append(equation)
-            wanted.update(variables(equation.invars))
+            wanted.update(equation.reads)
     return making[::-1]
 
 

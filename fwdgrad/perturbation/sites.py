@@ -21,8 +21,9 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
 from fwdgrad.propagation.facts import fact_of, linear_operands
-from fwdgrad.propagation.jaxprs import body_of, evaluate, is_inexact, place, variables
-from fwdgrad.util.jax_internals import inner_jaxprs, is_opaque
+from fwdgrad.propagation.jaxprs import body_of, evaluate, variables
+from fwdgrad.util.jax_internals import inner_jaxprs, is_inexact, is_opaque
+from fwdgrad.util.source_info import place
 
 Variable = Any  # jax.extend.core.Var
 
@@ -110,7 +111,7 @@ class _Search:
         self.needed = _reaching_the_loss(jaxpr)
         self.readers: dict[Variable, int] = {}
         reading = [e for e, needed in zip(jaxpr.eqns, self.needed, strict=True) if needed]
-        for v in [*(v for e in reading for v in variables(e.invars)), *variables([self.loss])]:
+        for v in [*(v for e in reading for v in e.reads), *variables([self.loss])]:
             self.readers[v] = self.readers.get(v, 0) + 1
 
     def plan(self) -> Plan:
@@ -144,7 +145,7 @@ class _Search:
                 self.sites[i] = self.sites[i]._replace(is_last=False)
 
     def _visit(self, index: int, equation: Any) -> None:
-        read = variables(equation.invars)
+        read = equation.reads
         if any(v in self.varying for v in read):
             self.varying.update(equation.outvars)
         if any(v in self.depending for v in read):
@@ -172,7 +173,7 @@ class _Search:
     def _is_more_than_a_loss(self, equation: Any) -> bool:
         """Whether an equation may be layers: a loop, a branch, a product with something fixed."""
         if fact_of(equation).contracts:
-            return any(v not in self.varying for v in variables(equation.invars))
+            return any(v not in self.varying for v in equation.reads)
         bodies = inner_jaxprs(equation)
         if is_opaque(equation) or (bodies and body_of(equation) is None):
             return True
@@ -183,7 +184,7 @@ class _Search:
         """Whether the noise of a site is multiplied by what other parameters decide."""
         if not fact_of(equation).multiplies:
             return False
-        others = (v for v in variables(equation.invars) if i not in self._reaching([v]))
+        others = (v for v in equation.reads if i not in self._reaching([v]))
         return any(v in self.depending for v in others)
 
     def _meets_itself(self, linear: "_Linear") -> bool:
@@ -243,7 +244,7 @@ def _reaching_the_loss(jaxpr: Any) -> list[bool]:
         reaches = _passes_tangents(equation) and any(v in needed for v in equation.outvars)
         reaching.append(reaches)
         if reaches:
-            needed.update(variables(equation.invars))
+            needed.update(equation.reads)
     return reaching[::-1]
 
 

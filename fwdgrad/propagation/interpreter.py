@@ -24,19 +24,14 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.propagation.jaxprs import (
-    context_of,
-    has_staged_rule,
-    is_inexact,
-    place,
-    variables,
-)
+from fwdgrad.propagation.jaxprs import environment, has_staged_rule, variables
 from fwdgrad.propagation.record import Record, current_record, described, reason_of_loss
 from fwdgrad.propagation.tracing import derivative_of_kernel, find_custom_vjp, raise_for_custom_vjp
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.forms import Tangent, count_tangents, dense
-from fwdgrad.util.jax_internals import bind, function_name, is_kernel, jax_name
-from fwdgrad.util.programs import evaluate_equation, has_loops, map_over, run_compiled
+from fwdgrad.util.jax_internals import bind, function_name, is_kernel, read_equations
+from fwdgrad.util.programs import evaluate_equation, map_over, run_compiled
+from fwdgrad.util.source_info import context_of, place
 from fwdgrad.util.trees import Array
 
 # rule(context, equation, primals, tangents) -> (outputs, their tangents), or NotImplemented.
@@ -70,7 +65,7 @@ class Context:
     def rule_of(self, equation: Any) -> Any:
         """Return the rules of a primitive of the user's own, or of one of JAX; None if none."""
         own = self.rules.get(equation.primitive)
-        return self.rules.get(jax_name(equation)) if own is None else own
+        return self.rules.get(equation.name) if own is None else own
 
     def observe(self, equation: Any, tangent: StructuredTangent) -> None:
         """Record that an equation used or kept the structure, if the tangent is a parameter's."""
@@ -93,11 +88,10 @@ def propagate(
     context: Context, jaxpr: Any, primals: Sequence[Any], tangents: Sequence[Tangent]
 ) -> tuple[list[Any], list[Tangent]]:
     """Evaluates a ClosedJaxpr at `primals` with their `tangents`: its outputs, and theirs."""
-    values = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
-    values.update(zip(jaxpr.jaxpr.invars, primals, strict=True))
+    values = environment(jaxpr, primals)
     duals = dict(zip(jaxpr.jaxpr.invars, tangents, strict=True))
     propagate_equations(
-        context, jaxpr.jaxpr.eqns, values, duals, set(variables(jaxpr.jaxpr.outvars))
+        context, read_equations(jaxpr.jaxpr), values, duals, set(variables(jaxpr.jaxpr.outvars))
     )
     pairs = [_read(v, values, duals) for v in jaxpr.jaxpr.outvars]
     return [x for x, _ in pairs], [t for _, t in pairs]
@@ -114,7 +108,7 @@ def propagate_equations(
 
     What is not in `kept` is dropped from both when it has been read for the last time.
     """
-    last_read = {v: i for i, e in enumerate(equations) for v in variables(e.invars)}
+    last_read = {v: i for i, e in enumerate(equations) for v in e.reads}
     for i, equation in enumerate(equations):
         pairs = [_read(v, values, duals) for v in equation.invars]
         primals, tangents = [x for x, _ in pairs], [t for _, t in pairs]
@@ -124,7 +118,7 @@ def propagate_equations(
             _check_shapes(equation, tangents, pushed)
             values.update(zip(equation.outvars, outputs, strict=True))
         duals.update(zip(equation.outvars, pushed, strict=True))
-        for v in variables(equation.invars):  # nothing is kept alive longer than it is read
+        for v in equation.reads:  # nothing is kept alive longer than it is read
             if last_read[v] == i and v not in kept:
                 values.pop(v, None)
                 duals.pop(v, None)
@@ -171,7 +165,7 @@ def _evaluate(
         result = rule(context, equation, primals, tangents)
         if result is not NotImplemented:
             return result
-    if not any(map(is_inexact, equation.outvars)):  # a comparison: no tangent goes on from here
+    if not equation.is_inexact:  # a comparison: no tangent goes on from here
         return evaluate_equation(equation, primals), [None] * len(equation.outvars)
     arrays = [
         context.written_out(equation, t, _reason(context, equation, tangents, t)) for t in tangents
@@ -191,7 +185,7 @@ def _evaluate(
             "whole of fun forward by jax.jvp."
         )
     number = next(count_tangents(t) for t in tangents if t is not None)
-    if has_loops(equation):
+    if equation.has_loops:
         return run_compiled(lambda xs, ts: jvp(fun, xs, ts, number), primals, arrays)
     if not is_kernel(equation):
         return jvp(fun, primals, arrays, number)

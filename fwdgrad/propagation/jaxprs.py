@@ -5,53 +5,63 @@ used of JAX's insides is behind `jax.extend` and in the fields of equations that
 writing interpreters uses.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core as jex_core
-from jax.extend import source_info_util
 from jax.extend.core import primitives
 
 from fwdgrad.util.jax_internals import (
+    Equation,
     bind,
     called_jaxpr,
     custom_jvp_body,
     entered_jaxprs,
     is_custom_vjp,
-    is_leaked,
-    trace_state,
+    is_inexact,
+    read_equations,
 )
 from fwdgrad.util.programs import evaluate_equation
-
-Equation = Any  # jax.extend.core.JaxprEqn
+from fwdgrad.util.source_info import context_of
+from fwdgrad.util.tracers import is_leaked, trace_state
 
 
 def variables(atoms: Sequence[Any]) -> list[Any]:
-    """The atoms that are variables, not literals."""
+    """Return the atoms that are variables, not literals."""
     return [v for v in atoms if not isinstance(v, jex_core.Literal)]
+
+
+def environment(closed: Any, inputs: Sequence[Any]) -> dict[Any, Any]:
+    """Return the values of the constants and inputs of a ClosedJaxpr, by variable."""
+    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    values.update(zip(closed.jaxpr.invars, inputs, strict=True))
+    return values
+
+
+def read_atoms(atoms: Sequence[Any], values: Mapping[Any, Any]) -> list[Any]:
+    """Return the values of variables and literals."""
+    return [v.val if isinstance(v, jex_core.Literal) else values[v] for v in atoms]
 
 
 def evaluate(
     equations: Sequence[Equation], values: dict[Any, Any], kept: Sequence[Any] | None = None
 ) -> None:
-    """Evaluate equations, adding what they compute to `values`, by variable.
+    """Evaluate equations, adding the outputs to `values`, by variable.
 
     If `kept` is given, every other value is dropped when it has been read for the last time.
     """
-    last = {v: i for i, e in enumerate(equations) for v in (*e.outvars, *variables(e.invars))}
+    last = {v: i for i, e in enumerate(equations) for v in (*e.outvars, *e.reads)}
     for i, equation in enumerate(equations):
-        operands = [_value_of(atom, values) for atom in equation.invars]
+        operands = read_atoms(equation.invars, values)
         with context_of(equation):
             made = evaluate_equation(equation, operands)
             values.update(zip(equation.outvars, made, strict=True))
         if kept is not None:
             del operands, made
-            for v in (*variables(equation.invars), *equation.outvars):
+            for v in (*equation.reads, *equation.outvars):
                 if last[v] == i and v not in kept:
                     values.pop(v, None)
 
@@ -75,46 +85,66 @@ def evaluated_by_equations(fun: Callable[..., Any], *args: Any) -> Any:
         return fun(*args)
     if uses_references(traced.jaxpr):
         return fun(*args)
-    values = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
-    values.update(zip(traced.jaxpr.invars, jax.tree.leaves(args), strict=True))
-    evaluate(traced.jaxpr.eqns, values, kept=variables(traced.jaxpr.outvars))
-    outputs = [_value_of(atom, values) for atom in traced.jaxpr.outvars]
-    return jax.tree.unflatten(jax.tree.structure(shapes), map(jnp.asarray, outputs))
+    values = environment(traced, jax.tree.leaves(args))
+    outvars = traced.jaxpr.outvars
+    evaluate(read_equations(traced.jaxpr), values, kept=variables(outvars))
+    outputs = map(jnp.asarray, read_atoms(outvars, values))
+    return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
-def _value_of(atom: Any, values: Mapping[Any, Any]) -> Any:
-    return atom.val if isinstance(atom, jex_core.Literal) else values[atom]
+@dataclass(frozen=True, eq=False)
+class FlatJaxpr:
+    """A ClosedJaxpr without calls, its equations read.
+
+    Attributes:
+      constvars, invars, outvars: as of a Jaxpr.
+      consts: the values of the constvars.
+      eqns: the equations.
+    """
+
+    constvars: list[Any]
+    invars: list[Any]
+    outvars: list[Any]
+    consts: list[Any]
+    eqns: list[Equation]
+
+    def environment(self, inputs: Sequence[Any]) -> dict[Any, Any]:
+        """Return the values of the constants and inputs, by variable."""
+        values = dict(zip(self.constvars, self.consts, strict=True))
+        values.update(zip(self.invars, inputs, strict=True))
+        return values
 
 
-def inlined(jaxpr: Any) -> Any:
-    """Return the same ClosedJaxpr with the bodies of calls in the place of the calls.
+def inlined(closed: Any) -> FlatJaxpr:
+    """Return a ClosedJaxpr with the bodies of calls in the place of the calls.
 
     A call of a `custom_vjp` function stays one.
     """
 
-    def run(jaxpr: Any, inputs: Sequence[Any]) -> list[Any]:
-        values = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
-        values.update(zip(jaxpr.jaxpr.invars, inputs, strict=True))
-        for e in jaxpr.jaxpr.eqns:
-            body = called_jaxpr(e)
-            if body is None or is_custom_vjp(e):
-                evaluate([e], values)
+    def run(closed: Any, inputs: Sequence[Any]) -> list[Any]:
+        values = environment(closed, inputs)
+        for equation in read_equations(closed.jaxpr):
+            body = called_jaxpr(equation)
+            if body is None or is_custom_vjp(equation):
+                evaluate([equation], values)
                 continue
-            operands = [v.val if isinstance(v, jex_core.Literal) else values[v] for v in e.invars]
-            with context_of(e):
-                values.update(zip(e.outvars, run(body, operands), strict=True))
-        return [
-            v.val if isinstance(v, jex_core.Literal) else values[v] for v in jaxpr.jaxpr.outvars
-        ]
+            operands = read_atoms(equation.invars, values)
+            with context_of(equation):
+                values.update(zip(equation.outvars, run(body, operands), strict=True))
+        return read_atoms(closed.jaxpr.outvars, values)
 
     # Avals, not shapes and dtypes: an array of `shard_map` has the axes too over which it varies.
-    return jax.make_jaxpr(lambda *inputs: run(jaxpr, inputs))(*jaxpr.in_avals)
+    flat = jax.make_jaxpr(lambda *inputs: run(closed, inputs))(*closed.in_avals)
+    jaxpr = flat.jaxpr
+    return FlatJaxpr(
+        jaxpr.constvars, jaxpr.invars, jaxpr.outvars, flat.consts, read_equations(jaxpr)
+    )
 
 
 def body_of(equation: Any) -> Any:
-    """The Jaxpr that an equation calls and does nothing else, or None; that of a custom_jvp too.
+    """Return the Jaxpr of a call or of a custom_jvp function, or None of any other equation.
 
-    Not that of a custom_vjp, which has no forward mode where it is not entered.
+    A custom_vjp function that is not entered has no forward mode, so None.
     """
     body = custom_jvp_body(equation)
     if body is None and not is_custom_vjp(equation):
@@ -122,11 +152,7 @@ def body_of(equation: Any) -> Any:
     return None if body is None else body.jaxpr
 
 
-# Where the innermost equation with a place, of those that are being evaluated, comes from.
-_call_around: ContextVar[Any] = ContextVar("fwdgrad_call_around", default=None)
-
-
-def custom_jvp_rule(equation: Equation) -> Any:
+def custom_jvp_rule(equation: Any) -> Any:
     """Return the ClosedJaxpr of a custom_jvp with its rule: from primals and tangents to both."""
     moving = [not isinstance(v, jex_core.Literal) and is_inexact(v) for v in equation.invars]
     avals = [v.aval for v in equation.invars]
@@ -148,8 +174,8 @@ def custom_jvp_rule(equation: Equation) -> Any:
     return jax.make_jaxpr(push)(primals, tangents)
 
 
-def has_staged_rule(equation: Equation) -> bool:
-    """Whether the rule of a custom_jvp can still be applied after the function was traced.
+def has_staged_rule(equation: Any) -> bool:
+    """Return True if the rule of a custom_jvp can still be applied after the function was traced.
 
     It cannot if it uses a value of that trace which is no argument, or if it gives an output a
     tangent of another shape, as where the tangent alone is mapped over.
@@ -163,69 +189,10 @@ def has_staged_rule(equation: Equation) -> bool:
     return fits and not any(map(is_leaked, rule.consts))
 
 
-def context_of(equation: Equation) -> ExitStack:
-    """The context in which to evaluate the equation: names and places as in the user's code.
-
-    Equations in the body of one of JAX's own functions may have no place; theirs is that of the
-    call, if it is evaluated in this context.
-    """
-    info = equation.source_info
-    names = source_info_util.current_name_stack() + info.name_stack
-    stack = ExitStack()
-    if source_info_util.summarize(info, num_frames=1) or (call := _call_around.get()) is None:
-        call = info
-    stack.callback(_call_around.reset, _call_around.set(call))
-    stack.enter_context(source_info_util.user_context(call.traceback, name_stack=names))
-    stack.enter_context(equation.ctx.manager)
-    if not jax.config.jax_enable_x64 and _has_64_bits(equation):  # type: ignore[attr-defined]
-        stack.enter_context(jax.enable_x64(True))
-    return stack
-
-
-def _has_64_bits(equation: Equation) -> bool:
-    """Whether an operand or output is a number of 64 bits, or a complex number of twice as many."""
-    dtypes = (getattr(v.aval, "dtype", None) for v in (*equation.invars, *equation.outvars))
-    return any(str(dtype) in _OF_64_BITS for dtype in dtypes)
-
-
-_OF_64_BITS = {"float64", "complex128", "int64", "uint64"}
-
-
-# Folders whose code is no user's. The models of `fwdgrad.problems` count as a user's.
-_ROOT = os.path.dirname(os.path.dirname(__file__))
-_LIBRARIES = (
-    f"{os.sep}site-packages{os.sep}",
-    *(
-        os.path.join(_ROOT, floor) + os.sep
-        for floor in ("util", "tangents", "propagation", "perturbation", "estimators", "modes")
-    ),
-    os.path.join(_ROOT, "diagnostics") + os.sep,
-)
-
-
-def place(equation: Equation) -> str:
-    """Where in the user's code the equation comes from: 'models/mlp.py:12:3 (MLP.__call__)'.
-
-    That is the innermost frame outside of installed packages and of this one, so it names the line
-    of a model and not the line of the library whose layer it uses.
-    """
-    frames = _frames(equation.source_info)
-    if frames == [""] and (call := _call_around.get()) is not None:
-        frames = _frames(call)
-    own = [frame for frame in frames if not any(library in frame for library in _LIBRARIES)]
-    file, colon, rest = (own or frames)[-1].partition(":")
-    return os.sep.join(file.split(os.sep)[-2:]) + colon + rest
-
-
-def _frames(info: Any) -> list[str]:
-    return source_info_util.summarize(info, num_frames=100).split("\n")
-
-
 def uses_references(jaxpr: Any) -> bool:
-    """Whether a jaxpr makes or reads mutable arrays (`jax.new_ref`), itself or where it is entered.
+    """Return True if a jaxpr makes or reads mutable arrays (`jax.new_ref`), as its bodies may.
 
-    What an equation that is not entered does with memory of its own, such as a kernel, is left to
-    the rules of JAX.
+    The memory of an equation that is not entered, such as a kernel, is left to the rules of JAX.
     """
     return any(
         any(isinstance(v.aval, jax.ref.AbstractRef) for v in (*equation.invars, *equation.outvars))
@@ -234,14 +201,8 @@ def uses_references(jaxpr: Any) -> bool:
     )
 
 
-def is_inexact(variable: Any) -> bool:
-    """Whether a variable of a jaxpr is real or complex, so that it can have a tangent."""
-    dtype = getattr(variable.aval, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
-
-
 def reached(jaxpr: Any, active: Sequence[bool]) -> list[bool]:
-    """Which outputs of a jaxpr can have a tangent if the inputs that are `active` have one.
+    """Return for each output if it can have a tangent where the `active` inputs have one.
 
     It may say yes of an output whose tangent is zero, never no of one whose tangent is not.
     """
@@ -257,7 +218,9 @@ def reached(jaxpr: Any, active: Sequence[bool]) -> list[bool]:
 def carried(
     jaxpr: Any, consts: Sequence[bool], init: Sequence[bool], xs: Sequence[bool]
 ) -> list[bool]:
-    """Which values that a loop carries can have a tangent in some turn: the least fixed point.
+    """Return for each value that a loop carries if it can have a tangent in some turn.
+
+    That is the least fixed point of `reached` over the turns.
 
     Args:
       jaxpr: the body of the loop, (constants, carry, inputs) -> (carry, outputs).

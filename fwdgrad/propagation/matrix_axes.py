@@ -15,16 +15,16 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
 from fwdgrad.propagation.facts import axes_of, fact_of, linear_operands
-from fwdgrad.propagation.jaxprs import context_of, is_inexact, place
 from fwdgrad.propagation.rules.registry import keeps_factors
 from fwdgrad.tangents.factored import Split
 from fwdgrad.util.jax_internals import (
     called_jaxpr,
     cond_branches,
-    jax_name,
+    read_equations,
     scan_parts,
     while_parts,
 )
+from fwdgrad.util.source_info import context_of, place
 
 
 class Use(NamedTuple):
@@ -89,9 +89,9 @@ def _walk(jaxpr: Any, inputs: Sequence[Known], record: Record) -> list[Known]:
     def read(atom: Any) -> Known:
         return [] if isinstance(atom, jex_core.Literal) else known.get(atom, [])
 
-    for equation in jaxpr.eqns:
+    for equation in read_equations(jaxpr):
         operands = [read(v) for v in equation.invars]
-        if any(operands) and any(map(is_inexact, equation.outvars)):
+        if any(operands) and equation.is_inexact:
             with context_of(equation):
                 outputs = _follow(equation, operands, record)
             known.update(zip(equation.outvars, outputs, strict=True))
@@ -144,7 +144,7 @@ def _followed(equation: Any, operands: list[Known]) -> list[Known]:
 
     Parameters are followed as far as rules keep the factors of their tangents.
     """
-    if jax_name(equation) == "optimization_barrier":
+    if equation.name == "optimization_barrier":
         return operands
     fact = fact_of(equation)
     rearranges = fact.matrix is None and (fact.selects or fact.elementwise)

@@ -14,9 +14,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from fwdgrad.propagation.jaxprs import place
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.forms import Tangent
+from fwdgrad.util.source_info import place
 from fwdgrad.util.trees import Array
 
 

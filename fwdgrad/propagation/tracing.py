@@ -9,9 +9,16 @@ import jax
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.propagation.jaxprs import is_inexact, place, uses_references, variables
+from fwdgrad.propagation.jaxprs import uses_references, variables
 from fwdgrad.util import validation
-from fwdgrad.util.jax_internals import called_jaxpr, function_name, inner_jaxprs, is_custom_vjp
+from fwdgrad.util.jax_internals import (
+    called_jaxpr,
+    function_name,
+    inner_jaxprs,
+    is_custom_vjp,
+    is_inexact,
+)
+from fwdgrad.util.source_info import place
 from fwdgrad.util.trees import Array, FlatAux
 
 

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
 TESTED_VERSIONS = ("0.10.0", "0.10.2", "0.11.2", "0.12.0.1")
 
-Equation = Any  # jax.extend.core.JaxprEqn
+JaxprEqn = Any  # jax.extend.core.JaxprEqn, or an `Equation` that stands for one
 
 # Primitives that only call a jaxpr: name -> the parameter that holds the jaxpr. JAX 0.11 has
 # `eval_jaxpr` in the place of `call` and `closed_call`.
@@ -39,6 +40,8 @@ CALL_NAMES = (*_CALLS, _OBJECT)
 
 # Their jaxprs are of another language: the body of a kernel reads and writes references to memory.
 _KERNELS = ("pallas_call", "core_map", "mpmd_map")
+
+_LOOPS = (primitives.scan_p, primitives.while_p, primitives.cond_p)
 
 
 class Scan(NamedTuple):
@@ -73,7 +76,7 @@ class While(NamedTuple):
     num_body_consts: int
 
 
-def raise_unknown_layout(equation: Equation, missing: str) -> NoReturn:
+def raise_unknown_layout(equation: JaxprEqn, missing: str) -> NoReturn:
     """Raise NotImplementedError for an equation without a parameter that is expected."""
     raise NotImplementedError(
         f"JAX {jax.__version__} lays out the primitive {equation.primitive.name} in a way that "
@@ -83,7 +86,7 @@ def raise_unknown_layout(equation: Equation, missing: str) -> NoReturn:
     )
 
 
-def _param(equation: Equation, name: str) -> Any:
+def _param(equation: JaxprEqn, name: str) -> Any:
     """Return a parameter of an equation; raise NotImplementedError if it has none of this name."""
     if name not in equation.params:
         raise_unknown_layout(equation, name)
@@ -97,7 +100,7 @@ def as_closed(jaxpr: Any) -> Any:
     return jex_core.ClosedJaxpr(jaxpr, ())
 
 
-def scan_parts(equation: Equation) -> Scan:
+def scan_parts(equation: JaxprEqn) -> Scan:
     """Return the body of a `scan` and the numbers of its constants and carried operands."""
     params = equation.params
     if "num_consts" in params:  # JAX 0.10
@@ -110,24 +113,24 @@ def scan_parts(equation: Equation) -> Scan:
     return Scan(as_closed(_param(equation, "jaxpr")), *counts, *rest)
 
 
-def while_parts(equation: Equation) -> While:
+def while_parts(equation: JaxprEqn) -> While:
     """Return condition and body of a `while`, and the numbers of their constants."""
     names = ("cond_jaxpr", "body_jaxpr", "cond_nconsts", "body_nconsts")
     condition, body, *counts = (_param(equation, name) for name in names)
     return While(as_closed(condition), as_closed(body), *counts)
 
 
-def cond_branches(equation: Equation) -> list[Any]:
+def cond_branches(equation: JaxprEqn) -> list[Any]:
     """Return the branches of a `cond`: ClosedJaxprs that take the operands after the index."""
     return [as_closed(branch) for branch in _param(equation, "branches")]
 
 
-def is_platform_dependent(equation: Equation) -> bool:
+def is_platform_dependent(equation: JaxprEqn) -> bool:
     """Return True for a `cond` with one branch a platform (`jax.lax.platform_dependent`)."""
     return equation.params.get("branches_platforms") is not None
 
 
-def called_jaxpr(equation: Equation) -> Any | None:
+def called_jaxpr(equation: JaxprEqn) -> Any | None:
     """Return the ClosedJaxpr of an equation that only calls a jaxpr, or None for any other.
 
     A call of a `custom_vjp` function counts: its jaxpr is the function without its rule. A call of
@@ -151,14 +154,14 @@ def _expanded(primitive_object: Any) -> Any:
     return jax.make_jaxpr(call)(*primitive_object.in_avals_flat)
 
 
-def is_custom_vjp(equation: Equation) -> bool:
+def is_custom_vjp(equation: JaxprEqn) -> bool:
     """Return True for a call of a function with a reverse-mode rule (`jax.custom_vjp`)."""
     if equation.primitive.name == _OBJECT:
         return type(equation.params["_prim"]).__name__ == _CUSTOM_VJP_OBJECT
     return equation.primitive is primitives.custom_vjp_call_p
 
 
-def function_name(equation: Equation) -> str:
+def function_name(equation: JaxprEqn) -> str:
     """Return name and source line of the function that a custom_vjp or custom_jvp call calls."""
     if equation.primitive.name == _OBJECT:
         jaxpr = equation.params["_prim"].traced.jaxpr
@@ -168,13 +171,13 @@ def function_name(equation: Equation) -> str:
     return getattr(info, "func_src_info", None) or "a function without a name"
 
 
-def custom_jvp_body(equation: Equation) -> Any | None:
+def custom_jvp_body(equation: JaxprEqn) -> Any | None:
     """Return the ClosedJaxpr of the function of a custom_jvp call, or None for any other."""
     is_call = equation.primitive is primitives.custom_jvp_call_p
     return as_closed(_param(equation, "call_jaxpr")) if is_call else None
 
 
-def inner_jaxprs(equation: Equation) -> Sequence[Any]:
+def inner_jaxprs(equation: JaxprEqn) -> Sequence[Any]:
     """Return the Jaxprs that an equation calls, loops over or branches to, none of a kernel."""
     if is_kernel(equation):
         return ()
@@ -184,18 +187,18 @@ def inner_jaxprs(equation: Equation) -> Sequence[Any]:
     return tuple(jex_core.jaxprs_in_params(equation.params))
 
 
-def is_opaque(equation: Equation) -> bool:
+def is_opaque(equation: JaxprEqn) -> bool:
     """Return True for a kernel or a primitive object without a jaxpr, which no rule can enter."""
     is_object = equation.primitive.name == _OBJECT
     return is_kernel(equation) or (is_object and called_jaxpr(equation) is None)
 
 
-def is_kernel(equation: Equation) -> bool:
+def is_kernel(equation: JaxprEqn) -> bool:
     """Return True for an equation that runs a Pallas kernel."""
     return equation.primitive.name in _KERNELS
 
 
-def entered_jaxprs(equation: Equation) -> Sequence[Any]:
+def entered_jaxprs(equation: JaxprEqn) -> Sequence[Any]:
     """Return the Jaxprs of an equation into which the interpreter propagates tangents.
 
     Any other equation is differentiated as a whole by `jax.jvp`.
@@ -212,7 +215,7 @@ def entered_jaxprs(equation: Equation) -> Sequence[Any]:
     return () if body is None else (body.jaxpr,)
 
 
-def jax_name(equation: Equation) -> str:
+def jax_name(equation: JaxprEqn) -> str:
     """Return the name of an equation's primitive if the primitive is one of JAX, and '' otherwise.
 
     A user's own primitive may have the name of one of JAX and another meaning.
@@ -246,7 +249,7 @@ def _published_primitives() -> dict[str, list[Any]]:
 _PUBLISHED = _published_primitives()
 
 
-def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
+def bind(equation: JaxprEqn, values: Sequence[Any]) -> list[Any]:
     """Evaluate one equation at the values of its operands; return the list of its outputs."""
     params = equation.primitive.get_bind_params(equation.params)
     # JAX 0.10.0 and later versions differ in what this returns.
@@ -255,38 +258,52 @@ def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
     return list(outputs) if equation.primitive.multiple_results else [outputs]
 
 
-def is_leaked(value: Any) -> bool:
-    """Return True for a tracer of a transformation that has already ended."""
-    if not isinstance(value, jax.core.Tracer):
-        return False
-    probe: list[
-        Any
-    ] = []  # a tracer whose trace links to the traces of all enclosing transformations
-    jax.make_jaxpr(lambda x: probe.append(x))(0.0)
-    trace = probe[0]._trace
-    while trace is not None and trace is not value._trace:
-        trace = getattr(trace, "parent_trace", None)
-    return trace is None
+class Equation:
+    """An equation of a jaxpr, with the facts that are asked of each equation again and again.
 
+    It stands for JAX's own equation wherever one is read: `primitive`, `params`, `invars`,
+    `outvars`, `source_info` and `ctx` are those of that.
 
-def varying_axes_of(array_type: Any) -> frozenset[str]:
-    """Return the axes of `shard_map` along which arrays of a type vary by device."""
-    varying = getattr(array_type, "vma", None)
-    if varying is None:  # JAX 0.10.2 and later
-        varying = array_type.mat.varying
-    return frozenset(varying)
-
-
-def trace_state() -> tuple[bool, bool]:
-    """Return (is_eager, is_differentiated) for operations that are called now.
-
-    Eager operations run at once, outside of `jax.jit`, possibly under `jax.vmap` or a derivative.
-    `is_differentiated` is True under a derivative, and has a meaning for eager operations only.
+    Attributes:
+      name: of the primitive if it is one of JAX, and '' otherwise (see `jax_name`).
+      reads: the variables among the operands, without literals.
+      is_inexact: True if an output is real or complex, so that it can have a tangent.
+      has_loops: True if the equation is a loop or a branch, or calls a function that has one.
     """
-    is_differentiated = False
-    with jex_core.take_current_trace() as trace:
-        while type(trace).__name__ in ("BatchTrace", "JVPTrace", "LinearizeTrace"):
-            is_differentiated = is_differentiated or type(trace).__name__ != "BatchTrace"
-            trace = trace.parent_trace
-        is_eager = type(trace).__name__ == "EvalTrace"
-    return is_eager and not jax.config.jax_disable_jit, is_differentiated  # type: ignore[attr-defined]
+
+    __slots__ = (
+        "ctx", "has_loops", "invars", "is_inexact", "name", "outvars", "params", "primitive",
+        "reads", "source", "source_info",
+    )  # fmt: skip
+
+    def __init__(self, source: JaxprEqn):
+        self.source = source
+        self.primitive, self.params = source.primitive, source.params
+        self.invars, self.outvars = source.invars, source.outvars
+        self.source_info, self.ctx = source.source_info, source.ctx
+        self.name = jax_name(source)
+        self.reads = tuple(v for v in source.invars if not isinstance(v, jex_core.Literal))
+        self.is_inexact = any(map(is_inexact, source.outvars))
+        self.has_loops = has_loops(source)
+
+    def with_operands(self, invars: Sequence[Any]) -> "Equation":
+        """Return the same equation of other operands."""
+        return Equation(self.source.replace(invars=list(invars)))
+
+
+def read_equations(jaxpr: Any) -> list[Equation]:
+    """Return the equations of a Jaxpr."""
+    return [*map(Equation, jaxpr.eqns)]
+
+
+def has_loops(equation: JaxprEqn) -> bool:
+    """Return True for a loop or a branch, and for a call of a function that has one."""
+    return equation.primitive in _LOOPS or any(
+        has_loops(inner) for jaxpr in inner_jaxprs(equation) for inner in jaxpr.eqns
+    )
+
+
+def is_inexact(variable: Any) -> bool:
+    """Return True for a real or complex variable of a jaxpr, which can have a tangent."""
+    dtype = getattr(variable.aval, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)

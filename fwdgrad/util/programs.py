@@ -22,12 +22,12 @@ import numpy as np
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.util.jax_internals import bind, inner_jaxprs, trace_state
+from fwdgrad.util.jax_internals import Equation, bind
+from fwdgrad.util.tracers import trace_state
 
 _MAX_PROGRAMS = 64
 _MAX_COMPARED = 1024  # entries of an array that is compared by its values, not by identity
 
-_LOOPS = (primitives.scan_p, primitives.while_p, primitives.cond_p)
 _WITH_RULES = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
 
 
@@ -75,18 +75,11 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -
     return run_compiled(lambda index, *xs: jax.lax.switch(index, branches, *xs), index, *operands)
 
 
-def evaluate_equation(equation: Any, values: Sequence[Any]) -> list[Any]:
-    """Evaluate one equation, cached in eager calls if it has a loop; return its outputs, a list."""
-    if has_loops(equation):
+def evaluate_equation(equation: Equation, values: Sequence[Any]) -> list[Any]:
+    """Evaluate one equation; return a list, also of a single output."""
+    if equation.has_loops:
         return run_compiled(lambda *operands: bind(equation, operands), *values)
     return bind(equation, values)
-
-
-def has_loops(equation: Any) -> bool:
-    """Return True if an equation, or a jaxpr inside of it, is a loop or a branch."""
-    return equation.primitive in _LOOPS or any(
-        has_loops(inner) for jaxpr in inner_jaxprs(equation) for inner in jaxpr.eqns
-    )
 
 
 class _ComparableJaxpr:

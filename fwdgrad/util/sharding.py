@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from fwdgrad.util.jax_internals import varying_axes_of
+from fwdgrad.util.tracers import varying_axes_of
 from fwdgrad.util.trees import Array, PyTree
 
 

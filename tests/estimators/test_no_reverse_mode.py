@@ -86,7 +86,7 @@ def carried(equation, body):
 
 
 def transposed_products(fun, params, x, y):
-    jaxpr = inlined(jax.make_jaxpr(fun)(params, x, y)).jaxpr
+    jaxpr = inlined(jax.make_jaxpr(fun)(params, x, y))
     kinds = (Kind(weights=True), Kind(inputs=True), Kind(labels=True))
     each = [k for k, a in zip(kinds, (params, x, y), strict=True) for _ in jax.tree.leaves(a)]
     return walk(jaxpr, each)[0]

@@ -22,7 +22,7 @@ def followed(fun, z, *params):
         return jnp.sum(jnp.tanh(fun(z, *params).reshape(-1) @ mixing))
 
     inputs = (z, mixing, *params)
-    jaxpr = inlined(jax.make_jaxpr(loss)(*inputs)).jaxpr
+    jaxpr = inlined(jax.make_jaxpr(loss)(*inputs))
     first, *others = jaxpr.invars
     site = Site(first, (), frozenset(), frozenset(), True, "", (0, 0), is_last=False)
     plan = Plan([site], [], set(), set(others), [True] * len(jaxpr.eqns))
