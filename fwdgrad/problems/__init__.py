@@ -1,6 +1,7 @@
-"""Floor 1, problems: data sets, models and test functions.
+"""Problems to train: data sets, models and test functions of optimisation.
 
-Knows the types of `fwdgrad.util` at most; never how a problem is trained. Needs Equinox and optax.
+Imports the front door and `fwdgrad.util` alone, and contains no training code. Needs Equinox and
+optax.
 """
 
 from fwdgrad.util.validation import missing_extra

@@ -1,6 +1,6 @@
-"""Models whose layers do not all learn from one loss: local heads, and frozen beginnings.
+"""Models trained block by block: local losses (`LocalHeads`), and frozen first layers (`Frozen`).
 
-Both take a model of `fwdgrad.problems` apart at its layers with parameters, into blocks.
+A block is a layer with parameters and the parameter-free layers that follow it.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,27 +15,27 @@ from fwdgrad import apply_chain
 from fwdgrad.problems.models import NUM_CLASSES, NUM_PIXELS
 from fwdgrad.util.trees import Layer, is_differentiable
 
-_MOST_PIXELS = 4  # along each axis of an image that goes into a head, after averaging
+_MAX_HEAD_PIXELS = 4  # along each axis of the averaged image that a head reads
 
 
 class LocalHeads(eqx.Module):
-    """A model whose every layer is trained by a linear classifier of its own.
+    """A model with a local loss for each layer: a linear classifier reads the output of each block.
 
-    The layers with parameters, each with the activation and the pooling after it, are blocks. A
-    block is given what the one before it returns with the derivative stopped, and its head, a
-    linear layer, makes logits of what it returns itself (images are averaged over windows first, to
-    at most 4×4, where a remainder at the border is left out); the last block is its own head. The
-    loss of an image is the sum of all heads' losses, so the gradient of a block is that of its own
-    head's loss: what is differentiated goes back through *one* layer and its head, never from block
-    to block.
+    A block is a layer with parameters, with the activation function and the pooling after it. Each
+    block reads the output of the block before it through `stop_gradient`. A linear head maps the
+    block's output to logits (images are averaged over windows to at most 4×4 first, without the
+    remainder at the border). The last block is its own head. The loss of an image is the sum of the
+    losses of all heads, so the gradient of a block is that of its own head's loss: derivatives
+    pass through *one* layer and its head, never from block to block.
 
     Args:
-      make_model: key=... -> a model of `fwdgrad.problems` that has a `chain`.
+      make_model: (key=...) -> a model of `fwdgrad.problems` that has a `chain`.
+      key: a PRNG key for the model and the heads.
 
     >>> from functools import partial
     >>> from fwdgrad.problems import MLP
     >>> model = LocalHeads(partial(MLP, (16, 8)), key=jax.random.key(0))
-    >>> model(jnp.zeros((28, 28))).shape  # the last row is the model's own
+    >>> model(jnp.zeros((28, 28))).shape  # the last row is the output of the model itself
     (3, 10)
 
     Source: Nøkland, Eidnes, Training neural networks with local error signals (2019).
@@ -66,17 +66,18 @@ class LocalHeads(eqx.Module):
 
 
 class Frozen(eqx.Module):
-    """A model whose first blocks stay as they were at the start: nothing is learnt in them.
+    """A model whose first blocks keep their initial parameters.
 
-    What the others reach without them is what a method has to beat before it can be said to have
-    taught the first ones anything.
+    It is the baseline for methods that train all layers: a method trains the first layers only if
+    it reaches more than this model, whose other layers learn on random features.
 
     Args:
-      make_model: key=... -> a model of `fwdgrad.problems` that has a `chain`.
-      num_frozen: how many blocks.
+      make_model: (key=...) -> a model of `fwdgrad.problems` that has a `chain`.
+      num_frozen: the number of frozen blocks.
+      key: a PRNG key for the model.
 
     Raises:
-      ValueError: there are not more blocks than are to be frozen.
+      ValueError: `num_frozen` is negative, or no block is left to train.
 
     >>> from functools import partial
     >>> from fwdgrad.problems import MLP
@@ -93,7 +94,10 @@ class Frozen(eqx.Module):
         self.model, self.num_frozen = make_model(key=key), num_frozen
         most = len(blocks(self.model.chain)) - 1
         if not 0 <= num_frozen <= most:
-            raise ValueError(f"num_frozen must be from 0 to {most}; found {num_frozen}.")
+            raise ValueError(
+                f"num_frozen must be from 0 to {most}, so that a block is left to train; found "
+                f"{num_frozen}."
+            )
 
     def __call__(self, image: Array) -> Array:
         parts = blocks(self.model.chain)
@@ -103,9 +107,9 @@ class Frozen(eqx.Module):
 
 
 def blocks(chain: Sequence[Layer]) -> list[list[Layer]]:
-    """The layers with parameters, each with those without that follow it.
+    """Group a chain into blocks: a layer with parameters, then the layers without that follow it.
 
-    What comes before the first goes with it.
+    Layers before the first layer with parameters are in the first block.
 
     >>> layer = jax.tree_util.Partial(jnp.add, jnp.ones(3))
     >>> [len(block) for block in blocks([jnp.ravel, layer, abs, layer])]
@@ -124,11 +128,11 @@ def blocks(chain: Sequence[Layer]) -> list[list[Layer]]:
 
 
 def _features(x: Array) -> Array:
-    """A vector for a linear head: of images (channels, rows, columns) the means over windows."""
+    """Return a vector for a linear head; images (channels, rows, columns) are averaged first."""
     if x.ndim < 3:
         return x.reshape(-1)
     channels, rows, columns = x.shape
-    window = -(-rows // _MOST_PIXELS), -(-columns // _MOST_PIXELS)
+    window = -(-rows // _MAX_HEAD_PIXELS), -(-columns // _MAX_HEAD_PIXELS)
     rows, columns = rows // window[0], columns // window[1]
     x = x[:, : rows * window[0], : columns * window[1]]
     return x.reshape(channels, rows, window[0], columns, window[1]).mean((2, 4)).reshape(-1)

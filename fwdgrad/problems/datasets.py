@@ -1,13 +1,13 @@
 """MNIST, Fashion-MNIST and KMNIST as arrays, in a fixed train/validation/test split.
 
-All three have 60,000 images for training and 10,000 for testing, 28×28 unsigned bytes in 10
+Each data set has 60,000 images for training and 10,000 for testing, 28×28 unsigned bytes in 10
 classes, in four IDX files. The split is the same for all and never random:
 
     train   the first 55,000 images of the training files
     valid   the last   5,000 images of the training files
-    test    the test files; only the last line of a run looks at it
+    test    the test files; a run evaluates them once, at its end
 
-MNIST is part of this package. The others are read from a folder that the caller names, or
+MNIST is part of this package. The other data sets are read from a folder that the caller names, or
 downloaded once.
 """
 
@@ -31,7 +31,7 @@ class Examples(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Three sets of examples, and the mean and deviation of the training pixels over 255."""
+    """Three sets of examples, with mean and standard deviation of the training pixels over 255."""
 
     train: Examples
     valid: Examples
@@ -41,11 +41,17 @@ class Dataset(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """Where a data set comes from, and the sums of its files (in the order of `_FILES`)."""
+    """The source of a data set, and the SHA-256 sums of its files, in the order of `_FILES`.
 
-    url: str | None  # None: embedded in the package
-    packed: tuple[str, ...] | None = None  # SHA-256 of the .gz files
-    unpacked: tuple[str, ...] | None = None  # SHA-256 of what they unpack to
+    Attributes:
+      url: the folder of the download, or None for a data set in the package.
+      packed: the sums of the .gz files.
+      unpacked: the sums of their content.
+    """
+
+    url: str | None
+    packed: tuple[str, ...] | None = None
+    unpacked: tuple[str, ...] | None = None
 
 
 _FILES = (
@@ -87,19 +93,19 @@ _SOURCES = {
 
 
 def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
-    """Loads a data set by name.
+    """Load a data set by name.
 
     Args:
       name: `mnist`, `fashion_mnist` or `kmnist`.
-      folder: where its four IDX files are, each plain or with `.gz`. By default MNIST is read
-        from the package, and the others are downloaded once to the user's cache folder.
+      folder: the folder of its four IDX files, each plain or with `.gz`. By default MNIST is read
+        from the package, and the other data sets are downloaded once to the user's cache folder.
 
     Returns:
       A `Dataset` of NumPy arrays: images uint8 (n, 28, 28), labels int32 (n,).
 
     Raises:
-      ValueError: there is no data set of that name.
-      DataError: a file is missing, damaged or not what it should be, or cannot be downloaded.
+      ValueError: `name` is none of the three.
+      DataError: a file is missing, damaged or of another format, or cannot be downloaded.
 
     >>> mnist = load_dataset("mnist")
     >>> [len(examples.labels) for examples in (mnist.train, mnist.valid, mnist.test)]
@@ -123,10 +129,11 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     return _split(train, test)
 
 
-def _split(both: Examples, test: Examples) -> Dataset:
-    train = Examples(*(array[:-NUM_VALID] for array in both))
-    valid = Examples(*(array[-NUM_VALID:] for array in both))
-    # The moments of the bytes are sums of integers, so exact, and need no float copy.
+def _split(training: Examples, test: Examples) -> Dataset:
+    """Split the training files into train and valid, and compute the moments of the pixels."""
+    train = Examples(*(array[:-NUM_VALID] for array in training))
+    valid = Examples(*(array[-NUM_VALID:] for array in training))
+    # Sums of integers are exact, and need no float copy of the images.
     pixels = train.images.size
     first = int(train.images.sum(dtype=np.uint64)) / pixels
     second = int(np.square(train.images, dtype=np.uint16).sum(dtype=np.uint64)) / pixels
@@ -134,26 +141,29 @@ def _split(both: Examples, test: Examples) -> Dataset:
 
 
 def _paired(paths: list[Path], arrays: list[np.ndarray]) -> Examples:
+    """Return images and labels of a pair of files; raise DataError unless they fit each other."""
     images, labels = arrays
     if len(images) != len(labels) or len(labels) <= NUM_VALID:
         raise DataError(
             f"{paths[0]} and {paths[1]} do not belong together: expected as many images as "
-            f"labels, more than {NUM_VALID}, but found {len(images)} and {len(labels)}."
+            f"labels, more than {NUM_VALID}, but found {len(images)} and {len(labels)}. Take both "
+            "files from one data set."
         )
     if images.shape[1:] != IMAGE_SHAPE:
         raise DataError(
-            f"{paths[0]} is not what it should be: expected images of 28×28 pixels, found "
-            f"{images.shape[1]}×{images.shape[2]}."
+            f"{paths[0]} is of another data set: expected images of 28×28 pixels, found "
+            f"{images.shape[1]}×{images.shape[2]}. Take the files that `name` stands for."
         )
     if labels.max() >= NUM_CLASSES:
         raise DataError(
             f"{paths[1]} is damaged: expected labels from 0 to {NUM_CLASSES - 1}, found "
-            f"{labels.max()}."
+            f"{labels.max()}. Get the file anew."
         )
     return Examples(images, labels.astype(np.int32))
 
 
 def _find(name: str, folder: Path, file: str) -> Path:
+    """Return the path of a file in a folder, packed or plain; raise DataError if it is missing."""
     candidates = (folder / f"{file}.gz", folder / file)
     for path in candidates:
         if path.exists():
@@ -162,12 +172,13 @@ def _find(name: str, folder: Path, file: str) -> Path:
 
 
 def _download(name: str, source: _Source, index: int) -> Path:
+    """Return the path of a file in the user's cache folder, downloaded if it is not there."""
     import pooch  # here, so that the embedded data set needs no download library
 
     assert source.url is not None and source.packed is not None  # by the table above
     file = f"{_FILES[index]}.gz"
     try:
-        # pooch downloads to a temporary file, checks the sum and only then renames it.
+        # pooch downloads to a temporary file, checks the sum, and renames the file after that.
         path = pooch.retrieve(
             url=source.url + file,
             known_hash=f"sha256:{source.packed[index]}",

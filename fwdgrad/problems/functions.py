@@ -1,6 +1,6 @@
-"""Test functions of optimisation, each with its domain of definition and its minimum.
+"""Test functions of optimisation, each with its dimension and its minimum.
 
-Every function maps a float array of shape (n,) to a scalar, keeps its dtype, and is smooth.
+Every function is smooth and maps a float array of shape (n,) to a scalar of the same dtype.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from jax import Array
 
 
 def beale(x: Array) -> Array:
-    """(1.5 − x + xy)² + (2.25 − x + xy²)² + (2.625 − x + xy³)², of two variables.
+    """Return (1.5 − x + xy)² + (2.25 − x + xy²)² + (2.625 − x + xy³)² of two variables.
 
-    Minimum 0 at (3, ½).
+    The minimum is 0 at (3, ½).
 
     >>> float(beale(jnp.array([3.0, 0.5])))
     0.0
@@ -25,9 +25,9 @@ def beale(x: Array) -> Array:
 
 
 def rosenbrock(x: Array) -> Array:
-    """Σ_i (1 − x_i)² + 100 (x_{i+1} − x_i²)², of n ≥ 2 variables.
+    """Return Σ_i (1 − x_i)² + 100 (x_{i+1} − x_i²)² of n ≥ 2 variables.
 
-    Minimum 0 at (1, …, 1), at the end of a curved valley.
+    The minimum is 0 at (1, …, 1), in a curved valley.
 
     >>> float(rosenbrock(jnp.array([-1.0, 0.0])))
     104.0
@@ -36,7 +36,7 @@ def rosenbrock(x: Array) -> Array:
 
 
 def sphere(x: Array) -> Array:
-    """Σ_i x_i², of n ≥ 1 variables. Minimum 0 at 0.
+    """Return Σ_i x_i² of n ≥ 1 variables; the minimum is 0 at 0.
 
     >>> float(sphere(jnp.array([3.0, 4.0])))
     25.0
@@ -45,9 +45,9 @@ def sphere(x: Array) -> Array:
 
 
 def styblinski_tang(x: Array) -> Array:
-    """½ Σ_i (x_i⁴ − 16 x_i² + 5 x_i), of n ≥ 1 variables.
+    """Return ½ Σ_i (x_i⁴ − 16 x_i² + 5 x_i) of n ≥ 1 variables.
 
-    Minimum −39.166166 n at x_i = −2.903534; 2ⁿ − 1 other local minima.
+    The minimum is −39.166166 n at x_i = −2.903534; there are 2ⁿ − 1 other local minima.
 
     >>> round(float(styblinski_tang(jnp.full(2, -2.903534))), 3)
     -78.332
@@ -56,10 +56,12 @@ def styblinski_tang(x: Array) -> Array:
 
 
 class Objective(NamedTuple):
-    """A function (n,) -> (), the dimension it needs (None: any), and one entry of its minimum.
+    """A test function with its dimension and its minimiser.
 
-    `argmin` is the minimiser itself where the dimension is fixed, and the value of each of its
-    entries where it is not.
+    Attributes:
+      function: (n,) -> ().
+      dimension: n, or None if any n is allowed.
+      argmin: the minimiser; or the value of each entry, (1,), if `dimension` is None.
     """
 
     function: Callable[[Array], Array]

@@ -1,8 +1,8 @@
-"""A reader for IDX files, the format of MNIST and its relatives, plain or gzipped.
+"""A reader for IDX files, the format of MNIST, Fashion-MNIST and KMNIST, plain or gzipped.
 
 An IDX file is two zero bytes, a type code, the number of axes, one big-endian 32-bit length
-for each axis, and the entries in row-major order. Only type 8, unsigned bytes, is used by
-the data sets here.
+for each axis, and the entries in row-major order. The data sets here use type 8 alone,
+unsigned bytes.
 """
 
 import gzip
@@ -17,23 +17,27 @@ _UNSIGNED_BYTE = 8
 
 
 class DataError(ValueError):
-    """A data file is missing, truncated, corrupted or not what it should be."""
+    """A data file is missing, truncated, corrupted or of another format."""
 
 
 def read_idx(path: str | Path, *, ndim: int, sha256: str | None = None) -> np.ndarray:
-    """Reads an IDX file of unsigned bytes.
+    """Read an IDX file of unsigned bytes.
 
     Args:
       path: the file; gzipped if it ends in `.gz`.
       ndim: the number of axes it must have: 3 for images (n, rows, columns), 1 for labels.
-      sha256: if given, the SHA-256 sum that the unpacked file must have.
+      sha256: the SHA-256 sum of the unpacked file; None for no check.
 
     Returns:
       An array of dtype uint8 with `ndim` axes, read-only.
 
     Raises:
       DataError: the file is missing, is no valid gzip or IDX file, is shorter or longer than
-        its header says, or has another sum. The message names the file and what was expected.
+        its header says, or has another sum. The message names the file and the expected content.
+
+    >>> file = Path(__file__).parent / "data" / "mnist" / "t10k-labels-idx1-ubyte.gz"
+    >>> read_idx(file, ndim=1)[:3]
+    array([7, 2, 1], dtype=uint8)
     """
     path = Path(path)
     content = _unpacked(path)
@@ -61,10 +65,13 @@ def read_idx(path: str | Path, *, ndim: int, sha256: str | None = None) -> np.nd
 
 
 def _unpacked(path: Path) -> bytes:
+    """Return the unpacked content of a file; raise DataError if it cannot be read."""
     try:
         packed = path.read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: expected an IDX file there.") from error
+        raise DataError(
+            f"{path} is missing: expected an IDX file there. Put it there, or name another folder."
+        ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     if path.suffix != ".gz":

@@ -1,9 +1,9 @@
-"""The paper's networks: logistic regression, the MLP and the CNN, as Equinox modules.
+"""The networks of the paper as Equinox modules: logistic regression, MLP, CNN, deep network.
 
-Each takes one standardised image, float (28, 28), and returns 10 logits; map over a batch
-with `jax.vmap`. Equinox draws weights and biases of linear and convolution layers from
-U(−1/√n, 1/√n), with n the number of inputs of one unit. That is PyTorch's default, and so
-the paper's.
+Each classifier takes one standardised image, float (28, 28), and returns 10 logits; map it over a
+minibatch with `jax.vmap`. Equinox samples weights and biases of linear and convolution layers from
+U(−1/√n, 1/√n), with n the number of inputs of one unit. That is PyTorch's default, and so the
+paper's.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,9 @@ NUM_CLASSES = 10
 class LogisticRegression(eqx.Module):
     """Multinomial logistic regression: logits = W x + b, with 7,850 parameters.
 
+    Args:
+      key: a PRNG key.
+
     >>> LogisticRegression(key=jax.random.key(0))(jax.numpy.zeros((28, 28))).shape
     (10,)
     """
@@ -36,7 +39,7 @@ class LogisticRegression(eqx.Module):
 
     @property
     def chain(self) -> list[Layer]:
-        """The layers, one after the other."""
+        """The layers in order, for `fwdgrad.apply_chain`."""
         return [jnp.ravel, self.linear]
 
     def __call__(self, image: Array) -> Array:
@@ -44,9 +47,13 @@ class LogisticRegression(eqx.Module):
 
 
 class MLP(eqx.Module):
-    """Linear layers of the given widths and of 10, with a ReLU after all but the last.
+    """A multilayer perceptron: linear layers with a ReLU after each layer but the last.
 
-    The paper's has the widths (1024, 1024) and 1,863,690 parameters.
+    The paper's MLP has the widths (1024, 1024) and 1,863,690 parameters.
+
+    Args:
+      widths: the widths of the hidden layers; the output layer has 10 units.
+      key: a PRNG key.
 
     >>> MLP(widths=(32, 16), key=jax.random.key(0))(jax.numpy.zeros((28, 28))).shape
     (10,)
@@ -63,7 +70,7 @@ class MLP(eqx.Module):
 
     @property
     def chain(self) -> list[Layer]:
-        """The layers, one after the other."""
+        """The layers in order, for `fwdgrad.apply_chain`."""
         *hidden, last = self.layers
         return [jnp.ravel, *(f for layer in hidden for f in (layer, jax.nn.relu)), last]
 
@@ -72,14 +79,19 @@ class MLP(eqx.Module):
 
 
 class DeepNetwork(eqx.Module):
-    """`depth` linear layers of one width, without biases, with a ReLU after all but the last.
+    """Linear layers of one width without biases, with a ReLU after each layer but the last.
 
-    What the paper scales with depth, and not a classifier: it maps (..., width) to the same shape.
-    Weights are (inputs, outputs), and a minibatch goes through whole: on a CPU these products are
-    faster, deep down, than those of a vmapped `weight @ x`.
+    The network of the paper's scaling with depth. It is no classifier: it maps (..., width) to
+    (..., width). Weights are (inputs, outputs) and take a whole minibatch, x @ weight, which on a
+    CPU is faster for deep networks than `jax.vmap` of weight @ x.
 
-    Weights are normal with variance 2/width (He et al. 2015), so that the signal neither dies nor
-    grows in a hundred layers; numbers near zero are slow to compute with.
+    Weights are normal with variance 2/width (He et al. 2015), so that activations neither vanish
+    nor grow over a hundred layers. (CPUs compute slowly with subnormal numbers.)
+
+    Args:
+      width: the number of units of each layer.
+      depth: the number of layers.
+      key: a PRNG key.
 
     >>> DeepNetwork(width=16, depth=3, key=jax.random.key(0))(jax.numpy.zeros((5, 16))).shape
     (5, 16)
@@ -95,7 +107,7 @@ class DeepNetwork(eqx.Module):
 
     @property
     def chain(self) -> list[Layer]:
-        """The layers, one after the other."""
+        """The layers in order, for `fwdgrad.apply_chain`."""
         *hidden, last = [Partial(_times, weight) for weight in self.weights]
         return [*(f for layer in hidden for f in (layer, jax.nn.relu)), last]
 
@@ -104,14 +116,21 @@ class DeepNetwork(eqx.Module):
 
 
 class CNN(eqx.Module):
-    """Four 3×3 convolutions of `channels`, then linear layers of `width` and 10.
+    """A convolutional network: four 3×3 convolutions, then two linear layers.
 
-    'Same' padding; 2×2 max-pooling after the second and the fourth convolution; ReLU after
-    each convolution and after the first linear layer. The paper's has 64 channels and width
-    1024, so 3,136 features after the convolutions.
+    The convolutions have 'same' padding and are followed by a ReLU each; 2×2 max-pooling follows
+    the second and the fourth. A ReLU follows the first linear layer. The paper's CNN has 64
+    channels and width 1024, so 3,136 features after the convolutions.
 
-    `pooling` is how the maxima are computed, the same numbers either way: "select" is the faster in
-    forward mode on a CPU, "reduce" in reverse mode (by a few per cent of a step).
+    Args:
+      channels: the number of output channels of each convolution.
+      width: the number of units of the first linear layer; the second has 10.
+      pooling: the program for the maxima, with the same values: "select" is faster in forward mode
+        on a CPU, "reduce" in reverse mode (by a few per cent of a step).
+      key: a PRNG key.
+
+    Raises:
+      ValueError: `pooling` is neither name.
 
     >>> CNN(channels=4, width=8, key=jax.random.key(0))(jax.numpy.zeros((28, 28))).shape
     (10,)
@@ -145,7 +164,7 @@ class CNN(eqx.Module):
 
     @property
     def chain(self) -> list[Layer]:
-        """The layers, one after the other."""
+        """The layers in order, for `fwdgrad.apply_chain`."""
         relu, max_pool = jax.nn.relu, _POOLINGS[self.pooling]
         first, second, third, fourth = self.convolutions
         return [
@@ -159,18 +178,20 @@ class CNN(eqx.Module):
 
 
 def _times(weight: Array, x: Array) -> Array:
+    """Return x @ weight; the weight comes first, as `jax.tree_util.Partial` binds it."""
     return x @ weight
 
 
 def _add_channel(image: Array) -> Array:
+    """Return an image with a channel axis in front."""
     return image[None]
 
 
 @jax.custom_jvp
 def _select_max_pool(x: Array) -> Array:
-    """The maximum over 2×2 windows of (channels, rows, columns), as maxima of four arrays.
+    """Return the maxima over 2×2 windows of (channels, rows, columns), as maxima of four arrays.
 
-    The tangent of an output is that of the first input of its window that attains the maximum.
+    The tangent of an output is the tangent of the first input that attains the maximum.
     """
     first, second, third, fourth = _windows(x)
     return jnp.maximum(jnp.maximum(first, second), jnp.maximum(third, fourth))
@@ -180,17 +201,18 @@ def _select_max_pool(x: Array) -> Array:
 def _select_max_pool_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     maximum = _select_max_pool(*primals)
     *others, (_, tangent) = zip(_windows(*primals), _windows(*tangents), strict=True)
-    for value, its_tangent in reversed(others):
-        tangent = jnp.where(value == maximum, its_tangent, tangent)
+    for value, tangent_of_value in reversed(others):
+        tangent = jnp.where(value == maximum, tangent_of_value, tangent)
     return maximum, tangent
 
 
 def _windows(x: Array) -> list[Array]:
+    """Return the four arrays of the entries at one place of each 2×2 window."""
     return [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
 
 
 def _reduce_max_pool(x: Array) -> Array:
-    """The same as a reduction of a reshaped array; tangents are averaged over ties."""
+    """Return the maxima over 2×2 windows by a reduction; tangents are averaged over ties."""
     channels, rows, columns = x.shape
     return x.reshape(channels, rows // 2, 2, columns // 2, 2).max((2, 4))
 

@@ -1,4 +1,4 @@
-"""A problem, as whatever trains sees it: parameters, a loss, and examples."""
+"""Supervised problems: initial parameters, scores of each example, and three sets of examples."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,16 +13,16 @@ from fwdgrad import combine, partition
 from fwdgrad.problems.datasets import Dataset
 from fwdgrad.util.trees import PyTree
 
-Batch = PyTree  # arrays that share their first axis, one entry an example
+Batch = PyTree  # arrays that share their first axis, the minibatch axis
 
 
 class Problem(NamedTuple):
-    """A supervised problem.
+    """A supervised problem, as training code uses it.
 
     Attributes:
       init: key -> parameters, a pytree of floating arrays alone.
-      scores: (parameters, batch) -> {"loss": (n,), "accuracy": (n,)}, a float an example.
-      train, valid, test: the examples, batches of arrays on the device.
+      scores: (parameters, batch) -> {"loss": (n,), "accuracy": (n,)}, one float for each example.
+      train, valid, test: three sets of examples, arrays on the device.
     """
 
     init: Callable[[Array], PyTree]
@@ -32,23 +32,32 @@ class Problem(NamedTuple):
     test: Batch
 
     def loss(self, params: PyTree, batch: Batch) -> Array:
-        """The mean loss over a batch, a scalar: what is minimised."""
+        """Return the mean loss over a batch, the scalar that training minimises."""
         return self.scores(params, batch)["loss"].mean()
 
 
 def image_classification(make_model: Callable[..., eqx.Module], dataset: Dataset) -> Problem:
-    """Classification of a data set's images by softmax cross-entropy.
+    """Return the classification of a data set's images by softmax cross-entropy.
 
-    The loss of an image with logits z and label y is log Σ_j exp z_j − z_y, in nats; its accuracy
-    is 1 where z_y is the largest logit, else 0. Of a model that returns several rows of logits
-    (`LocalHeads`) the losses are added, and the last row is its answer. Images are standardised
-    once, to float32 (byte/255 − mean)/std with the mean and the deviation of all training pixels,
-    which is what brings the paper's curves about. (They take 4 bytes a pixel, 220 MB in all; doing
-    it anew in every step would take longer than the rest of a step of logistic regression.)
+    The loss of an image with logits z and label y is log Σ_j exp z_j − z_y, in nats. The accuracy
+    is 1 if z_y is the largest logit, else 0. If a model returns several rows of logits
+    (`LocalHeads`), the losses of the rows are added and the last row is the prediction.
+
+    Images are standardised once, to float32 (byte/255 − mean)/std with the mean and the standard
+    deviation of all training pixels, the scaling that reproduces the paper's curves.
+    (Standardised images take 4 bytes a pixel, 220 MB in all. Standardising them in every step would
+    take longer than the rest of a step of logistic regression.)
 
     Args:
-      make_model: key=... -> a module from one float image (28, 28) to logits (10,) or (rows, 10).
-      dataset: from `load_dataset`.
+      make_model: (key=...) -> a module from one image (28, 28) to logits (10,) or (rows, 10).
+      dataset: the result of `load_dataset`.
+
+    >>> from fwdgrad.problems import Examples, LogisticRegression, load_dataset
+    >>> mnist = load_dataset("mnist")
+    >>> few = [Examples(part.images[:8], part.labels[:8]) for part in mnist[:3]]
+    >>> problem = image_classification(LogisticRegression, Dataset(*few, mnist.mean, mnist.std))
+    >>> problem.scores(problem.init(jax.random.key(0)), problem.train)["loss"].shape
+    (8,)
     """
     return classification(make_model, *standardised(dataset))
 
@@ -56,11 +65,11 @@ def image_classification(make_model: Callable[..., eqx.Module], dataset: Dataset
 def classification(
     make_model: Callable[..., eqx.Module], train: Batch, valid: Batch, test: Batch
 ) -> Problem:
-    """The problem of `image_classification` with images that are standardised already.
+    """Return the problem of `image_classification` for images that are already standardised.
 
     Args:
-      make_model: as there.
-      train, valid, test: from `standardised`; several problems may share them.
+      make_model: as in `image_classification`.
+      train, valid, test: the result of `standardised`; several problems may share it.
     """
     _, static = partition(make_model(key=jax.random.key(0)))
 
@@ -70,19 +79,19 @@ def classification(
     def scores(params: PyTree, batch: Batch) -> dict[str, Array]:
         images, labels = batch
         logits = jax.vmap(combine(params, static))(images)
-        answer = logits
+        prediction = logits
         if logits.ndim == 3:
-            answer, labels_of_rows = logits[:, -1], labels[:, None]
+            prediction, labels_of_rows = logits[:, -1], labels[:, None]
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels_of_rows).sum(1)
         else:
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return {"loss": losses, "accuracy": (answer.argmax(-1) == labels).astype(jnp.float32)}
+        return {"loss": losses, "accuracy": (prediction.argmax(-1) == labels).astype(jnp.float32)}
 
     return Problem(init, scores, train, valid, test)
 
 
 def standardised(dataset: Dataset) -> tuple[Batch, Batch, Batch]:
-    """The three sets of examples on the device: images in float32, and labels."""
+    """Return the three sets of examples on the device, with standardised float32 images."""
     train, valid, test = (
         (_standardised(part.images, dataset.mean, dataset.std), jax.device_put(part.labels))
         for part in dataset[:3]

@@ -1,8 +1,7 @@
-"""Symbolic differentiation with SymPy of the very functions that are differentiated otherwise.
+"""Symbolic differentiation of JAX functions with SymPy.
 
-A function written for JAX is traced to a jaxpr, which is evaluated on arrays of SymPy expressions
-in the place of numbers. What comes out is a formula for each of its outputs, and SymPy has the
-derivatives.
+A function written for JAX is traced to a jaxpr, and the jaxpr is evaluated on arrays of SymPy
+expressions. The result is a formula for each output, which SymPy differentiates.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,23 +21,23 @@ try:
 except ModuleNotFoundError as error:
     raise missing_extra("fwdgrad.problems.symbolic", error) from error
 
-_DIGITS = 50  # more than a float64's exact value needs for what is computed with it
+_DIGITS = 50  # decimal digits of a float64 argument, more than `evaluate` computes with
 
 
 def expressions(function: Callable[[Array], Array], n: int) -> tuple[list[sympy.Symbol], Any]:
-    """The outputs of a function as formulas in its inputs.
+    """Return the outputs of a function as formulas in its inputs.
 
     Args:
-      function: takes a float array (n,) and returns one of any shape; made of arithmetic, the
-        elementary functions, max, abs, and products of vectors and matrices. Where such as max
-        have no derivative SymPy's is their mean, ½ for max(x, 0) at 0, and JAX's may be another.
+      function: takes a float array (n,) and returns an array of any shape. It may use arithmetic,
+        the elementary functions, max, abs, and products of vectors and matrices. At a kink, such as
+        that of max(x, 0), SymPy's derivative is the mean of both sides, ½ there; JAX's may differ.
       n: the number of inputs.
 
     Returns:
-      (the symbols x_0 … x_{n−1}, an object array of expressions, flattened).
+      (symbols x_0 … x_{n−1}, flattened object array of expressions).
 
     Raises:
-      NotImplementedError: the function contains an operation that is not known here, by name.
+      NotImplementedError: the function contains an operation without a rule; the message names it.
 
     >>> symbols, outputs = expressions(lambda x: jnp.sin(x[:1]) * x[1], 2)
     >>> outputs[0]
@@ -51,7 +50,7 @@ def expressions(function: Callable[[Array], Array], n: int) -> tuple[list[sympy.
 
 
 def symbolic_jacobian(symbols: Iterable[sympy.Symbol], outputs: Iterable[Any]) -> Any:
-    """The derivatives of expressions by symbols, an object array (m, n).
+    """Return the derivatives of m expressions by n symbols, an object array (m, n).
 
     >>> symbols, outputs = expressions(lambda x: x**2 * x[0], 2)
     >>> symbolic_jacobian(symbols, outputs).tolist()
@@ -61,13 +60,13 @@ def symbolic_jacobian(symbols: Iterable[sympy.Symbol], outputs: Iterable[Any]) -
 
 
 def evaluate(values: Any, symbols: Iterable[sympy.Symbol], x: Any, digits: int = 30) -> Any:
-    """The numbers of an object array of expressions at x, rounded to float64 at the end.
+    """Return the values of expressions at x, rounded to float64 at the end.
 
     Args:
-      values: expressions, in an array of any shape.
-      symbols: what they are in.
-      x: float (n,), taken exactly.
-      digits: with how many digits of precision to compute.
+      values: an object array of expressions, of any shape.
+      symbols: the n symbols of the expressions.
+      x: a float array (n,), taken exactly.
+      digits: the number of decimal digits to compute with.
 
     >>> symbols, outputs = expressions(lambda x: jnp.exp(x), 1)
     >>> evaluate(outputs, symbols, np.array([1.0])).tolist()
@@ -80,7 +79,11 @@ def evaluate(values: Any, symbols: Iterable[sympy.Symbol], x: Any, digits: int =
 
 
 def count_operations(values: Iterable[Any], *, common_subexpressions: bool = False) -> int:
-    """The number of operations in expressions, as they stand or with what they share made once.
+    """Return the number of operations in expressions.
+
+    Args:
+      values: the expressions.
+      common_subexpressions: if True, count each shared subexpression once.
 
     >>> x = sympy.Symbol("x")
     >>> y = [sympy.sin(x) ** 2 + sympy.cos(sympy.sin(x))]
@@ -95,18 +98,19 @@ def count_operations(values: Iterable[Any], *, common_subexpressions: bool = Fal
 
 
 def _exact(number: Any) -> sympy.Float:
+    """Return the exact value of a float64."""
     return sympy.Float(float(number), _DIGITS)
 
 
 def _symbolic(value: Any) -> Any:
-    """A constant as an object array of exact numbers; whole ones are integers, so x·1 is x."""
+    """Return a constant as an object array of exact numbers; integers keep x·1 equal to x."""
     array = np.asarray(value)
     entries = [sympy.Integer(int(x)) if float(x).is_integer() else _exact(x) for x in array.ravel()]
     return np.array(entries, dtype=object).reshape(array.shape)
 
 
 def _evaluate(closed: Any, inputs: list[Any]) -> list[Any]:
-    """Evaluates a ClosedJaxpr on object arrays."""
+    """Evaluate a ClosedJaxpr on object arrays."""
     jaxpr = closed.jaxpr
     values: dict[Any, Any] = dict(zip(jaxpr.invars, inputs, strict=True))
     values.update(zip(jaxpr.constvars, map(_symbolic, closed.consts), strict=True))
@@ -127,14 +131,14 @@ def _evaluate(closed: Any, inputs: list[Any]) -> list[Any]:
             outputs = list(result) if equation.primitive.multiple_results else [result]
         else:
             raise NotImplementedError(
-                f"{name} has no symbolic counterpart here; use {', '.join(sorted(_RULES))}."
+                f"the operation {name} has no symbolic rule; use {', '.join(sorted(_RULES))}."
             )
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
 def _elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A rule that applies a function of SymPy to each entry."""
+    """Return a rule that applies a function of SymPy to each entry."""
     apply = np.frompyfunc(function, function.__code__.co_argcount, 1)
     return lambda *operands, **_: np.asarray(apply(*operands), dtype=object)
 
@@ -142,7 +146,9 @@ def _elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
 def _dot_general(a: Any, b: Any, *, dimension_numbers: Any, **_: Any) -> Any:
     contracted, (batch, _other) = dimension_numbers
     if batch:
-        raise NotImplementedError("dot_general over a batch has no symbolic counterpart here.")
+        raise NotImplementedError(
+            "dot_general with batch axes has no symbolic rule; use products of two matrices."
+        )
     return np.asarray(np.tensordot(a, b, axes=contracted), dtype=object)
 
 

@@ -1,4 +1,4 @@
-"""Blocks that learn from losses of their own, and such as do not learn."""
+"""Local losses train each block by its own loss alone, and frozen blocks have no gradient."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ IMAGE = jax.random.normal(jax.random.key(1), (28, 28))
 
 
 def gradients(model, loss):
-    """Of each leaf with a name, the gradient of a loss of the logits."""
+    """Return the gradient of a loss of the logits by each leaf, by its name."""
     grad = eqx.filter_jit(eqx.filter_grad(lambda model: loss(model(IMAGE))))(model)
     return {jax.tree_util.keystr(path): g for path, g in jax.tree_util.tree_leaves_with_path(grad)}
 
@@ -23,8 +23,8 @@ def gradients(model, loss):
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_each_block_has_the_gradient_of_its_own_loss(make):
     model = LocalHeads(make, key=jax.random.key(0))
-    number = len(model.heads) + 1
-    losses = [lambda logits, i=i: -jax.nn.log_softmax(logits[i])[3] for i in range(number)]
+    rows = range(len(model.heads) + 1)
+    losses = [lambda logits, i=i: -jax.nn.log_softmax(logits[i])[3] for i in rows]
     of_all = gradients(model, lambda logits: -jax.nn.log_softmax(logits)[:, 3].sum())
     taught = []
     for loss in losses:
@@ -50,6 +50,6 @@ def test_frozen_blocks_have_no_gradient_and_the_others_their_own(num_frozen):
 
 
 def test_the_last_block_cannot_be_frozen():
-    with pytest.raises(ValueError, match="num_frozen must be from 0 to 2; found 3"):
+    with pytest.raises(ValueError, match=r"num_frozen must be from 0 to 2, .*; found 3"):
         Frozen(MODELS["mlp"], 3, key=jax.random.key(0))
     assert jnp.isfinite(Frozen(MODELS["mlp"], 2, key=jax.random.key(0))(IMAGE)).all()

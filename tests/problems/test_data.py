@@ -1,4 +1,4 @@
-"""Data files: what is in the package, the split, and every way in which a file can be wrong."""
+"""Data sets: MNIST in the package, the split, damaged and missing files, downloads."""
 
 import functools
 import gzip
@@ -15,12 +15,13 @@ MNIST = datasets.Path(datasets.__file__).parent / "data" / "mnist"
 
 
 def idx_bytes(array):
+    """Return the content of the IDX file of an array."""
     lengths = b"".join(n.to_bytes(4, "big") for n in array.shape)
     return bytes([0, 0, 8, array.ndim]) + lengths + array.astype(np.uint8).tobytes()
 
 
 def write_small_dataset(folder, *, packed, labels=5_002):
-    """Four files in the format of MNIST, with images of 28×28 zeros but for the first pixel."""
+    """Write four files in the format of MNIST; all pixels but the first of an image are zero."""
     folder.mkdir(exist_ok=True)
     for name in datasets._FILES:
         part = np.arange(labels) % 10
@@ -46,7 +47,7 @@ def test_embedded_mnist_and_its_split():
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_folder_of_the_user(tmp_path, packed):
+def test_a_folder_of_packed_or_plain_files_is_loaded(tmp_path, packed):
     write_small_dataset(tmp_path, packed=packed)
     dataset = load_dataset("kmnist", tmp_path)
     assert [len(part.labels) for part in dataset[:3]] == [2, 5_000, 5_002]
@@ -61,7 +62,7 @@ def labels_file(tmp_path_factory):
 
 
 @pytest.mark.parametrize("fraction", [0, 0.3, 0.999])
-def test_truncated_file(labels_file, tmp_path, fraction):
+def test_a_truncated_file_is_an_error(labels_file, tmp_path, fraction):
     path = tmp_path / labels_file.name
     content = labels_file.read_bytes()
     path.write_bytes(content[: int(fraction * len(content))])
@@ -72,8 +73,8 @@ def test_truncated_file(labels_file, tmp_path, fraction):
         read_idx(path, ndim=1)
 
 
-def test_any_flipped_byte_is_noticed(labels_file, tmp_path):
-    """Bytes all over the file, header and trailer included: an error, or the very same data."""
+def test_a_flipped_byte_is_an_error_or_changes_no_data(labels_file, tmp_path):
+    """At positions all over the file, header and trailer included."""
     content = bytearray(labels_file.read_bytes())
     original = read_idx(labels_file, ndim=1)
     path = tmp_path / labels_file.name
@@ -98,7 +99,7 @@ def test_any_flipped_byte_is_noticed(labels_file, tmp_path):
     assert noticed >= len(positions) - 10
 
 
-def test_flipped_byte_in_an_unpacked_file(labels_file, tmp_path):
+def test_a_flipped_byte_in_a_plain_file_is_an_error(labels_file, tmp_path):
     path = tmp_path / "train-labels-idx1-ubyte"
     content = bytearray(gzip.decompress(labels_file.read_bytes()))
     content[1_000] ^= 1
@@ -120,14 +121,14 @@ def test_flipped_byte_in_an_unpacked_file(labels_file, tmp_path):
         (idx_bytes(np.zeros(10)) + b"x", "18 bytes were expected.*has 19"),
     ],
 )
-def test_wrong_content(tmp_path, content, message):
+def test_a_file_of_another_format_or_length_is_an_error(tmp_path, content, message):
     path = tmp_path / "labels"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_idx(path, ndim=1)
 
 
-def test_missing_files(tmp_path):
+def test_missing_files_are_errors(tmp_path):
     with pytest.raises(DataError, match=f"{tmp_path}/train-images-idx3-ubyte.gz is missing"):
         load_dataset("mnist", tmp_path)
     with pytest.raises(DataError, match="labels is missing: expected an IDX file there"):
@@ -137,13 +138,13 @@ def test_missing_files(tmp_path):
         read_idx(tmp_path / "folder", ndim=1)
 
 
-def test_files_that_do_not_belong_together(tmp_path):
+def test_images_and_labels_of_different_numbers_are_an_error(tmp_path):
     write_small_dataset(tmp_path, packed=False, labels=5_003)
     with pytest.raises(DataError, match=r"do not belong together.*found 5002 and 5003"):
         load_dataset("kmnist", tmp_path)
 
 
-def test_images_of_another_size(tmp_path):
+def test_images_of_another_size_are_an_error(tmp_path):
     write_small_dataset(tmp_path, packed=False)
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(idx_bytes(np.zeros((5_002, 32, 32))))
@@ -151,7 +152,7 @@ def test_images_of_another_size(tmp_path):
         load_dataset("kmnist", tmp_path)
 
 
-def test_labels_out_of_range(tmp_path):
+def test_labels_out_of_range_are_an_error(tmp_path):
     write_small_dataset(tmp_path, packed=False)
     path = tmp_path / "t10k-labels-idx1-ubyte"
     path.write_bytes(idx_bytes(np.full(5_002, 10)))
@@ -161,7 +162,7 @@ def test_labels_out_of_range(tmp_path):
         load_dataset("fashion_mnist", tmp_path)
 
 
-def test_unknown_name():
+def test_an_unknown_name_is_an_error():
     with pytest.raises(
         ValueError, match="name must be one of mnist, fashion_mnist, kmnist; found 'x'"
     ):
@@ -175,7 +176,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """A small data set on a local server, in the place of KMNIST, and an empty cache."""
+    """Serve a small data set as KMNIST from a local server, with an empty cache."""
     import hashlib
 
     import pooch
@@ -198,15 +199,15 @@ def served(tmp_path, monkeypatch):
     thread.join()
 
 
-def test_download_happens_once_and_is_checked(served):
+def test_files_are_downloaded_once(served):
     server, _ = served
     first = load_dataset("kmnist")
-    server.shutdown()  # the second time nothing is asked for
+    server.shutdown()  # the second call reads the cache
     second = load_dataset("kmnist")
     np.testing.assert_array_equal(first.test.labels, second.test.labels)
 
 
-def test_download_of_a_corrupted_file_leaves_nothing_behind(served):
+def test_a_corrupted_download_is_an_error_and_leaves_no_file(served):
     _, tmp_path = served
     path = tmp_path / "served" / "train-labels-idx1-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-1] + b"x")

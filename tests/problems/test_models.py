@@ -1,4 +1,4 @@
-"""The paper's models and losses, and the test functions."""
+"""Models of the paper: sizes, initialisation, pooling; the loss; the minima of test functions."""
 
 import equinox as eqx
 import jax
@@ -21,7 +21,7 @@ from fwdgrad.problems import (
 from fwdgrad.util.trees import partition
 
 
-def count(model):
+def count_parameters(model):
     return sum(x.size for x in jax.tree.leaves(partition(model)[0]))
 
 
@@ -33,14 +33,14 @@ def count(model):
         (CNN, 9 * 64 + 64 + 3 * (9 * 64 * 64 + 64) + 3136 * 1024 + 1024 + 1024 * 10 + 10),
     ],
 )
-def test_sizes_of_the_papers_models(make, parameters, key):
+def test_models_have_the_sizes_of_the_paper(make, parameters, key):
     model = make(key=key)
-    assert count(model) == parameters
+    assert count_parameters(model) == parameters
     assert jax.eval_shape(model, jnp.zeros((28, 28))).shape == (10,)
 
 
-def test_initialisation_is_that_of_pytorch(key):
-    """Weights and biases from U(−1/√n, 1/√n), n the inputs of a unit: bounds and variance."""
+def test_the_initialisation_is_that_of_pytorch(key):
+    """Bounds and variance of U(−1/√n, 1/√n), with n the number of inputs of a unit."""
     mlp, cnn = MLP(key=key), CNN(key=key)
     layers = [(x, x.weight.shape[1]) for x in (*mlp.layers, cnn.hidden, cnn.output)]
     layers += [(x, 9 * x.weight.shape[1]) for x in cnn.convolutions]
@@ -52,13 +52,13 @@ def test_initialisation_is_that_of_pytorch(key):
             assert abs(np.mean(scaled**2) - 1 / 3) < 5.73 * (4 / 45 / scaled.size) ** 0.5
 
 
-def test_one_key_for_each_layer(key):
+def test_layers_have_keys_of_their_own(key):
     first, second = CNN(key=key).convolutions[1:3]
     assert not np.allclose(first.weight, second.weight)
 
 
 @pytest.mark.parametrize("pooling", ["select", "reduce"])
-def test_max_pool_is_reduce_window(pooling, key):
+def test_max_pooling_is_reduce_window(pooling, key):
     x, v = jax.random.normal(key, (2, 3, 6, 4))
 
     def window(x):
@@ -68,19 +68,19 @@ def test_max_pool_is_reduce_window(pooling, key):
     jax.tree.map(np.testing.assert_array_equal, found, jax.jvp(window, (x,), (v,)))
 
 
-def test_tangent_of_a_tie_is_that_of_one_input():
+def test_the_tangent_of_a_tie_is_that_of_the_first_input():
     v = jnp.arange(4.0).reshape(1, 2, 2)
     maximum, tangent = jax.jvp(models._POOLINGS["select"], (jnp.zeros((1, 2, 2)),), (v,))
     assert maximum == 0 and tangent == 0
 
 
-def test_unknown_pooling(key):
+def test_an_unknown_pooling_is_an_error(key):
     with pytest.raises(ValueError, match="pooling must be one of select, reduce; found 'mean'"):
         CNN(pooling="mean", key=key)
 
 
-def test_problem_standardises_and_scores_each_example(key):
-    """Against NumPy, for logistic regression."""
+def test_scores_of_each_standardised_example_agree_with_numpy(key):
+    """For logistic regression."""
     images = np.asarray(jax.random.randint(key, (7, 28, 28), 0, 256), np.uint8)
     labels = np.arange(7, dtype=np.int32)
     examples = Examples(images, labels)
@@ -104,7 +104,7 @@ def test_parameters_of_a_problem_are_arrays_alone(key):
 
 @pytest.mark.parametrize("name", TEST_FUNCTIONS)
 @pytest.mark.parametrize("dimension", [1, 2, 5])
-def test_functions_have_their_minimum_where_they_say(name, dimension, x64):
+def test_argmin_is_a_minimum_of_each_test_function(name, dimension, x64):
     function, fixed, argmin = TEST_FUNCTIONS[name]
     if fixed is not None:
         dimension = fixed
@@ -117,6 +117,6 @@ def test_functions_have_their_minimum_where_they_say(name, dimension, x64):
     assert function(x).shape == () and function(x.astype("float32")).dtype == jnp.float32
 
 
-def test_functions_at_the_papers_starts():
+def test_values_at_the_starting_points_of_the_paper():
     np.testing.assert_allclose(beale(jnp.array([0.0, 0.5])), 14.203125)
     np.testing.assert_allclose(rosenbrock(jnp.array([-1.0, 0.0])), 104)
