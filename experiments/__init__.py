@@ -1,5 +1,5 @@
-"""Floor 3, experiments: one module for each figure or table, named after what it shows.
+"""Experiments: a folder for each kind, a module for each figure or table.
 
-Knows Hydra and the floors below. Each figure's module has `run(cfg, folder)`, which leaves a
-tidy CSV file, and `draw(folder)`, which reads nothing else. `reproduce` runs them all.
+Each figure's module has `run(cfg, folder)`, which leaves a tidy CSV file, and `draw(folder)`, which
+reads nothing else. `reproduce` runs them all; `train` makes one run.
 """

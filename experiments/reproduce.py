@@ -14,22 +14,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments import (
-    accuracy_race,
-    cnn_race,
-    commands,
-    depth_scaling,
-    differentiation,
-    estimator_quality,
-    fair_comparison,
-    jobs,
-    learning_curves,
-    report,
-    settings,
-    trajectories,
-)
-from experiments.paper import Finding
-from fwdgrad.work import hold
+from experiments.common import commands, jobs, report, settings
+from experiments.common.paper_facts import Finding
+from experiments.modes import differentiation
+from experiments.paper import depth_scaling, fair_comparison, learning_curves, trajectories
+from experiments.quality import estimator_quality
+from experiments.races import accuracy_race, cnn_race
+from fwdgrad.records import hold
 
 # In the order of the report. Each has run(cfg, folder), and of what that leaves in the folder
 # draw(folder), describe(folder), a section of the report, and findings(folder).

@@ -5,8 +5,8 @@
 >>> value_and_grad = fwdgrad.forward_value_and_grad(lambda w, x: jnp.mean((x @ w) ** 2))
 >>> value, grad = value_and_grad(jax.random.key(0), jnp.ones(3), jnp.eye(3))
 
-`import fwdgrad` needs JAX alone. `fwdgrad.problems` (data sets, models) and `fwdgrad.work`
-(training, measuring, records) are imported by name and need the extra `experiments`.
+`import fwdgrad` needs JAX alone. `fwdgrad.problems` (data sets, models), `fwdgrad.training`,
+`fwdgrad.measurement` and `fwdgrad.records` are imported by name and need the extra `experiments`.
 """
 
 from fwdgrad.diagnostics.explain import explain

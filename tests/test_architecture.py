@@ -23,32 +23,42 @@ LIBRARY = {
     "fwdgrad.modes": {"util"},
     "fwdgrad.diagnostics": {"util", "tangents", "propagation", "perturbation", "estimators"},
 }
-# Above it all names come from the front door, and types and errors from `util`. Work knows a
+# Above it all names come from the front door, and types and errors from `util`. Training knows a
 # problem only by a protocol of its own.
+_KINDS = tuple(f"experiments.{kind}" for kind in ("paper", "races", "quality", "cost", "modes"))
+_APPARATUS = {
+    *("fwdgrad", "fwdgrad.util", "fwdgrad.problems"),
+    *("fwdgrad.records", "fwdgrad.training", "fwdgrad.measurement"),
+}
 MAY_USE = {
     **{name: {f"fwdgrad.{x}" for x in below} for name, below in LIBRARY.items()},
     "fwdgrad.problems": {"fwdgrad", "fwdgrad.util"},
-    "fwdgrad.work": {"fwdgrad", "fwdgrad.util"},
-    "experiments": {"fwdgrad", "fwdgrad.util", "fwdgrad.problems", "fwdgrad.work"},
+    "fwdgrad.records": {"fwdgrad.util"},
+    "fwdgrad.training": {"fwdgrad", "fwdgrad.util", "fwdgrad.records"},
+    "fwdgrad.measurement": {"fwdgrad.util", "fwdgrad.records", "fwdgrad.training"},
+    "experiments.common": _APPARATUS,
+    **{kind: {*_APPARATUS, "experiments.common"} for kind in _KINDS},
+    "experiments": {"fwdgrad.records", "experiments.common", *_KINDS},
 }
-FLOORS = list(MAY_USE)
+FLOORS = sorted(MAY_USE, key=len, reverse=True)  # a folder before the one around it
+# Imported by the front, and no deeper, from outside.
+FRONTS = ("fwdgrad.records", "fwdgrad.training", "fwdgrad.measurement")
 EXTERNAL = {  # what a floor may import besides the standard library
     **{name: {"jax", "numpy"} for name in LIBRARY},
     "fwdgrad.problems": {"jax", "numpy", "equinox", "optax", "pooch", "sympy"},
-    "fwdgrad.work": {"jax", "numpy", "scipy", "equinox", "filelock", "optax", "tqdm"},
-    "experiments": {
-        "jax",
-        "numpy",
-        "optax",
-        "hydra",
-        "omegaconf",
-        "matplotlib",
-        "sympy",
-        "tqdm",
-        "torch",
+    "fwdgrad.records": {"jax", "equinox", "filelock"},
+    "fwdgrad.training": {"jax", "numpy", "optax", "tqdm"},
+    "fwdgrad.measurement": {"jax", "numpy", "scipy"},
+    "experiments": {"omegaconf"},
+    **{
+        name: {
+            *("jax", "numpy", "optax", "sympy", "torch"),
+            *("hydra", "omegaconf", "matplotlib", "tqdm"),
+        }
+        for name in ("experiments.common", *_KINDS)
     },
 }
-MODULES = sorted([*(ROOT / "fwdgrad").rglob("*.py"), *(ROOT / "experiments").glob("*.py")])
+MODULES = sorted([*(ROOT / "fwdgrad").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")])
 
 
 def name_of(path):
@@ -74,10 +84,12 @@ def test_a_room_imports_from_the_floors_below_alone(path):
     floor = floor_of(name_of(path))
     for imported in imports_of(path):
         top = imported.split(".")[0]
-        if floor is None:  # the front door
-            assert floor_of(imported) in LIBRARY
+        if floor is None:  # the front door, and `work`, which imports nothing
+            assert floor_of(imported) in LIBRARY or imported == "typing"
         elif top in ("fwdgrad", "experiments"):
-            assert (floor_of(imported) or imported) in {floor, *MAY_USE[floor]}, imported
+            of = floor_of(imported) or imported
+            assert of in {floor, *MAY_USE[floor]}, imported
+            assert of not in FRONTS or of in (floor, imported), f"{imported}: not by its front"
         else:
             assert top in sys.stdlib_module_names | EXTERNAL[floor], imported
 
@@ -113,13 +125,27 @@ def test_few_lines_ask_which_form_a_tangent_has():
     assert len(lines) <= 10, lines
 
 
-def test_work_knows_no_estimator_and_no_distribution_by_name():
+def test_training_and_measurement_know_no_estimator_and_no_distribution_by_name():
     names = re.compile(r"\b(forward_value_and_grad|backprop_value_and_grad|Normal|Rademacher)\b")
-    for path in (ROOT / "fwdgrad" / "work").glob("*.py"):
+    for path in [
+        file for front in FRONTS for file in (ROOT / front.replace(".", "/")).glob("*.py")
+    ]:
         code = ast.parse(path.read_text())
         for node in ast.walk(code):
             if isinstance(node, (ast.Name, ast.Attribute)):
                 assert not names.search(ast.unparse(node)), path
+
+
+def test_a_name_of_the_former_package_is_an_error_that_names_the_new_one():
+    from fwdgrad import work
+
+    for package, names in work._NOW.items():
+        assert set(names.split()) <= set(importlib.import_module(package).__all__)
+        for name in names.split():
+            with pytest.raises(ImportError, match=rf"Use {package}\.{name}\."):
+                getattr(work, name)
+    with pytest.raises(ImportError, match=r"Its packages are fwdgrad\.training, "):
+        from fwdgrad.work import stepping  # noqa: F401
 
 
 def test_importing_the_library_needs_jax_alone():
@@ -137,7 +163,7 @@ def test_every_public_name_is_documented_and_exported():
     """The front door has the only list of the library's names."""
     for floor in LIBRARY:
         assert not hasattr(importlib.import_module(floor), "__all__"), floor
-    for floor in ("fwdgrad", "fwdgrad.problems", "fwdgrad.work"):
+    for floor in ("fwdgrad", "fwdgrad.problems", *FRONTS):
         package = importlib.import_module(floor)
         assert sorted(package.__all__) == sorted(set(package.__all__))
         for name in package.__all__:

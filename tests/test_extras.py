@@ -37,7 +37,10 @@ for module in list(missing):
     break
 """
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("fwdgrad.problems", "fwdgrad.work", "fwdgrad.problems.symbolic")
+PACKAGES = (
+    *("fwdgrad.problems", "fwdgrad.records", "fwdgrad.training", "fwdgrad.measurement"),
+    "fwdgrad.problems.symbolic",
+)
 
 
 @pytest.fixture(scope="module")

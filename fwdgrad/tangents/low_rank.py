@@ -38,7 +38,7 @@ class LowRank:
     fourth moment falls to that of a dense tangent as the rank grows: with signs
     E[(∇f·v)⁴] = (3 + (κ − 3)/r) E[(∇f·v)²]² for one matrix, κ ≤ 9. If a run diverges, clip its
     estimates: `optimizer=sgd_clipped` on the command line of `experiments.train`,
-    `fwdgrad.work.clip_by_running_quantile` in any loop with optax.
+    `fwdgrad.training.clip_by_running_quantile` in any loop with optax.
 
     The estimate is the sum of K·r products (K: `num_tangents`). Up to 8 products are added on the
     fly in the operation that reads the estimate; more are one matrix product, an array of the

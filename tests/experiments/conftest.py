@@ -8,7 +8,9 @@ import hydra
 import jax
 import pytest
 
-from experiments import divergence, overhead, train
+from experiments.common import from_config
+from experiments.cost import overhead
+from experiments.quality import divergence
 from fwdgrad.problems import Examples, load_dataset
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -37,7 +39,7 @@ def load_few(name, folder):
 @pytest.fixture(autouse=True)
 def few_examples(monkeypatch):
     """What is trained or evaluated in this process is soon done; commands have all examples."""
-    for module in (train, overhead, divergence):
+    for module in (from_config, overhead, divergence):
         monkeypatch.setattr(module, "load_dataset", load_few)
 
 
@@ -50,7 +52,7 @@ def small(compose, tmp_path):
             "model=mlp", f"model.make.widths={list(widths)}", "batch_size=8", "steps_per_call=2",
             f"output.root={tmp_path}",
         ]  # fmt: skip
-        problem = train.problem(compose("train", *model, "estimator=backprop"))
+        problem = from_config.problem(compose("train", *model, "estimator=backprop"))
         starts = {seed: problem.init(jax.random.key(seed)) for seed in (0, 1)}
         return compose("train", *model, *overrides), starts
 

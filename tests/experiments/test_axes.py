@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import curves, reproduce, step_cost, style
+from experiments import reproduce
+from experiments.common import curves, style
+from experiments.cost import step_cost
 from tests.sweeps import thorough_but
 
 from .conftest import CONFIGS

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import fwdgrad
-from experiments import divergence, overhead, pytorch_step, step_cost
+from experiments.cost import overhead, pytorch_step, step_cost
+from experiments.quality import divergence
 
 
 def test_overhead_benchmark(compose, tmp_path):

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import train
-from fwdgrad.work import checkpoints
+from experiments.common import from_config
+from fwdgrad.records import checkpoints
 
 ROOT = Path(__file__).parents[2]
 MLP = [
@@ -33,11 +33,11 @@ LENGTH = ["num_steps=6", "eval_every=3", "steps_per_call=3"]
 @pytest.fixture(autouse=True)
 def few_examples():
     """All of them: runs in this process are held against those of commands."""
-    train._problem.cache_clear()
-    train._examples.cache_clear()
+    from_config._problem.cache_clear()
+    from_config._examples.cache_clear()
     yield
-    train._problem.cache_clear()
-    train._examples.cache_clear()
+    from_config._problem.cache_clear()
+    from_config._examples.cache_clear()
 
 
 def command(module, *overrides):
@@ -77,7 +77,7 @@ def test_killed_run_ends_with_the_same_bits(compose, tmp_path):
 
     Whatever has become of all files but the checkpoint, nothing but the times differs.
     """
-    train.run(compose("train", *MLP, f"output.root={tmp_path}/alone"))
+    from_config.run(compose("train", *MLP, f"output.root={tmp_path}/alone"))
     alone = only_run(tmp_path / "alone")
 
     process = subprocess.Popen(

@@ -10,9 +10,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import fwdgrad
-from experiments import reproduce, settings, style, train
+from experiments import reproduce
+from experiments.common import from_config, settings, style
 from fwdgrad.problems import TEST_FUNCTIONS, DataError, Problem
-from fwdgrad.work import DivergedError, Settings
+from fwdgrad.training import DivergedError, Settings
 
 from .conftest import CONFIGS
 
@@ -42,7 +43,7 @@ def test_every_option_of_train(compose, group, option):
     assert isinstance(instantiate(cfg.optimizer, _convert_="all"), optax.GradientTransformation)
     assert callable(instantiate(cfg.model.make, _convert_="all"))
     config = OmegaConf.to_container(cfg, resolve=True)
-    Settings(**{key: config[key] for key in train.SETTINGS})
+    Settings(**{key: config[key] for key in from_config.SETTINGS})
 
 
 @pytest.mark.parametrize("preset", GROUPS["preset"])
@@ -68,7 +69,7 @@ def test_every_preset_and_all_its_runs(compose, preset):
 @pytest.mark.parametrize("name", [path.stem for path in CONFIGS.glob("*.yaml")])
 def test_every_command_has_a_module_of_its_name(compose, name):
     OmegaConf.to_container(compose(name), resolve=True, throw_on_missing=True)
-    assert (CONFIGS.parent / "experiments" / f"{name}.py").exists()
+    assert len([*(CONFIGS.parent / "experiments").rglob(f"{name}.py")]) == 1
 
 
 @pytest.mark.parametrize(
@@ -92,13 +93,13 @@ def test_mistyped_keys_and_groups(compose, override, message):
 def test_a_key_that_is_added_and_that_nothing_reads(compose, tmp_path, key):
     cfg = compose("train", f"+{key}=8", f"output.root={tmp_path}/runs")
     with pytest.raises(ValueError, match=rf"nothing reads the key {key}\."):
-        train.run(cfg)
+        from_config.run(cfg)
     assert not (tmp_path / "runs").exists()
 
 
 def test_identity_is_of_what_decides_the_numbers(compose):
     def identity(*overrides):
-        return train.config_identity(train.identifying(compose("train", *overrides)))
+        return from_config.config_identity(from_config.identifying(compose("train", *overrides)))
 
     assert identity() == identity("seed=5") == identity("output.root=elsewhere")
     for same in (
@@ -125,6 +126,41 @@ def test_identity_is_of_what_decides_the_numbers(compose):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("", "mlp-forward-normal-117f24a1c5"),
+        ("model=cnn_local", "cnn_local-forward-normal-d1078b9079"),
+        ("dataset=kmnist", "mlp-kmnist-forward-normal-cac504f87f"),
+        ("estimator=evolution", "mlp-evolution-4eb005dcb1"),
+        ("space=activities", "mlp-activities-normal-fd26573ed2"),
+        ("guess=learned", "mlp-forward-normal-guided-9efa5e1835"),
+        ("model=logistic optimizer=adam", "logistic-forward-normal-adam-8afc732c79"),
+        ("model=cnn optimizer=cosine", "cnn-forward-normal-cosine-267de60325"),
+        ("optimizer=sgd_clipped", "mlp-forward-normal-clipped_sgd-ce8310a16b"),
+        ("optimizer=sgd_clipped optimizer.multiple=1", "mlp-forward-normal-clipped_sgd-f630c893b0"),
+    ],
+)
+def test_recorded_runs_keep_their_identity(compose, overrides, expected):
+    """The folders that earlier versions made, whatever the constructors are called now."""
+    cfg = compose("train", *overrides.split(), "output.root=runs")
+    assert from_config.folder(cfg).as_posix() == f"runs/{expected}/seed-0"
+
+
+def test_a_target_that_was_renamed_names_the_new_one(compose, tmp_path):
+    old = "optimizer.learning_rate._target_=fwdgrad.work.exponential_decay"
+    cfg = compose("train", "model=logistic", old, f"output.root={tmp_path}")
+    with pytest.raises(
+        ValueError, match=r"^optimizer\.learning_rate\._target_ .*Use fwdgrad\.train"
+    ):
+        from_config.run(cfg)
+    with pytest.raises(
+        ValueError, match=r"_target_ is 'fwdgrad\.Norml', but module 'fwdgrad' has no"
+    ):
+        from_config.run(compose("train", "tangents.distribution._target_=fwdgrad.Norml"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     "overrides",
     [
         ("model=cnn", "model.make.channels=2", "model.make.width=8", "estimator=forward"),
@@ -137,7 +173,7 @@ def test_identity_is_of_what_decides_the_numbers(compose):
 def test_what_the_readme_offers_trains(compose, tmp_path, overrides):
     length = ["num_steps=3", "eval_every=2", "steps_per_call=2"]
     cfg = compose("train", *overrides, *length, f"output.root={tmp_path}")
-    record = train.run(cfg)
+    record = from_config.run(cfg)
     assert [row.step for row in record.metrics] == [0, 2, 3]
 
 
@@ -156,7 +192,7 @@ def test_what_the_readme_offers_trains(compose, tmp_path, overrides):
 def test_bad_values_leave_nothing_half_made(compose, tmp_path, override, kind, message):
     cfg = compose("train", "model=logistic", f"output.root={tmp_path}", override)
     with pytest.raises(kind, match=message):
-        train.run(cfg)
+        from_config.run(cfg)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -166,7 +202,7 @@ def test_divergence_keeps_what_was_recorded(compose, tmp_path):
         "learning_rate=1e38", f"output.root={tmp_path}",
     )  # fmt: skip
     with pytest.raises(DivergedError, match=r"the training loss is nan at step \d+ \(learning"):
-        train.run(cfg)
+        from_config.run(cfg)
     (table,) = tmp_path.glob("*/seed-0/metrics.csv")
     assert len(table.read_text().splitlines()) == 2
 
@@ -175,7 +211,7 @@ def test_defaults_are_the_papers(compose):
     cfg = compose("train", "model=mlp")
     assert cfg.batch_size == 64 and cfg.optimizer._target_ == "optax.sgd"
     assert cfg.optimizer.learning_rate == {
-        "_target_": "fwdgrad.work.exponential_decay", "initial": 2e-4, "rate": 1e-4
+        "_target_": "fwdgrad.training.exponential_decay", "initial": 2e-4, "rate": 1e-4
     }  # fmt: skip
     assert set(cfg.optimizer) == {"_target_", "learning_rate"}
     assert compose("train", "model=logistic").learning_rate == 1e-4
@@ -198,9 +234,9 @@ class Centred(NamedTuple):
 def test_a_loss_over_the_minibatch_is_refused_at_activities(compose, tmp_path, monkeypatch):
     options = ("model=logistic", "num_steps=2", "eval_every=2", f"output.root={tmp_path}")
     cfg = compose("train", *options, "space=activities")
-    plain = train._plain_problem(cfg)
-    train._check_examples(cfg)  # the model as it is passes
-    monkeypatch.setattr(train, "_plain_problem", lambda cfg: Centred(plain))
+    plain = from_config._plain_problem(cfg)
+    from_config._check_examples(cfg)  # the model as it is passes
+    monkeypatch.setattr(from_config, "_plain_problem", lambda cfg: Centred(plain))
     with pytest.raises(ValueError, match=r"fun mixes the examples.*space=Weights\(\)"):
-        train.run(cfg)
+        from_config.run(cfg)
     assert not list(tmp_path.glob("*/*"))

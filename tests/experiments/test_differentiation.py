@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import (
+from experiments.modes import (
     estimator_error,
     expression_swell,
     jacobian_modes,

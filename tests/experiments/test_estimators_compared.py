@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from experiments import estimator_quality, quality_figure, race_results, races, train
-from experiments.gradient_quality import quality
-from fwdgrad.work import Interval, mean_interval
-from fwdgrad.work.records import write_table
+from experiments.common import from_config
+from experiments.quality import estimator_quality, figure
+from experiments.quality.gradient_quality import quality
+from experiments.races import race, results
+from fwdgrad.measurement import Interval, mean_interval
+from fwdgrad.records import write_table
 
 
 def test_backprop_is_exact(small):
@@ -41,7 +43,7 @@ def test_bias_and_variance_are_told_apart(small, monkeypatch, factor, noise):
         return value_and_grad
 
     config, starts = small("estimator=backprop")
-    monkeypatch.setattr(train, "estimator", lambda cfg: estimator)
+    monkeypatch.setattr(from_config, "estimator", lambda cfg: estimator)
     n = 1000
     found = quality(config, starts, draws=n, guess_steps=0)
     cosine = factor / (factor**2 + noise**2) ** 0.5
@@ -100,7 +102,7 @@ def race_table(path, lines):
         for seed, accuracy in enumerate(accuracies)
         for step in (0, 1, 2)
     ]  # fmt: skip
-    write_table(path, races.COLUMNS, rows)
+    write_table(path, race.COLUMNS, rows)
 
 
 def test_who_is_ahead_of_whom(tmp_path):
@@ -120,7 +122,7 @@ def test_who_is_ahead_of_whom(tmp_path):
             "weight-equal": ("weight", 600, [0.96, 0.96]),
         },
     )
-    lines = race_results.read(tmp_path / "race.csv")
+    lines = results.read(tmp_path / "race.csv")
     assert lines["activity"].seconds == 120
     np.testing.assert_allclose(lines["activity"].test_accuracy, [0.9825, 0.9835])
     none = dict.fromkeys(
@@ -134,7 +136,7 @@ def test_who_is_ahead_of_whom(tmp_path):
     for name in ("backprop-equal", "weight-equal"):
         about[name]["operations"] = 1e12
     # Of the shorter backprop nothing is said: no control is as short.
-    backprop, activity, plain, weight, equal = race_results.verdicts(lines, about)
+    backprop, activity, plain, weight, equal = results.verdicts(lines, about)
     assert backprop.startswith("- Backprop: beats control-first-frozen, the best control of its t")
     assert "98.30 [97.66, 98.94] %, at least 98.3 wanted: reached by the mean, not b" in activity
     assert "beats control-first-frozen, the best control of its time: +0.25 [0.25" in activity
@@ -173,8 +175,8 @@ def test_the_interval_of_a_time_is_that_of_the_means(tmp_path):
             "activity": ("activity", 8, accuracies),
         },
     )
-    lines = race_results.read(tmp_path / "race.csv")
-    said = race_results._when_backprop(lines["activity"], lines, None)
+    lines = results.read(tmp_path / "race.csv")
+    said = results._when_backprop(lines["activity"], lines, None)
     value, low, high = map(float, re.findall(r"[\d.]+", said)[:3])
     mean = mean_interval(np.array(accuracies))
     for found, accuracy, tolerance in (
@@ -188,7 +190,7 @@ def test_the_interval_of_a_time_is_that_of_the_means(tmp_path):
 
 def test_the_frontier_is_what_nothing_cheaper_is_as_good_as():
     points = np.random.default_rng(0).random((50, 2)).tolist()
-    frontier = quality_figure.frontier_of([tuple(p) for p in points])
+    frontier = figure.frontier_of([tuple(p) for p in points])
     for cost, value in frontier:
         assert not any(c < cost and v >= value for c, v in points)
     assert max(v for _, v in points) == frontier[-1][1]

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import depth_scaling, fair_comparison, learning_curves, trajectories
-from fwdgrad.work import Metrics
-from fwdgrad.work.records import write_json, write_table
+from experiments.paper import depth_scaling, fair_comparison, learning_curves, trajectories
+from fwdgrad.records import Metrics, write_json, write_table
 
 
 def test_learning_curves_find_a_known_ratio_of_times(tmp_path):

@@ -9,27 +9,32 @@ import sys
 
 import pytest
 
-from experiments import commands
+from experiments.common import commands
 
 from .conftest import CONFIGS
 
 ROOT = CONFIGS.parent
-STARTED = {
-    path.stem: re.findall(r'commands\.start\("([\w.]+)"\)', path.read_text())
-    for path in sorted((ROOT / "experiments").glob("*.py"))
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text()
+    for path in sorted((ROOT / "experiments").rglob("*.py"))
 }
-COMMANDS = [name for name, calls in STARTED.items() if calls and name != "commands"]
+STARTED = {
+    name: re.findall(r'commands\.start\("([\w.]+)"\)', text) for name, text in MODULES.items()
+}
+SHARED = "experiments.common.commands"
+COMMANDS = [name for name, calls in STARTED.items() if calls and name != SHARED]
 
 
 def test_every_module_that_runs_as_a_script_starts_a_command_of_its_own():
-    assert {"train", "reproduce", "step_cost", "overhead", "walkthrough"} <= set(COMMANDS)
-    for path in sorted((ROOT / "experiments").glob("*.py")):
-        text = path.read_text()
+    on_top = [name for name in COMMANDS if name.count(".") == 1]
+    assert on_top == ["experiments.reproduce", "experiments.train"]
+    assert {"experiments.cost.step_cost", "experiments.modes.walkthrough"} <= set(COMMANDS)
+    for name, text in MODULES.items():
         is_script = '\nif __name__ == "__main__":' in text
-        assert is_script == (path.stem in COMMANDS), path.stem
-        assert "hydra.main" not in text or path.stem == "commands", path.stem
+        assert is_script == (name in COMMANDS), name
+        assert "hydra.main" not in text or name == SHARED, name
     for name in COMMANDS:
-        assert STARTED[name] == [f"experiments.{name}"]
+        assert STARTED[name] == [name]
 
 
 PICKLE = """
@@ -42,7 +47,7 @@ for name in sys.argv[2:]:
             return lambda: None
         return start
     hydra.main = main
-    runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
 pickle.dump(tasks, open(sys.argv[1], "wb"))
 """
 UNPICKLE = """
@@ -69,9 +74,7 @@ def test_every_command_is_found_by_its_name_in_another_process(tmp_path):
     unpickled = run("-c", UNPICKLE, file)
     assert unpickled.returncode == 0, unpickled.stderr
     lines = [line.split() for line in unpickled.stdout.splitlines()]
-    assert [(name, module) for name, module, _ in lines] == [
-        (name, f"experiments.{name}") for name in COMMANDS
-    ]
+    assert [(name, module) for name, module, _ in lines] == [(name, name) for name in COMMANDS]
     assert all(int(size) < 100 for *_, size in lines)
 
 
@@ -91,7 +94,7 @@ def test_a_sweep_by_joblib(tmp_path):
 
 def test_a_console_that_is_not_utf_8(tmp_path):
     """What the console lacks is escaped; the files have it."""
-    result = run("-m", "experiments.walkthrough", f"output.root={tmp_path}",
+    result = run("-m", "experiments.modes.walkthrough", f"output.root={tmp_path}",
                  PYTHONIOENCODING="ascii")  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.isascii() and r"c^i = (J^i)\u1d40 c^{i+1}" in result.stdout
@@ -101,7 +104,7 @@ def test_a_console_that_is_not_utf_8(tmp_path):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_prints_on_any_console(compose, monkeypatch, name):
     """Of each the decorated function, with another in the place of what it does."""
-    command = importlib.import_module(f"experiments.{name}").command
+    command = importlib.import_module(name).command
     console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", console)
     monkeypatch.setattr(sys, "stderr", console)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import train
-from experiments.gradient_quality import quality
-from experiments.laws import expected_error
+from experiments.common import from_config
+from experiments.quality.gradient_quality import quality
+from experiments.quality.laws import expected_error
 from tests.sweeps import thorough_but
 
 LAYERWISE = "estimator.value_and_grad.space.layerwise=true"
@@ -51,9 +51,9 @@ def test_at_activities_it_is_the_mean_over_all_noise(
         widths=widths,
     )  # fmt: skip
     params = starts[0]
-    problem = train.problem(config)
+    problem = from_config.problem(config)
     batch = jax.tree.map(lambda x: x[:num_examples], problem.train)
-    value_and_grad = train.estimator(config)(problem.loss)
+    value_and_grad = from_config.estimator(config)(problem.loss)
     target = jax.grad(problem.loss)(params, batch)
     drawn = jax.eval_shape(value_and_grad.draw, jax.random.key(0), params, batch)
     leaves, structure = jax.tree.flatten(drawn)
@@ -84,10 +84,10 @@ def test_a_layer_may_be_off_as_a_whole_or_missing(small):
     config, starts = small("space=activities", "tangents=rademacher", widths=(3, 2))
     params = starts[0]
     off = eqx.tree_at(lambda p: p.layers[1].bias, params, jnp.full(2, -100.0))
-    batch = jax.tree.map(lambda x: x[:1], train.problem(config).train)
+    batch = jax.tree.map(lambda x: x[:1], from_config.problem(config).train)
     x = jnp.ravel(batch[0][0])
     on = int((params.layers[0](x) > 0).sum())
-    gradient = jax.grad(train.problem(config).loss)(off, batch)
+    gradient = jax.grad(from_config.problem(config).loss)(off, batch)
     last = float(jnp.sum(gradient.layers[2].bias ** 2))  # the last layer's input is zero
     assert on > 0
     expected = (1 + float(x @ x)) * on * last + 9 * last
@@ -154,5 +154,5 @@ def test_of_a_projection_it_is_the_share_of_the_dimensions(small, tangents):
 def test_what_has_none(small, overrides):
     config, starts = small(*overrides)
     params = starts[0]
-    batch = jax.tree.map(lambda x: x[:8], train.problem(config).train)
+    batch = jax.tree.map(lambda x: x[:8], from_config.problem(config).train)
     assert math.isnan(expected_error(config, params, batch))

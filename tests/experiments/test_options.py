@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fwdgrad
-from experiments import train
+from experiments.common import from_config
 from tests.sweeps import thorough_but
 
 from .test_configs import GROUPS
@@ -81,11 +81,11 @@ def test_every_combination_has_its_options_and_a_label_of_its_own(compose, estim
     labels = set()
     for chosen in combinations(estimator, most):
         cfg = compose("train", f"estimator={estimator}", *(f"{g}={o}" for g, o in chosen.items()))
-        made = train.estimator(cfg)
+        made = from_config.estimator(cfg)
         for group in READS[estimator] - {"guess"}:
             assert value_of(made, group) == OF_GROUP[group][chosen[group]]
         assert (cfg.estimator.get("guess_rate") is not None) == (chosen.get("guess") == "learned")
-        labels.add(train.label(cfg))
+        labels.add(from_config.label(cfg))
     assert len(labels) == len(list(combinations(estimator, most)))
 
 
@@ -100,17 +100,17 @@ def test_an_option_that_an_estimator_does_not_read_is_an_error(compose, estimato
                 r"say estimator=forward\.$"
             )
             with pytest.raises(ValueError, match=message):
-                train.estimator(cfg)
+                from_config.estimator(cfg)
     cfg = compose("train", f"estimator={estimator}", "space=activities", "aggregation=mean")
     with pytest.raises(ValueError, match=r"space, agg.*Leave out space=activities, aggregation=me"):
-        train.estimator(cfg)
+        from_config.estimator(cfg)
 
 
 def test_labels_of_all_groups_are_told_apart(compose):
     """Model, data set, estimator and optimizer, each by itself beside the defaults."""
     groups = ("model", "dataset", "estimator", "optimizer")
     found = {
-        train.label(compose("train", f"{group}={option}"))
+        from_config.label(compose("train", f"{group}={option}"))
         for group in groups
         for option in GROUPS[group]
     }
@@ -139,14 +139,14 @@ def test_labels_of_all_groups_are_told_apart(compose):
     ],
 )
 def test_labels(compose, overrides, label):
-    assert train.label(compose("train", *overrides)) == label
+    assert from_config.label(compose("train", *overrides)) == label
 
 
 def test_spsa_along_other_tangents(compose):
     """Sphere tangents have the norm √d; of a linear loss the estimate is (∇f·v) v."""
     cfg = compose("train", "estimator=spsa", "tangents=sphere")
     slope = jnp.array([1.0, 2.0, 3.0, 4.0])
-    value_and_grad = train.estimator(cfg)(lambda w: slope @ w)
+    value_and_grad = from_config.estimator(cfg)(lambda w: slope @ w)
     for seed in range(3):
         grad = value_and_grad(jax.random.key(seed), jnp.zeros(4))[1]
         # g = (s·v) v with ‖v‖² = 4, so s·g = (s·v)² and ‖g‖² = 4 (s·v)²
@@ -156,7 +156,7 @@ def test_spsa_along_other_tangents(compose):
 
 def test_defaults_of_spsa_and_evolution_are_the_librarys(compose):
     for name in ("spsa", "evolution"):
-        made = train.estimator(compose("train", f"estimator={name}"))
+        made = from_config.estimator(compose("train", f"estimator={name}"))
         library = getattr(fwdgrad, f"{name}_value_and_grad")
         assert "tangents" not in made.keywords
         assert value_of(made, "tangents") == value_of(library, "tangents")
@@ -165,4 +165,4 @@ def test_defaults_of_spsa_and_evolution_are_the_librarys(compose):
 def test_a_guess_rate_by_itself_is_not_ignored(compose):
     cfg = compose("train", "estimator=backprop", "+estimator.guess_rate=0.1")
     with pytest.raises(ValueError, match=r"takes no choice of guess\. Leave out estimator.guess_r"):
-        train.estimator(cfg)
+        from_config.estimator(cfg)

@@ -7,8 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from experiments import jobs, report, reproduce
-from experiments.curves import (
+from experiments import reproduce
+from experiments.common import jobs, report
+from experiments.common.curves import (
     Unreached,
     over_seeds,
     plot,
@@ -16,9 +17,9 @@ from experiments.curves import (
     ratios_to_common_loss,
     time_to,
 )
-from experiments.paper import CONTRADICTED, FACTS, REPRODUCED, UNCHECKED, compare
-from fwdgrad.work import Interval, RecordError
-from fwdgrad.work.records import read_json, write_json, write_table
+from experiments.common.paper_facts import CONTRADICTED, FACTS, REPRODUCED, UNCHECKED, compare
+from fwdgrad.measurement import Interval
+from fwdgrad.records import RecordError, read_json, write_json, write_table
 
 from .conftest import CONFIGS
 

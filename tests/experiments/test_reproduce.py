@@ -12,22 +12,20 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import (
+from experiments import reproduce
+from experiments.common import from_config, jobs, style
+from experiments.modes import differentiation
+from experiments.paper import (
     deep_network,
     depth_scaling,
-    differentiation,
     fair_comparison,
-    jobs,
     learning_curves,
-    races,
-    reproduce,
-    style,
-    train,
     trajectories,
 )
-from fwdgrad.work import DivergedError, exact
-from fwdgrad.work.records import read_json, write_json
-from fwdgrad.work.step_program import StepProgram
+from experiments.races import race
+from fwdgrad.measurement import StepProgram, exact
+from fwdgrad.records import read_json, write_json
+from fwdgrad.training import DivergedError
 
 from .conftest import CONFIGS
 
@@ -90,9 +88,9 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
         assert float(row["seconds_low"]) <= float(row["seconds"]) <= float(row["seconds_high"])
         assert int(row["parameter_bytes"]) == 4 * int(row["depth"]) * 16**2
 
-    race = table(tmp_path / "accuracy_race.csv")
-    assert tuple(race[0]) == races.COLUMNS
-    last = [row for row in race if row["test_accuracy"]]
+    raced = table(tmp_path / "accuracy_race.csv")
+    assert tuple(raced[0]) == race.COLUMNS
+    last = [row for row in raced if row["test_accuracy"]]
     assert [(row["family"], row["estimator"]) for row in last] == [
         ("backprop", "backprop"), ("activity", "activity-blocks"), ("backprop", "backprop-equal")
     ]  # fmt: skip
@@ -225,9 +223,9 @@ def test_a_seed_with_which_a_run_diverges_is_left_out(compose, tmp_path, monkeyp
             raise DivergedError("nan")
         return original(config)
 
-    original, bad = train.run, 1
-    monkeypatch.setattr(train, "run", run)
-    monkeypatch.setattr(train, "recorded", lambda config: original(of_another(config)).info)
+    original, bad = from_config.run, 1
+    monkeypatch.setattr(from_config, "run", run)
+    monkeypatch.setattr(from_config, "recorded", lambda config: original(of_another(config)).info)
     one = {q: exact(1.0)._asdict() for q in ("seconds", "relative_cost", "over_reference")}
     source = {key: {} for key in ("code", "versions", "hardware")}
     monkeypatch.setattr(
@@ -292,9 +290,9 @@ def test_a_rate_that_diverges_is_not_chosen(compose, tmp_path, monkeypatch):
         final = {**record.info["final"], "valid_loss": loss}
         return record._replace(info={**record.info, "final": final}, metrics=rows)
 
-    original, panel = train.run, "experiments.fair_comparison.panels.logistic"
-    monkeypatch.setattr(train, "run", run)
-    monkeypatch.setattr(train, "recorded", lambda config: trained[4].info)
+    original, panel = from_config.run, "experiments.fair_comparison.panels.logistic"
+    monkeypatch.setattr(from_config, "run", run)
+    monkeypatch.setattr(from_config, "recorded", lambda config: trained[4].info)
     overrides = [
         "preset=smoke", f"output.root={tmp_path}", "experiments.fair_comparison.shown=[logistic]",
         "experiments.fair_comparison.seeds=[0,1]",

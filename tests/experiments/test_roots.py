@@ -4,16 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import (
-    jobs,
-    overhead,
-    reproduce,
-    step_cost,
-    trajectories,
-    walkthrough,
-)
-from fwdgrad.work import FolderInUseError, hold
-from fwdgrad.work.records import write_table
+from experiments import reproduce
+from experiments.common import jobs
+from experiments.cost import overhead, step_cost
+from experiments.modes import walkthrough
+from experiments.paper import trajectories
+from fwdgrad.records import FolderInUseError, hold, write_table
 
 COMMANDS = {
     "reproduce": reproduce.run,

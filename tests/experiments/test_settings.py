@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from experiments import jobs, settings, step_cost, train
-from experiments.keys import EACH, KEYS
+from experiments.common import from_config, jobs, settings
+from experiments.common.keys import EACH, KEYS
+from experiments.cost import step_cost
 
 from .conftest import CONFIGS
 from .test_launchers import COMMANDS
@@ -245,7 +246,7 @@ def test_keys_that_are_missing(compose):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_checks_its_config_before_anything_else(compose, tmp_path, name):
-    command = importlib.import_module(f"experiments.{name}").command
+    command = importlib.import_module(name).command
     cfg = compose(command.config_name, "output.root=2026")
     with pytest.raises(ValueError, match=r"^output\.root must be a path.*write output\.root=\./2"):
         command(cfg)
@@ -261,11 +262,11 @@ def test_every_command_checks_its_config_before_anything_else(compose, tmp_path,
 )  # fmt: skip
 def test_wrong_values_of_a_run(compose, tmp_path, monkeypatch, override):
     """Before a data set is read or a folder is made."""
-    monkeypatch.setattr(train, "load_dataset", lambda *args: pytest.fail("the data were read"))
+    monkeypatch.setattr(from_config, "load_dataset", lambda *_: pytest.fail("data were read"))
     cfg = compose("train", f"output.root={tmp_path}/runs", override)
     key = override.partition("=")[0].removeprefix("+")
     with pytest.raises(ValueError, match=rf"^{re.escape(key)} must be "):
-        train.run(cfg)
+        from_config.run(cfg)
     assert not (tmp_path / "runs").exists()
 
 
@@ -282,14 +283,14 @@ def test_wrong_values_of_a_run(compose, tmp_path, monkeypatch, override):
 )
 def test_arguments_that_only_their_constructor_knows(compose, overrides, message):
     with pytest.raises((ValueError, HydraException), match=message):
-        train.run(compose("train", *overrides))
+        from_config.run(compose("train", *overrides))
 
 
 def test_home(compose, monkeypatch, tmp_path):
     """A ~ is the home, in the folder of runs and in those that experiments name."""
     monkeypatch.setenv("HOME", str(tmp_path))
     cfg = compose("train", "output.root='~/x'")
-    assert train.folder(cfg).parents[1] == tmp_path / "x"
+    assert from_config.folder(cfg).parents[1] == tmp_path / "x"
     made = jobs.compose_train(compose("reproduce", "output.root='~/y'"), ["model=logistic"])
     assert made.output.root == str(tmp_path / "y/runs")
 
@@ -322,7 +323,7 @@ def test_any_text_is_a_root(reproduce_and_train, root):
         assert cfg.output.root == f"/{root}"
         made = jobs.compose_train(cfg, [], seed=3)
     assert made.output.root == str(Path(f"/{root}") / "runs") and made.seed == 3
-    assert train.folder(made).parents[1] == Path(f"/{root}") / "runs"
+    assert from_config.folder(made).parents[1] == Path(f"/{root}") / "runs"
 
 
 @pytest.mark.parametrize("root", [root for root in NASTY if "${" not in root])
@@ -344,7 +345,7 @@ def test_a_step_cost_of_a_data_set_in_a_folder(compose, monkeypatch):
         found.append(cfg)
         raise Found
 
-    monkeypatch.setattr(train, "problem", problem)
+    monkeypatch.setattr(from_config, "problem", problem)
     cfg = compose("step_cost", "dataset=kmnist", "dataset.folder='a=b, (c)'")
     with pytest.raises(Found):
         step_cost._fastest(cfg, ["model=mlp"], [{"overrides": []}])

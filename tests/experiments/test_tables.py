@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 
-from experiments import reproduce, tables
-from experiments.curves import read_curves
-from experiments.race_results import read as read_race
-from fwdgrad.work import RecordError
+from experiments import reproduce
+from experiments.common import tables
+from experiments.common.curves import read_curves
+from experiments.races.results import read as read_race
+from fwdgrad.records import RecordError
 
 from .conftest import CONFIGS
 

@@ -1,0 +1,1 @@
+"""Shared by all experiments: configs, runs, tables, curves, the paper's facts, the report."""

@@ -1,0 +1,136 @@
+"""Curves over several seeds: their means and intervals, and when they reach a loss."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from experiments.common import style, tables
+from fwdgrad.measurement import Interval, mean_interval
+from fwdgrad.records import Metrics, RunRecord, write_table
+
+# From a column of `Metrics` to an array (seeds, rows).
+Curve = dict[str, np.ndarray]
+
+
+def write_curves(path: Path, records: Iterable[tuple[str, str, int, RunRecord]]) -> None:
+    """Writes the metrics of runs of (panel, estimator, seed, record), a row an evaluation."""
+    write_table(
+        path,
+        ("panel", "estimator", "seed", *Metrics._fields),
+        [(*names, *row) for *names, record in records for row in record.metrics],
+    )
+
+
+def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
+    """From panel and estimator to their curve."""
+    runs: dict[tuple[str, str, str], list[list[float]]] = {}
+    for row in tables.read(path, Metrics._fields):
+        key = (row["panel"], row["estimator"], row["seed"])
+        runs.setdefault(key, []).append([float(row[column]) for column in Metrics._fields])
+    tables.check_whole(path, {run: [row[0] for row in rows] for run, rows in runs.items()})
+    tables.check_paired(path, runs)
+    curves: dict[str, dict[str, Curve]] = {}
+    for panel, estimator in dict.fromkeys(key[:2] for key in runs):
+        table = np.stack([np.array(v) for k, v in runs.items() if k[:2] == (panel, estimator)])
+        columns = {column: table[:, :, i] for i, column in enumerate(Metrics._fields)}
+        curves.setdefault(panel, {})[estimator] = columns
+    return curves
+
+
+def mean_of(curve: Curve) -> Curve:
+    """The mean over the seeds, as a curve of one."""
+    return {column: samples.mean(0, keepdims=True) for column, samples in curve.items()}
+
+
+def time_to(loss: float, curve: Curve, seed: int = 0) -> float:
+    """When the validation loss of one seed first falls to `loss`; inf if it never does.
+
+    Between two rows time is interpolated by the loss.
+    """
+    seconds, losses = curve["seconds"][seed], curve["valid_loss"][seed]
+    reached = np.flatnonzero(losses <= loss)
+    if len(reached) == 0:
+        return float("inf")
+    i = reached[0]
+    if i == 0:
+        return float(seconds[0])
+    return float(np.interp(loss, losses[[i, i - 1]], seconds[[i, i - 1]]))
+
+
+def times_to_best(curves: Mapping[str, Curve], reference: str) -> dict[str, np.ndarray]:
+    """For each estimator and seed, when it reaches the reference's lowest loss of that seed."""
+    targets = curves[reference]["valid_loss"].min(1)
+    return {estimator: _times_to(targets, curve) for estimator, curve in curves.items()}
+
+
+def _times_to(losses: np.ndarray, curve: Curve) -> np.ndarray:
+    return np.array([time_to(loss, curve, i) for i, loss in enumerate(losses)])
+
+
+class Unreached(NamedTuple):
+    """What stands for a time to a loss if not all of `n` seeds reach it, but `reached` of them."""
+
+    reached: int
+    n: int
+
+    def __str__(self) -> str:
+        return f"reached by {self.reached} of {self.n}"
+
+
+def over_seeds(times: np.ndarray) -> Interval | Unreached:
+    """The mean of times, or of ratios of times, if all seeds have one."""
+    reached = np.isfinite(times)
+    return mean_interval(times) if reached.all() else Unreached(int(reached.sum()), len(times))
+
+
+def ratios_of_times(curves: Mapping[str, Curve], estimator: str, reference: str) -> np.ndarray:
+    """T of an estimator over T of the reference, for each seed; not finite where there is none."""
+    times = times_to_best(curves, reference)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a reference that has learnt nothing
+        return times[estimator] / times[reference]
+
+
+def ratios_to_common_loss(
+    curves: Mapping[str, Curve], estimator: str, reference: str
+) -> np.ndarray:
+    """For each seed the ratio of the times to the lowest loss that both reach.
+
+    That is the reference's lowest, and so the ratio that of T, if the estimator reaches it; else it
+    is the estimator's lowest.
+    """
+    both = [curves[name] for name in (estimator, reference)]
+    losses = np.maximum(*(curve["valid_loss"].min(1) for curve in both))
+    first, second = (_times_to(losses, curve) for curve in both)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return first / second
+
+
+def plot(
+    axis: Axes,
+    x: np.ndarray,
+    samples: np.ndarray,
+    estimator: str,
+    *,
+    logarithmic: bool | None = None,
+) -> None:
+    """The mean over the first axis of `samples` against x, its interval shaded.
+
+    For a logarithmic axis both are of the logarithms, so that no interval reaches below zero; None:
+    if the axis is one already.
+    """
+    if logarithmic is None:
+        logarithmic = axis.get_yscale() == "log"
+    x, samples = style.finite(x), style.finite(samples, positive=logarithmic)
+    intervals = [mean_interval(c) for c in (np.log(samples) if logarithmic else samples).T]
+    lines = (np.array([interval[k] for interval in intervals]) for k in range(3))
+    mean, low, high = (np.exp(line) if logarithmic else line for line in lines)
+    axis.plot(x, mean, color=style.colour(estimator), label=style.name(estimator))
+    axis.fill_between(x, low, high, color=style.colour(estimator), alpha=0.2, lw=0)
+
+
+def final(curve: Curve, column: str) -> Interval:
+    """The last row's value, the mean over seeds with its interval."""
+    return mean_interval(curve[column][:, -1])

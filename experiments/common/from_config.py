@@ -1,0 +1,254 @@
+"""Objects of a `train` config: problem, estimator, optimizer; its identity, folder and run."""
+
+import inspect
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.common import settings
+from fwdgrad import Activities, check_examples_independent
+from fwdgrad.problems import Problem, load_dataset
+from fwdgrad.problems.problem import classification, standardised
+from fwdgrad.records import (
+    RecordError,
+    RunRecord,
+    config_identity,
+    read_info,
+    run_folder,
+    with_changed_settings,
+)
+from fwdgrad.training import (
+    Batches,
+    GuidedProblem,
+    Settings,
+    TrainableProblem,
+    finished_run,
+    guided_optimizer,
+    make_stepper,
+    train,
+)
+
+_SOURCES = (Path(__file__),)  # of a run's code, besides fwdgrad
+SETTINGS = ("num_steps", "batch_size", "eval_every", "steps_per_call", "compiler_options")
+
+
+def run(cfg: DictConfig) -> RunRecord:
+    """Runs a composed `train` config, or goes on with it, or returns what is already there.
+
+    Raises:
+      ValueError: a key has a wrong value, or nothing reads it.
+    """
+    settings.check(cfg, "train")
+    value_and_grad, transformation = estimator(cfg), optimizer(cfg)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    made_of = Settings(**{key: config[key] for key in SETTINGS})
+    known: dict[str, Any] = {"seed": cfg.seed, "settings": made_of, "sources": _SOURCES}
+    if (record := finished_run(folder(cfg), **known)) is not None:
+        return record
+    if "space" in cfg.estimator.value_and_grad:
+        _check_examples(cfg)
+    rate = _learning_rate(cfg)
+    return train(
+        problem(cfg),
+        value_and_grad,
+        transformation,
+        rate if callable(rate) else lambda step: rate,
+        made_of,
+        seed=cfg.seed,
+        folder=folder(cfg),
+        config=OmegaConf.to_yaml(cfg, resolve=True),
+        checkpoint_seconds=cfg.output.checkpoint_seconds,
+        show_progress=cfg.output.progress,
+        sources=_SOURCES,
+        accept_other_code=cfg.output.accept_other_code,
+    )
+
+
+def _check_examples(cfg: DictConfig) -> None:
+    """Raise ValueError if examples change each other's loss, where the space asks that they not."""
+    if isinstance(instantiate(cfg.estimator.value_and_grad.space), Activities):
+        made = _plain_problem(cfg)
+        examples = jax.tree.map(lambda x: x[:: max(1, len(x) // 8)][:8], made.train)
+        check_examples_independent(made.loss, made.init(jax.random.key(cfg.seed)), examples)
+
+
+def recorded(cfg: DictConfig) -> dict[str, Any]:
+    """The information of a run that was begun, also of one that diverged."""
+    info = read_info(folder(cfg))
+    if info is None:
+        raise RecordError(f"{folder(cfg)} has lost its run.json. Start the command once more.")
+    return info
+
+
+def summary(record: RunRecord) -> str:
+    """A finished run in one line."""
+    final = record.info["final"]
+    label = record.folder.parent.name.rpartition("-")[0]
+    return (
+        f"{label} seed {record.info['seed']}: {final['step']} steps in {final['seconds']:.1f} s, "
+        f"train loss {final['train_loss']:.4f}, valid loss {final['valid_loss']:.4f}, "
+        f"valid accuracy {final['valid_accuracy']:.4f}, test accuracy {final['test_accuracy']:.4f}"
+    )
+
+
+def folder(cfg: DictConfig) -> Path:
+    """Return the folder of a run, named after its choices, its identity and its seed.
+
+    Settings of JAX that decide numbers change the name, where they are not JAX's own.
+    """
+    identity = config_identity(with_changed_settings(identifying(cfg)))
+    return run_folder(settings.root(cfg), label(cfg), identity, cfg.seed)
+
+
+def label(cfg: DictConfig) -> str:
+    """The choices of a config: model and estimator, data set and optimizer where not the default.
+
+    Options that are not choices of a group, such as the number of tangents, are in the identity.
+    """
+    names = [cfg.model.name, cfg.dataset.name, cfg.estimator.label, *_optimizer_names(cfg)]
+    return "-".join(name for name in names if name != "mnist")
+
+
+def _optimizer_names(cfg: DictConfig) -> list[str]:
+    """The optimizer and its schedule; none if they are the default's."""
+    rate = cfg.optimizer.get("learning_rate")
+    schedule = rate.get("_target_") if isinstance(rate, DictConfig) else "constant"
+    short = {
+        "optax.sgd": "",
+        "fwdgrad.training.exponential_decay": "",
+        "optax.cosine_decay_schedule": "cosine",
+    }
+    names = (short.get(x, str(x).rpartition(".")[2]) for x in (cfg.optimizer._target_, schedule))
+    return [name for name in names if name]
+
+
+def identifying(cfg: DictConfig) -> dict[str, Any]:
+    """The part of a config that decides a run's numbers: all but the seed and the names."""
+    config: Any = settings.canonical(OmegaConf.to_container(cfg, resolve=True))
+    return {
+        "model": config["model"]["make"],
+        "dataset": config["dataset"],
+        "estimator": config["estimator"]["value_and_grad"],
+        "optimizer": config["optimizer"],
+        **{key: config["estimator"][key] for key in ("guess_rate",) if key in config["estimator"]},
+        **{key: config[key] for key in SETTINGS},
+    }
+
+
+def estimator(cfg: DictConfig) -> Any:
+    """The estimator of a `train` config: loss function, has_report=... -> value and gradient.
+
+    Raises:
+      ValueError: it does not read a group that was chosen, or an argument is wrong.
+    """
+    arguments = inspect.signature(get_object(cfg.estimator.value_and_grad._target_)).parameters
+    unread = [x for x in ("tangents", "space", "aggregation") if x in cfg and x not in arguments]
+    _check_choices(cfg, unread)
+    with settings.named("estimator.value_and_grad"):
+        made = instantiate(cfg.estimator.value_and_grad, _convert_="all")
+        is_guided = hasattr(made(lambda params: params), "guide")
+    if not is_guided and ("guess" in cfg or "guess_rate" in cfg.estimator):
+        _check_choices(cfg, ["guess"])
+    return made
+
+
+def _check_choices(cfg: DictConfig, unread: list[str]) -> None:
+    if unread:
+        groups, name = ", ".join(unread), cfg.estimator.name
+        chosen = (f"{x}={cfg[x].name}" if x in cfg else "estimator.guess_rate" for x in unread)
+        raise ValueError(
+            f"estimator={name} takes no choice of {groups}. Leave out {', '.join(chosen)}, or say "
+            "estimator=forward."
+        )
+
+
+def optimizer(cfg: DictConfig) -> optax.GradientTransformation:
+    """The optimizer of a `train` config, that of a guess included if it has one.
+
+    Raises:
+      ValueError: it cannot make a step.
+    """
+    with settings.named("optimizer"):
+        made = instantiate(cfg.optimizer, learning_rate=_learning_rate(cfg), _convert_="all")
+        jax.eval_shape(partial(_any_step, made))
+    rate = cfg.estimator.get("guess_rate")
+    return made if rate is None else guided_optimizer(made, rate)
+
+
+def _any_step(transformation: optax.GradientTransformation) -> Any:
+    params = jnp.zeros((2, 2))
+    full = optax.with_extra_args_support(transformation)
+    return full.update(params, full.init(params), params, value=jnp.zeros(()))
+
+
+def _learning_rate(cfg: DictConfig) -> Any:
+    """A number, or a function of the step."""
+    rate = cfg.optimizer.learning_rate
+    return instantiate(rate) if isinstance(rate, DictConfig) else rate
+
+
+class Training:
+    """A training that can be taken further step by step, and is not recorded.
+
+    Args:
+      cfg: a `train` config.
+      init: key -> the first parameters; None: those of the config's problem.
+      transformation: the optimizer; None: that of the config.
+
+    Attributes:
+      state: as `fwdgrad.training.stepping` has it.
+    """
+
+    def __init__(self, cfg: DictConfig, init: Any = None, transformation: Any = None):
+        made = problem(cfg)
+        self._examples, self._capacity = made.train, cfg.steps_per_call
+        stepper = make_stepper(
+            made.loss, init or made.init, made.train, estimator(cfg),
+            transformation or optimizer(cfg), seed=cfg.seed,
+            batch_size=cfg.batch_size, steps_per_call=cfg.steps_per_call,
+            compiler_options=cfg.compiler_options,
+        )  # fmt: skip
+        self.state, self._advance = stepper.state, stepper.advance
+        number = jax.tree.leaves(made.train)[0].shape[0]
+        self._batches, self._step = Batches(number, cfg.batch_size, cfg.seed), 0
+
+    def advance(self, num_steps: int) -> Any:
+        """Makes so many steps, and returns the last loss."""
+        for first in range(0, num_steps, self._capacity):
+            count = min(self._capacity, num_steps - first)
+            indices = self._batches.indices(self._step, count, capacity=self._capacity)
+            self.state = self._advance(self.state, self._examples, indices, count)
+            self._step += count
+        return self.state.loss
+
+
+def problem(cfg: DictConfig) -> TrainableProblem:
+    """The problem of a `train` config; its data are those from before if nothing has changed."""
+    plain = _plain_problem(cfg)
+    if cfg.estimator.get("guess_rate") is None:
+        return plain
+    return GuidedProblem(plain, estimator(cfg)(plain.loss).guide, cfg.batch_size)
+
+
+def _plain_problem(cfg: DictConfig) -> Problem:
+    make = OmegaConf.to_yaml(cfg.model.make, resolve=True)
+    return _problem(make, cfg.dataset.name, cfg.dataset.folder)
+
+
+@lru_cache(maxsize=1)
+def _problem(make: str, dataset: str, folder: str | None) -> Problem:
+    examples = _examples(dataset, folder)
+    with settings.named("model.make"):
+        make_model = instantiate(OmegaConf.create(make), _convert_="all")
+        return classification(make_model, *examples)
+
+
+@lru_cache(maxsize=1)  # all models of a data set share its arrays
+def _examples(dataset: str, folder: str | None) -> tuple[Any, Any, Any]:
+    return standardised(load_dataset(dataset, folder))

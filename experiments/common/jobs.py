@@ -1,0 +1,151 @@
+"""What the experiments share: their progress bars, and where their numbers come from."""
+
+import copy
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from experiments.common import settings
+from fwdgrad.records import RecordError, hold, read_json, read_table, table_sum, write_json
+
+_SOURCES = ("code", "jax", "versions", "hardware")  # "jax" is not in old records
+
+
+def progress(jobs: Sequence[Any], cfg: DictConfig, name: str) -> tqdm:
+    """A bar over the jobs of an experiment; `output.progress` null: if there is a terminal."""
+    hidden = None if cfg.output.progress is None else not cfg.output.progress
+    return tqdm(jobs, desc=name, unit="job", leave=False, disable=hidden)
+
+
+def train_config(cfg: DictConfig, name: str, panel: str, line: str, **values: Any) -> DictConfig:
+    """The `train` config of a run of an experiment's panel and line, with values of its own."""
+    experiment = cfg.experiments[name]
+    overrides = [*experiment.panels[panel].overrides, *experiment.lines[line]]
+    return compose_train(cfg, overrides, **values)
+
+
+def compose_train(cfg: DictConfig, overrides: Iterable[str], **values: Any) -> DictConfig:
+    """The `train` config of a run with overrides and values, kept among those of `cfg`."""
+    config = copy.deepcopy(_composed(GlobalHydra.instance().hydra, tuple(overrides)))
+    for key, value in values.items():
+        OmegaConf.update(config, key, value)
+    output = {**plain(cfg.output), "root": literal(str(settings.root(cfg) / "runs"))}
+    OmegaConf.update(config, "output", output)
+    return config
+
+
+@lru_cache(maxsize=128)
+def _composed(session: Any, overrides: tuple[str, ...]) -> DictConfig:
+    """Return the `train` config of these overrides, composed once in a session of Hydra."""
+    return hydra.compose("train", overrides=list(overrides))
+
+
+def literal(text: str) -> str:
+    """A text as a value of a config: what looks like an interpolation is none.
+
+    >>> OmegaConf.create({"root": literal("a${b}")}).root
+    'a${b}'
+    """
+    return re.sub(r"(\\*)\$\{", lambda match: rf"{2 * match.group(1)}\${{", text)
+
+
+def plain(config: Any) -> Any:
+    """A part of a config as plain lists, dicts and values."""
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def differences(settings: Mapping[str, Any], but_for: Iterable[str] = ()) -> str:
+    """In what settings differ from those under their key `full`, in words: '' if in nothing."""
+    found = []
+    for key, expected in settings["full"].items():
+        if key not in but_for and (value := settings[key]) != expected:
+            texts = (f"{x:,}" if isinstance(x, int) else str(x) for x in (value, expected))
+            found.append("{} is {}, not {}".format(key.replace("_", " "), *texts))
+    return "; ".join(found)
+
+
+def alone(cfg: DictConfig, experiment: Any) -> None:
+    """One experiment of a `reproduce` config by itself: the module with `run` and `draw`."""
+    folder = settings.root(cfg)
+    if cfg.draw_only:
+        check_recorded(folder, [experiment.NAME])
+    with hold(folder):
+        if not cfg.draw_only:
+            experiment.run(cfg, folder)
+        check_tables(folder, experiment.NAME)
+        experiment.draw(folder)
+    print(f"drawn in {folder}")
+
+
+def check_recorded(folder: Path, names: Iterable[str]) -> None:
+    """Raise an error if a folder holds nothing of these experiments, so that nothing can be drawn.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or no record of them in it.
+    """
+    files = [f"{name}.json" for name in names]
+    if not any((folder / file).exists() for file in files):
+        lacks = f"no {' or '.join(files)}" if folder.is_dir() else "no such folder"
+        raise FileNotFoundError(
+            f"draw_only=true finds nothing to draw in output.root={folder}: {lacks}. Name the "
+            "folder of a preset that has run, or leave draw_only out."
+        )
+
+
+def write_information(
+    folder: Path, name: str, tables: Iterable[str], information: Mapping[str, Any]
+) -> None:
+    """Write what an experiment notes beside its tables, with a sum of each table.
+
+    Args:
+      folder: where the tables are.
+      name: of the file, without `.json`.
+      tables: the tables' names, without `.csv`.
+      information: plain values.
+    """
+    write_json(
+        folder / f"{name}.json",
+        {**information, "tables": {table: _sum(folder, table) for table in tables}},
+    )
+
+
+def check_tables(folder: Path, name: str) -> None:
+    """Raise an error if a table of an experiment is no longer the one that it has written.
+
+    Raises:
+      RecordError: a table is lost, or has other lines than when it was written.
+    """
+    for path in sorted(folder.glob(f"{name}*.json")):
+        # Those of earlier versions have no sums.
+        for table, known in (
+            read_json(path, ["provenance", "wall_seconds"]).get("tables", {}).items()
+        ):
+            if not (folder / f"{table}.csv").exists() or _sum(folder, table) != known:
+                raise RecordError(
+                    f"{folder / table}.csv is not the table that {path.name} was written with: it "
+                    "was cut, changed or lost. Restore it, or run the experiment again without "
+                    "draw_only, which makes it from the finished runs."
+                )
+
+
+def _sum(folder: Path, table: str) -> str:
+    rows = read_table(folder / f"{table}.csv")
+    return table_sum(rows[0] if rows else (), (row.values() for row in rows))
+
+
+def sources(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where records come from: each source once, and how long making them all took."""
+    records = list(records)
+    processes = [process for record in records for process in (*record.get("earlier", ()), record)]
+    every = [{key: process[key] for key in _SOURCES if key in process} for process in processes]
+    return {
+        "provenance": [s for i, s in enumerate(every) if s not in every[:i]],
+        "wall_seconds": sum(record["wall_seconds"] for record in records),
+    }

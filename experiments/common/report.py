@@ -1,0 +1,106 @@
+"""The report of a preset: its README, with every section, and where the numbers come from."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.common.paper_facts import FACTS, TOLERANCE, WIDEST, Finding, not_found
+from fwdgrad.records import DEFAULTS, atomic_write, read_json
+
+
+def write(
+    folder: Path,
+    preset: str,
+    sections: Mapping[str, str],
+    findings: Iterable[Finding],
+    failures: Mapping[str, str],
+) -> Path:
+    """Writes `folder`/README.md and returns its path.
+
+    Args:
+      folder: the results of the preset.
+      preset: its name.
+      sections: experiment -> its section in Markdown, in the order of the report.
+      findings: what was found of the paper's numbers.
+      failures: experiment -> why it has no new results.
+    """
+    path = folder / "README.md"
+    parts = [
+        f"# Results of the preset `{preset}`",
+        f"Made by `python -m experiments.reproduce preset={preset}`; not edited by hand.",
+        *(f"**{name} failed:** {reason}" for name, reason in failures.items()),
+        _numbers_of_the_paper(list(findings)),
+        *sections.values(),
+        _provenance({name: x for name in sections if (x := _information(folder, name))}),
+    ]
+    with atomic_write(path) as file:
+        file.write("\n\n".join(parts) + "\n")
+    return path
+
+
+def _information(folder: Path, name: str) -> dict[str, Any]:
+    """What an experiment notes beside its tables; nothing, if it was killed before that."""
+    path = folder / f"{name}.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _numbers_of_the_paper(findings: list[Finding]) -> str:
+    of_fact = {finding.key: finding for finding in findings}
+    lines = [
+        "## The numbers of the paper",
+        "",
+        "Mark: F, read off the paper's own figure or caption; Q, quoted or used by several "
+        "independent replications; U, remembered, with no source found to confirm it. Ours: means "
+        "over seeds (n of them), or medians over n timed turns, with 95 % intervals; times and "
+        "their ratios are of this machine. The verdict is of the paper's own estimator (dense "
+        f"normal tangents, or backprop), and allows for {TOLERANCE:.0%}, since the paper's numbers "
+        "are read off plots: a number is contradicted if our interval is wholly elsewhere, "
+        f"reproduced if it is not and reaches at most {WIDEST:.0%} of its middle to either side, "
+        "or lies in a range of the paper's; otherwise, as with another setting, it "
+        "cannot be checked. A claim of a side ('above 1') is taken as it is, and all of our "
+        "interval must be there. Low-rank tangents are beside it.",
+        "",
+        "| figure | quantity | paper | mark | ours, the paper's estimator | ours, low-rank "
+        "| verdict | why |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key, fact in FACTS.items():
+        found = of_fact.get(key) or not_found(key)
+        lines.append(
+            f"| {fact.where} | {fact.quantity} | {fact.value} | {fact.mark} | {found.ours} "
+            f"| {found.low_rank} | {found.verdict} | {found.why} |"
+        )
+    return "\n".join(lines)
+
+
+def _provenance(information: Mapping[str, dict[str, Any]]) -> str:
+    lines = [
+        "## Where the numbers come from",
+        "",
+        "The exact versions of all packages are pinned in `constraints.txt`.",
+        "",
+    ]
+    for name, of_experiment in information.items():
+        hours, rest = divmod(round(of_experiment["wall_seconds"]), 3600)
+        lines.append(f"- {name}, {hours}:{rest // 60:02}:{rest % 60:02} h of wall time")
+        machines = {str(source["hardware"]) for source in of_experiment["provenance"]}
+        if len(machines) > 1:
+            lines[-1] += "; **on several machines, so its times cannot be compared**"
+        for source in of_experiment["provenance"]:
+            code, hardware = source["code"], source["hardware"]
+            commit = code["commit"] or "unknown"
+            changed = " with uncommitted changes" if code["dirty"] else ""
+            versions = ", ".join(f"{k} {v}" for k, v in source["versions"].items() if v)
+            lines.append(
+                f"  - commit {commit}{changed}; {hardware['cpu']}, "
+                f"{hardware['cpu_cores']} cores, {hardware['num_devices']} device of kind "
+                f"{hardware['device_kind']}, {hardware['system']}; {versions}"
+                f"{_jax_settings(source.get('jax', {}))}."
+            )
+    return "\n".join(lines)
+
+
+def _jax_settings(settings: Mapping[str, Any]) -> str:
+    """Those that are not JAX's own and may change numbers."""
+    changed = (f"{k} {v}" for k, v in settings.items() if DEFAULTS.get(k, "") != v)
+    return "".join(f"; {setting}" for setting in changed)

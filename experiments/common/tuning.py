@@ -1,0 +1,155 @@
+"""Choosing a learning rate on the validation set, the same way for every method."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from experiments.common import from_config
+from fwdgrad.measurement import Interval
+from fwdgrad.records import RunRecord
+from fwdgrad.training import DivergedError
+
+SEED = 1000  # of none of the runs that follow
+# (learning rate, seed, whether it is a run for tuning) -> the run's config
+MakeConfig = Callable[[float, int, bool], DictConfig]
+
+
+class Tuned(NamedTuple):
+    """A method at the rate that is best for it.
+
+    Attributes:
+      tried: rate -> what is minimised, after tuning; inf if that run failed.
+      failed: rate -> with how many of the seeds a run failed later, of those trained at it: the
+        chosen one, with none, and better ones that were given up.
+      others: the information of the tuning runs, and of those at rates that were given up.
+      runs: seed -> the run at the chosen rate.
+      config: of one of these runs.
+    """
+
+    tried: dict[float, float]
+    failed: dict[float, int]
+    others: list[dict[str, Any]]
+    runs: dict[int, RunRecord]
+    config: DictConfig
+
+    def columns(self) -> list[tuple[float, float, int | str]]:
+        """For the record, of each rate: what was minimised, and `failed` where it is known."""
+        return [(rate, loss, self.failed.get(rate, "")) for rate, loss in self.tried.items()]
+
+
+def tune_and_train(
+    make_config: MakeConfig,
+    rates: Iterable[float],
+    seeds: Iterable[int],
+    note: Callable[[str], None],
+    minimised: Callable[[Mapping[str, Any]], float] = lambda final: final["valid_loss"],
+) -> Tuned:
+    """Tries every rate with one seed, then trains every seed at the best at which no run fails.
+
+    Args:
+      make_config: makes the `train` config of a run.
+      rates, seeds: to try, and to train.
+      note: is given a line on each run.
+      minimised: of a run's final metrics on the validation set, what is made small.
+
+    Raises:
+      DivergedError: at every rate a run fails.
+    """
+    seeds = list(seeds)
+    tried: dict[float, float] = {}
+    failed: dict[float, int] = {}
+    others = []
+    for rate in rates:
+        tried[rate], information = _try(make_config(rate, SEED, True), minimised)
+        others.append(information)
+    for rate in sorted((r for r in tried if math.isfinite(tried[r])), key=lambda r: tried[r]):
+        runs = {}
+        for seed in seeds:
+            config = make_config(rate, seed, False)
+            try:
+                runs[seed] = from_config.run(config)
+            except DivergedError as error:
+                note(f"seed {seed}: {error}")
+            else:
+                note(from_config.summary(runs[seed]))
+        failed[rate] = sum(seed not in runs or _has_failed(runs[seed]) for seed in seeds)
+        if not failed[rate]:
+            return Tuned(tried, failed, others, runs, config)
+        others += [from_config.recorded(make_config(rate, seed, False)) for seed in seeds]
+    raise DivergedError(f"runs fail at every rate of {list(tried)}; add smaller ones.")
+
+
+def _has_failed(run: RunRecord) -> bool:
+    """Whether a run ends above where it began: it has diverged, if not to the end."""
+    return run.metrics[-1].valid_loss > run.metrics[0].valid_loss
+
+
+def _try(
+    config: DictConfig, minimised: Callable[[Mapping[str, Any]], float]
+) -> tuple[float, dict[str, Any]]:
+    """What is minimised at the end of a run, inf if it fails, and the run's information."""
+    try:
+        record = from_config.run(config)
+    except DivergedError:
+        return math.inf, from_config.recorded(config)
+    return math.inf if _has_failed(record) else minimised(record.info["final"]), record.info
+
+
+class Rates(NamedTuple):
+    """What a table of `Tuned.columns` says of a method.
+
+    Attributes:
+      tried: rate -> what was minimised, inf where the run failed.
+      chosen: the rate that the runs have.
+      given_up: rate -> with how many seeds runs failed, of the better ones than the chosen.
+    """
+
+    tried: dict[float, float]
+    chosen: float
+    given_up: dict[float, int]
+
+    @property
+    def is_at_the_end(self) -> bool:
+        """Whether the chosen rate is an end of the grid, so that the best may lie beyond."""
+        return len(self.tried) > 1 and self.chosen in (min(self.tried), max(self.tried))
+
+    def over(self, other: "Rates") -> Interval:
+        """The ratio of the chosen rates, each of which may be the next of its grid as well."""
+        (low, rate, high), (other_low, other_rate, other_high) = self._around(), other._around()
+        return Interval(rate / other_rate, low / other_high, high / other_low, 1)
+
+    def _around(self) -> tuple[float, float, float]:
+        grid = sorted(self.tried)
+        i = grid.index(self.chosen)
+        return grid[max(i - 1, 0)], self.chosen, grid[min(i + 1, len(grid) - 1)]
+
+    def __str__(self) -> str:
+        edge = " (end of the grid)" if self.is_at_the_end else ""
+        lost = (f"; given up {rate:g}: {n} failed" for rate, n in self.given_up.items())
+        return f"{self.chosen:g}{edge}{''.join(lost)}"
+
+
+def read_rates(rows: Iterable[Mapping[str, str]], minimised: str) -> dict[str, Rates]:
+    """From estimator to its rates, of rows with the columns of `Tuned.columns`.
+
+    Args:
+      rows: with the columns estimator, learning_rate, failed_seeds, and
+      minimised: the name of the other one.
+    """
+    tried: dict[str, dict[float, float]] = {}
+    failed: dict[str, dict[float, int]] = {}
+    for row in rows:
+        rate, estimator = float(row["learning_rate"]), row["estimator"]
+        tried.setdefault(estimator, {})[rate] = float(row[minimised])
+        if row["failed_seeds"]:
+            failed.setdefault(estimator, {})[rate] = int(row["failed_seeds"])
+    return {
+        estimator: Rates(
+            of_rates,
+            next(rate for rate, n in failed[estimator].items() if n == 0),
+            {rate: n for rate, n in failed[estimator].items() if n > 0},
+        )
+        for estimator, of_rates in tried.items()
+    }

@@ -1,0 +1,1 @@
+"""Forward and reverse mode: derivatives in three ways, Jacobians, a walk through a network."""

@@ -1,0 +1,138 @@
+"""The error of the forward gradient against the number of tangents, beside what theory says.
+
+The mean of K independent unbiased estimates has E‖g − ∇f‖² = (E‖g₁‖² − ‖∇f‖²)/K, and E‖g₁‖² is
+(d + 2) ‖∇f‖² for normal tangents, d ‖∇f‖² for signs (dense or of rank one) and the sphere. So the
+root-mean-square error relative to ‖∇f‖ is √((d + 1)/K), and √((d − 1)/K).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+import fwdgrad
+from experiments.common import style, tables
+from fwdgrad.measurement import mean_interval
+from fwdgrad.util.trees import Array, PyTree
+
+NAME = "estimator_error"
+# The square of the error is relative to ‖∇f‖²; `theory` is its expectation.
+COLUMNS = ("estimator", "num_tangents", "n", "squared", "squared_low", "squared_high", "theory")
+DISTRIBUTIONS: dict[str, fwdgrad.TangentDistribution] = {
+    "forward-normal": fwdgrad.Normal(),
+    "forward-rademacher": fwdgrad.Rademacher(),
+    "forward-sphere": fwdgrad.Sphere(),
+    "forward-low_rank": fwdgrad.LowRank(),
+}
+
+
+def problem(width: int) -> tuple[Any, PyTree, Array]:
+    """The loss of a small network of matrices alone, its parameters, and a minibatch."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = [
+        jax.random.normal(keys[0], (width, width)) / width**0.5,
+        jax.random.normal(keys[1], (width, width // 2)) / width**0.5,
+    ]
+    x = jax.random.normal(keys[2], (16, width))
+
+    def loss(params: PyTree, x: Array) -> Array:
+        return jnp.mean((jnp.tanh(x @ params[0]) @ params[1]) ** 2)
+
+    return loss, params, x
+
+
+def measure(config: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Rows of `COLUMNS`.
+
+    Args:
+      config: `width`; `numbers` of tangents; `repetitions` of each.
+    """
+    loss, params, x = problem(config["width"])
+    exact = jax.grad(loss)(params, x)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    rows = []
+    for estimator, distribution in DISTRIBUTIONS.items():
+        excess = size + (1 if estimator == "forward-normal" else -1)
+        for number in config["numbers"]:
+            estimate = fwdgrad.forward_value_and_grad(
+                loss, tangents=distribution, num_tangents=number, chunk_size=min(number, 64)
+            )
+
+            @jax.jit
+            def squared(keys: Array, estimate: Any = estimate) -> Array:
+                return jax.lax.map(
+                    lambda key: _squared_error(estimate(key, params, x)[1], exact), keys
+                )
+
+            keys = jax.random.split(jax.random.key(number), config["repetitions"])
+            errors = np.asarray(squared(keys))
+            mean, low, high, n = mean_interval(errors)
+            rows.append((estimator, number, n, mean, low, high, excess / number))
+    return rows
+
+
+def _squared_error(found: PyTree, exact: PyTree) -> Array:
+    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True))
+    squares = [jnp.sum((a - b) ** 2) for a, b in pairs]
+    return sum(squares[1:], squares[0]) / sum(jnp.sum(b**2) for _, b in pairs)
+
+
+def draw(folder: Path) -> None:
+    """Draws the figure from the table in `folder`."""
+    rows = tables.read(folder / f"{NAME}.csv", ("num_tangents", "squared", "theory"))
+    figure, panel = plt.subplots(figsize=(3.6, 3.2))
+    for i, estimator in enumerate(DISTRIBUTIONS):
+        line = [r for r in rows if r["estimator"] == estimator]
+        numbers = np.array([int(r["num_tangents"]) for r in line])
+        value, low, high, theory = (
+            np.sqrt(np.maximum([float(r[c]) for r in line], 0))
+            for c in ("squared", "squared_low", "squared_high", "theory")
+        )
+        colour = style.colour(estimator)
+        panel.plot(numbers, theory, color=colour, lw=0.8)
+        aside = numbers * 1.06 ** (i - 1.5)  # so that the bars stand side by side
+        ends = np.maximum(np.nan_to_num((value - low, high - value)), 0)
+        panel.errorbar(
+            aside, value, ends, fmt=".", ms=4, lw=0.8, color=colour,
+            label=style.name(estimator).removeprefix("Forward gradient, ").capitalize(),
+        )  # fmt: skip
+    panel.set(xlabel="tangents K")
+    style.log_scale(panel, "xy")
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.set_ylabel("root-mean-square error / ‖∇f‖")
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    style.save(figure, folder, NAME)
+
+
+def describe(folder: Path) -> str:
+    """Its part of the report, in Markdown."""
+    rows = tables.read(folder / f"{NAME}.csv", ("num_tangents", "squared", "theory"))
+    numbers = sorted({int(r["num_tangents"]) for r in rows})
+    shown = [numbers[0], numbers[len(numbers) // 2], numbers[-1]]
+    lines = [
+        "### The forward gradient's error falls as 1/√K",
+        "",
+        f"![Error against the number of tangents]({NAME}.png)",
+        "",
+        "Lines are theory; points are means over repetitions with 95 % intervals (Student's t of "
+        "the squares). In the table the mean of the squared error, and after the stroke its "
+        "expectation.",
+        "",
+        f"| tangents | {' | '.join(f'K = {k}' for k in shown)} |",
+        f"|---|{'---|' * len(shown)}",
+    ]
+    for estimator in DISTRIBUTIONS:
+        cells = []
+        for number in shown:
+            (row,) = (
+                r for r in rows if (r["estimator"], int(r["num_tangents"])) == (estimator, number)
+            )
+            low, high = float(row["squared_low"]), float(row["squared_high"])
+            cells.append(
+                f"{float(row['squared']):.4g} [{low:.4g}, {high:.4g}] / {float(row['theory']):.4g}"
+            )
+        lines.append(f"| {style.name(estimator)} | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""How large symbolic derivatives become, beside the programs of automatic differentiation.
+
+The function is the logistic map, l_{i+1} = 4 l_i (1 − l_i), of which every layer uses its input
+twice: so the formula of the derivative has twice the terms with each layer, unless what repeats is
+found again. The programs of both modes have as many operations more with each layer.
+Baydin, Pearlmutter, Radul, Siskind, Automatic differentiation in machine learning: a survey (2018),
+table 1.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+
+from experiments.common import style, tables
+from fwdgrad import apply_chain, pull_back, push_forward
+from fwdgrad.problems.symbolic import count_operations, expressions, symbolic_jacobian
+from fwdgrad.util.jax_internals import called_jaxpr
+from fwdgrad.util.trees import Array
+
+NAME = "expression_swell"
+COLUMNS = ("depth", "kind", "operations")
+KINDS = {
+    "function": ("The function's formula", "#777777"),
+    "symbolic": ("Symbolic derivative", "#D55E00"),
+    "shared": ("… with common subexpressions once", "#E69F00"),
+    "forward": ("Forward mode's program", "#0072B2"),
+    "reverse": ("Reverse mode's program", "#000000"),
+}
+
+
+def layer(x: Array) -> Array:
+    """The logistic map."""
+    return 4 * x * (1 - x)
+
+
+def measure(config: dict[str, Any]) -> list[tuple[int, str, int]]:
+    """Rows of `COLUMNS`.
+
+    Args:
+      config: `depth`, the greatest.
+    """
+    rows = []
+    for depth in range(1, config["depth"] + 1):
+        layers = [layer] * depth
+        symbols, outputs = expressions(partial(apply_chain, layers), 1)
+        derivative = symbolic_jacobian(symbols, outputs)
+        counts = {
+            "function": count_operations(outputs),
+            "symbolic": count_operations(derivative),
+            "shared": count_operations(derivative, common_subexpressions=True),
+            "forward": _program(partial(push_forward, layers)),
+            "reverse": _program(partial(pull_back, layers)),
+        }
+        rows += [(depth, kind, count) for kind, count in counts.items()]
+    return rows
+
+
+def _program(mode: Any) -> int:
+    x = jnp.ones(1)
+    return _operations(jax.make_jaxpr(mode)(x, x).jaxpr)
+
+
+def _operations(jaxpr: Any) -> int:
+    """The number of operations of a jaxpr on single numbers, those of what it calls included."""
+    bodies = [called_jaxpr(e) for e in jaxpr.eqns]
+    return sum(
+        e.outvars[0].aval.size if body is None else _operations(body.jaxpr)
+        for e, body in zip(jaxpr.eqns, bodies, strict=True)
+    )
+
+
+def draw(folder: Path) -> None:
+    """Draws the figure from the table in `folder`."""
+    rows = tables.read(folder / f"{NAME}.csv", ("depth", "operations"))
+    figure, panel = plt.subplots(figsize=(4.4, 3.8))
+    for kind, (label, colour) in KINDS.items():
+        chosen = [r for r in rows if r["kind"] == kind]
+        depths, counts = ([int(r[c]) for r in chosen] for c in ("depth", "operations"))
+        ls = "--" if kind == "reverse" else "-"  # the two programs are of one length
+        panel.plot(depths, counts, color=colour, ls=ls, marker=".", ms=4, label=label)
+    panel.set(xlabel="layers", ylabel="operations")
+    style.log_scale(panel)
+    handles = panel.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=7)
+    style.save(figure, folder, NAME)
+
+
+def describe(folder: Path) -> str:
+    """Its part of the report, in Markdown."""
+    rows = tables.read(folder / f"{NAME}.csv", ("depth", "operations"))
+    depths = sorted({int(r["depth"]) for r in rows})
+    shown = [d for d in depths if d in (1, 2, 4, 8, depths[-1])]
+    lines = [
+        "### Symbolic derivatives swell, programs do not",
+        "",
+        f"![Operations against depth]({NAME}.png)",
+        "",
+        f"| operations | {' | '.join(f'{d} layers' for d in shown)} |",
+        f"|---|{'---|' * len(shown)}",
+    ]
+    for kind, (label, _) in KINDS.items():
+        counts = {int(r["depth"]): r["operations"] for r in rows if r["kind"] == kind}
+        lines.append(f"| {label} | {' | '.join(counts[d] for d in shown)} |")
+    return "\n".join(lines)

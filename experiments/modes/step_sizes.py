@@ -1,0 +1,131 @@
+"""How accurate numerical differentiation is, against its step; automatic and symbolic beside it.
+
+The function is a small network of analytic layers, so that the complex step applies; the exact
+Jacobian is its symbolic one, evaluated with thirty digits. The error is the largest of an entry,
+over the largest entry.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import sympy
+
+from experiments.common import style, tables
+from fwdgrad import apply_chain, jacobian, numerical_jacobian
+from fwdgrad.problems.symbolic import evaluate, expressions, symbolic_jacobian
+from fwdgrad.util.trees import Array, Layer
+
+NAME = "step_sizes"
+COLUMNS = ("dtype", "method", "step", "error")  # without a step: those that have none
+METHODS = {
+    "forward": "Forward difference",
+    "central": "Central difference",
+    "complex": "Complex step",
+    "automatic, forward": "Automatic, forward mode",
+    "automatic, reverse": "Automatic, reverse mode",
+    "symbolic": "Symbolic",
+}
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#56B4E9")
+
+
+def chain(width: int, dtype: Any) -> tuple[list[Layer], Array]:
+    """A network R³ → R² of three analytic layers, and where it is differentiated.
+
+    The numbers are those of float32 in either dtype, so that both have the same exact derivative.
+    """
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((width, 3), (width, width), (2, width))
+    weights = [
+        jax.random.normal(key, shape, jnp.float32) / shape[1] ** 0.5
+        for key, shape in zip(keys, shapes, strict=True)
+    ]
+    first, second, third = (weight.astype(dtype) for weight in weights)
+    layers = [
+        lambda x: jnp.tanh(first @ x),
+        lambda x: jnp.sin(second @ x),
+        lambda x: jnp.exp(third @ x),
+    ]
+    return layers, jnp.array([0.5, -0.75, 1.25], dtype)
+
+
+def measure(config: dict[str, Any]) -> list[tuple[str, str, float, float]]:
+    """Rows of `COLUMNS`: every method in both dtypes, at every step.
+
+    Args:
+      config: `width`, `num_steps`, and `smallest`, the smallest step as a power of ten.
+    """
+    rows = []
+    with jax.enable_x64(True):
+        layers, x = chain(config["width"], jnp.float64)
+        symbols, outputs = expressions(partial(apply_chain, layers), len(x))
+        derivatives = symbolic_jacobian(symbols, outputs)
+        exact = evaluate(derivatives, symbols, np.asarray(x))
+        compiled = sympy.lambdify([symbols], derivatives.tolist(), "numpy")
+        for dtype in ("float32", "float64"):
+            layers, x = chain(config["width"], jnp.dtype(dtype))
+            function = partial(apply_chain, layers)
+            for method in ("forward", "central", "complex"):
+                numerical = jax.jit(partial(numerical_jacobian, function, method=method))
+                for step in np.geomspace(10.0 ** config["smallest"], 1, config["num_steps"]):
+                    if step > np.finfo(dtype).tiny * 1e3:
+                        found = numerical(x, step=float(step))
+                        rows.append((dtype, method, float(step), _error(found, exact)))
+            for mode in ("forward", "reverse"):
+                found = jacobian(layers, x, mode=mode)
+                rows.append((dtype, f"automatic, {mode}", float("nan"), _error(found, exact)))
+            found = np.array(compiled(np.asarray(x)), dtype)
+            rows.append((dtype, "symbolic", float("nan"), _error(found, exact)))
+    return rows
+
+
+def _error(found: Any, exact: np.ndarray) -> float:
+    return float(np.abs(np.asarray(found, np.float64) - exact).max() / np.abs(exact).max())
+
+
+def draw(folder: Path) -> None:
+    """Draws the figure from the table in `folder`: a panel for each dtype."""
+    rows = tables.read(folder / f"{NAME}.csv", ("step", "error"))
+    figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), sharey=True)
+    for panel, dtype in zip(panels, ("float32", "float64"), strict=True):
+        for (method, label), colour in zip(METHODS.items(), _COLOURS, strict=True):
+            chosen = [r for r in rows if (r["dtype"], r["method"]) == (dtype, method)]
+            errors = np.array([float(r["error"]) for r in chosen])
+            floor = np.finfo(dtype).eps / 10  # an error of 0 is drawn here
+            if len(chosen) > 1:
+                steps = [float(r["step"]) for r in chosen]
+                panel.plot(steps, np.maximum(errors, floor), color=colour, label=label)
+            else:
+                panel.axhline(max(errors[0], floor), color=colour, ls="--", lw=0.9, label=label)
+        panel.set_title(dtype, loc="left", fontweight="bold")
+        panel.set(xlabel="step h")
+        style.log_scale(panel, "xy")
+        style.limit(panel, "y", 1e-18, 1e2)
+    panels[0].set_ylabel("relative error of the Jacobian")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    style.save(figure, folder, NAME)
+
+
+def describe(folder: Path) -> str:
+    """Its part of the report, in Markdown."""
+    rows = tables.read(folder / f"{NAME}.csv", ("step", "error"))
+    lines = [
+        "### Differences have a best step, and lose digits at it; a complex step loses none",
+        "",
+        f"![Error against the step]({NAME}.png)",
+        "",
+        "| dtype | method | least error | at the step |",
+        "|---|---|---|---|",
+    ]
+    for dtype in ("float32", "float64"):
+        for method, label in METHODS.items():
+            chosen = [r for r in rows if (r["dtype"], r["method"]) == (dtype, method)]
+            best = min(chosen, key=lambda r: float(r["error"]))
+            step = f"{float(best['step']):.1e}" if len(chosen) > 1 else "–"
+            lines.append(f"| {dtype} | {label} | {float(best['error']):.1e} | {step} |")
+    return "\n".join(lines)

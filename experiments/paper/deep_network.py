@@ -1,0 +1,141 @@
+"""What a step of a deep network costs, in time and in memory: one point of `depth_scaling`."""
+
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import fwdgrad
+from fwdgrad.measurement import (
+    Step,
+    StepProgram,
+    interleaved_seconds,
+    loss_step,
+    peak_bytes,
+    relative_costs,
+    sgd_step,
+)
+from fwdgrad.problems import DeepNetwork
+from fwdgrad.util.trees import Array, PyTree
+
+ESTIMATORS = ("backprop", "backprop-checkpointed", "forward-normal", "forward-low_rank")
+_NUM_BATCHES = 2  # with one alone, XLA would take the loss out of a loop of steps
+
+
+def measure(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Measures a step of each estimator at one depth and minibatch.
+
+    Time is taken in turns in this process, memory in a process for each estimator.
+
+    Args:
+      config: `depth`, `width`, `batch_size`; `rounds`, the number of turns, at most as many as fit
+        into `max_seconds`; `products_per_call`, of a vector and a matrix: a small network makes
+        several steps in a compiled call.
+
+    Returns:
+      Estimator -> the quantities of `relative_costs` as dicts, and `parameter_bytes`, `temp_bytes`
+      (by XLA's account) and `peak_bytes` (resident).
+    """
+    all_steps, params, batches = steps(config)
+    products = config["depth"] * config["batch_size"]
+    steps_per_call = max(1, config["products_per_call"] // products)
+    programs = {
+        name: StepProgram(step, params, batches, steps_per_call=steps_per_call)
+        for name, step in all_steps.items()
+    }
+    once = interleaved_seconds(programs, rounds=1)
+    turn = sum(samples[0] for samples in once.values())
+    # At least 6 turns, which an interval of 95 % needs.
+    rounds = max(6, min(config["rounds"], math.floor(config["max_seconds"] / turn)))
+    costs = relative_costs(programs, rounds=rounds, unit="loss", reference="backprop")
+    parameter_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
+    del programs, params  # the processes below need the memory
+    memory = _in_processes(_memory, config, ESTIMATORS)
+    return {
+        name: {
+            **{quantity: interval._asdict() for quantity, interval in costs[name].items()},
+            "parameter_bytes": parameter_bytes,
+            **memory[name],
+        }
+        for name in ESTIMATORS
+    }
+
+
+def steps(config: dict[str, Any]) -> tuple[dict[str, Step], PyTree, Array]:
+    """The step of the loss and of each estimator, parameters, and minibatches."""
+    width, depth = config["width"], config["depth"]
+    network = DeepNetwork(width, depth, key=jax.random.key(0))
+    batches = jax.random.normal(jax.random.key(1), (_NUM_BATCHES, config["batch_size"], width))
+    forward = partial(fwdgrad.forward_value_and_grad, _loss)
+    backprop = fwdgrad.backprop_value_and_grad
+    by_name = {
+        "loss": loss_step(_loss),
+        "backprop": sgd_step(backprop(_loss)),
+        "backprop-checkpointed": sgd_step(backprop(_checkpointed_loss)),
+        "forward-normal": sgd_step(forward(tangents=fwdgrad.Normal())),
+        "forward-low_rank": sgd_step(forward(tangents=fwdgrad.LowRank())),
+    }
+    return by_name, network, batches
+
+
+def _loss(network: DeepNetwork, x: Array) -> Array:
+    return jnp.mean(network(x) ** 2)
+
+
+def _checkpointed_loss(network: DeepNetwork, x: Array) -> Array:
+    """The loss with √depth segments, of which the backward pass keeps the ends alone.
+
+    Chen et al., Training deep nets with sublinear memory cost (2016).
+    """
+    *weights, last = network.weights
+    length = max(1, round(len(network.weights) ** 0.5))
+    for start in range(0, len(weights), length):
+        x = _checkpoint(_segment)(weights[start : start + length], x)
+    return jnp.mean((x @ last) ** 2)
+
+
+def _segment(weights: list[Array], x: Array) -> Array:
+    for weight in weights:
+        x = jax.nn.relu(x @ weight)
+    return x
+
+
+def _checkpoint(function: Callable[[PyTree, Array], Array]) -> Callable[[PyTree, Array], Array]:
+    """`jax.checkpoint`, but so that it holds on a CPU too.
+
+    There XLA drops the optimization barriers that keep what is computed again from being merged
+    with what was computed first, and so undoes it: as many operations, as much memory. Here the
+    second computation depends on the cotangent by 0 · cotangent, which XLA must not simplify,
+    since that would be nan if the cotangent were.
+    """
+    checkpointed = jax.custom_vjp(function)
+
+    def backward(saved: tuple[PyTree, Array], cotangent: Array) -> tuple[PyTree, Array]:
+        params, x = saved
+        after_cotangent = x + 0 * cotangent.ravel()[0]
+        return jax.vjp(function, params, after_cotangent)[1](cotangent)
+
+    checkpointed.defvjp(lambda params, x: (function(params, x), (params, x)), backward)
+    return checkpointed
+
+
+def _memory(config: dict[str, Any], name: str) -> dict[str, int | None]:
+    """What a step needs besides parameters and minibatches, by two accounts."""
+    all_steps, params, batches = steps(config)
+    StepProgram(all_steps["loss"], params, batches)()  # what the first call of any program needs
+    program = StepProgram(all_steps[name], params, batches)
+    return {"temp_bytes": program.temp_bytes, "peak_bytes": peak_bytes(program)}
+
+
+def _in_processes(function: Any, config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The result of function(config, name) for each name, from a process that does nothing else."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share an accelerator
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:
+        return dict(zip(names, pool.map(function, [config] * len(names), names), strict=True))

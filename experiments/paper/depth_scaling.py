@@ -1,0 +1,219 @@
+"""Figure 6 of the paper: the cost of a step and its memory, against depth; and against minibatch.
+
+A network of `depth` linear layers of one width, without biases. Part of `reproduce`; alone:
+
+    python -m experiments.paper.depth_scaling preset=quick
+
+Time is measured in turns in one process, and relative to the loss alone in the same turn. Memory is
+measured twice: by XLA's account of the compiled step, and as the peak resident memory of a process
+that runs it. Leaves `depth_scaling.csv` (a row for each point and estimator),
+`depth_scaling.json` and the figure `depth_scaling`. A point that has been measured is not measured
+again.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.common import commands, jobs, style, tables
+from experiments.common.paper_facts import Finding, compare
+from experiments.paper import deep_network
+from experiments.paper.deep_network import ESTIMATORS
+from fwdgrad.measurement import Interval, exact, measured_once
+from fwdgrad.records import write_table
+
+NAME = "depth_scaling"
+_LINE_STYLES = {"backprop-checkpointed": "--"}  # it often lies upon backprop's
+_QUANTITIES = ("seconds", "relative_cost", "over_reference")
+_BYTES = ("parameter_bytes", "temp_bytes", "peak_bytes")
+_COLUMNS = (
+    *("axis", "depth", "batch_size", "width", "estimator"),
+    *(f"{quantity}{end}" for quantity in _QUANTITIES for end in ("", "_low", "_high")),
+    *("rounds", *_BYTES),
+)
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Measures every point that has not been measured yet, and writes the tables."""
+    experiment: Any = OmegaConf.to_container(cfg.experiments[NAME], resolve=True)
+    points = [("depth", depth, experiment["batch_size"]) for depth in experiment["depths"]]
+    points += [("batch_size", experiment["depth"], size) for size in experiment["batch_sizes"]]
+    rows, records = [], {}  # the point that is on both axes is one record
+    shared = {k: experiment[k] for k in ("width", "rounds", "max_seconds", "products_per_call")}
+    bar = jobs.progress(points, cfg, NAME)
+    for axis, depth, batch_size in bar:
+        bar.set_postfix_str(f"depth {depth}, minibatch {batch_size}")
+        config = {"depth": depth, "batch_size": batch_size, **shared}
+        record = measured_once(
+            folder / "runs" / NAME, NAME, config, partial(deep_network.measure, config)
+        )
+        for name, values in record["result"].items():
+            ends = [values[q][end] for q in _QUANTITIES for end in ("value", "low", "high")]
+            rounds, memory = values["seconds"]["n"], [values[b] for b in _BYTES]
+            rows.append((axis, depth, batch_size, shared["width"], name, *ends, rounds, *memory))
+        records[depth, batch_size] = record
+    write_table(folder / f"{NAME}.csv", _COLUMNS, rows)
+    jobs.write_information(folder, NAME, [NAME], jobs.sources(records.values()))
+
+
+def draw(folder: Path) -> None:
+    """Draws the figure from the table in `folder`: a column for each axis."""
+    rows = tables.read(folder / f"{NAME}.csv", ("depth", "batch_size", "seconds", "temp_bytes"))
+    axes_drawn = [axis for axis in ("depth", "batch_size") if any(r["axis"] == axis for r in rows)]
+    figure, panels = plt.subplots(
+        3, len(axes_drawn), figsize=(3.6 * len(axes_drawn), 6.2), squeeze=False, sharex="col"
+    )
+    for column, axis in zip(panels.T, axes_drawn, strict=True):
+        of_axis = [r for r in rows if r["axis"] == axis]
+        cost, ratio, memory = column
+        for name in ESTIMATORS:
+            line = [r for r in of_axis if r["estimator"] == name]
+            x = np.array([float(r[axis]) for r in line])
+            _line(cost, x, line, "relative_cost", name)
+            if name != "backprop":
+                _line(ratio, x, line, "over_reference", name)
+            _memory_lines(memory, x, line, name)
+        ratio.axhline(1, color=style.colour("backprop"), lw=0.8)
+        cost.set_ylim(0)
+        ratio.set_ylim(0)
+        style.log_scale(memory)
+        if memory.get_yscale() == "log":
+            memory.yaxis.set_major_locator(LogLocator())
+            memory.yaxis.set_minor_formatter(NullFormatter())
+        fixed = of_axis[0]
+        if axis == "depth":
+            cost.set_title(f"minibatch {fixed['batch_size']}", loc="left", fontweight="bold")
+            memory.set_xlabel(f"layers of width {fixed['width']}")
+            memory.xaxis.set_major_locator(MaxNLocator(integer=True))
+        else:
+            cost.set_title(f"{fixed['depth']} layers", loc="left", fontweight="bold")
+            memory.set_xlabel("minibatch (examples)")
+            style.log_scale(memory, "x", base=2)
+            memory.xaxis.set_major_formatter(ScalarFormatter())
+    for panel, label in zip(
+        panels[:, 0],
+        ("R: time over the loss alone", "time over backprop's", "memory of a step (MiB)"),
+        strict=True,
+    ):
+        panel.set_ylabel(label)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    handles += [
+        Line2D([], [], color="#777777", ls="-"),
+        Line2D([], [], color="#777777", ls="", marker="o", mfc="none", ms=4),
+    ]
+    labels += ["XLA's account", "resident, measured"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    style.save(figure, folder, NAME)
+
+
+def _line(panel: Axes, x: np.ndarray, rows: list[dict[str, str]], quantity: str, name: str) -> None:
+    """A median against x, its interval shaded."""
+    value, low, high = (
+        np.array([float(r[f"{quantity}{end}"]) for r in rows]) for end in ("", "_low", "_high")
+    )
+    colour, ls = style.colour(name), _LINE_STYLES.get(name, "-")
+    panel.plot(x, value, color=colour, ls=ls, label=style.name(name), marker=".", ms=4)
+    panel.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+
+
+def _memory_lines(panel: Axes, x: np.ndarray, rows: list[dict[str, str]], name: str) -> None:
+    colour = style.colour(name)
+    ls = _LINE_STYLES.get(name, "-")
+    panel.plot(x, [float(r["temp_bytes"]) / 2**20 for r in rows], color=colour, ls=ls)
+    if all(r["peak_bytes"] for r in rows):  # known on this system
+        peaks = [float(r["peak_bytes"]) / 2**20 for r in rows]
+        panel.plot(x, peaks, "o", color=colour, mfc="none", ms=4)
+
+
+def describe(folder: Path) -> str:
+    """The report's section: the figure, and a table, in Markdown."""
+    lines = [
+        "## Scaling with depth and minibatch (the paper's figure 6)",
+        "",
+        f"![Scaling with depth and minibatch]({NAME}.png)",
+        "",
+        "A step on one minibatch, of the derivative and the update by SGD. R is the median of the "
+        "ratios to the loss alone in the same turn, with its 95 % interval. Memory is that of a "
+        "step besides parameters and minibatch: by XLA's account, which does not vary, and, "
+        "measured once, the peak of the resident memory of a process that makes its first step, "
+        "which has some MiB of the process's own in it. Checkpointed backprop keeps the ends of "
+        "√depth segments.",
+        "",
+        "| layers | minibatch | estimator | ms a step | R | over backprop | MiB, XLA "
+        "| MiB, resident |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    points = {  # one of them is on both axes
+        (int(row["depth"]), int(row["batch_size"]), row["estimator"]): row
+        for row in tables.read(
+            folder / f"{NAME}.csv", ("depth", "batch_size", "seconds", "temp_bytes")
+        )
+    }
+    for row in points.values():
+        resident = f"{float(row['peak_bytes']) / 2**20:.4g}" if row["peak_bytes"] else "unknown"
+        lines.append(
+            f"| {row['depth']} | {row['batch_size']} | {style.name(row['estimator'])} "
+            f"| {1e3 * float(row['seconds']):.4g} | {_interval(row, 'relative_cost')} "
+            f"| {_interval(row, 'over_reference')} "
+            f"| {float(row['temp_bytes']) / 2**20:.4g} | {resident} |"
+        )
+    return "\n".join(lines)
+
+
+def _interval(row: dict[str, str], quantity: str) -> Interval:
+    value, low, high = (float(row[f"{quantity}{end}"]) for end in ("", "_low", "_high"))
+    return Interval(value, low, high, int(row["rounds"]))
+
+
+def findings(folder: Path) -> list[Finding]:
+    """What the table says of the paper's numbers."""
+    table = tables.read(folder / f"{NAME}.csv", ("depth", "batch_size", "seconds", "temp_bytes"))
+    of_paper = {"width": "1024", "batch_size": "64"}
+    found: list[Finding | None] = []
+    for depth in sorted({int(r["depth"]) for r in table if r["axis"] == "depth"}):
+        rows = {
+            r["estimator"]: r for r in table if (r["axis"], int(r["depth"])) == ("depth", depth)
+        }
+        backprop, checkpointed, dense, low_rank = (rows[name] for name in ESTIMATORS)
+        changed = [f"{k} {backprop[k]}, not {v}" for k, v in of_paper.items() if backprop[k] != v]
+        forward = (dense, low_rank)
+        numbers: dict[str, list[Interval]] = {
+            "R_f": [_interval(row, "relative_cost") for row in forward],
+            "R_b": [_interval(backprop, "relative_cost")],
+            "R_ratio": [_interval(row, "over_reference") for row in forward],
+            "bytes": [exact(_used(row)) for row in forward],
+            "memory": [exact(_used(row) / _used(backprop)) for row in forward],
+            "checkpointed": [
+                exact(_bytes(checkpointed, "temp") / _bytes(row, "temp")) for row in forward
+            ],
+        }
+        found += [
+            compare(f"depth.{quantity}.{depth}", *ours, differs="; ".join(changed))
+            for quantity, ours in numbers.items()
+        ]
+    return [f for f in found if f is not None]
+
+
+def _used(row: dict[str, str]) -> float:
+    return _bytes(row, "parameter") + _bytes(row, "temp")
+
+
+def _bytes(row: dict[str, str], of: str) -> float:
+    return float(row[f"{of}_bytes"])
+
+
+@commands.of("reproduce")
+def command(cfg: DictConfig) -> None:
+    jobs.alone(cfg, sys.modules[__name__])
+
+
+if __name__ == "__main__":
+    commands.start("experiments.paper.depth_scaling")

@@ -1,0 +1,242 @@
+"""What the paper lacks: each method at the learning rate that is best for it.
+
+For every model and method the rate is tuned on the validation set, all methods with the same grid
+and the same number of steps; then each trains at its own rate with several seeds. Loss against
+iterations, against training time and against floating-point operations. Part of `reproduce`; alone:
+
+    python -m experiments.paper.fair_comparison preset=quick
+
+Leaves `fair_comparison.csv` (a row an evaluation), `fair_comparison_tuning.csv` (a row a rate
+tried), `fair_comparison.json` and the figure `fair_comparison`.
+"""
+
+import itertools
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from omegaconf import DictConfig
+
+from experiments.common import commands, jobs, style, tables
+from experiments.common.costs import operations_of_a_step
+from experiments.common.curves import Curve, final, plot, read_curves, write_curves
+from experiments.common.paper_facts import Finding, compare
+from experiments.common.tuning import Rates, Tuned, read_rates, tune_and_train
+from fwdgrad.measurement import mean_interval
+from fwdgrad.records import read_json, write_table
+from fwdgrad.training import DivergedError
+
+NAME = "fair_comparison"
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Tunes and trains what has not been, and writes the tables."""
+    experiment = cfg.experiments[NAME]
+    lines: dict[tuple[str, str], Tuned] = {}
+    operations: dict[str, dict[str, float]] = {}
+    accuracies: dict[str, dict[str, list[float]]] = {}
+    sources: list[Any] = []
+    bar = jobs.progress(list(itertools.product(experiment.shown, experiment.lines)), cfg, NAME)
+    failed: list[tuple[str, str]] = []
+    for panel, name in bar:
+        bar.set_postfix_str(f"{panel} {name}")
+        try:
+            line = _tune_and_train(cfg, panel, name, bar)
+        except DivergedError as error:
+            failed.append((panel, name))
+            bar.write(f"{NAME}: {panel} {name}: {error}")
+            continue
+        lines[panel, name] = line
+        counted = operations_of_a_step(line.config, folder / "runs" / NAME)
+        operations.setdefault(panel, {})[name] = counted["result"]
+        accuracies.setdefault(panel, {})[name] = [
+            run.info["final"]["test_accuracy"] for run in line.runs.values()
+        ]
+        sources += [*line.others, *(run.info for run in line.runs.values()), counted]
+    if not lines:
+        raise DivergedError(f"every line fails at every rate of experiments.{NAME}.")
+    write_curves(
+        folder / f"{NAME}.csv",
+        ((*names, seed, run) for names, line in lines.items() for seed, run in line.runs.items()),
+    )
+    write_table(
+        folder / f"{NAME}_tuning.csv",
+        ("panel", "estimator", "learning_rate", "num_steps", "valid_loss", "failed_seeds"),
+        [
+            (panel, name, rate, experiment.panels[panel].tuning_steps, *rest)
+            for (panel, name), line in lines.items()
+            for rate, *rest in line.columns()
+        ],
+    )
+    information = {
+        "titles": {panel: experiment.panels[panel].title for panel in experiment.shown},
+        "operations": operations,
+        "test_accuracy": accuracies,
+        "differs": {
+            panel: jobs.differences(experiment.panels[panel]) for panel in experiment.shown
+        },
+        "failed": failed,
+        **jobs.sources(sources),
+    }
+    jobs.write_information(folder, NAME, [NAME, f"{NAME}_tuning"], information)
+
+
+def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> Tuned:
+    settings = cfg.experiments[NAME].panels[panel]
+
+    def make_config(rate: float, seed: int, tuning: bool) -> DictConfig:
+        num_steps = settings.tuning_steps if tuning else settings.num_steps
+        length = {"num_steps": num_steps, "eval_every": max(1, num_steps // settings.num_rows)}
+        return jobs.train_config(cfg, NAME, panel, name, learning_rate=rate, **length, seed=seed)
+
+    def note(text: str) -> None:
+        bar.write(f"{NAME}: {text}")
+
+    return tune_and_train(make_config, settings.rates, cfg.experiments[NAME].seeds, note)
+
+
+def draw(folder: Path) -> None:
+    """Draws the figure from the tables in `folder`."""
+    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
+    figure, axes = plt.subplots(len(panels), 4, figsize=(11, 2.5 * len(panels)), squeeze=False)
+    for row, (panel, lines) in zip(axes, panels.items(), strict=True):
+        row[0].set_title(information["titles"][panel], loc="left", fontweight="bold")
+        _draw_tuning(row[0], folder, panel)
+        for estimator, line in lines.items():
+            steps = line["step"][0]
+            gigaoperations = steps * information["operations"][panel][estimator] / 1e9
+            abscissas = (steps, line["seconds"].mean(0), gigaoperations)
+            for axis, x in zip(row[1:], abscissas, strict=True):
+                plot(axis, x, line["valid_loss"], estimator, logarithmic=True)
+        for axis in row[1:]:
+            style.log_scale(axis)
+            style.fit_lines(axis)
+        labels = ("iteration", "training time (s)", "operations (10⁹)")
+        for axis, label in zip(row[1:], labels, strict=True):
+            axis.set(xlabel=label, ylabel="validation loss (nats)")
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+    handles, names = axes[0, 1].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    style.save(figure, folder, NAME)
+
+
+def _rates(folder: Path, panel: str) -> dict[str, Rates]:
+    """From estimator to the rates tried and the one chosen."""
+    rows = tables.read(folder / f"{NAME}_tuning.csv", ("learning_rate", "valid_loss"))
+    return read_rates((row for row in rows if row["panel"] == panel), "valid_loss")
+
+
+def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
+    """The loss at each rate tried; a cross above where it failed, the chosen one filled."""
+    tuning = _rates(folder, panel)
+    finite = [x for rates in tuning.values() for x in rates.tried.values() if math.isfinite(x)]
+    for i, (estimator, rates) in enumerate(tuning.items()):
+        colour = style.colour(estimator)
+        kept = {rate: x for rate, x in rates.tried.items() if math.isfinite(x)}
+        axis.plot([*kept], [*kept.values()], "o-", color=colour, ms=3, mfc="white")
+        axis.plot(rates.chosen, kept.get(rates.chosen, math.nan), "o", color=colour, ms=5)
+        diverged = [rate for rate in rates.tried if rate not in kept]
+        height = max(finite, default=1.0) * (1.1 + 0.12 * i)
+        axis.plot(diverged, [height] * len(diverged), "x", color=colour, ms=4)
+    axis.set(xlabel="learning rate (× failed)", ylabel="loss after tuning (nats)")
+    style.log_scale(axis, "xy")
+
+
+def describe(folder: Path) -> str:
+    """The report's section: who wins, the figure, and a table, in Markdown."""
+    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
+    table = tables.read(folder / f"{NAME}_tuning.csv", ("learning_rate", "valid_loss"))
+    tuning_steps = {row["panel"]: row["num_steps"] for row in table}
+    lines = [
+        "## At the best rate of each (not in the paper)",
+        "",
+        f"![Each method at its best rate]({NAME}.png)",
+        "",
+        "The paper compares at equal rates. Here each method's rate is the one with the lowest "
+        "validation loss after the tuning steps, one seed, of the same grid for all; a rate at "
+        "which a run fails, that is diverges or ends above where it began, is left out. Then, with "
+        "that rate and other seeds; if a run of theirs fails, the rate is given up, which the "
+        "table says, and they all train at the next best. The figure has geometric means, with "
+        "95 % intervals of the logarithms; the table and the winners are by arithmetic means.",
+        "",
+        "| model | estimator | rates tried, steps each | best rate | seeds | steps "
+        "| validation loss | test accuracy | training time (s) | 10⁹ operations |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    verdicts = []
+    for panel, by_estimator in panels.items():
+        title, rates = information["titles"][panel], _rates(folder, panel)
+        for estimator, line in by_estimator.items():
+            tried, steps = rates[estimator].tried, int(line["step"][0, -1])
+            grid = f"{len(tried)} from {min(tried):g} to {max(tried):g}, {tuning_steps[panel]}"
+            accuracy = mean_interval(information["test_accuracy"][panel][estimator])
+            operations = steps * information["operations"][panel][estimator] / 1e9
+            lines.append(
+                f"| {title} | {style.name(estimator)} | {grid} | {rates[estimator]} "
+                f"| {len(line['step'])} | {steps} | {final(line, 'valid_loss')} | {accuracy} "
+                f"| {final(line, 'seconds')} | {operations:.4g} |"
+            )
+        verdicts.append(f"{title}: {_winners(by_estimator, information['operations'][panel])}")
+    for panel, name in information["failed"]:
+        title = information["titles"][panel]
+        verdicts.append(f"{title}: {style.name(name)} fails at every rate and is left out.")
+    return "\n".join([*lines, "", *verdicts])
+
+
+def _winners(lines: dict[str, Curve], operations: dict[str, float]) -> str:
+    """Who has the lowest mean loss at equal iterations, training time and operations."""
+    means = {name: {k: x.mean(0) for k, x in line.items()} for name, line in lines.items()}
+    budgets = {
+        "iterations": {name: mean["step"] for name, mean in means.items()},
+        "training time": {name: mean["seconds"] for name, mean in means.items()},
+        "operations": {name: mean["step"] * operations[name] for name, mean in means.items()},
+    }
+    won: dict[str, list[str]] = {}
+    for budget, spent in budgets.items():
+        limit = min(x[-1] for x in spent.values())
+        losses = {n: float(np.interp(limit, spent[n], means[n]["valid_loss"])) for n in means}
+        best = min(losses, key=lambda name: losses[name])
+        won.setdefault(best, []).append(f"equal {budget}")
+    return "; ".join(f"{style.name(n)} wins at {', '.join(b)}" for n, b in won.items()) + "."
+
+
+def findings(folder: Path) -> list[Finding]:
+    """What the tables say of what replications found, for the MLP."""
+    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
+    names = ("backprop", "forward-normal", "forward-low_rank")
+    if not set(names) <= set(panels.get("mlp", {})):
+        return []
+    losses = [panels["mlp"][name]["valid_loss"][:, -1] for name in names]
+    rates = [_rates(folder, "mlp")[name] for name in names]
+    accuracies = [mean_interval(information["test_accuracy"]["mlp"][name]) for name in names]
+    differs = information["differs"]["mlp"]
+    edge = "a best rate is an end of the grid" if any(r.is_at_the_end for r in rates[:2]) else ""
+    found = [
+        compare(
+            "replications.backprop_wins",
+            *(mean_interval(losses[0] / x) for x in losses[1:]),
+            differs=differs,
+        ),
+        compare(
+            "replications.rates",
+            *(rates[0].over(r) for r in rates[1:]),
+            differs=differs or edge,
+        ),
+        compare("replications.accuracy", *accuracies[1:], differs=differs),
+        compare("replications.backprop_accuracy", accuracies[0], differs=differs),
+    ]
+    return [f for f in found if f is not None]
+
+
+@commands.of("reproduce")
+def command(cfg: DictConfig) -> None:
+    jobs.alone(cfg, sys.modules[__name__])
+
+
+if __name__ == "__main__":
+    commands.start("experiments.paper.fair_comparison")

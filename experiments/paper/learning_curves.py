@@ -1,0 +1,339 @@
+"""Figures 3, 4 and 5 of the paper: learning curves on MNIST, forward gradients beside backprop.
+
+One row of panels for each model: loss against iterations, loss against time, time against
+iterations, accuracy against time; with R and T as the paper defines them. Part of `reproduce`;
+alone:
+
+    python -m experiments.paper.learning_curves preset=quick
+
+Leaves in the preset's folder `learning_curves.csv` (a row an evaluation),
+`learning_curves_runs.csv` (a row a run), `learning_curves_costs.csv` (what a step costs beside
+the loss alone), `learning_curves.json` and the figure `learning_curves`.
+"""
+
+import math
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from omegaconf import DictConfig
+
+from experiments.common import commands, from_config, jobs, style, tables
+from experiments.common.costs import read_costs, step_costs, write_costs
+from experiments.common.curves import (
+    Curve,
+    Unreached,
+    final,
+    mean_of,
+    over_seeds,
+    plot,
+    ratios_of_times,
+    ratios_to_common_loss,
+    read_curves,
+    time_to,
+    times_to_best,
+    write_curves,
+)
+from experiments.common.paper_facts import Finding, compare
+from fwdgrad.measurement import Interval, mean_interval
+from fwdgrad.records import RunRecord, read_json, write_table
+from fwdgrad.training import DivergedError
+
+NAME = "learning_curves"
+_RUN_COLUMNS = (
+    "panel",
+    "estimator",
+    "seed",
+    "num_steps",
+    "seconds",
+    "milliseconds_per_step",
+    "compile_seconds",
+    "train_loss",
+    "valid_loss",
+    "valid_accuracy",
+    "test_accuracy",
+)
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Trains every panel, line and seed that has no finished run yet, and writes the tables."""
+    experiment = cfg.experiments[NAME]
+    runs = [
+        (panel, line, seed)
+        for panel in experiment.shown
+        for seed in experiment.panels[panel].seeds or experiment.seeds
+        for line in experiment.lines
+    ]
+    records: list[tuple[str, str, int, RunRecord]] = []
+    diverged: list[tuple[str, str, int]] = []
+    bar = jobs.progress(runs, cfg, NAME)
+    for panel, line, seed in bar:
+        bar.set_postfix_str(f"{panel} {line} seed {seed}")
+        try:
+            record = from_config.run(_train_config(cfg, panel, line, seed))
+        except DivergedError as error:
+            diverged.append((panel, line, seed))
+            bar.write(f"{NAME}: {panel} {line} seed {seed}: {error}")
+            continue
+        records.append((panel, line, seed, record))
+        bar.write(f"{NAME}: {from_config.summary(record)}")
+    costs = {}
+    for panel in experiment.shown:
+        configs = {line: _train_config(cfg, panel, line, seed=0) for line in experiment.lines}
+        costs[panel] = step_costs(configs, folder / "runs" / NAME, **experiment.costs[panel])
+    whole = _whole_seeds(records, diverged)
+    if not whole:
+        raise DivergedError(
+            f"with every seed a run diverges: {diverged}. Lower the learning rates of "
+            f"experiments.{NAME}.panels."
+        )
+    _write_tables(cfg, whole, diverged, costs, folder)
+
+
+def _whole_seeds(
+    records: list[tuple[str, str, int, RunRecord]], diverged: list[tuple[str, str, int]]
+) -> list[tuple[str, str, int, RunRecord]]:
+    """The runs of the seeds with which no line of a panel diverged, so that lines go in pairs."""
+    left_out = {(panel, seed) for panel, _, seed in diverged}
+    return [record for record in records if (record[0], record[2]) not in left_out]
+
+
+def _train_config(cfg: DictConfig, panel: str, line: str, seed: int) -> DictConfig:
+    settings = cfg.experiments[NAME].panels[panel]
+    length = {"num_steps": settings.num_steps, "eval_every": settings.eval_every}
+    return jobs.train_config(cfg, NAME, panel, line, **length, seed=seed)
+
+
+def _write_tables(
+    cfg: DictConfig,
+    records: list[tuple[str, str, int, RunRecord]],
+    diverged: list[tuple[str, str, int]],
+    costs: dict[str, dict[str, Any]],
+    folder: Path,
+) -> None:
+    write_curves(folder / f"{NAME}.csv", records)
+    runs = []
+    for *names, record in records:
+        final = record.info["final"]
+        values = {
+            "num_steps": final["step"],
+            "milliseconds_per_step": 1e3 * final["seconds"] / final["step"],
+            "compile_seconds": record.info["compile_seconds"],
+            **final,
+        }
+        runs.append((*names, *(values[column] for column in _RUN_COLUMNS[3:])))
+    write_table(folder / f"{NAME}_runs.csv", _RUN_COLUMNS, runs)
+    write_costs(folder / f"{NAME}_costs.csv", costs)
+    experiment = cfg.experiments[NAME]
+    panels = {panel: experiment.panels[panel] for panel in experiment.shown}
+    every = [record.info for *_, record in records]
+    every += [from_config.recorded(_train_config(cfg, *names)) for names in diverged]
+    information = {
+        "titles": {panel: settings.title for panel, settings in panels.items()},
+        "shortened": {
+            panel: f"{settings.num_steps:,} of {settings.full.num_steps:,}"
+            for panel, settings in panels.items()
+            if settings.num_steps < settings.full.num_steps
+        },
+        "changed": {
+            panel: jobs.differences(settings, but_for=["num_steps"])
+            for panel, settings in panels.items()
+        },
+        "diverged": diverged,
+        **jobs.sources([*every, *costs.values()]),
+    }
+    tables = [NAME, f"{NAME}_runs", f"{NAME}_costs"]
+    jobs.write_information(folder, NAME, tables, information)
+
+
+def draw(folder: Path) -> None:
+    """Draws the figure from the tables in `folder`."""
+    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
+    costs = read_costs(folder / f"{NAME}_costs.csv")
+    figure, axes = plt.subplots(len(panels), 4, figsize=(11, 2.6 * len(panels)), squeeze=False)
+    for row, (panel, lines) in zip(axes, panels.items(), strict=True):
+        _draw_row(row, lines, costs[panel])
+        title = information["titles"][panel]
+        if panel in information["shortened"]:
+            title += f" ({information['shortened'][panel]} iterations)"
+        row[0].set_title(title, loc="left", fontweight="bold")
+    handles, labels = axes[0, 2].get_legend_handles_labels()
+    for label, ls in (("validation", "-"), ("training", ":")):
+        handles.append(Line2D([], [], color="#777777", ls=ls))
+        labels.append(label)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    style.save(figure, folder, NAME)
+
+
+def _draw_row(
+    axes: np.ndarray, lines: dict[str, Curve], costs: dict[str, dict[str, Interval]]
+) -> None:
+    by_step, by_time, cost, accuracy = axes
+    means = {estimator: mean_of(line) for estimator, line in lines.items()}
+    target = float(means["backprop"]["valid_loss"].min())
+    times = {estimator: time_to(target, mean) for estimator, mean in means.items()}
+    for estimator, line in lines.items():
+        steps, seconds = line["step"][0], line["seconds"].mean(0)
+        plot(by_step, steps, line["valid_loss"], estimator)
+        # The first row is the loss of one minibatch, the others means over many.
+        trained = style.finite(line["train_loss"]).mean(0)[1:]
+        by_step.plot(steps[1:], trained, color=style.colour(estimator), ls=":", lw=0.9)
+        plot(by_time, seconds, line["valid_loss"], estimator)
+        plot(cost, steps, line["seconds"], estimator)
+        plot(accuracy, seconds, line["valid_accuracy"], estimator)
+        if math.isfinite(time := times[estimator]):
+            by_time.plot(time, target, "o", ms=4, color=style.colour(estimator))
+    steps = lines["backprop"]["step"][0]
+    base = costs["loss"]["seconds"].value
+    cost.plot(
+        steps, float(style.finite(base)) * steps, color="#777777", ls="--", label="Loss alone"
+    )
+    by_time.axhline(target, color=style.colour("backprop"), lw=0.6, ls="--")
+    _write_beside(by_time, lines, [_time_text(e, times) for e in lines])
+    _write_beside(cost, lines, [_cost_text(e, costs) for e in lines])
+    for axis in axes:
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+    by_step.set(xlabel="iteration", ylabel="loss (nats)")
+    by_time.set(xlabel="training time (s)", ylabel="validation loss (nats)")
+    cost.set(xlabel="iteration", ylabel="training time (s)")
+    accuracy.set(xlabel="training time (s)", ylabel="validation accuracy")
+
+
+def _time_text(estimator: str, times: dict[str, float]) -> str:
+    time, reference = times[estimator], times["backprop"]
+    if estimator == "backprop":
+        return f"$T_b$ {reference:.3g} s"
+    if not math.isfinite(time):
+        return "$T_f$ not reached"
+    over = f"{time / reference:.3f}" if reference > 0 else "–"
+    return f"$T_f$ {time:.3g} s, $T_f/T_b$ {over}"
+
+
+def _cost_text(estimator: str, costs: dict[str, dict[str, Interval]]) -> str:
+    relative = costs[estimator]["relative_cost"].value
+    if estimator == "backprop":
+        return f"$R_b$ {relative:.3g}"
+    return f"$R_f$ {relative:.3g}, $R_f/R_b$ {costs[estimator]['over_reference'].value:.3f}"
+
+
+def _write_beside(axis: Axes, estimators: Iterable[str], texts: Iterable[str]) -> None:
+    """A line for each estimator, in its colour, above the panel, where no curve is."""
+    for i, (estimator, text) in enumerate(zip(estimators, texts, strict=True)):
+        axis.annotate(
+            text, (1, 1), (0, 2 + 8 * (2 - i)), xycoords="axes fraction",
+            textcoords="offset points", ha="right", va="bottom", fontsize=6.5,
+            color=style.colour(estimator),
+        )  # fmt: skip
+
+
+def describe(folder: Path) -> str:
+    """The report's section: the figure, and a table of its final numbers, in Markdown."""
+    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
+    costs = read_costs(folder / f"{NAME}_costs.csv")
+    runs = tables.read(
+        folder / f"{NAME}_runs.csv", ("milliseconds_per_step", "valid_loss", "test_accuracy")
+    )
+    lines = [
+        "## Learning curves (the paper's figures 3, 4 and 5)",
+        "",
+        f"![Learning curves]({NAME}.png)",
+        "",
+        "Means over the seeds, with 95 % intervals (Student's t) shaded in the figure and in "
+        "brackets below. Time is training time alone: compilation, evaluation and logging are "
+        "off the clock. The training loss is the mean over the minibatches since the evaluation "
+        "before, so it lags by half that distance. T is the time at which a seed's validation "
+        "loss reaches the lowest of backprop's with the same seed, T_b for backprop itself; in the "
+        "figure, as in the paper, it is that of the mean curves. Where two curves lie on each "
+        "other it is by chance that one gets as low as the other; the next column is the ratio of "
+        "the times to the lowest loss that both reach with that seed. R is the time of a step over "
+        "the loss alone on the same minibatch, timed in turns: the median of the ratios, with its "
+        "95 % interval.",
+        "",
+        "| model | estimator | seeds | steps | ms a step | R | R / R_b | T / T_b | both reach "
+        "| validation loss | test accuracy |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for panel, by_estimator in panels.items():
+        title = information["titles"][panel]
+        for estimator in by_estimator:
+            chosen = [r for r in runs if (r["panel"], r["estimator"]) == (panel, estimator)]
+            samples = {c: [float(r[c]) for r in chosen] for c in _RUN_COLUMNS[3:]}
+            common = over_seeds(ratios_to_common_loss(by_estimator, estimator, "backprop"))
+            lines.append(
+                f"| {title} | {style.name(estimator)} | {len(chosen)} | {chosen[0]['num_steps']} "
+                f"| {mean_interval(samples['milliseconds_per_step'])} "
+                f"| {costs[panel][estimator]['relative_cost']} "
+                f"| {costs[panel][estimator]['over_reference']} "
+                f"| {_ratio(by_estimator, estimator)} | {common} "
+                f"| {mean_interval(samples['valid_loss'])} "
+                f"| {mean_interval(samples['test_accuracy'])} |"
+            )
+    for panel, steps in information["shortened"].items():
+        lines += ["", f"{information['titles'][panel]} is shortened to {steps} iterations."]
+    for panel, line, seed in information["diverged"]:
+        title = information["titles"][panel]
+        lines += ["", f"{title}: {style.name(line)} diverged with seed {seed}, left out of all."]
+    return "\n".join(lines)
+
+
+def _ratio(lines: dict[str, Curve], estimator: str) -> Interval | Unreached:
+    return over_seeds(ratios_of_times(lines, estimator, "backprop"))
+
+
+def findings(folder: Path) -> list[Finding]:
+    """What the tables say of the paper's numbers."""
+    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
+    costs = read_costs(folder / f"{NAME}_costs.csv")
+    found = []
+    for panel, lines in panels.items():
+        times = times_to_best(lines, "backprop")
+        costs_of = {e: costs[panel][e] for e in lines}
+        dense, low_rank = "forward-normal", "forward-low_rank"
+        relative, over = "relative_cost", "over_reference"
+        of_steps: dict[str, tuple[Any, Any]] = {
+            "R_f": (costs_of[dense][relative], costs_of[low_rank][relative]),
+            "R_b": (costs_of["backprop"][relative], ""),
+            "R_ratio": (costs_of[dense][over], costs_of[low_rank][over]),
+        }
+        of_training: dict[str, tuple[Any, Any]] = {
+            "T_f": (over_seeds(times[dense]), over_seeds(times[low_rank])),
+            "T_b": (over_seeds(times["backprop"]), ""),
+            "T_ratio": (_ratio(lines, dense), _ratio(lines, low_rank)),
+        }
+        for key in ("loss", "accuracy"):
+            ends = {e: final(line, f"valid_{key}") for e, line in lines.items()}
+            of_training[f"{key}_f"] = (ends[dense], ends[low_rank])
+            of_training[f"{key}_b"] = (ends["backprop"], "")
+        losses = {e: line["valid_loss"][:, -1] for e, line in lines.items()}
+        of_training["loss_ratio"] = (
+            mean_interval(losses[dense] / losses["backprop"]),
+            mean_interval(losses[low_rank] / losses["backprop"]),
+        )
+        changed = information["changed"][panel]
+        shortened = information["shortened"].get(panel, "")
+        lost = [f"seed {seed}, with which {line} diverged, is left out" for panel_of, line, seed
+                in information["diverged"] if panel_of == panel]  # fmt: skip
+        after = [f"after {shortened} iterations"] if shortened else []
+        differs = "; ".join([*([changed] if changed else []), *after, *lost])
+        if panel == "mlp_2e-4":
+            found.append(compare("replications.slower", *of_steps["R_ratio"], differs=changed))
+        found += [compare(f"{panel}.{k}", *pair, differs=changed) for k, pair in of_steps.items()]
+        found += [
+            compare(f"{panel}.{k}", *pair, differs=differs) for k, pair in of_training.items()
+        ]
+    return [f for f in found if f is not None]
+
+
+@commands.of("reproduce")
+def command(cfg: DictConfig) -> None:
+    jobs.alone(cfg, sys.modules[__name__])
+
+
+if __name__ == "__main__":
+    commands.start("experiments.paper.learning_curves")

@@ -1,0 +1,281 @@
+"""Figure 2 of the paper: descent on test functions, forward gradients beside backprop.
+
+One row of panels for each function: value against iterations, value against time, time against
+iterations, and the paths over a contour plot (for a function of more than two variables: the
+distance from the minimum). Part of `reproduce`; alone:
+
+    python -m experiments.paper.trajectories preset=quick
+
+Other functions are an option: `experiments.trajectories.figures.trajectories_more=[sphere_10]`.
+
+Leaves `<figure>.csv` (a row for each recorded point), `<figure>.json` and a figure for each of
+the config's `figures`. What has been descended is not descended again.
+"""
+
+import math
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from hydra.utils import instantiate
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.common import commands, jobs, style, tables
+from experiments.common.paper_facts import Finding, compare
+from fwdgrad.measurement import Interval, exact, mean_interval, measured_once
+from fwdgrad.problems import TEST_FUNCTIONS
+from fwdgrad.records import read_json, write_table
+from fwdgrad.training import make_descend
+
+NAME = "trajectories"
+_MORE = f"{NAME}_more"  # the figure of other functions than the paper's, if there is one
+_SETTINGS = ("function", "start", "learning_rate", "num_steps")
+_NUM_ROWS = 60  # that are recorded of a path, and as many again, close at its start
+# Of each recorded point: x and y are its first two entries, distance is that from the minimum.
+_RECORDED = ("step", "seconds", "value", "x", "y", "distance")
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Descends wherever that has not been done yet, and writes the tables."""
+    experiment: Any = OmegaConf.to_container(cfg.experiments[NAME], resolve=True)
+    estimators: dict[str, Any] = {
+        line: OmegaConf.to_container(
+            hydra.compose("train", overrides).estimator.value_and_grad, resolve=True
+        )
+        for line, overrides in experiment["lines"].items()
+    }
+    records: dict[str, dict[str, Any]] = {}
+    bar = jobs.progress([n for names in experiment["figures"].values() for n in names], cfg, NAME)
+    for name in bar:
+        bar.set_postfix_str(name)
+        settings = {key: experiment["functions"][name][key] for key in _SETTINGS}
+        config = {**settings, "estimators": estimators, "num_seeds": experiment["num_seeds"]}
+        measure = partial(_descend, config)
+        records[name] = measured_once(folder / "runs" / NAME, name, config, measure)
+    for figure, names in experiment["figures"].items():
+        if not names:
+            continue
+        rows = [
+            (name, line, seed, *row)
+            for name in names
+            for line, seeds in records[name]["result"].items()
+            for seed, columns in enumerate(seeds)
+            for row in zip(*columns, strict=True)
+        ]
+        write_table(folder / f"{figure}.csv", ("function", "estimator", "seed", *_RECORDED), rows)
+        chosen = {name: experiment["functions"][name] for name in names}
+        sources = jobs.sources(records[name] for name in names)
+        jobs.write_information(folder, figure, [figure], {"functions": chosen, **sources})
+
+
+def _descend(config: dict[str, Any]) -> dict[str, list[list[list[float]]]]:
+    """For each line and seed the columns `_RECORDED`; the lines take turns."""
+    objective = TEST_FUNCTIONS[config["function"]]
+    descends = {
+        line: make_descend(
+            objective.function,
+            jnp.array(config["start"], jnp.float32),
+            instantiate(estimator, _convert_="all"),
+            **{key: config[key] for key in ("learning_rate", "num_steps")},
+        )
+        for line, estimator in config["estimators"].items()
+    }
+    n = config["num_steps"]
+    spaced = (np.linspace(0, n, _NUM_ROWS + 1), np.geomspace(1, n, _NUM_ROWS))
+    recorded = np.unique(np.concatenate(spaced).round().astype(int))
+    result: dict[str, list[list[list[float]]]] = {line: [] for line in descends}
+    for seed in range(config["num_seeds"]):
+        for line, descend in descends.items():
+            path = descend(seed)
+            distances = np.linalg.norm(path.points - np.array(objective.argmin), axis=1)
+            columns = (path.seconds, path.values, *path.points.T[:2], distances)
+            rows = [recorded, *(column[recorded] for column in columns)]
+            result[line].append([row.tolist() for row in rows])
+    return result
+
+
+# From function, estimator and column to an array (seeds, rows).
+_Paths = dict[str, dict[str, dict[str, np.ndarray]]]
+
+
+def _read(folder: Path, figure: str) -> _Paths:
+    paths: Any = {}
+    path = folder / f"{figure}.csv"
+    runs: dict[tuple[str, str, str], list[float]] = {}
+    for row in tables.read(path, _RECORDED):
+        run = (row["function"], row["estimator"], row["seed"])
+        runs.setdefault(run, []).append(float(row["step"]))
+        seeds = paths.setdefault(row["function"], {}).setdefault(row["estimator"], {})
+        seeds.setdefault(row["seed"], []).append([float(row[column]) for column in _RECORDED])
+    tables.check_whole(path, runs)
+    tables.check_paired(path, runs)
+    return {
+        function: {
+            estimator: dict(
+                zip(_RECORDED, np.moveaxis(np.array([*seeds.values()]), 2, 0), strict=True)
+            )
+            for estimator, seeds in lines.items()
+        }
+        for function, lines in paths.items()
+    }
+
+
+def _figures(folder: Path) -> list[str]:
+    return [NAME, _MORE] if (folder / f"{_MORE}.csv").exists() else [NAME]
+
+
+def draw(folder: Path) -> None:
+    """Draws the figures from the tables in `folder`."""
+    for name in _figures(folder):
+        functions = read_json(folder / f"{name}.json")["functions"]
+        paths = _read(folder, name)
+        figure, axes = plt.subplots(len(paths), 4, figsize=(11, 2.5 * len(paths)), squeeze=False)
+        for row, (function, lines) in zip(axes, paths.items(), strict=True):
+            _draw_row(row, lines, functions[function])
+            row[0].set_title(functions[function]["title"], loc="left", fontweight="bold")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        style.save(figure, folder, name)
+
+
+def _draw_row(axes: np.ndarray, lines: dict[str, Any], settings: dict[str, Any]) -> None:
+    by_step, by_time, cost, path = axes
+    objective = TEST_FUNCTIONS[settings["function"]]
+    least = _minimum(settings)
+    planar = len(settings["start"]) == 2
+    for estimator, line in lines.items():
+        colour = style.colour(estimator)
+        mean = {column: samples.mean(0) for column, samples in line.items()}
+        gap, mean_gap = line["value"] - least, mean["value"] - least
+        for i in range(len(gap)):
+            thin = {"color": colour, "lw": 0.4, "alpha": 0.4}
+            by_step.plot(mean["step"], gap[i], **thin)
+            by_time.plot(line["seconds"][i], gap[i], **thin)
+            cost.plot(mean["step"], line["seconds"][i], **thin)
+            if planar:
+                path.plot(line["x"][i], line["y"][i], **thin)
+            else:
+                path.plot(mean["step"], line["distance"][i], **thin)
+        by_step.plot(mean["step"], mean_gap, color=colour, label=style.name(estimator))
+        by_time.plot(mean["seconds"], mean_gap, color=colour)
+        cost.plot(mean["step"], mean["seconds"], color=colour)
+        if planar:
+            path.plot(mean["x"], mean["y"], color=colour)
+        else:
+            path.plot(mean["step"], mean["distance"], color=colour)
+    if planar:
+        _draw_contours(path, objective)
+    else:
+        path.set(xlabel="iteration", ylabel="distance from the minimum")
+    above = "f" if least == 0 else "f − min f"
+    by_step.set(xlabel="iteration", ylabel=above)
+    by_time.set(xlabel="time (s)", ylabel=above)
+    cost.set(xlabel="iteration", ylabel="time (s)")
+    for axis in (by_step, by_time):
+        style.log_scale(axis)
+    for axis in axes:
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+
+
+def _minimum(settings: dict[str, Any]) -> float:
+    objective = TEST_FUNCTIONS[settings["function"]]
+    argmin = np.broadcast_to(objective.argmin, len(settings["start"]))
+    return float(objective.function(jnp.asarray(argmin, jnp.float32)))
+
+
+def _draw_contours(axis: Axes, objective: Any) -> None:
+    """The function's levels where the paths run, and its minimum starred."""
+    minimum = np.broadcast_to(objective.argmin, 2)
+    axis.plot(*minimum, "*", color="#E69F00", ms=9, mec="black", mew=0.5, zorder=5)
+    axis.margins(0.15)
+    (x_low, x_high), (y_low, y_high) = axis.get_xlim(), axis.get_ylim()
+    x, y = np.meshgrid(np.linspace(x_low, x_high, 160), np.linspace(y_low, y_high, 160))
+    points = jnp.asarray(np.stack([x.ravel(), y.ravel()], 1), jnp.float32)
+    values = np.asarray(jax.vmap(objective.function)(points)).reshape(x.shape)
+    axis.contour(
+        x, y, np.log1p(values - values.min()), levels=18, colors="#999999", linewidths=0.3, zorder=0
+    )
+    axis.set(xlabel="x", ylabel="y")
+    axis.grid(visible=False)
+
+
+def describe(folder: Path) -> str:
+    """The report's section: the figures, and a table of the ends, in Markdown."""
+    lines = ["## Test functions (the paper's figure 2)"]
+    for name in _figures(folder):
+        functions = read_json(folder / f"{name}.json")["functions"]
+        lines += [
+            "",
+            f"![Descent on test functions]({name}.png)",
+            "",
+            "Single runs are thin, their means thick. In the table are geometric means over the "
+            "runs with 95 % intervals (Student's t of the logarithms); time is that of all "
+            "iterations, over that of backprop with the same seed.",
+            "",
+            "| function | estimator | runs | iterations | final − minimum | time / backprop |",
+            "|---|---|---|---|---|---|",
+        ]
+        for function, by_estimator in _read(folder, name).items():
+            for estimator, line in by_estimator.items():
+                n, steps = len(line["value"]), int(line["step"][0, -1])
+                lines.append(
+                    f"| {functions[function]['title']} | {style.name(estimator)} | {n} | {steps} "
+                    f"| {_final_gap(line, functions[function])} "
+                    f"| {_time_ratio(by_estimator, estimator)} |"
+                )
+    return "\n".join(lines)
+
+
+def _final_gap(line: dict[str, np.ndarray], settings: dict[str, Any]) -> Interval:
+    """How far above the minimum runs end, the geometric mean."""
+    gaps = line["value"][:, -1] - _minimum(settings)
+    return _geometric_mean(np.maximum(gaps, np.finfo(np.float32).tiny))
+
+
+def _time_ratio(lines: dict[str, dict[str, np.ndarray]], estimator: str) -> Interval:
+    seconds = {name: lines[name]["seconds"][:, -1] for name in (estimator, "backprop")}
+    return _geometric_mean(seconds[estimator] / seconds["backprop"])
+
+
+def _geometric_mean(samples: np.ndarray) -> Interval:
+    if len(samples) > 1 and np.ptp(samples) == 0:  # every seed's is the same, as backprop's
+        return exact(float(samples[0]))
+    mean, low, high, n = mean_interval(np.log(samples))
+    return Interval(math.exp(mean), math.exp(low), math.exp(high), n)
+
+
+def findings(folder: Path) -> list[Finding]:
+    """What the tables say of the paper's numbers."""
+    found = []
+    for name in _figures(folder):
+        functions = read_json(folder / f"{name}.json")["functions"]
+        for function, lines in _read(folder, name).items():
+            line, settings = lines["forward-normal"], functions[function]
+            start = exact(float(line["value"][0, 0]))
+            differs = jobs.differences(settings) if "full" in settings else ""
+            numbers = {
+                "start": start,
+                "final": _final_gap(line, settings),
+                "time": _time_ratio(lines, "forward-normal"),
+            }
+            found += [
+                compare(f"{function}.{key}", ours, differs=differs) for key, ours in numbers.items()
+            ]
+    return [f for f in found if f is not None]
+
+
+@commands.of("reproduce")
+def command(cfg: DictConfig) -> None:
+    jobs.alone(cfg, sys.modules[__name__])
+
+
+if __name__ == "__main__":
+    commands.start("experiments.paper.trajectories")

@@ -1,0 +1,1 @@
+"""Bias, variance and cost of gradient estimates, and the divergence that variance causes."""

@@ -1,0 +1,143 @@
+"""How often training diverges, and the remedies: python -m experiments.quality.divergence
+
+Trains a small MLP on a part of MNIST by SGD with one tangent a step, at rates around the largest
+that is stable, for each line: a distribution of tangents, and how estimates are clipped. A seed
+has the same start, minibatches and key in every line. A run *fails* if its validation loss at the
+end is not finite or above that of the start.
+
+Leaves in `output.root`: `divergence.csv`, a row for each run; and README.md.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from hydra.utils import instantiate
+from jax import Array
+from omegaconf import DictConfig
+
+import fwdgrad
+from experiments.common import commands, settings
+from fwdgrad.measurement import median_interval, proportion_interval
+from fwdgrad.problems import Problem, image_classification, load_dataset
+from fwdgrad.records import atomic_write, hold, provenance, read_table, write_json, write_table
+
+NAME = "divergence"
+_COLUMNS = ("line", "learning_rate", "seed", "first_loss", "last_loss", "steps")
+
+
+def run(cfg: DictConfig) -> None:
+    """Trains every line at every rate with every seed, and writes the table."""
+    problem = image_classification(
+        instantiate(cfg.model.make, _convert_="all"),
+        load_dataset(cfg.dataset.name, cfg.dataset.folder),
+    )
+    rows = []
+    for name, line in cfg.lines.items():
+        made = instantiate(line, _convert_="all")
+        clipping = made.pop("clipping", optax.identity())
+        estimator = fwdgrad.forward_value_and_grad(problem.loss, **made)
+        outcomes = jax.jit(_outcomes(problem, estimator, clipping, cfg))
+        for rate in cfg.rates:
+            found = [np.asarray(x) for x in outcomes(jnp.arange(cfg.num_seeds), rate)]
+            seeds = range(cfg.num_seeds)
+            rows += [(name, rate, seed, *(x[seed] for x in found)) for seed in seeds]
+            failed = sum(_has_failed(*losses) for losses in zip(*found[:2], strict=True))
+            print(f"{name:28} rate {rate:g}: {failed} of {cfg.num_seeds} fail")
+    folder = settings.root(cfg)
+    write_table(folder / f"{NAME}.csv", _COLUMNS, rows)
+    write_json(folder / f"{NAME}.json", {"provenance": [provenance()]})
+
+
+def _outcomes(
+    problem: Problem,
+    value_and_grad: Callable[..., Any],
+    clipping: optax.GradientTransformation,
+    cfg: DictConfig,
+) -> Callable[[Array, Array], tuple[Array, Array, Array]]:
+    """A function (seeds, rate) -> first and last validation loss, and steps with a finite loss."""
+    examples = jax.tree.map(lambda x: x[: cfg.num_train], problem.train)
+    valid = jax.tree.map(lambda x: x[: cfg.num_valid], problem.valid)
+
+    def outcome(seed: Array, rate: Array) -> tuple[Array, Array, Array]:
+        init_key, batch_key, steps_key = jax.random.split(jax.random.key(seed), 3)
+        params = problem.init(init_key)
+
+        def step(carry: Any, i: Array) -> tuple[Any, Array]:
+            params, state = carry
+            key = jax.random.fold_in(batch_key, i)
+            indices = jax.random.randint(key, (cfg.batch_size,), 0, cfg.num_train)
+            batch = jax.tree.map(lambda x: x[indices], examples)
+            value, grad = value_and_grad(jax.random.fold_in(steps_key, i), params, batch)
+            updates, state = clipping.update(grad, state, params)
+            params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+            return (params, state), jnp.isfinite(value)
+
+        start = (params, clipping.init(params))
+        (last, _), is_finite = jax.lax.scan(step, start, jnp.arange(cfg.num_steps))
+        return problem.loss(params, valid), problem.loss(last, valid), is_finite.sum()
+
+    # One after the other: on a CPU as fast as all seeds together, and in less memory.
+    return lambda seeds, rate: jax.lax.map(lambda seed: outcome(seed, rate), seeds)
+
+
+def _has_failed(first_loss: float, last_loss: float) -> bool:
+    return not last_loss <= first_loss  # NaN is not
+
+
+def describe(folder: Path) -> str:
+    """The failures and losses of every line in Markdown, and where they come from."""
+    rows = read_table(folder / f"{NAME}.csv")
+    rates = list(dict.fromkeys(row["learning_rate"] for row in rows))
+    by_cell: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        losses = (float(row["first_loss"]), float(row["last_loss"]))
+        by_cell.setdefault((row["line"], row["learning_rate"]), []).append(losses)
+    lines = [
+        "## Divergence",
+        "",
+        "Failed runs with Wilson's 95 % interval of their share, then the median of the last "
+        "validation losses of the others with its interval (6 and more). Columns: learning rates.",
+        "",
+        f"| line | {' | '.join(f'{float(rate):g}' for rate in rates)} |",
+        f"|---|{'---|' * len(rates)}",
+    ]
+    for name in dict.fromkeys(row["line"] for row in rows):
+        cells = [_cell(by_cell[name, rate]) for rate in rates]
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_EXPLANATION])
+
+
+def _cell(losses: list[tuple[float, float]]) -> str:
+    last = [loss for first, loss in losses if not _has_failed(first, loss)]
+    failed, n = len(losses) - len(last), len(losses)
+    share = proportion_interval(failed, n)
+    text = f"{failed} of {n} [{share.low:.2f}, {share.high:.2f}]"
+    return f"{text}; {median_interval(last)}" if last else text
+
+
+_EXPLANATION = [
+    "Where the gradient of a layer is of rank one, u wᵀ, a tangent a cᵀ of rank-one signs has "
+    "∇f·v = (u·a)(w·c), a product of two sums of signs, so E[(∇f·v)⁴] is up to 3 · 3 = 9 times "
+    "E[(∇f·v)²]². Of rank r it is 3 + 6/r, of dense signs up to 3. The second moment, and with it "
+    "the noise that steps add to the parameters, is the same for all of them.",
+]
+
+
+@commands.of(NAME)
+def command(cfg: DictConfig) -> None:
+    folder = settings.root(cfg)
+    with hold(folder):
+        run(cfg)
+        text = describe(folder)
+        with atomic_write(folder / "README.md") as file:
+            file.write(f"{text}\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    commands.start("experiments.quality.divergence")

@@ -1,0 +1,260 @@
+"""How good each estimator's gradient is, and what it costs: the laboratory.
+
+On minibatches of MNIST, at the start of the paper's MLP and along trainings by backprop, each
+estimate is drawn many times and held against the exact gradient ∇f and against the law of its
+noise. Its cost is timed beside backprop's, and its operations are counted. Part of `reproduce`;
+alone:
+
+    python -m experiments.quality.estimator_quality preset=quick
+
+Leaves `estimator_quality.csv` (a row for each stage, line and quantity), `estimator_quality.json`
+and the figure `estimator_quality`. What has been measured is not measured again.
+
+Quantities, besides those of `gradient_quality`, with 95 % intervals over the seeds,
+each of which is a start, a training and a minibatch:
+
+    error_over_law         the error over what theory expects (`laws`)
+    law_cosine             the root of the mean squared cosine by theory
+    cosine_over_dense      the cosine over that of one dense tangent of the weights (`reference`)
+    hidden_over_dense      that of the hidden layers over the same, the reference's of all layers
+    time, operations       of a step, over backprop's
+"""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from experiments.common import commands, from_config, jobs, style, tables
+from experiments.common.costs import operations_of_a_step, step_costs
+from experiments.common.paper_facts import Finding
+from experiments.common.targets import verdict
+from experiments.quality.figure import quality_figure
+from experiments.quality.gradient_quality import quality, trained
+from fwdgrad.measurement import Interval, exact, mean_interval, measured_once
+from fwdgrad.records import read_json, write_table
+
+NAME = "estimator_quality"
+COLUMNS = ("stage", "line", "quantity", "value", "low", "high", "n")
+# stage -> quantity -> a number for each seed
+Samples = dict[str, dict[str, list[float]]]
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Measures what has not been measured yet, and writes the tables."""
+    experiment = cfg.experiments[NAME]
+    runs = folder / "runs" / NAME
+    backprop = _config(cfg, experiment.training)
+    shown = list(experiment.shown or experiment.lines)
+    rows: list[tuple[Any, ...]] = []
+    dense, records = _measured(cfg, experiment.reference, runs)
+    bar = jobs.progress(shown, cfg, NAME)
+    for name in bar:
+        bar.set_postfix_str(name)
+        config = _config(cfg, experiment.lines[name].overrides)
+        timed = step_costs({"backprop": backprop, name: config}, runs, **experiment.costs)
+        counted, unit = (operations_of_a_step(c, runs) for c in (config, backprop))
+        measured, sources = _measured(cfg, name, runs)
+        records += [timed, counted, unit, *sources]
+        costs = {
+            "time": Interval(**timed["result"][name]["over_reference"]),
+            "operations": exact(counted["result"] / unit["result"]),
+        }
+        for stage in map(str, experiment.stages):
+            found = _intervals(measured[stage], dense[stage])
+            rows += [(stage, name, q, *interval) for q, interval in {**found, **costs}.items()]
+    write_table(folder / f"{NAME}.csv", COLUMNS, rows)
+    information = {
+        **{
+            key: {name: experiment.lines[name].get(key) for name in shown}
+            for key in ("group", "derivatives", "learnt", "uncounted")
+        },
+        "wanted": jobs.plain(experiment.wanted),
+        "guess_steps": experiment.guess_steps,
+        "history": experiment.history,
+        **jobs.sources(records),
+    }
+    jobs.write_information(folder, NAME, [NAME], information)
+
+
+def _config(cfg: DictConfig, overrides: Any, **values: Any) -> DictConfig:
+    return jobs.compose_train(cfg, [*cfg.experiments[NAME].overrides, *overrides], **values)
+
+
+def _measured(cfg: DictConfig, name: str, runs: Path) -> tuple[Samples, list[dict[str, Any]]]:
+    """What was measured of a line, and the records of it.
+
+    At the start those lines of which something is wanted have more seeds, and so has the reference.
+    """
+    experiment = cfg.experiments[NAME]
+    of_all = _record(cfg, name, runs, list(experiment.stages), list(experiment.seeds))
+    in_question = {experiment.reference, *(target.line for target in experiment.wanted)}
+    if name not in in_question or not experiment.more_seeds:
+        return of_all["result"], [of_all]
+    more = _record(cfg, name, runs, [0], list(experiment.more_seeds))
+    first, further = (record["result"]["0"] for record in (of_all, more))
+    at_start = {quantity: [*first[quantity], *further[quantity]] for quantity in first}
+    return {**of_all["result"], "0": at_start}, [of_all, more]
+
+
+def _record(
+    cfg: DictConfig, name: str, runs: Path, stages: list[int], seeds: list[int]
+) -> dict[str, Any]:
+    """A record whose result is of the type `Samples`."""
+    experiment = cfg.experiments[NAME]
+    line = experiment.lines[name]
+    config, training = _config(cfg, line.overrides), _config(cfg, experiment.training)
+    lengths = {"draws": line.get("draws", experiment.draws), "guess_steps": experiment.guess_steps}
+    identity = {
+        "line": from_config.identifying(config), "training": from_config.identifying(training),
+        "stages": stages, "seeds": seeds, **lengths,
+    }  # fmt: skip
+
+    def measure() -> Samples:
+        def at(stage: int) -> dict[str, list[float]]:
+            trainings = {seed: _config(cfg, experiment.training, seed=seed) for seed in seeds}
+            starts = {seed: trained(training, stage) for seed, training in trainings.items()}
+            return quality(config, starts, **lengths)
+
+        return {str(stage): at(stage) for stage in stages}
+
+    return measured_once(runs, "quality", identity, measure)
+
+
+def _intervals(found: dict[str, list[float]], dense: dict[str, list[float]]) -> dict[str, Interval]:
+    """The intervals of what was measured, and of its ratios to one dense tangent, seed by seed."""
+    samples = {name: np.array([float(x) for x in values]) for name, values in found.items()}
+    reference = np.array([float(x) for x in dense["cosine"]])[: len(samples["cosine"])]
+    samples["cosine_over_dense"] = samples["cosine"] / reference
+    samples["hidden_over_dense"] = samples["hidden_cosine"] / reference
+    samples["law_cosine"] = samples.pop("squared_cosine_law") ** 0.5
+    known = samples["law"] > 0  # backprop has neither error nor law
+    samples["error_over_law"] = samples["error"] / np.where(known, samples["law"], np.nan)
+    return {name: mean_interval(values) for name, values in samples.items()}
+
+
+def _read(folder: Path) -> dict[int, dict[str, dict[str, Interval]]]:
+    """From stage, line and quantity to its interval."""
+    found: dict[int, dict[str, dict[str, Interval]]] = {}
+    for row in tables.read(folder / f"{NAME}.csv", ("stage", "value", "low", "high", "n")):
+        value, low, high = (float(row[end]) for end in ("value", "low", "high"))
+        of_line = found.setdefault(int(row["stage"]), {}).setdefault(row["line"], {})
+        of_line[row["quantity"]] = Interval(value, low, high, int(row["n"]))
+    return found
+
+
+def draw(folder: Path) -> None:
+    """Draws the figure from the table in `folder`: quality against cost, and its frontier."""
+    figure = quality_figure(_read(folder), read_json(folder / f"{NAME}.json"))
+    style.save(figure, folder, NAME)
+
+
+def describe(folder: Path) -> str:
+    """The report's section: the figure, what was wanted, and tables, in Markdown."""
+    stages, information = _read(folder), read_json(folder / f"{NAME}.json")
+    text = [
+        "## The estimators' quality and cost (not in the paper)",
+        "",
+        f"![Quality against cost]({NAME}.png)",
+        "",
+        "Names: *weights* or *activities* is where the noise is, and the number at the end is K, "
+        "that of the tangents. *split*: the noise of each layer is pushed forward for itself; "
+        "*exact*: the last layer's derivative is taken as it is; *layerwise*: both; without, "
+        "joint: the noise of all layers together. *blocks*: each tangent perturbs one of K groups "
+        "of units; *momentum*, *guided*: with a guess of the gradient as control variate. "
+        "Derivatives are directional derivatives (JVPs) of an example in a step.",
+        "",
+        "Each estimate g drawn many times and held against the exact gradient ∇f: the mean of the "
+        "cosine of all parameters, and of all but the last layer's; the root of the mean squared "
+        "cosine and what theory says of it, about (1 + error)^(−½), or √(K/d) of a projection; the "
+        "slope ⟨g, ∇f⟩, 1 without bias; bias ‖E g − ∇f‖² (an unbiased estimate of it, which may be "
+        "below zero, and where the variance is large sees only large ones) and variance "
+        "E‖g − E g‖², all over ‖∇f‖²; and the sum of these two over what theory expects it to be, "
+        "of the number of weights or, at activities, of the units that are on. 'Over dense' is the "
+        "ratio to the cosine that one dense tangent of the weights has, with all layers, also if "
+        "it is that of the hidden layers. 95 % intervals over seeds, of which each is a start, a "
+        "training by backprop and a minibatch. Evolution's steps have a scale of their own, so "
+        "that slope, bias and variance say nothing of it. Time and operations of a step are over "
+        "backprop's (of what draws normal numbers and factorises XLA counts a part, or nothing of "
+        "the QR of orthogonal tangents, so these are not on the frontier of operations). Dotted: "
+        "the frontier of what is not backprop, those that nothing cheaper is as good as; backprop "
+        "itself is better than all of it that takes longer. Hollow, and not part of it: with a "
+        f"guess that was learned for {information['guess_steps']} minibatches at these very "
+        "parameters, more than it could in a training, where they move.",
+        "",
+        *([information["history"], ""] if information["history"] else []),
+        *_targets(stages, information["wanted"]),
+        _of_laws(stages),
+    ]
+    for stage, found in stages.items():
+        after = "At the start" if stage == 0 else f"After {stage:,} steps of backprop"
+        text += [
+            "",
+            f"{after}:",
+            "",
+            "| estimator | seeds | derivatives | cosine | of the hidden layers | root mean square "
+            "| by theory | slope | bias | variance | error over theory's | time | operations |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for name, q in found.items():
+            value, low, high = (max(x, 0.0) ** 0.5 for x in q["squared_cosine"][:3])
+            root = Interval(value, low, high, q["squared_cosine"].n)
+            laws = [_or_dash(q[law]) for law in ("law_cosine", "error_over_law")]
+            cells = [
+                style.name(name), q["cosine"].n, information["derivatives"][name], q["cosine"],
+                q["hidden_cosine"], root, laws[0], q["slope"], q["bias"], q["variance"], laws[1],
+                q["time"], q["operations"],
+            ]  # fmt: skip
+            text.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(text)
+
+
+def _or_dash(interval: Interval) -> str:
+    return "–" if math.isnan(interval.value) else str(interval)
+
+
+def _of_laws(stages: dict[int, Any]) -> str:
+    """In how many lines the error is what theory expects."""
+    ratios = [q["error_over_law"] for found in stages.values() for q in found.values()]
+    known = [ratio for ratio in ratios if not math.isnan(ratio.low)]
+    hold = sum(ratio.low <= 1 <= ratio.high for ratio in known)
+    furthest = max((abs(ratio.value - 1) for ratio in known), default=math.nan)
+    return (
+        f"- Of {len(known)} lines and stages whose law is known, the interval of the error over "
+        f"theory's holds 1 in {hold} (about 19 of 20 would if they were independent, but "
+        "some share their draws, and a projection's cannot miss); the value furthest from 1 is "
+        f"{100 * furthest:.2g} % off."
+    )
+
+
+def _targets(stages: dict[int, Any], wanted: list[dict[str, Any]]) -> list[str]:
+    """Of each quantity that was to be reached at the start whether it is."""
+    text = []
+    for target in wanted:
+        if target["line"] not in stages.get(0, {}):
+            continue
+        found = stages[0][target["line"]][target["quantity"]]
+        bounds = {side: target[side] for side in ("at_least", "at_most") if side in target}
+        quantity = target["quantity"].replace("_", " ")
+        text.append(
+            f"- {style.name(target['line'])}, at the start: {quantity} {found}, n = {found.n}, "
+            f"{verdict(found, **bounds)}."
+        )
+    return text
+
+
+def findings(folder: Path) -> list[Finding]:
+    """The paper has no such numbers."""
+    return []
+
+
+@commands.of("reproduce")
+def command(cfg: DictConfig) -> None:
+    jobs.alone(cfg, sys.modules[__name__])
+
+
+if __name__ == "__main__":
+    commands.start("experiments.quality.estimator_quality")

@@ -1,0 +1,141 @@
+"""What an estimator's gradients are like beside the exact one: cosine, bias, variance."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from omegaconf import DictConfig, OmegaConf
+
+import fwdgrad
+from experiments.common import from_config
+from experiments.quality.laws import expected_error, expected_squared_cosine
+from fwdgrad.training import first_params, guided_optimizer
+from fwdgrad.util.trees import Array, PyTree
+
+_LAST_LEAVES = 2  # of the parameters: the last layer's weight and bias
+
+
+def quality(
+    config: DictConfig, starts: Mapping[int, PyTree], *, draws: int, guess_steps: int
+) -> dict[str, list[float]]:
+    """The quality of a config's estimator at some parameters, each with a minibatch of its own.
+
+    Args:
+      config: a `train` config.
+      starts: seed -> parameters of its model. The seed is also that of the draws, and the number
+        of the minibatch.
+      draws: how often the estimate g is drawn at each of them, at least 2.
+      guess_steps: for how many minibatches a guess is learnt at these parameters first, if the
+        estimator has one.
+
+    Returns:
+      Quantity -> a number for each of `starts`, an average over the draws:
+
+        cosine           ⟨g, ∇f⟩ / ‖g‖ ‖∇f‖
+        hidden_cosine    the same of all layers but the last
+        squared_cosine   of all
+        slope            ⟨g, ∇f⟩ / ‖∇f‖², 1 without bias: of less noise than what follows
+        error            ‖g − ∇f‖² / ‖∇f‖², which is the sum of the next two:
+        bias             ‖E g − ∇f‖² / ‖∇f‖², without bias itself, so that it may be below zero
+        variance         E‖g − E g‖² / ‖∇f‖²
+        law              what theory expects of the error, nan where it is not known
+        squared_cosine_law  and of the squared cosine
+    """
+    problem, size = from_config.problem(config), config.batch_size
+    value_and_grad, gradient, sums = _programs(OmegaConf.to_yaml(config, resolve=True), draws)
+    found: dict[str, list[float]] = {}
+    for seed, at in starts.items():
+        first = seed * size
+        batch = jax.tree.map(lambda x, i=first: x[i : i + size], problem.train)
+        target = gradient(at, batch)
+        guided = _with_guess(config, value_and_grad, at, batch, guess_steps)
+        means, of_sum = (
+            {name: float(x) for name, x in of.items()}
+            for of in sums(jax.random.key(seed), guided, batch, target)
+        )
+        bias = (of_sum["squares"] - draws * means["error"]) / (draws * (draws - 1))
+        parts = {"bias": bias, "variance": means["error"] - bias}
+        law = expected_error(config, at, batch)
+        laws = {"law": law, "squared_cosine_law": expected_squared_cosine(config, law)}
+        for name, x in {**means, **parts, **laws}.items():
+            found.setdefault(name, []).append(x)
+    return found
+
+
+@lru_cache(maxsize=1)  # the stages of a line follow one another
+def _programs(config: str, draws: int) -> tuple[Any, Any, Any]:
+    """The estimator of a `train` config; and, compiled once, ∇f and `_sums`."""
+    made: Any = OmegaConf.create(config)
+    loss = from_config.problem(made).loss
+    value_and_grad = from_config.estimator(made)(loss)
+    sums = jax.jit(lambda *args: _sums(value_and_grad, draws, *args))
+    return value_and_grad, jax.jit(jax.grad(loss)), sums
+
+
+def _sums(
+    value_and_grad: Any, draws: int, key: Array, at: PyTree, batch: PyTree, target: PyTree
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The means over the draws, and the square of the sum of the errors, over the target's."""
+    norm = _product(target, target)
+
+    def draw(total: PyTree, key: Array) -> tuple[PyTree, dict[str, Array]]:
+        found = value_and_grad(key, at, batch)[1]
+        found = found.params if isinstance(found, fwdgrad.Guided) else found
+        error = jax.tree.map(jnp.subtract, found, target)
+        cosine = _cosine(*(jax.tree.leaves(x) for x in (found, target)))
+        hidden = [jax.tree.leaves(x)[:-_LAST_LEAVES] for x in (found, target)]
+        return jax.tree.map(jnp.add, total, error), {
+            "cosine": cosine,
+            "hidden_cosine": _cosine(*hidden),
+            "squared_cosine": cosine**2,
+            "slope": _product(found, target) / norm,
+            "error": _product(error, error) / norm,
+        }
+
+    zeros = jax.tree.map(jnp.zeros_like, target)
+    total, samples = jax.lax.scan(draw, zeros, jax.random.split(key, draws))
+    means = {name: x.mean() for name, x in samples.items()}
+    return means, {"squares": _product(total, total) / norm}
+
+
+def _product(a: PyTree, b: PyTree) -> Array:
+    products = [jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+    return jnp.stack(products).sum()
+
+
+def _cosine(a: list[Array], b: list[Array]) -> Array:
+    if not a:
+        return jnp.float32(np.nan)
+    return _product(a, b) / jnp.sqrt(_product(a, a) * _product(b, b))
+
+
+def _with_guess(
+    config: DictConfig, value_and_grad: Any, params: PyTree, batch: PyTree, steps: int
+) -> PyTree:
+    """The parameters, with a guess learnt at them if the estimator has one."""
+    if (rate := config.estimator.get("guess_rate")) is None:
+        return params
+    guided = value_and_grad.guide(params, batch)
+    optimizer = guided_optimizer(optax.set_to_zero(), rate)
+    learning = from_config.Training(config, init=lambda key: guided, transformation=optimizer)
+    learning.advance(steps)
+    return learning.state.params
+
+
+def trained(config: DictConfig, num_steps: int) -> PyTree:
+    """The parameters after so many steps of a `train` config."""
+    return _trained(OmegaConf.to_yaml(config, resolve=True), num_steps)
+
+
+@lru_cache(maxsize=32)
+def _trained(training: str, num_steps: int) -> PyTree:
+    config: Any = OmegaConf.create(training)
+    if num_steps == 0:  # no program of a step is needed
+        return first_params(from_config.problem(config).init, config.seed)
+    run = from_config.Training(config)
+    run.advance(num_steps)
+    return run.state.params

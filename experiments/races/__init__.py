@@ -1,0 +1,1 @@
+"""Accuracy of each family of estimators after equal time or equal operations."""

@@ -1,0 +1,27 @@
+"""The paper's MLP: how accurate a network each family of estimators trains.
+
+A race (`race`) on MNIST, with backprop and controls among the lines. Part of
+`reproduce`; alone:
+
+    python -m experiments.races.accuracy_race preset=quick
+"""
+
+import sys
+
+from omegaconf import DictConfig
+
+from experiments.common import commands, jobs
+from experiments.races.race import Race
+
+NAME = "accuracy_race"
+_race = Race(NAME, "Accuracy in equal time: the MLP")
+run, draw, describe, findings = _race.run, _race.draw, _race.describe, _race.findings
+
+
+@commands.of("reproduce")
+def command(cfg: DictConfig) -> None:
+    jobs.alone(cfg, sys.modules[__name__])
+
+
+if __name__ == "__main__":
+    commands.start("experiments.races.accuracy_race")

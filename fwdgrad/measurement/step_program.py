@@ -1,0 +1,139 @@
+"""A training step as a program that can be called again and again, to be timed and measured.
+
+It makes steps as training does (`fwdgrad.training.stepping`: draws ahead of the loop, parameters
+donated), on minibatches that are at hand and with plain SGD, so that what is measured is the
+derivative and the update.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fwdgrad.measurement.intervals import Interval, median_interval
+from fwdgrad.measurement.timing import interleaved_seconds
+from fwdgrad.training import draw_ahead
+from fwdgrad.util.trees import Array, PyTree
+
+_RATE = 1e-6  # small: however often the step is made, its numbers stay as they are
+
+
+class Step(NamedTuple):
+    """What a program does in a step.
+
+    Attributes:
+      draw: (keys of all steps, params, batch) -> what each step draws from, stacked.
+      make: (what it draws from, params, batch) -> (new params, a scalar).
+    """
+
+    draw: Callable[[Array, PyTree, PyTree], PyTree]
+    make: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, Array]]
+
+
+def sgd_step(value_and_grad: Callable[..., Any]) -> Step:
+    """A training step with an estimator, (key, params, batch) -> (value, grad)."""
+
+    def make(source: PyTree, params: PyTree, batch: PyTree) -> tuple[PyTree, Array]:
+        value, grad = value_and_grad(source, params, batch)
+        return jax.tree.map(lambda p, g: p - _RATE * g, params, grad), value
+
+    return Step(partial(draw_ahead, value_and_grad), make)
+
+
+def loss_step(loss: Callable[[PyTree, PyTree], Array]) -> Step:
+    """The loss alone, the unit of relative costs."""
+    return Step(
+        lambda keys, params, batch: keys, lambda _, params, batch: (params, loss(params, batch))
+    )
+
+
+class StepProgram:
+    """A compiled call of one or more steps.
+
+    Attributes:
+      compile_seconds: what compiling took.
+      temp_bytes: memory besides parameters and arguments, by XLA's account.
+      operations: floating-point operations of a call, by XLA's account, which counts a loop's body
+        once: so those of a step, whatever `steps_per_call`.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        params: PyTree,
+        batches: PyTree,
+        *,
+        steps_per_call: int = 1,
+        compiler_options: Mapping[str, Any] | None = None,
+    ):
+        """Compiles the program.
+
+        Args:
+          step: what to do.
+          params: parameters; a copy is kept and updated.
+          batches: minibatches, stacked, which the steps take in turns; two at least if there is
+            a loop, or XLA takes what does not depend on the parameters' updates out of it.
+          steps_per_call: with 1 there is no loop.
+          compiler_options: XLA's.
+        """
+        self._steps_per_call = steps_per_call
+        num_batches = len(jax.tree.leaves(batches)[0])
+
+        def run(params: PyTree, batches: PyTree, keys: Array) -> tuple[PyTree, Array]:
+            def batch(i: Any) -> PyTree:
+                return jax.tree.map(lambda x: x[i % num_batches], batches)
+
+            if steps_per_call == 1:
+                return step.make(keys[0], params, batch(0))
+            sources = step.draw(keys, params, batch(0))
+
+            def body(carry: tuple[PyTree, Array], i: Array) -> tuple[tuple[PyTree, Array], None]:
+                params, total = carry
+                source = jax.tree.map(lambda x: x[i], sources)
+                params, value = step.make(source, params, batch(i))
+                return (params, total + value), None
+
+            return jax.lax.scan(body, (params, jnp.float32(0)), jnp.arange(steps_per_call))[0]
+
+        keys = jax.random.split(jax.random.key(1), steps_per_call)
+        self._params = jax.tree.map(jnp.copy, params)
+        self._arguments = (batches, keys)
+        start = time.perf_counter()
+        lowered = jax.jit(run, donate_argnums=0).lower(self._params, *self._arguments)
+        self._compiled = lowered.compile(dict(compiler_options or {}))
+        self.compile_seconds = time.perf_counter() - start
+        memory: Any = self._compiled.memory_analysis()
+        self.temp_bytes: int = memory.temp_size_in_bytes
+        self.operations = float((self._compiled.cost_analysis() or {}).get("flops", np.nan))
+
+    def __call__(self) -> Array:
+        self._params, total = self._compiled(self._params, *self._arguments)
+        return total
+
+    def seconds_per_step(self, samples: np.ndarray) -> np.ndarray:
+        """What a step took, from what calls took."""
+        return samples / self._steps_per_call
+
+
+def relative_costs(
+    programs: Mapping[str, StepProgram], *, rounds: int, unit: str, reference: str
+) -> dict[str, dict[str, Interval]]:
+    """Times programs in turns: for each its `seconds`, and what they are over two others'.
+
+    Medians with 95 % intervals; `relative_cost` is over the program named `unit` and
+    `over_reference` over that named `reference`, each the median of the ratios of a turn.
+    """
+    timed = interleaved_seconds(programs, rounds=rounds)
+    seconds = {name: programs[name].seconds_per_step(x) for name, x in timed.items()}
+    return {
+        name: {
+            "seconds": median_interval(samples),
+            "relative_cost": median_interval(samples / seconds[unit]),
+            "over_reference": median_interval(samples / seconds[reference]),
+        }
+        for name, samples in seconds.items()
+    }

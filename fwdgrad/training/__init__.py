@@ -1,0 +1,37 @@
+"""Training: the loop, its steps, optimizers and schedules.
+
+Knows an estimator by its call alone, and a problem as parameters, loss and examples.
+"""
+
+from fwdgrad.util.validation import missing_extra
+
+try:
+    from fwdgrad.training.clipping import ClippingState, clip_by_running_quantile, clipped_sgd
+    from fwdgrad.training.descent import make_descend
+    from fwdgrad.training.guidance import GuidedProblem, guided_optimizer
+    from fwdgrad.training.loop import TrainableProblem, train
+    from fwdgrad.training.resuming import DivergedError, finished_run
+    from fwdgrad.training.run_settings import Settings
+    from fwdgrad.training.schedules import exponential_decay
+    from fwdgrad.training.stepping import Batches, draw_ahead, first_params, make_stepper
+except ModuleNotFoundError as error:
+    raise missing_extra("fwdgrad.training", error) from error
+
+__all__ = [
+    "Batches",
+    "ClippingState",
+    "DivergedError",
+    "GuidedProblem",
+    "Settings",
+    "TrainableProblem",
+    "clip_by_running_quantile",
+    "clipped_sgd",
+    "draw_ahead",
+    "exponential_decay",
+    "finished_run",
+    "first_params",
+    "guided_optimizer",
+    "make_descend",
+    "make_stepper",
+    "train",
+]

@@ -1,0 +1,304 @@
+"""The training loop: one for every estimator, every model and every optimizer.
+
+The loop knows an estimator by its call, (key, params, batch) -> (value, grad, report), and a
+problem as parameters, loss and examples. It can be killed at any moment: started again, it
+goes on from the last checkpoint, and ends with the same parameters and metrics to the bit,
+because everything random is a function of the seed and the number of the step. All that it goes on
+from is in the checkpoint, rows included: the other files are written, and not read, until the run
+has finished.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from fwdgrad.records import (
+    Hold,
+    Metrics,
+    RunRecord,
+    atomic_write,
+    hold,
+    load_checkpoint,
+    provenance,
+    read_info,
+    read_run,
+    save_checkpoint,
+    sums,
+    write_json,
+    write_metrics,
+)
+from fwdgrad.training.evaluation import make_evaluate
+from fwdgrad.training.resuming import DivergedError, check_checkpoint, finished_run
+from fwdgrad.training.run_settings import Identity, Settings, check_arguments, finite_rate
+from fwdgrad.training.stepping import Batches, Estimator, Stepper, make_stepper
+from fwdgrad.util.trees import Array, PyTree
+
+
+class TrainableProblem(Protocol):
+    """What the loop needs of a problem; `fwdgrad.problems.Problem` is one."""
+
+    @property
+    def train(self) -> PyTree: ...
+
+    @property
+    def valid(self) -> PyTree: ...
+
+    @property
+    def test(self) -> PyTree: ...
+
+    def init(self, key: Array) -> PyTree: ...
+
+    def scores(self, params: PyTree, batch: PyTree) -> dict[str, Array]: ...
+
+    def loss(self, params: PyTree, batch: PyTree) -> Array: ...
+
+
+def train(
+    problem: TrainableProblem,
+    estimator: Estimator,
+    optimizer: optax.GradientTransformation,
+    learning_rate: Callable[[int], Any],
+    settings: Settings,
+    *,
+    seed: int,
+    folder: Path,
+    config: str = "",
+    checkpoint_seconds: float = 30.0,
+    show_progress: bool | None = None,
+    sources: Sequence[Path] = (),
+    accept_other_code: bool = False,
+) -> RunRecord:
+    """Trains, or goes on training, and returns the record of the finished run.
+
+    Args:
+      problem: parameters, loss and examples.
+      estimator: loss function, has_report=True -> value and gradient, for example
+        `fwdgrad.forward_value_and_grad` or a `functools.partial` of it.
+      optimizer: any optax optimizer; its update is given the loss as `value` too, but not the
+        loss function, so line searches and L-BFGS do not work.
+      learning_rate: step -> rate, only for the record; the optimizer has its own.
+      settings: how long and in what pieces.
+      seed: for the initial parameters, the order of the examples and the tangents.
+      folder: where the run is recorded. If it holds a finished run, that is returned as it is;
+        if it holds an unfinished one, training goes on from its last checkpoint. One process
+        holds it at a time.
+      config: the text of `config.yaml`, for the record.
+      checkpoint_seconds: the least time between two checkpoints.
+      show_progress: whether to draw a progress bar; None: if the output is a terminal.
+      sources: Python files besides those of fwdgrad whose code makes the numbers.
+      accept_other_code: whether to go on with a run that was begun with other code or other
+        versions of the packages that compute. The record names both.
+
+    Raises:
+      DivergedError: a loss is not finite. What was recorded before stays in `folder`.
+      CheckpointError: the checkpoint in `folder` is damaged.
+      RecordError: another file in `folder` is damaged, and cannot be made again.
+      FolderInUseError: another process holds `folder`.
+      TypeError, ValueError: an argument is of no use, or `folder` holds a run of another seed,
+        other settings or settings of JAX, or an unfinished one of other code.
+
+    Warns:
+      OtherCodeWarning: the finished run was made with other code or other versions.
+    """
+    check_arguments(seed, checkpoint_seconds, show_progress, learning_rate, settings.num_steps)
+    identity = Identity(seed, settings, config, tuple(sources))
+    known: dict[str, Any] = {"seed": seed, "settings": settings, "sources": sources}
+    if (record := finished_run(folder, **known)) is not None:
+        return record
+    with hold(folder) as held:
+        if (record := finished_run(folder, **known)) is not None:  # just now
+            return record
+        about = check_checkpoint(folder, identity.plain(), identity.sources, accept_other_code)
+        stepper = make_stepper(
+            problem.loss,
+            problem.init,
+            problem.train,
+            estimator,
+            optimizer,
+            seed=seed,
+            batch_size=settings.batch_size,
+            steps_per_call=settings.steps_per_call,
+            compiler_options=settings.compiler_options,
+        )
+        run = _Run(problem, stepper, learning_rate, identity, folder, held, about)
+        run.write_files()
+        try:
+            run.advance_to_end(float(checkpoint_seconds), show_progress)
+        except DivergedError as error:
+            run.write_info("diverged", message=str(error))
+            raise
+    record = read_run(folder)
+    assert record is not None  # advance_to_end wrote it
+    return record
+
+
+class _Run:
+    """A run under way: the state, the rows so far, and the clock."""
+
+    def __init__(
+        self,
+        problem: TrainableProblem,
+        stepper: Stepper,
+        learning_rate: Callable[[int], Any],
+        identity: Identity,
+        folder: Path,
+        held: Hold,
+        about: dict[str, Any] | None,  # of the checkpoint
+    ):
+        self._problem, self._stepper, self._learning_rate = problem, stepper, learning_rate
+        self._identity, self._folder, self._held = identity, folder, held
+        self._settings = settings = identity.settings
+        num_examples = jax.tree.leaves(problem.train)[0].shape[0]
+        self._batches = Batches(num_examples, settings.batch_size, identity.seed)
+        self._evaluate = make_evaluate(problem.scores, settings.compiler_options)
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._opened = time.monotonic() - stepper.compile_seconds
+        loaded = load_checkpoint(folder, stepper.state)
+        self._state = stepper.state if loaded is None else loaded
+        saved = about or {"seconds": 0.0, "rows": [], "sources": []}
+        self._seconds = saved["seconds"]
+        self._rows = [Metrics(*row) for row in saved["rows"]]
+        # run.json is of a later time than the checkpoint, if it is there.
+        before = read_info(folder) or about
+        self._resumed_at = [*before["resumed_at"], self._step] if before else []
+        self._wall_before = before["wall_seconds"] if before else 0.0
+        now = provenance(identity.sources)
+        self._sources = [*(x for x in saved["sources"] if x != now), now]
+
+    @property
+    def _step(self) -> int:
+        return int(self._state.step)
+
+    def advance_to_end(self, checkpoint_seconds: float, show_progress: bool | None) -> None:
+        settings = self._settings
+        if not self._rows:
+            self._record_row(self._first_loss())
+        saved = time.monotonic()
+        with tqdm(
+            total=settings.num_steps,
+            initial=self._step,
+            desc=self._folder.parent.name,
+            unit="step",
+            disable=None if show_progress is None else not show_progress,
+            leave=False,
+        ) as bar:
+            while (step := self._step) < settings.num_steps:
+                next_row = (step // settings.eval_every + 1) * settings.eval_every
+                row_due = min(next_row, settings.num_steps)
+                self._advance(min(settings.steps_per_call, row_due - step))
+                if self._step == row_due:
+                    self._record_row(float(self._state.loss_sum) / int(self._state.loss_count))
+                    self._reset_losses()
+                if time.monotonic() - saved >= checkpoint_seconds:
+                    self._save()
+                    self.write_info("running")
+                    saved = time.monotonic()
+                bar.set_postfix(loss=f"{float(self._state.loss):.4f}", refresh=False)
+                bar.update(self._step - step)
+        self._save()
+        self.write_info("finished", final=self._final_metrics())
+
+    def _advance(self, count: int) -> None:
+        step = self._step
+        start = time.perf_counter()
+        indices = self._batches.indices(step, count, capacity=self._settings.steps_per_call)
+        self._state = jax.block_until_ready(
+            self._stepper.advance(self._state, self._problem.train, indices, count)
+        )
+        self._seconds += time.perf_counter() - start
+        self._check_finite("training", float(self._state.loss), self._step - 1)
+
+    def _first_loss(self) -> float:
+        indices = self._batches.indices(0, 1, capacity=1)[0]
+        batch = jax.tree.map(lambda x: x[indices], self._problem.train)
+        return float(jax.jit(self._problem.loss)(self._state.params, batch))
+
+    def _reset_losses(self) -> None:
+        zero = jax.tree.map(np.zeros_like, (self._state.loss_sum, self._state.loss_count))
+        loss_sum, loss_count = jax.device_put(zero)
+        self._state = self._state._replace(loss_sum=loss_sum, loss_count=loss_count)
+
+    def _record_row(self, train_loss: float) -> None:
+        scores = self._evaluate(self._state.params, self._problem.valid)
+        row = Metrics(
+            step=self._step,
+            seconds=self._seconds,
+            learning_rate=finite_rate(self._learning_rate, self._step),
+            train_loss=train_loss,
+            valid_loss=scores["loss"],
+            valid_accuracy=scores["accuracy"],
+        )
+        self._rows.append(row)
+        self._held.check()
+        write_metrics(self._folder, self._rows)
+        self._check_finite("validation", row.valid_loss, row.step)
+
+    def _check_finite(self, which: str, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the {which} loss is {loss} at step {step} (learning rate "
+                f"{float(self._learning_rate(step)):.3g}). What was recorded before is kept in "
+                f"{self._folder}. Repeat the command of the run with optimizer=sgd_clipped (SGD "
+                "after fwdgrad.training.clip_by_running_quantile), or with a lower learning_rate=; "
+                "either is a run of its own. Delete the folder to run it once more as it was."
+            )
+
+    def _save(self) -> None:
+        self._held.check()
+        about = {**self._about(), "rows": self._rows, "sources": self._sources}
+        save_checkpoint(self._folder, self._state, about)
+
+    def _about(self) -> dict[str, Any]:
+        """Return what run.json and checkpoint both say."""
+        return {
+            **self._identity.plain(),
+            "resumed_at": self._resumed_at,
+            "seconds": self._seconds,
+            "wall_seconds": self._wall_before + time.monotonic() - self._opened,
+            "jax": self._sources[-1]["jax"],
+        }
+
+    def _final_metrics(self) -> dict[str, float]:
+        # The only place that looks at the test set.
+        test = self._evaluate(self._state.params, self._problem.test)
+        reports = {k: float(v) / self._step for k, v in self._state.report_sum.items()}
+        return {
+            **self._rows[-1]._asdict(),
+            "test_loss": test["loss"],
+            "test_accuracy": test["accuracy"],
+            **reports,
+        }
+
+    def write_files(self) -> None:
+        """Write all that is known before the next step, whatever has become of the files."""
+        with atomic_write(self._folder / "config.yaml") as file:
+            file.write(self._identity.config)
+        write_metrics(self._folder, self._rows)
+        self.write_info("running")
+
+    def write_info(self, status: str, **more: Any) -> None:
+        """Write `run.json`."""
+        self._held.check()
+        if status != "running":
+            more["sums"] = sums(self._rows, self._identity.config)
+        *earlier, now = self._sources
+        info = {
+            "status": status,
+            "steps_made": self._step,
+            "compile_seconds": self._stepper.compile_seconds,
+            "started": self._started,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "earlier": earlier,
+            **self._about(),
+            **more,
+            **now,
+        }
+        write_json(self._folder / "run.json", info)

@@ -1,0 +1,212 @@
+"""Many training steps in one compiled call.
+
+A call makes up to `steps_per_call` steps in one `lax.while_loop`, which removes the cost of
+dispatching them one by one. The number of steps is an argument of the compiled program, so
+one program serves calls of every length, and where the calls begin and end (at an
+evaluation, at a checkpoint, at the end) changes no bit of the result.
+
+With `steps_per_call=1` there is no loop. That is for the programs that XLA compiles badly
+inside one: on a CPU, convolutions, in forward and in reverse mode. `compiler_options` are for
+such cases too. What is fastest is measured by `experiments.cost.step_cost`.
+
+What the steps of a call draw at random is drawn before its loop, for all of them at once, if it is
+little: in a step of microseconds the few operations of a draw would be seen.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fwdgrad.util.trees import Array, PyTree
+
+# loss function, has_report=True -> (key, params, batch) -> (value, grad, report)
+Estimator = Callable[..., Callable[..., tuple[Any, ...]]]
+
+_MOST_BYTES = 2**24  # drawn ahead: less than a few minibatches
+
+
+class State(NamedTuple):
+    """All that a run carries from one step to the next.
+
+    Attributes:
+      params, opt_state: the parameters and the optimizer's state.
+      step: the number of updates made, int32.
+      loss: the last minibatch loss; once it is not finite, no further step is made.
+      loss_sum, loss_count: of the minibatch losses since they were last reset.
+      report_sum: the sum over all steps of what the estimator reports.
+    """
+
+    params: PyTree
+    opt_state: PyTree
+    step: Array
+    loss: Array
+    loss_sum: Array
+    loss_count: Array
+    report_sum: dict[str, Array]
+
+
+class Stepper(NamedTuple):
+    """A compiled training step and the state it starts from.
+
+    Attributes:
+      state: the state before the first step.
+      advance: (state, examples, indices, count) -> state after `count` steps, or fewer if a
+        loss is not finite. `indices`, int32 (steps_per_call, batch_size), are the examples of
+        each step. The state that goes in is donated.
+      compile_seconds: what compiling it took.
+    """
+
+    state: State
+    advance: Callable[[State, PyTree, np.ndarray, int], State]
+    compile_seconds: float
+
+
+def make_stepper(
+    loss: Callable[[PyTree, PyTree], Array],
+    init: Callable[[Array], PyTree],
+    examples: PyTree,
+    estimator: Estimator,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    batch_size: int,
+    steps_per_call: int,
+    compiler_options: Mapping[str, Any] | None = None,
+) -> Stepper:
+    """Initialises the state from `seed` and compiles the step, with XLA's options if given."""
+    steps_key = _keys(seed)[1]
+    value_and_grad = estimator(loss, has_report=True)
+    # Some optimizers (optax.contrib.reduce_on_plateau) want to know the loss as well.
+    update = optax.with_extra_args_support(optimizer).update
+
+    def step_once(state: State, examples: PyTree, indices: Array, source: PyTree) -> State:
+        batch = jax.tree.map(lambda x: x[indices], examples)
+        value, grad, report = value_and_grad(source, state.params, batch)
+        updates, opt_state = update(grad, state.opt_state, state.params, value=value, grad=grad)
+        return State(
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            step=state.step + 1,
+            loss=value,
+            loss_sum=state.loss_sum + value,
+            loss_count=state.loss_count + 1,
+            report_sum=jax.tree.map(jnp.add, state.report_sum, report),
+        )
+
+    def advance(state: State, examples: PyTree, indices: Array, count: Array) -> State:
+        steps = state.step + jnp.arange(steps_per_call)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(steps_key, steps)
+        if steps_per_call == 1:
+            return step_once(state, examples, indices[0], keys[0])
+        batch = jax.tree.map(lambda x: x[indices[0]], examples)
+        sources = draw_ahead(value_and_grad, keys, state.params, batch)
+
+        def unfinished(carry: tuple[Array, State]) -> Array:
+            return (carry[0] < count) & jnp.isfinite(carry[1].loss)
+
+        def body(carry: tuple[Array, State]) -> tuple[Array, State]:
+            i, state = carry
+            return i + 1, step_once(
+                state, examples, indices[i], jax.tree.map(lambda x: x[i], sources)
+            )
+
+        return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
+
+    def initial_state(params: PyTree) -> State:
+        batch = jax.tree.map(lambda x: x[:batch_size], examples)
+        value, _, report = jax.eval_shape(value_and_grad, steps_key, params, batch)
+        zero = jnp.zeros((), value.dtype)
+        return State(
+            params=params,
+            opt_state=optimizer.init(params),
+            step=jnp.zeros((), jnp.int32),
+            loss=zero,
+            loss_sum=zero,
+            loss_count=jnp.zeros((), jnp.int32),
+            report_sum=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), report),
+        )
+
+    # Compiled, so these are copies: the state is donated, and the parameters may be somebody's.
+    state = jax.jit(initial_state)(first_params(init, seed))
+    indices = jax.ShapeDtypeStruct((steps_per_call, batch_size), jnp.int32)
+    start = time.perf_counter()
+    compiled = (
+        jax.jit(advance, donate_argnums=0)
+        .lower(state, examples, indices, jax.ShapeDtypeStruct((), jnp.int32))
+        .compile(dict(compiler_options or {}))
+    )
+    return Stepper(
+        state, lambda s, e, i, n: compiled(s, e, i, np.int32(n)), time.perf_counter() - start
+    )
+
+
+def first_params(init: Callable[[Array], PyTree], seed: int) -> PyTree:
+    """Return the parameters that a training with this seed starts from."""
+    return init(_keys(seed)[0])
+
+
+def _keys(seed: int) -> Array:
+    """The keys of the start and of the steps."""
+    return jax.random.split(jax.random.key(seed))
+
+
+def draw_ahead(value_and_grad: Callable[..., Any], keys: Array, *args: PyTree) -> Any:
+    """What the steps of a loop draw from, stacked: draws of theirs if they are small, or `keys`.
+
+    Args:
+      value_and_grad: as an estimator makes it. If it says that it `draws_ahead`, what its method
+        `draw` of the same arguments returns may take the key's place.
+      keys: one for each step.
+      args: parameters and minibatch as a step has them; of the latter only the shapes matter.
+    """
+    if not getattr(value_and_grad, "draws_ahead", False):
+        return keys
+    draw = value_and_grad.draw  # type: ignore[attr-defined]
+    drawn = jax.eval_shape(draw, keys[0], *args)
+    if len(keys) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(drawn)) > _MOST_BYTES:
+        return keys
+    return jax.vmap(lambda key: draw(key, *args))(keys)
+
+
+class Batches:
+    """The examples of each step: a new random order every epoch, whole minibatches only.
+
+    Step i of a run with a given seed always gets the same examples, whichever estimator runs
+    and wherever the run was interrupted; the last, incomplete minibatch of an epoch is left
+    out, as the paper's data loader may do or not (its minibatch does not divide the set).
+
+    >>> batches = Batches(num_examples=10, batch_size=3, seed=0)
+    >>> np.array_equal(batches.indices(5, 2, capacity=4)[0], batches.indices(4, 2, capacity=4)[1])
+    True
+    """
+
+    def __init__(self, num_examples: int, batch_size: int, seed: int):
+        if batch_size > num_examples:
+            raise ValueError(
+                f"batch_size must be at most the number of training examples, {num_examples}; "
+                f"found {batch_size}."
+            )
+        self._num_examples, self._batch_size, self._seed = num_examples, batch_size, seed
+        self._epoch, self._order = -1, np.empty(0, np.int32)
+
+    def indices(self, first: int, count: int, *, capacity: int) -> np.ndarray:
+        """The examples of `count` steps from step `first` on, int32 (capacity, batch_size).
+
+        The rows after the first `count` are zero.
+        """
+        result = np.zeros((capacity, self._batch_size), np.int32)
+        per_epoch = self._num_examples // self._batch_size
+        for row, step in enumerate(range(first, first + count)):
+            epoch, position = divmod(step, per_epoch)
+            if epoch != self._epoch:
+                generator = np.random.default_rng([self._seed, epoch])
+                order = generator.permutation(self._num_examples).astype(np.int32)
+                self._epoch, self._order = epoch, order
+            start = position * self._batch_size
+            result[row] = self._order[start : start + self._batch_size]
+        return result

@@ -1,0 +1,151 @@
+"""Descent, step programs, memory, and measurements that are made once."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fwdgrad
+from fwdgrad.measurement import (
+    StepProgram,
+    loss_step,
+    measured_once,
+    peak_bytes,
+    proportion_interval,
+    relative_costs,
+    sgd_step,
+)
+from fwdgrad.training import make_descend
+
+
+def quadratic(x):
+    return jnp.sum(x**2) / 2
+
+
+def test_descent_of_a_quadratic_is_known():
+    """x ← (1 − η) x, whatever the numbers of steps that calls are cut into."""
+    path = make_descend(
+        quadratic, jnp.array([1.0, -2.0]), fwdgrad.backprop_value_and_grad,
+        learning_rate=0.1, num_steps=130,
+    )(0)  # fmt: skip
+    expected = 0.9 ** np.arange(131)[:, None] * [1, -2]
+    np.testing.assert_allclose(path.points, expected, rtol=1e-5)
+    np.testing.assert_allclose(path.values, (expected**2).sum(1) / 2, rtol=1e-5)
+    assert path.seconds[0] == 0 and (np.diff(path.seconds) > 0).all()
+
+
+def test_descent_by_the_formula():
+    """x ← x − η (∇f·v) v with the tangents of the key, however many steps follow."""
+    start, rate = jnp.array([1.0, 2.0]), 0.05
+    paths = {}
+    for num_steps in (30, 60):
+        descend = make_descend(
+            quadratic, start, fwdgrad.forward_value_and_grad,
+            learning_rate=rate, num_steps=num_steps,
+        )  # fmt: skip
+        paths[num_steps] = descend(5).points
+        assert (descend(6).points[-1] != paths[num_steps][-1]).all()
+    np.testing.assert_array_equal(paths[30], paths[60][:31])
+    x = start
+    for step in range(3):
+        v = fwdgrad.Normal().sample(jax.random.fold_in(jax.random.key(5), step), x, None)
+        x = x - rate * (x @ v) * v
+        np.testing.assert_allclose(paths[60][step + 1], x, rtol=1e-5)
+
+
+def test_descent_refuses_no_steps():
+    with pytest.raises(ValueError, match="num_steps must be at least 1; found 0"):
+        make_descend(
+            quadratic, jnp.ones(2), fwdgrad.backprop_value_and_grad,
+            learning_rate=0.1, num_steps=0,
+        )  # fmt: skip
+
+
+def loss(params, x):
+    return jnp.mean((x @ params["w"]) ** 2)
+
+
+PARAMS, BATCHES = {"w": jnp.ones((4, 3))}, jnp.arange(40.0).reshape(2, 5, 4) / 40
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_a_step_program_makes_the_steps_and_keeps_the_users_parameters(steps_per_call):
+    step = sgd_step(fwdgrad.backprop_value_and_grad(loss))
+    program = StepProgram(step, PARAMS, BATCHES, steps_per_call=steps_per_call)
+    total = program() + program()
+    expected = sum(loss(PARAMS, BATCHES[i % 2 if steps_per_call > 1 else 0])
+                   for i in range(2 * steps_per_call))  # fmt: skip
+    np.testing.assert_allclose(total, expected, rtol=1e-4)  # the rate is tiny
+    assert not PARAMS["w"].is_deleted() and program.temp_bytes >= 0 and program.operations > 0
+    assert program.seconds_per_step(np.array([8.0])) == 8 / steps_per_call
+
+
+def test_operations_are_those_of_one_step():
+    """A product of (5, 4) and (4, 3), and what is small beside it, however many steps."""
+    counts = [
+        StepProgram(loss_step(loss), PARAMS, BATCHES, steps_per_call=n).operations for n in (1, 3)
+    ]
+    assert all(2 * 5 * 4 * 3 <= n <= 2 * 5 * 4 * 3 + 100 for n in counts)
+
+
+def test_relative_costs_are_medians_of_ratios(monkeypatch):
+    from fwdgrad.measurement import step_program
+
+    class Fake:
+        def seconds_per_step(self, samples):
+            return samples / 2
+
+    timed = {"a": np.array([2.0, 4, 2, 2, 2, 2]), "b": np.array([4.0, 2, 8, 6, 6, 6])}
+    monkeypatch.setattr(step_program, "interleaved_seconds", lambda *_, **__: timed)
+    costs = relative_costs({"a": Fake(), "b": Fake()}, rounds=6, unit="a", reference="b")
+    assert costs["a"]["seconds"].value == 1 and costs["b"]["seconds"].value == 3
+    assert costs["b"]["relative_cost"].value == 3 and costs["b"]["relative_cost"].n == 6
+    assert costs["a"]["over_reference"].value == pytest.approx(1 / 3)
+
+
+def test_peak_memory_is_what_was_allocated():
+    """64 MiB that are written and freed; what was in use before does not count."""
+    before = np.ones(2**25, np.uint8)
+    found = peak_bytes(lambda: np.ones(2**26, np.uint8).sum())
+    if found is None:
+        pytest.skip("the kernel does not tell")
+    assert abs(found - 2**26) < 2**23, before.nbytes  # the kernel counts in batches of pages
+
+
+def test_measured_once(tmp_path):
+    calls = []
+    measure = functools.partial(measured_once, tmp_path, "label", measure=lambda: calls.append(1))
+    first = measure({"n": 1})
+    assert measure({"n": 1}) == first and len(calls) == 1
+    assert measure({"n": 2})["config"] == {"n": 2} and len(calls) == 2
+    assert first["wall_seconds"] >= 0 and first["versions"]["jax"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 2 and all(name.startswith("label-") for name in names)
+    assert json.loads((tmp_path / names[0]).read_text())["code"].keys() == {
+        "commit",
+        "dirty",
+        "sum",
+    }
+
+
+def test_a_measurement_that_fails_leaves_nothing(tmp_path):
+    def fail():
+        raise OSError("no device")
+
+    with pytest.raises(OSError, match="no device"):
+        measured_once(tmp_path, "label", {}, fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 20), (3, 20), (20, 20), (1, 1)])
+def test_wilsons_interval_solves_its_equation(successes, n):
+    """Its ends are the p with |successes/n − p| = z √(p (1 − p)/n)."""
+    share = proportion_interval(successes, n)
+    assert share.value == successes / n and share.n == n
+    for p in (share.low, share.high):
+        wanted = 1.959963984540054**2 * p * (1 - p) / n
+        np.testing.assert_allclose((share.value - p) ** 2, wanted, atol=1e-15)
+    assert (share.low == 0) == (successes == 0) and (share.high == 1) == (successes == n)
