@@ -1,1 +1,1 @@
-"""Floor 5: what an estimate makes of a loss, explained and checked before training."""
+"""Floor 5: `explain` and checks of a loss before training."""

@@ -1,9 +1,9 @@
-"""Functions with a reverse rule of their own that forward mode enters, and whether the two agree.
+"""Comparison of `custom_vjp` rules with the forward-mode derivative of their functions.
 
-Where a tangent reaches a function that is defined by `jax.custom_vjp`, forward mode differentiates
-what the function computes, and its rule is not used. Where the rule is not the derivative of that
-(a straight-through estimator, a clipped gradient, an implicit derivative of a loop that has not
-converged) the mean of the estimate is not what `jax.grad` gives.
+Forward mode enters a `jax.custom_vjp` function: it differentiates the function and ignores the
+reverse-mode rule. If the rule is not the derivative of the function (a straight-through estimator,
+a clipped gradient, an implicit derivative of a loop that has not converged), the mean of the
+estimate is not the gradient of `jax.grad`.
 """
 
 from collections.abc import Sequence
@@ -39,12 +39,12 @@ class CustomRule(NamedTuple):
     """A `custom_vjp` function that a tangent reaches.
 
     Attributes:
-      function: its name, and where it is defined.
-      place: where it is called.
-      difference: ‖r − d‖ / max(‖r‖, ‖d‖), r the derivatives by its rule and d those of what it
-        computes, along random directions; None where it cannot be told.
-      reason: why it cannot be told, or ''.
-      differs: whether the difference is more than rounding.
+      function: the name of the function, and the place of its definition.
+      place: the place of its call.
+      difference: ‖r − d‖ / max(‖r‖, ‖d‖), with r the derivatives by the rule and d the derivatives
+        of the function, along random directions; None if unknown.
+      reason: the reason for which the difference is unknown, or ''.
+      differs: True if the difference is larger than rounding.
     """
 
     function: str
@@ -55,25 +55,24 @@ class CustomRule(NamedTuple):
 
     def __str__(self) -> str:
         if self.difference is None:
-            verdict = f"whether its rule differs cannot be told: {self.reason}"
+            verdict = f"the difference of its rule is unknown: {self.reason}"
         elif self.differs:
             verdict = (
-                "its rule DIFFERS from the derivative of what it computes, by "
-                f"{100 * self.difference:.3g} % at these arguments: the estimate's mean is not "
-                "that of jax.grad"
+                "its rule DIFFERS from the derivative of the function, by "
+                f"{100 * self.difference:.3g} % at these arguments: the mean of the estimate is "
+                "not the gradient of jax.grad"
             )
         else:
-            verdict = "its rule is the derivative of what it computes"
+            verdict = "its rule is the derivative of the function"
         return f"{self.function}, called at {self.place}: {verdict}"
 
 
 def entered_custom_rules(jaxpr: Any, values: Sequence[Any] | None) -> tuple[CustomRule, ...]:
-    """Return the custom_vjp functions that tangents of all inputs of a ClosedJaxpr reach.
+    """Return the custom_vjp functions that tangents of the inputs of a ClosedJaxpr reach.
 
     Args:
-      jaxpr: of the loss; its inputs are the parameters.
-      values: of the inputs, at which rules are compared; None if there are none, of the inputs or
-        of the jaxpr's constants.
+      jaxpr: the ClosedJaxpr of the loss; its inputs are the parameters.
+      values: the inputs at which rules are compared; None if inputs or constants are abstract.
     """
     if not any(find_custom_vjp(equation) for equation in jaxpr.jaxpr.eqns):
         return ()
@@ -83,11 +82,13 @@ def entered_custom_rules(jaxpr: Any, values: Sequence[Any] | None) -> tuple[Cust
 
 
 class _Walk:
-    """A walk along a loss that evaluates it, if it has values, and meets custom_vjp functions.
+    """An evaluation of a loss that collects the custom_vjp functions on its way.
+
+    Without values it follows the equations alone.
 
     Attributes:
-      found: the functions, by name and place of the call; of several calls there the one that
-        differs most.
+      found: the functions by name and place of the call; of several calls at one place, the call
+        with the largest difference.
     """
 
     def __init__(self) -> None:
@@ -96,9 +97,12 @@ class _Walk:
     def through(
         self, jaxpr: Any, inputs: Sequence[Any] | None, active: Sequence[bool]
     ) -> tuple[list[Any] | None, list[bool]]:
-        """Walk through a ClosedJaxpr: its outputs (None without inputs), and which are active."""
+        """Walk through a ClosedJaxpr; return its outputs (None without inputs) and their activity.
+
+        A value is active if a tangent can reach it.
+        """
         variables = jaxpr.jaxpr.invars
-        moving = {v for v, is_active in zip(variables, active, strict=True) if is_active}
+        active_variables = {v for v, is_active in zip(variables, active, strict=True) if is_active}
         values: dict[Any, Any] | None = None
         if inputs is not None:
             values = environment(jaxpr, inputs)
@@ -108,18 +112,18 @@ class _Walk:
                 return None
             return [v.val if isinstance(v, jex_core.Literal) else values[v] for v in atoms]
 
-        def are_moving(atoms: Sequence[Any]) -> list[bool]:
-            return [not isinstance(v, jex_core.Literal) and v in moving for v in atoms]
+        def are_active(atoms: Sequence[Any]) -> list[bool]:
+            return [not isinstance(v, jex_core.Literal) and v in active_variables for v in atoms]
 
         for equation in jaxpr.jaxpr.eqns:
             with context_of(equation):
-                operands, reached = read(equation.invars), are_moving(equation.invars)
+                operands, reached = read(equation.invars), are_active(equation.invars)
                 outputs, pushed = self._equation(equation, operands, reached)
             if values is not None and outputs is not None:
                 values.update(zip(equation.outvars, outputs, strict=True))
             both = zip(equation.outvars, pushed, strict=True)
-            moving.update(v for v, is_active in both if is_active)
-        return read(jaxpr.jaxpr.outvars), are_moving(jaxpr.jaxpr.outvars)
+            active_variables.update(v for v, is_active in both if is_active)
+        return read(jaxpr.jaxpr.outvars), are_active(jaxpr.jaxpr.outvars)
 
     def _equation(
         self, equation: Any, operands: list[Any] | None, active: list[bool]
@@ -127,9 +131,10 @@ class _Walk:
         reaches = any(active) and equation.primitive is not primitives.stop_gradient_p
         pushed = [reaches and is_inexact(v) for v in equation.outvars]
         inner = find_custom_vjp(equation) if reaches else None
-        if inner is not None and custom_jvp_body(equation) is None:  # there the rule decides
+        # A custom_jvp function is not entered: forward mode uses its rule.
+        if inner is not None and custom_jvp_body(equation) is None:
             if is_custom_vjp(equation):
-                self._meet(equation, operands, active)
+                self._compare(equation, operands, active)
             body = called_jaxpr(equation)
             if body is not None:
                 return self.through(body, operands, active)
@@ -139,7 +144,7 @@ class _Walk:
     def _control_flow(
         self, equation: Any, inner: Any, operands: list[Any] | None, active: list[bool]
     ) -> list[bool] | None:
-        """Walk through the branches, or through the first turn of a loop."""
+        """Walk through the branches, or through the first iteration of a loop."""
         primitive = equation.primitive
         if primitive is primitives.cond_p and not is_platform_dependent(equation):
             index = None if operands is None else int(np.clip(operands[0], 0, None))
@@ -149,42 +154,44 @@ class _Walk:
         elif primitive is primitives.scan_p:
             scan = scan_parts(equation)
             n, m = scan.num_consts, scan.num_consts + scan.num_carry
-            moving = carried(scan.body.jaxpr, active[:n], active[n:m], active[m:])
+            carried_active = carried(scan.body.jaxpr, active[:n], active[n:m], active[m:])
             first = None
             if operands is not None and scan.length:
                 at = -1 if scan.reverse else 0
                 first = [*operands[:m], *(x[at] for x in operands[m:])]
-            _, pushed = self.through(scan.body, first, [*active[:n], *moving, *active[m:]])
+            _, pushed = self.through(scan.body, first, [*active[:n], *carried_active, *active[m:]])
             return pushed
         elif primitive is primitives.while_p:
             loop = while_parts(equation)
             n, m = loop.num_condition_consts, loop.num_body_consts
-            moving = carried(loop.body.jaxpr, active[n : n + m], active[n + m :], ())
+            carried_active = carried(loop.body.jaxpr, active[n : n + m], active[n + m :], ())
             first = None if operands is None else operands[n:]
-            _, pushed = self.through(loop.body, first, [*active[n : n + m], *moving])
+            _, pushed = self.through(loop.body, first, [*active[n : n + m], *carried_active])
             return pushed
         else:
-            self._note(inner, None, f"it is called inside of `{primitive.name}`")
+            self._add(inner, None, f"it is called inside of `{primitive.name}`")
         return None
 
-    def _meet(self, equation: Any, operands: list[Any] | None, active: list[bool]) -> None:
+    def _compare(self, equation: Any, operands: list[Any] | None, active: list[bool]) -> None:
+        """Compare the rule of a custom_vjp call with the derivative of its function."""
         if operands is None:
-            reason = "that takes the values of its arguments, and it is not evaluated with any here"
-            self._note(equation, None, reason)
+            reason = "the comparison needs the values of its arguments, and they are abstract here"
+            self._add(equation, None, reason)
             return
         try:
             difference = _difference(equation, operands, active)
-        except Exception as error:  # of the user's rule, or of JAX in what the function computes
-            self._note(equation, None, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        except Exception as error:  # of the user's rule, or of JAX in the function
+            self._add(equation, None, f"{type(error).__name__}: {str(error).splitlines()[0]}")
             return
         if not np.isfinite(difference):
-            self._note(equation, None, "a derivative is not finite at these arguments")
+            self._add(equation, None, "a derivative is not finite at these arguments")
         else:
-            self._note(equation, difference, "", differs=difference > _rounding(equation))
+            self._add(equation, difference, "", differs=difference > _rounding(equation))
 
-    def _note(
+    def _add(
         self, equation: Any, difference: float | None, reason: str, differs: bool = False
     ) -> None:
+        """Add a call to `found`, unless a call at the same place differs more."""
         rule = CustomRule(function_name(equation), place(equation), difference, reason, differs)
         known = self.found.get(rule[:2])
         sizes = [-1.0 if x is None or x.difference is None else x.difference for x in (known, rule)]
@@ -193,7 +200,7 @@ class _Walk:
 
 
 def _difference(equation: Any, operands: list[Any], active: list[bool]) -> float:
-    """Return how much ⟨c, J v⟩ differs between the rule, which gives Jᵀc, and the function's J."""
+    """Return the relative difference of ⟨c, J v⟩ by the rule (Jᵀ c) and by `jax.jvp` (J v)."""
     positions = [i for i, is_active in enumerate(active) if is_active]
     outputs = [i for i, v in enumerate(equation.outvars) if is_inexact(v)]
 
@@ -225,6 +232,7 @@ def _difference(equation: Any, operands: list[Any], active: list[bool]) -> float
 
 
 def _inner(xs: Sequence[Any], ys: Sequence[Any]) -> float:
+    """Return the inner product of two lists of arrays, in float64."""
     pairs = zip(xs, ys, strict=True)
     return float(
         sum(np.vdot(np.asarray(y, np.float64), np.asarray(x, np.float64)) for x, y in pairs)
@@ -232,6 +240,6 @@ def _inner(xs: Sequence[Any], ys: Sequence[Any]) -> float:
 
 
 def _rounding(equation: Any) -> float:
-    """Return by which share two derivatives differ that are the same but for rounding."""
+    """Return the relative difference that rounding can make, by the fewest bits of a dtype."""
     floating = [v.aval.dtype for v in (*equation.invars, *equation.outvars) if is_inexact(v)]
     return _ROUNDING[min(max(16, min(jnp.finfo(dtype).bits for dtype in floating)), 64)]

@@ -1,4 +1,4 @@
-"""What `explain` finds: the form of each tangent, the place of each use, the costs; as a table."""
+"""The result of `explain`: forms of tangents, places of use and loss, costs; printed as a table."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from fwdgrad.diagnostics.custom_rules import CustomRule
 
 @dataclass(frozen=True)
 class LeafExplanation:
-    """What becomes of one parameter's tangent.
+    """The form of one parameter's tangent, and the equations that use or lose its structure.
 
     Attributes:
-      name, shape, dtype: of the leaf.
-      rank: of the factors of its tangent, or None if there are none.
-      blocks: into how many blocks its tangent is cut, or None.
-      size: how many numbers are drawn for it, for all tangents; 0 if it has its exact gradient.
-      used: "operation at place" of each equation that used or kept the factors or blocks.
-      lost: "operation at place: reason" of each equation that had them written out.
-      reason: why the tangent is dense, or there is none, or "".
+      name, shape, dtype: the leaf of the parameters.
+      rank: the rank of a low-rank tangent, else None.
+      blocks: the number of blocks of a block-sparse tangent, else None.
+      size: the number of sampled entries, for all K tangents; 0 for an exact gradient.
+      used: "operation at place" of each equation that used or kept the structure.
+      lost: "operation at place: reason" of each equation that materialised the tangent.
+      reason: the reason for which the tangent is dense or missing, else "".
     """
 
     name: str
@@ -33,14 +33,14 @@ class LeafExplanation:
 
 @dataclass(frozen=True)
 class SiteExplanation:
-    """What a value that depends on parameters gets, so that they learn.
+    """A site of activity perturbation: a value that depends on parameters, and its noise.
 
     Attributes:
-      place: where in the user's code it is made.
-      shape: of one example's noise.
-      parameters: the names of those that learn by it.
-      kind: noise of each example's own, noise that is one for all, or its exact derivative.
-      rank, blocks, used, lost: of its noise, as a `LeafExplanation` has them.
+      place: the place in the user's code that computes the value.
+      shape: the shape of one example's noise.
+      parameters: the names of the parameters that learn by the site.
+      kind: the noise as text: independent for each example, one for all, or an exact derivative.
+      rank, blocks, used, lost: the form of the noise, as in `LeafExplanation`.
     """
 
     place: str
@@ -55,12 +55,12 @@ class SiteExplanation:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one compiled step costs, as XLA accounts for it: a loop's body is counted once.
+    """The cost of one compiled step by XLA's analysis, which counts the body of a loop once.
 
     Attributes:
-      operations: floating-point operations.
-      bytes_accessed: bytes read and written.
-      temporary_bytes: memory besides the parameters and the arguments.
+      operations: the number of floating-point operations.
+      bytes_accessed: the bytes read and written.
+      temporary_bytes: the memory beside parameters and arguments.
     """
 
     operations: float
@@ -70,18 +70,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found; printed, it is a table.
+    """The result of `explain`, which prints as a table.
 
     Attributes:
       leaves: at weights, one entry for each differentiable leaf.
-      sites: at activities, one for each value that gets noise, or is exact.
-      why_whole: why the loss is pushed forward as a whole by `jax.jvp`, with all tangents written
-        out; '' if it is not.
-      estimator: the forward gradient, K and the distribution of its tangents.
-      forward, backprop: the costs of a step; None where it cannot be compiled.
-      examples: at activities, whether each example has a loss of its own; else ''.
+      sites: at activities, one entry for each value that is perturbed or has its exact derivative.
+      why_whole: the reason for which `jax.jvp` of the whole loss pushes all tangents forward,
+        materialised; else ''.
+      estimator: K, the distribution and the space as text.
+      forward, backprop: the cost of a step; None for a step that cannot be compiled.
+      examples: at activities, the check that each example has a loss of its own; else ''.
       custom_rules: the `custom_vjp` functions that a tangent reaches, which are entered.
-      nonfinite: with `check_nan`, where a tangent becomes NaN or infinite; else None.
+      nonfinite: with `check_nan`, the places where a tangent becomes NaN or infinite; else None.
     """
 
     leaves: tuple[LeafExplanation, ...]
@@ -103,18 +103,18 @@ class Explanation:
         lines = [line for table in tables for line in ("", *table)][1:]
         if self.why_whole:
             lines.append(
-                "All tangents are written out and pushed forward by jax.jvp of the whole loss: "
+                "All tangents are materialised and pushed forward by jax.jvp of the whole loss: "
                 f"{self.why_whole}."
             )
         if self.examples:
             lines += ["", f"examples: {self.examples}"]
         if self.custom_rules:
-            lines += ["", "custom_vjp functions that are entered, that is, differentiated:"]
+            lines += ["", "custom_vjp functions that forward mode enters and differentiates:"]
             lines += [f"  {rule}" for rule in self.custom_rules]
         if self.nonfinite is not None:
             lines += ["", f"check_nan: {self.nonfinite}"]
         costs: list[tuple[str, ...]] = [
-            (f"a step, {self.estimator}, by XLA's account", "forward", "backprop", "ratio")
+            (f"a step, {self.estimator}, by XLA's analysis", "forward", "backprop", "ratio")
         ]
         for name, attribute in (
             ("operations", "operations"),
@@ -128,6 +128,7 @@ class Explanation:
 
 
 def _rows_of_leaves(leaves: Iterable[LeafExplanation]) -> list[tuple[str, ...]]:
+    """Return the rows of the table of leaves, with a row for each further place."""
     header = ("parameter", "shape", "tangent", "numbers", "where")
     rows: list[tuple[str, ...]] = [header]
     for leaf in leaves:
@@ -143,6 +144,7 @@ def _rows_of_leaves(leaves: Iterable[LeafExplanation]) -> list[tuple[str, ...]]:
 
 
 def _rows_of_sites(sites: Iterable[SiteExplanation]) -> list[tuple[str, ...]]:
+    """Return the rows of the table of sites, with a row for each place."""
     rows: list[tuple[str, ...]] = [("value at", "shape", "gets", "for")]
     for site in sites:
         form = "" if site.blocks is None else f", {site.blocks} blocks"
@@ -154,15 +156,15 @@ def _rows_of_sites(sites: Iterable[SiteExplanation]) -> list[tuple[str, ...]]:
 
 
 def _where(used: Iterable[str], lost: Iterable[str]) -> list[str]:
-    """Return a line for each place of use, then for each of loss."""
+    """Return a line for each use, then for each loss of structure."""
     return [
         *(f"used by {use}" for use in used),
-        *(f"LOST, written out for {loss}" for loss in lost),
+        *(f"LOST, materialised for {loss}" for loss in lost),
     ]
 
 
 def _aligned(rows: list[tuple[str, ...]], right: bool = False) -> list[str]:
-    """The rows as lines of aligned columns; all but the first to the right, if `right`."""
+    """Return rows as lines of aligned columns; `right` aligns all columns but the first right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -1,8 +1,8 @@
 """Search for the equation at which a tangent becomes NaN or infinite while its value is finite.
 
-Forward mode may give NaN where reverse mode does not, and the other way round: each multiplies
-other factors of the chain rule with zero. So the search pushes one tangent forward itself, one
-equation after the other, with values: through calls, branches, and the turns of loops.
+Forward mode may give NaN where reverse mode does not, and conversely: each mode multiplies other
+factors of the chain rule with zero. So the search pushes one tangent forward, equation by equation,
+with values: through calls, branches and the iterations of loops.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,17 +29,18 @@ from fwdgrad.util.jax_internals import (
 )
 from fwdgrad.util.source_info import context_of
 
-MAX_TURNS = 10_000  # of a loop, which are stepped through one by one
+MAX_ITERATIONS = 10_000  # of a loop; the search evaluates them one by one
 _RULES = Context(RULES, record=None)
 
 
 class NonFinite(NamedTuple):
-    """How the value and the derivative of a loss come out, and the equations that made them so.
+    """Value and directional derivative of a loss, and the equations that make them non-finite.
 
     Attributes:
-      value, derivative: of the loss, along one tangent of random signs.
-      places: where a tangent becomes NaN or infinite that goes on to the derivative, or the value
-        NaN.
+      value: the loss.
+      derivative: its directional derivative along a tangent of random signs.
+      places: the equations at which the value becomes NaN, or a tangent that reaches the derivative
+        becomes NaN or infinite.
     """
 
     value: float
@@ -50,16 +51,17 @@ class NonFinite(NamedTuple):
         summary = f"the loss is {self.value:.6g}, its derivative along random signs "
         summary += f"{self.derivative:.6g}"
         if not self.places:
-            return f"{summary}; no tangent that goes on to it is NaN or infinite"
-        return "\n  ".join([f"{summary}, since", *self.places])
+            return f"{summary}; no tangent that reaches it is NaN or infinite"
+        return "\n  ".join([f"{summary}, because", *self.places])
 
 
 def find_nonfinite(jaxpr: Any, leaves: Sequence[Any]) -> NonFinite:
-    """Search the ClosedJaxpr of a loss, or of losses that are averaged, at values of its inputs.
+    """Search a ClosedJaxpr for the equations at which a value or a tangent becomes non-finite.
 
     Args:
-      jaxpr: its inputs are the parameters, its first output is the loss.
-      leaves: values of the parameters.
+      jaxpr: a ClosedJaxpr from the parameters to a loss, or to losses that are averaged, as its
+        first output.
+      leaves: the values of the parameters.
     """
     random = np.random.default_rng(0)
     tangents = [jnp.asarray(random.choice([-1.0, 1.0], x.shape), x.dtype)[None] for x in leaves]
@@ -69,19 +71,21 @@ def find_nonfinite(jaxpr: Any, leaves: Sequence[Any]) -> NonFinite:
     return NonFinite(float(np.mean(value)), derivative, places)
 
 
-# A value, its tangent (1, ...) or None, and the places that made either of them bad.
+# (value, tangent (1, *shape) or None, the places that made either of them non-finite)
 _Dual = tuple[Any, Any, tuple[str, ...]]
 
 
 class _Search:
+    """The search through nested jaxprs: of calls, branches and loops."""
+
     def through(
         self, jaxpr: Any, primals: Sequence[Any], tangents: Sequence[Tangent]
     ) -> list[_Dual]:
-        """Push tangents through a ClosedJaxpr; where they become bad, look into the equation."""
+        """Push tangents through a ClosedJaxpr; search inside of equations with bad outputs."""
         values = environment(jaxpr, primals)
         duals: dict[Any, Tangent] = dict(zip(jaxpr.jaxpr.invars, tangents, strict=True))
         causes: dict[Any, tuple[str, ...]] = {}
-        # What comes in bad has its cause outside.
+        # An input that is bad already has its cause outside of this jaxpr.
         causes.update((v, ()) for v in jaxpr.jaxpr.invars if _is_bad(values[v], duals[v]))
         for equation in read_equations(jaxpr.jaxpr):
             read = equation.reads
@@ -106,7 +110,7 @@ class _Search:
         ]
 
     def _inside(self, equation: Any, operands: Sequence[Any]) -> tuple[str, ...]:
-        """Return the places inside of a call, a branch or a loop, if there are any."""
+        """Return the places inside of a call, a branch or a loop; none for any other equation."""
         primals, tangents = [x for x, _ in operands], [t for _, t in operands]
         if (body := called_jaxpr(equation)) is not None:
             return _places(self.through(body, primals, tangents))
@@ -115,59 +119,62 @@ class _Search:
             taken = branches[int(np.clip(primals[0], 0, len(branches) - 1))]
             return _places(self.through(taken, primals[1:], tangents[1:]))
         if equation.primitive is primitives.scan_p:
-            return self._turns_of_scan(equation, primals, tangents)
+            return self._inside_scan(equation, primals, tangents)
         if equation.primitive is primitives.while_p:
-            return self._turns_of_while(equation, primals, tangents)
+            return self._inside_while(equation, primals, tangents)
         return ()
 
-    def _turns_of_scan(
+    def _inside_scan(
         self, equation: Any, primals: list[Any], tangents: list[Any]
     ) -> tuple[str, ...]:
+        """Return the places in the first iteration of a scan with a bad output."""
         scan = scan_parts(equation)
         n, m = scan.num_consts, scan.num_consts + scan.num_carry
-        turn = _compiled(scan.body)
+        body = _compiled(scan.body)
         carry, carry_tangents = primals[n:m], tangents[n:m]
-        for number in range(min(scan.length, MAX_TURNS)):
-            at = scan.length - 1 - number if scan.reverse else number
+        for i in range(min(scan.length, MAX_ITERATIONS)):
+            at = scan.length - 1 - i if scan.reverse else i
             own = [*primals[:n], *carry, *(x[at] for x in primals[m:])]
             own_tangents = [
                 *tangents[:n], *carry_tangents,
                 *(None if t is None else dense(t)[:, at] for t in tangents[m:]),
             ]  # fmt: skip
-            outputs, pushed = turn(own, own_tangents)
+            outputs, pushed = body(own, own_tangents)
             if any(map(_is_bad, outputs, pushed)):
-                return self._in_turn(equation, scan.body, own, own_tangents, number)
+                return self._inside_iteration(equation, scan.body, own, own_tangents, i)
             carry, carry_tangents = outputs[: m - n], pushed[: m - n]
         return ()
 
-    def _turns_of_while(
+    def _inside_while(
         self, equation: Any, primals: list[Any], tangents: list[Any]
     ) -> tuple[str, ...]:
+        """Return the places in the first iteration of a while loop with a bad output."""
         loop = while_parts(equation)
-        if loop.condition.out_avals[0].shape:  # of vmap: each example ends at its own turn
+        if loop.condition.out_avals[0].shape:  # under vmap each example has its own last iteration
             return ()
         n, m = loop.num_condition_consts, loop.num_body_consts
-        turn, condition = _compiled(loop.body), jax.jit(jex_core.jaxpr_as_fun(loop.condition))
+        body, condition = _compiled(loop.body), jax.jit(jex_core.jaxpr_as_fun(loop.condition))
         carry, carry_tangents = primals[n + m :], tangents[n + m :]
-        for number in range(MAX_TURNS):
+        for i in range(MAX_ITERATIONS):
             if not condition(*primals[:n], *carry)[0]:
                 break
             own = [*primals[n : n + m], *carry]
             own_tangents = [*tangents[n : n + m], *carry_tangents]
-            carry, carry_tangents = turn(own, own_tangents)
+            carry, carry_tangents = body(own, own_tangents)
             if any(map(_is_bad, carry, carry_tangents)):
-                return self._in_turn(equation, loop.body, own, own_tangents, number)
+                return self._inside_iteration(equation, loop.body, own, own_tangents, i)
         return ()
 
-    def _in_turn(
-        self, equation: Any, body: Any, primals: list[Any], tangents: list[Any], number: int
+    def _inside_iteration(
+        self, equation: Any, body: Any, primals: list[Any], tangents: list[Any], i: int
     ) -> tuple[str, ...]:
         found = _places(self.through(body, primals, tangents))
-        return tuple(f"{place}, in turn {number} of {described(equation)}" for place in found)
+        return tuple(f"{place}, in iteration {i} of {described(equation)}" for place in found)
 
     def _described(
         self, equation: Any, operands: Sequence[Any], values: Any, duals: Any, v: Any
     ) -> str:
+        """Return the place of an equation, its first bad entry, and its operands there."""
         value, tangent = np.asarray(values[v]), duals.get(v)
         if np.isnan(value).any():
             entry, kind = np.argwhere(np.isnan(value))[0], "the value becomes nan"
@@ -175,7 +182,7 @@ class _Search:
         else:
             rows = np.asarray(dense(tangent)[0])
             bad = ~np.isfinite(rows)
-            # Rather an entry whose value is finite: that of a value that is not need not matter.
+            # Prefer an entry with a finite value: a later mask may remove a non-finite value.
             wanted = bad & np.isfinite(value) if (bad & np.isfinite(value)).any() else bad
             entry, count = np.argwhere(wanted)[0], int(wanted.sum())
             kind = f"the tangent becomes {rows[tuple(entry)]} where the value is "
@@ -191,6 +198,7 @@ class _Search:
 
 
 def _compiled(jaxpr: Any) -> Any:
+    """Return the compiled pushforward of a ClosedJaxpr: (primals, tangents) -> both, of outputs."""
     return jax.jit(lambda primals, tangents: _pushed(jaxpr, primals, tangents))
 
 
@@ -208,7 +216,7 @@ def _is_literal(atom: Any) -> bool:
 
 
 def _is_bad(value: Any, tangent: Tangent) -> bool:
-    """Whether a value is NaN, or a tangent of it is not finite. (Masks may well be −∞.)"""
+    """Return True if a value is NaN or its tangent is not finite; a mask of −∞ is not bad."""
     dtype = jnp.result_type(value) if not isinstance(value, jax.Array) else value.dtype
     if jnp.issubdtype(dtype, jnp.inexact) and bool(jnp.isnan(value).any()):
         return True
@@ -216,6 +224,7 @@ def _is_bad(value: Any, tangent: Tangent) -> bool:
 
 
 def _joined(of_each: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return all places in order, each once."""
     return tuple(dict.fromkeys(place for places in of_each for place in places))
 
 

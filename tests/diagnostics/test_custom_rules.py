@@ -1,4 +1,4 @@
-"""`explain` names the custom_vjp functions that are entered, and those whose rule differs."""
+"""`explain` lists custom_vjp functions that are entered, and the difference of their rules."""
 
 import re
 
@@ -18,7 +18,7 @@ W, X = normal(0, (4, 3)), normal(1, (5, 4))
 
 
 def with_rule(function, share=1.0):
-    """A function with a reverse rule of `share` of its derivative."""
+    """Return a function with a reverse-mode rule of `share` times its derivative."""
 
     @jax.custom_vjp
     def ruled(x):
@@ -33,7 +33,7 @@ def with_rule(function, share=1.0):
 
 @jax.custom_vjp
 def rounded(x):
-    """A straight-through estimator."""
+    """Round, with the straight-through estimator as its rule."""
     return jnp.round(x)
 
 
@@ -42,7 +42,7 @@ rounded.defvjp(lambda x: (jnp.round(x), None), lambda _, c: (c,))
 
 @jax.custom_vjp
 def weighted(weights, x):
-    """Has no gradient by its first argument, as the mixture of some libraries."""
+    """Return a weighted sum whose rule has no gradient by its first argument."""
     return jnp.sum(weights * x)
 
 
@@ -51,7 +51,7 @@ weighted.defvjp(lambda w, x: (jnp.sum(w * x), w), lambda w, c: (jnp.zeros_like(w
 
 @jax.custom_vjp
 def fixed_point(w):
-    """x = tanh(x + w)/2 by four steps, with the derivative of the limit."""
+    """Return x = tanh(x + w)/2 after four steps, with the derivative of the limit as its rule."""
     return lax.while_loop(
         lambda s: s[0] < 4, lambda s: (s[0] + 1, jnp.tanh(s[1] + w) / 2), (0, jnp.zeros_like(w))
     )[1]
@@ -66,12 +66,12 @@ fixed_point.defvjp(lambda w: (fixed_point(w),) * 2, _implicit)
 
 
 def rules(loss, w):
-    """As `explain` finds them, without the costs of a step, which take it longest."""
+    """Return the rules that `explain` lists, without compiling a step."""
     return entered_custom_rules(jax.make_jaxpr(loss)(w), [w])
 
 
-def test_a_rule_that_is_the_derivative():
-    """With two functions, at one line each, one called with what has no tangent."""
+def test_a_rule_that_is_the_derivative_does_not_differ():
+    """A second function, which no tangent reaches, is not listed."""
     sine, cosine = with_rule(jnp.sin), with_rule(jnp.cos)
 
     def loss(w):
@@ -84,25 +84,25 @@ def test_a_rule_that_is_the_derivative():
     assert rule.place.startswith(f"diagnostics/test_custom_rules.py:{line}:")
     assert not rule.differs and rule.difference < 1e-5
     text = str(explanation)
-    assert "custom_vjp functions that are entered" in text
-    assert "its rule is the derivative of what it computes" in text
+    assert "custom_vjp functions that forward mode enters" in text
+    assert "its rule is the derivative of the function" in text
 
 
 @pytest.mark.parametrize("share", [0.85, 0.0, -1.0])
-def test_a_rule_that_differs_by_a_known_share(share):
+def test_the_difference_of_a_scaled_rule(share):
     (rule,) = rules(lambda w: jnp.sum(with_rule(jnp.sin, share)(X @ w)), W)
     expected = abs(1 - share) / max(1, abs(share))
     np.testing.assert_allclose(rule.difference, expected, rtol=1e-4)
-    text = f"DIFFERS from the derivative of what it computes, by {100 * expected:.3g} %"
+    text = f"DIFFERS from the derivative of the function, by {100 * expected:.3g} %"
     assert rule.differs and text in str(rule)
 
 
-def test_straight_through_stopped_and_implicit_rules():
+def test_the_difference_of_straight_through_stopped_and_implicit_rules():
     (rule,) = rules(lambda w: jnp.sum(rounded(X @ w)), W)
     assert rule.difference == 1
     (rule,) = rules(lambda w: weighted(jax.nn.softmax(w), X[:, 0]), X[:, 1])
     assert rule.differs
-    # Only by what has a tangent: of the second argument alone the rule is right.
+    # Arguments without a tangent do not count: by the second argument alone the rule is right.
     (rule,) = rules(lambda x: weighted(X[:, 1], x), X[:, 0])
     assert not rule.differs
     w = jnp.array([0.3])
@@ -137,21 +137,21 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
-def test_wherever_it_is_called(wrap):
+def test_a_rule_is_found_in_calls_loops_and_branches(wrap):
     found = rules(wrap(with_rule(jnp.sin, 0.5)), W)
     differing = [rule for rule in found if rule.difference == pytest.approx(0.5, rel=1e-4)]
-    # Of one around it the rule is made by reverse mode through it, so it differs as much.
+    # The rule of an outer function comes from reverse mode through the inner rule: it differs, too.
     assert len(differing) == (2 if wrap is WRAPPED["itself"] else 1)
     assert all(rule.differs and "test_custom_rules.py" in rule.place for rule in differing)
 
 
-def test_what_cannot_be_told():
+def test_a_difference_that_is_unknown_has_its_reason():
     sine = with_rule(jnp.sin)
     (rule,) = rules(lambda w: jnp.sum(lax.cond(w[0, 0] < 99, jnp.cos, sine, w)), W)
-    assert rule.difference is None and "not evaluated with any here" in str(rule)
+    assert rule.difference is None and "they are abstract here" in str(rule)
     shape = jax.ShapeDtypeStruct(W.shape, W.dtype)
     (rule,) = fwdgrad.explain(lambda w: jnp.sum(sine(X @ w)), shape).custom_rules
-    assert "cannot be told: that takes the values" in str(rule) and not rule.differs
+    assert "unknown: the comparison needs the values" in str(rule) and not rule.differs
 
     @jax.custom_vjp
     def broken(x):
@@ -159,10 +159,10 @@ def test_what_cannot_be_told():
 
     broken.defvjp(lambda x: (x, None), lambda _, c: 1 / 0)
     (rule,) = rules(lambda w: jnp.sum(broken(w)), W)
-    assert "cannot be told: ZeroDivisionError" in str(rule)
+    assert "unknown: ZeroDivisionError" in str(rule)
 
 
-def test_none_where_no_tangent_goes_in_and_where_a_jvp_rule_decides():
+def test_functions_without_tangents_and_inside_of_a_custom_jvp_function_are_not_listed():
     sine = with_rule(jnp.sin)
 
     @jax.custom_jvp
@@ -174,7 +174,7 @@ def test_none_where_no_tangent_goes_in_and_where_a_jvp_rule_decides():
     assert rules(lambda w: jnp.sum(own(w)), W) == ()
 
 
-def test_at_activities_too():
+def test_activity_perturbation_lists_rules_too():
     def loss(w, x):
         return jnp.mean(with_rule(jnp.sin, 0.5)(x @ w))
 

@@ -1,4 +1,4 @@
-"""What `explain` says: forms, places of use and loss, costs, on usual and on odd losses."""
+"""`explain`: forms of tangents, places of use and loss of structure, reasons, costs."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ PARAMS = {
 }
 
 
-def test_forms_and_places():
+def test_forms_of_tangents_and_places_of_use():
     explanation = fwdgrad.explain(loss, PARAMS, X)
     leaves = {leaf.name[8:-2]: leaf for leaf in explanation.leaves}
     assert {name: leaf.rank for name, leaf in leaves.items()} == {
@@ -54,17 +54,19 @@ def test_forms_and_places():
         assert part in text
 
 
-def test_a_structure_that_is_lost_is_said_to_be():
+def test_a_loss_of_structure_is_reported_with_its_place():
     def tied(w):
         return jnp.mean(jnp.tanh(X @ w)) + jnp.sum(w**2)
 
     (leaf,) = fwdgrad.explain(tied, jnp.ones((20, 30))).leaves
     assert leaf.rank == 1 and leaf.used[0].startswith("dot_general")
     assert any(place.startswith(("square", "integer_pow", "mul")) for place in leaf.lost)
-    assert "LOST, written out for" in str(fwdgrad.explain(tied, jnp.ones((20, 30))))
+    assert "LOST, materialised for" in str(fwdgrad.explain(tied, jnp.ones((20, 30))))
 
 
-def test_what_a_loop_carries_or_a_branch_returns_is_said_to_be_read():
+def test_a_dense_tangent_has_the_equation_that_reads_the_leaf_as_its_reason():
+    """Also in a loop, in a branch, or as the output of the loss."""
+
     def loss(params):
         carried, _ = lax.scan(lambda h, x: (jnp.tanh(h + x @ params["w"]), None), params["h"], X)
         chosen = lax.cond(carried.sum() > 0, lambda b: b, lambda b: 2 * b, params["b"])
@@ -79,15 +81,16 @@ def test_what_a_loop_carries_or_a_branch_returns_is_said_to_be_read():
     assert leaf.reason == "no matrix: read by return at the end of the loss"
 
 
-def test_dense_distributions_numpy_and_several_tangents():
+def test_a_dense_distribution_is_the_reason_of_dense_tangents():
+    """With NumPy arrays as parameters, and several tangents."""
     explanation = fwdgrad.explain(
         lambda w: jnp.mean(X @ w), np.ones((20, 30), np.float32), tangents=fwdgrad.Normal(),
         num_tangents=2,
     )  # fmt: skip
-    assert explanation.leaves[0].reason == "drawn dense by Normal()"
+    assert explanation.leaves[0].reason == "sampled dense by Normal()"
 
 
-def test_no_reverse_mode_and_no_trace():
+def test_losses_without_reverse_mode_or_without_a_jaxpr_are_explained():
     def loop(w):
         return jnp.sum(lax.while_loop(lambda s: s.sum() < 9, lambda s: s + jnp.abs(s @ w), X))
 

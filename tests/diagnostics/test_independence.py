@@ -1,4 +1,4 @@
-"""Losses whose examples change each other's are found by their values; all others pass."""
+"""Losses that mix the examples of a minibatch are errors; independent examples pass."""
 
 import re
 from functools import partial
@@ -73,7 +73,7 @@ def equinox_batch_norm():
     return loss, (first, norm, last), (X, Y)
 
 
-def written_out_batch_norm():
+def explicit_batch_norm():
     def loss(w, x, y):
         z = x @ w
         return jnp.mean(((z - z.mean(0)) / jnp.sqrt(z.var(0) + 1e-5) - y) ** 2)
@@ -82,7 +82,7 @@ def written_out_batch_norm():
 
 
 def unbiased_batch_norm():
-    """Of one example its deviation is NaN."""
+    """Return a loss that is NaN for a minibatch of one: the unbiased deviation divides by zero."""
 
     def loss(w, x, y):
         z = x @ w
@@ -141,7 +141,7 @@ def elbo_of_a_sum(w, x, y):
 
 
 def one_graph(w, x, y):
-    """Messages from each node to the next: the nodes are taken for examples."""
+    """Return a loss with messages between the nodes of a graph, which are taken for examples."""
     return jnp.mean(((jnp.roll(x, 1, 0) + x) @ w - y) ** 2)
 
 
@@ -158,7 +158,7 @@ MIXING = {
     **{
         make.__name__: make
         for make in (
-            linen_batch_norm, nnx_batch_norm, equinox_batch_norm, written_out_batch_norm,
+            linen_batch_norm, nnx_batch_norm, equinox_batch_norm, explicit_batch_norm,
             unbiased_batch_norm, linen_dropout,
         )
     },
@@ -173,7 +173,7 @@ MIXING = {
 
 
 @pytest.mark.parametrize("make", MIXING.values(), ids=MIXING)
-def test_examples_that_change_each_others_loss(make):
+def test_a_loss_that_mixes_examples_is_an_error(make):
     loss, params, args = make()
     together = float(loss(params, *args))
     alone = np.mean([float(loss(params, *(x[i : i + 1] for x in args))) for i in range(N)])
@@ -186,19 +186,19 @@ def test_examples_that_change_each_others_loss(make):
 
 
 @pytest.mark.parametrize("make", [linen_batch_norm, plain(one_dropout_key)])
-def test_explain_says_that_examples_are_not_independent(make):
+def test_explain_reports_a_loss_that_mixes_examples(make):
     loss, params, args = make()
     explanation = fwdgrad.explain(loss, params, *args, space=fwdgrad.Activities())
     assert "examples: fun mixes the examples of a minibatch" in str(explanation)
 
 
 @pytest.mark.parametrize("make", [*LOSSES.values(), images], ids=[*LOSSES, "images"])
-def test_examples_with_losses_of_their_own(make):
+def test_losses_with_independent_examples_pass(make):
     loss, params, args = make()
     fwdgrad.check_examples_independent(loss, params, *args)
 
 
-def test_batch_norm_with_running_averages_layer_norm_and_keys_of_each():
+def test_running_averages_layer_norm_and_a_key_for_each_example_pass():
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -218,8 +218,8 @@ def test_batch_norm_with_running_averages_layer_norm_and_keys_of_each():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_rounding_is_no_difference(dtype):
-    """Nor is the mean of a half precision that is summed in another order."""
+def test_differences_by_rounding_pass(dtype):
+    """Also those of half-precision means that are summed in another order."""
     x, y = normal(0, (64, 300), dtype), normal(1, (64, 100), dtype)
 
     def loss(w, x, y):
@@ -228,7 +228,7 @@ def test_rounding_is_no_difference(dtype):
     fwdgrad.check_examples_independent(loss, normal(2, (300, 50), dtype), x, y)
 
 
-def test_sums_pass_and_are_said_to_be_sums():
+def test_sums_over_examples_pass_and_are_reported():
     def total(w, x, y):
         return jnp.sum((x @ w - y) ** 2)
 
@@ -236,7 +236,7 @@ def test_sums_pass_and_are_said_to_be_sums():
     fwdgrad.check_examples_independent(total, w, X, Y)
     comparison = compare_examples(Loss(total, w, (X, Y), {}, False))
     assert comparison.is_sum and not comparison.is_mean
-    np.testing.assert_allclose(comparison.together, total(w, X, Y), rtol=1e-6)
+    np.testing.assert_allclose(comparison.joint, total(w, X, Y), rtol=1e-6)
     explanation = fwdgrad.explain(total, w, X, Y, space=fwdgrad.Activities())
     assert "fun is their sum" in explanation.examples
     value, _ = fwdgrad.forward_value_and_grad(total, space=fwdgrad.Activities())(
@@ -245,9 +245,9 @@ def test_sums_pass_and_are_said_to_be_sums():
     np.testing.assert_allclose(value, total(w, X, Y) / N, rtol=1e-6)
 
 
-def test_one_example_aux_and_keywords():
-    loss, params, args = written_out_batch_norm()
-    fwdgrad.check_examples_independent(loss, params, *(x[:1] for x in args))  # nothing to compare
+def test_a_minibatch_of_one_passes_and_aux_and_keywords_are_passed_on():
+    loss, params, args = explicit_batch_norm()
+    fwdgrad.check_examples_independent(loss, params, *(x[:1] for x in args))
 
     def with_aux(w, x, y, *, scale):
         return scale * loss(w, x, y), x
@@ -256,7 +256,7 @@ def test_one_example_aux_and_keywords():
         fwdgrad.check_examples_independent(with_aux, params, *args, has_aux=True, scale=2.0)
 
 
-def test_inside_of_jit_there_is_nothing_to_compare():
+def test_a_check_inside_of_jit_is_an_error():
     def check(w):
         fwdgrad.check_examples_independent(lambda w, x: jnp.mean(x @ w), w, X)
 
@@ -264,7 +264,7 @@ def test_inside_of_jit_there_is_nothing_to_compare():
         jax.jit(check)(normal(0, (3, 2)))
 
 
-def test_explain_says_that_examples_are_independent_or_that_values_are_needed():
+def test_explain_reports_independent_examples_or_asks_for_values():
     loss, params, args = LOSSES["tanh"]()
     explain = partial(fwdgrad.explain, space=fwdgrad.Activities())
     assert "each example has a loss of its own" in str(explain(loss, params, *args))

@@ -1,4 +1,4 @@
-"""`explain(..., check_nan=True)`: where a tangent becomes NaN though its value is finite."""
+"""`explain(..., check_nan=True)`: the equation at which a tangent becomes NaN or infinite."""
 
 import re
 from functools import partial
@@ -11,6 +11,7 @@ from jax import lax
 
 import fwdgrad
 from fwdgrad.diagnostics.nonfinite import find_nonfinite
+from fwdgrad.propagation.tracing import trace
 
 pytestmark = pytest.mark.thorough
 
@@ -18,15 +19,15 @@ ZEROS, X = jnp.zeros(3), jnp.arange(1.0, 4.0)
 
 
 def checked(loss, w):
-    """As `explain` finds it, without the costs of a step, which take it longest."""
-    return str(find_nonfinite(jax.make_jaxpr(loss)(w), [w]))
+    """Return the report of `explain`, without compiling a step."""
+    return str(find_nonfinite(trace(lambda leaves: (loss(*leaves), None), [w]).jaxpr, [w]))
 
 
 def power(x, y):
     return x**y  # the line of `power`
 
 
-def turns(c, x):
+def body(c, x):
     return c - x, jnp.sqrt(c)
 
 
@@ -43,33 +44,33 @@ BECOMING = {  # loss, the primitive, what it becomes and the value there
         lambda w: lax.cond(w[0] < 1, lambda w: jnp.sum(jnp.sqrt(w)), jnp.sum, w), "sqrt", "of 3"
     ),
     "scan": (
-        lambda w: lax.scan(turns, 3 + w[0], jnp.ones(4))[1].sum(),
+        lambda w: lax.scan(body, 3 + w[0], jnp.ones(4))[1].sum(),
         "sqrt",
-        r"where the value is 0 \(of 0\), in turn 3 of scan at diagnostics/test_nonfinite.py",
+        r"where the value is 0 \(of 0\), in iteration 3 of scan at diagnostics/test_nonfinite.py",
     ),
     "reverse scan": (
         lambda w: lax.scan(
             lambda c, x: (c * x, jnp.sqrt(x - 2 + w[0])), 1.0, X[1:], reverse=True
         )[1].sum(),
-        "sqrt", "in turn 1 of scan",
+        "sqrt", "in iteration 1 of scan",
     ),
     "while": (
         lambda w: lax.while_loop(
             lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.sqrt(s[1])), (0, jnp.sum(w))
         )[1],
-        "sqrt", "in turn 0 of while",
+        "sqrt", "in iteration 0 of while",
     ),
     "loop in a loop": (
         lambda w: lax.fori_loop(
             0, 2, lambda i, c: lax.fori_loop(0, 2, lambda j, c: jnp.sqrt(c * (i < 1)), c), w[0] + 1
         ),
-        "sqrt", "in turn 0 of .*, in turn 1 of",
+        "sqrt", "in iteration 0 of .*, in iteration 1 of",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("loss", "primitive", "message"), BECOMING.values(), ids=BECOMING)
-def test_the_equation_and_the_line(loss, primitive, message):
+def test_the_report_names_the_equation_and_its_line(loss, primitive, message):
     value, derivative = jax.jvp(loss, (ZEROS,), (jnp.array([1.0, -1.0, 1.0]),))
     assert jnp.isfinite(value) and not jnp.isfinite(derivative)
     found = checked(loss, ZEROS)
@@ -79,8 +80,8 @@ def test_the_equation_and_the_line(loss, primitive, message):
     assert re.search(message, place), place
 
 
-def test_a_reverse_rule_that_is_safe_does_not_help_and_is_entered():
-    """`jax.grad` is finite, by the rule; `jax.jacfwd` and the forward gradient are not."""
+def test_a_custom_vjp_function_with_a_safe_rule_is_searched():
+    """`jax.grad` is finite by the rule; the forward gradient, like `jax.jacfwd`, is not."""
 
     @jax.custom_vjp
     def safe(x):
@@ -102,17 +103,19 @@ def test_a_reverse_rule_that_is_safe_does_not_help_and_is_entered():
         lambda w: jnp.sum(jnp.where(w != 0, jnp.sin(w) / w, 1)),
         lambda w: jnp.sum(jax.nn.softmax(jnp.where(jnp.eye(3) > 0, w, -jnp.inf)) @ X),
         lambda w: jnp.sum(jnp.sqrt(lax.stop_gradient(w)) + w),
-        lambda w: lax.scan(turns, 3 + w[0], jnp.ones(3))[1].sum(),
+        lambda w: lax.scan(body, 3 + w[0], jnp.ones(3))[1].sum(),
     ],
 )
-def test_what_is_selected_away_is_no_cause(loss):
+def test_a_bad_tangent_that_is_masked_is_not_reported(loss):
     found = checked(loss, ZEROS)
-    assert "no tangent that goes on to it is NaN or infinite" in found
+    assert "no tangent that reaches it is NaN or infinite" in found
     _, derivative = jax.jvp(loss, (ZEROS,), (jnp.ones(3),))
     assert jnp.isfinite(derivative)
 
 
-def test_the_cause_and_not_what_comes_before_or_after():
+def test_the_cause_is_reported_alone():
+    """Neither a masked NaN before it nor the equations after it."""
+
     def loss(w):
         harmless = jnp.where(w > 0, jnp.sqrt(w), 0)
         cause = jnp.cbrt(w)
@@ -122,7 +125,7 @@ def test_the_cause_and_not_what_comes_before_or_after():
     assert place.lstrip().startswith("cbrt at ")
 
 
-def test_two_causes():
+def test_two_causes_are_both_reported():
     def loss(w):
         return jnp.sum(jnp.sqrt(w)) + jnp.sum(jnp.cbrt(w))
 
@@ -130,13 +133,13 @@ def test_two_causes():
     assert places == ["sqrt", "cbrt"]
 
 
-def test_a_value_that_is_nan_is_said_to_be():
+def test_a_value_that_becomes_nan_is_reported():
     found = checked(lambda w: jnp.sum(jnp.log(w - 1)), ZEROS)
     assert "the loss is nan" in found and "log at " in found and "the value becomes nan" in found
 
 
-def test_at_activities_each_example_is_alone():
-    """Of one example the deviation is 0, and has no derivative there."""
+def test_activity_perturbation_searches_minibatches_of_one():
+    """The deviation of a single example is 0, where it has no derivative."""
 
     def loss(w, x):
         z = x @ w
@@ -150,14 +153,14 @@ def test_at_activities_each_example_is_alone():
     assert "sqrt at diagnostics/test_nonfinite.py" in found and "at 4 of 4 entries" in found
 
 
-def test_shapes_are_not_enough():
+def test_check_nan_without_values_is_an_error():
     with pytest.raises(TypeError, match=r"check_nan=True.*give arrays, or leave check_nan out"):
         fwdgrad.explain(jnp.sum, jax.ShapeDtypeStruct((3,), "float32"), check_nan=True)
 
 
-def test_a_loss_that_asks_for_values():
+def test_a_loss_without_a_jaxpr_cannot_be_searched():
     def loss(w):
         return jnp.sum(w) if w[0] > 1 else jnp.sum(-w)
 
     found = fwdgrad.explain(loss, ZEROS, check_nan=True).nonfinite
-    assert "cannot be told, since its Python code asks for the value" in found
+    assert "impossible, because its Python code asks for the value" in found

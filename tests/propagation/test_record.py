@@ -86,7 +86,7 @@ def test_blocks_are_followed_to_where_they_are_used_or_lost():
     assert place.startswith("sort at ") and place.endswith(
         "`sort` does not keep the axis that is cut (axis 1) apart"
     )
-    assert f"LOST, written out for {place}" in str(explanation)
+    assert f"LOST, materialised for {place}" in str(explanation)
 
 
 def test_noise_in_blocks_is_followed_too():
