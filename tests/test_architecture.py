@@ -4,6 +4,7 @@ import ast
 import graphlib
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,17 @@ def test_the_architecture_page_names_every_file_and_no_other():
     named = re.findall(r"^\| `((?:fwdgrad|experiments)/[^`]*\.py)` \|", page, re.MULTILINE)
     files = [p.relative_to(ROOT).as_posix() for p in MODULES if p.name != "__init__.py"]
     assert sorted(named) == sorted(files)
+
+
+def test_the_picture_of_the_house_is_that_of_the_imports():
+    """Boxes and arrows are drawn from the code; a new package or import needs a new picture."""
+    drawn = runpy.run_path(str(ROOT / "docs" / "draw_house.py"))
+    found = {package: others - {"fwdgrad"} for package, others in drawn["imports"]().items()}
+    assert found["fwdgrad.records"] == {"fwdgrad.util"}
+    below = {name: MAY_USE[name] for name in found if name in MAY_USE}
+    assert all(found[name] <= below[name] for name in below) and set(below) == {*MAY_USE}
+    picture = (ROOT / "docs" / "house.svg").read_text(encoding="utf-8")
+    assert picture == drawn["picture"](), "run: python docs/draw_house.py"
 
 
 def test_the_readme_names_the_versions_of_jax_that_ci_runs():
