@@ -128,6 +128,7 @@ class _Walk:
     def _equation(
         self, equation: Any, operands: list[Any] | None, active: list[bool]
     ) -> tuple[list[Any] | None, list[bool]]:
+        """Evaluate an equation; return its outputs (None without operands) and their activity."""
         reaches = any(active) and equation.primitive is not primitives.stop_gradient_p
         pushed = [reaches and is_inexact(v) for v in equation.outvars]
         inner = find_custom_vjp(equation) if reaches else None

@@ -66,10 +66,10 @@ class Comparison(NamedTuple):
                 f"each example has a loss of its own, and fun is their sum: {values}, "
                 f"{self.mean:.6g} alone; space=Activities() gives the mean's value and gradient"
             )
-        return self.complaint
+        return self.error_message
 
     @property
-    def complaint(self) -> str:
+    def error_message(self) -> str:
         """The message of the error: both losses, usual reasons, and remedies."""
         return (
             "fun mixes the examples of a minibatch, and space=Activities() evaluates each by "
@@ -121,7 +121,7 @@ def check_examples_independent(
     validation.check_callable(fun)
     comparison = compare_examples(Loss(fun, params, args, kwargs, has_aux))
     if not comparison.is_mean and not comparison.is_sum:
-        raise ValueError(comparison.complaint)
+        raise ValueError(comparison.error_message)
 
 
 def compare_examples(loss: Loss) -> Comparison:

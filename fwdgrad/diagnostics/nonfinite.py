@@ -168,6 +168,7 @@ class _Search:
     def _inside_iteration(
         self, equation: Any, body: Any, primals: list[Any], tangents: list[Any], i: int
     ) -> tuple[str, ...]:
+        """Return the places inside of the i-th iteration of a loop."""
         found = _places(self.through(body, primals, tangents))
         return tuple(f"{place}, in iteration {i} of {described(equation)}" for place in found)
 
@@ -203,6 +204,7 @@ def _compiled(jaxpr: Any) -> Any:
 
 
 def _pushed(jaxpr: Any, primals: list[Any], tangents: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Return the outputs of a ClosedJaxpr and their dense tangents."""
     outputs, pushed = propagate(_RULES, jaxpr, primals, tangents)
     return outputs, [None if t is None else dense(t) for t in pushed]
 
@@ -229,4 +231,5 @@ def _joined(of_each: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _places(duals: Iterable[_Dual]) -> tuple[str, ...]:
+    """Return the places of all outputs of a jaxpr."""
     return _joined(places for _, _, places in duals)

@@ -135,6 +135,7 @@ class Blocks(StructuredTangent):
         return f"`{primitive}` does not keep the axis that is cut (axis {self.axis}) apart"
 
     def _layout(self) -> tuple[Any, ...]:
+        """Return shape, axis and numbers; blocks with equal layouts have equal supports."""
         return self.shape, self.axis, self.num_tangents, self.num_blocks
 
     def _along_axis(self, vector: Array) -> Array:

@@ -98,6 +98,8 @@ class _ComparableJaxpr:
 
 @functools.lru_cache(maxsize=_MAX_PROGRAMS)
 def _compiled(program: _ComparableJaxpr) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
+    """Return the compiled function (constants, inputs) -> outputs of a jaxpr, made once."""
+
     def evaluated(consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         return jex_core.jaxpr_as_fun(jex_core.ClosedJaxpr(program.jaxpr, consts))(*inputs)
 
