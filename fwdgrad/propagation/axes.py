@@ -28,13 +28,13 @@ class Axes(NamedTuple):
 AxesOf = Callable[[Any, int], Axes | None]
 
 
-def kept(mixed: Callable[[Any], Iterable[int]]) -> AxesOf:
+def kept(mixed: Callable[[Any, int], Iterable[int]]) -> AxesOf:
     """Return the function of a primitive whose axes stay in place; `mixed` names some of them."""
 
     def axes(equation: Any, operand: int) -> Axes:
         ndim = equation.invars[operand].aval.ndim
         of = tuple((i,) if i < ndim else () for i in range(equation.outvars[0].aval.ndim))
-        return Axes(of, frozenset(mixed(equation)))
+        return Axes(of, frozenset(mixed(equation, operand)))
 
     return axes
 
@@ -42,7 +42,7 @@ def kept(mixed: Callable[[Any], Iterable[int]]) -> AxesOf:
 def along(parameter: str) -> AxesOf:
     """Return the function of a primitive that names the axis or axes that it mixes."""
 
-    def mixed(equation: Any) -> Iterable[int]:
+    def mixed(equation: Any, operand: int) -> Iterable[int]:
         found = equation.params[parameter]
         found = found if isinstance(found, tuple) else (found,)
         return (i % equation.invars[0].aval.ndim for i in found)
@@ -50,32 +50,31 @@ def along(parameter: str) -> AxesOf:
     return kept(mixed)
 
 
-def resized(equation: Any) -> list[int]:
-    """Return the axes that are cut, extended or updated in part."""
-    shapes = [v.aval.shape for v in (*equation.invars, *equation.outvars)]
-    ndim = equation.outvars[0].aval.ndim
-    return [i for i in range(ndim) if len({shape[i] for shape in shapes if len(shape) > i}) > 1]
+def resized(equation: Any, operand: int) -> list[int]:
+    """Return the axes of another size than those of the outputs: cut, extended or broadcast."""
+    new = equation.outvars[0].aval.shape
+    return [i for i, n in enumerate(equation.invars[operand].aval.shape) if n != new[i]]
 
 
-def padded(equation: Any) -> list[int]:
+def padded(equation: Any, operand: int) -> list[int]:
     """Return the axes that are padded, or cut by a negative padding."""
     config = equation.params["padding_config"]
     return [i for i, widths in enumerate(config) if widths != (0, 0, 0)]
 
 
-def windowed(equation: Any) -> list[int]:
+def windowed(equation: Any, operand: int) -> list[int]:
     """Return the axes along which a window is longer than one entry, or moves or skips some."""
     sizes, padding = equation.params["window_dimensions"], equation.params["padding"]
     slid = [i for i, n in enumerate(sizes) if n != 1 or tuple(padding[i]) != (0, 0)]
-    return [*slid, *resized(equation)]
+    return [*slid, *resized(equation, operand)]
 
 
-def last(equation: Any) -> tuple[int]:
+def last(equation: Any, operand: int) -> tuple[int]:
     """Return the axis along which the largest entries are taken."""
     return (equation.params.get("axis", equation.invars[0].aval.ndim - 1),)
 
 
-def transformed(equation: Any) -> range:
+def transformed(equation: Any, operand: int) -> range:
     """Return the axes of a Fourier transform."""
     ndim = equation.invars[0].aval.ndim
     return range(ndim - len(equation.params["fft_lengths"]), ndim)
@@ -125,7 +124,7 @@ def unstacked(equation: Any, operand: int) -> Axes:
 
 
 def gathered(equation: Any, operand: int) -> Axes:
-    """Return the axes of a table; those of which not all entries are looked up are mixed."""
+    """Return the axes of a table but for those that are looked up; one that is cut is mixed."""
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     shape = equation.invars[0].aval.shape
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}

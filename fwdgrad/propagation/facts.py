@@ -140,11 +140,7 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 def _of_entries(equation: Any, operand: int) -> Axes | None:
     """Return the axes of an elementwise primitive; one of size 1 that is broadcast is mixed."""
-    if not is_elementwise(equation):
-        return None
-    own, whole = equation.invars[operand].aval.shape, equation.outvars[0].aval.shape
-    of = tuple((i,) if own else () for i in range(len(whole)))
-    return Axes(of, frozenset(i for i, n in enumerate(own) if n != whole[i]))
+    return axes.kept(axes.resized)(equation, operand) if is_elementwise(equation) else None
 
 
 def _entrywise(names: str, **facts: Any) -> dict[str, Fact]:
@@ -223,8 +219,8 @@ FACTS: dict[str, Fact] = {
     "reduce_window_max": Fact(selects=True, axes=axes.kept(axes.windowed)),
     "reduce_window_min": Fact(selects=True, axes=axes.kept(axes.windowed)),
     "reduce_window": Fact(axes=axes.kept(axes.windowed)),
-    "select_and_gather_add": Fact(axes=axes.kept(axes.windowed)),
-    "select_and_scatter_add": Fact(axes=axes.kept(axes.windowed)),
+    "select_and_gather_add": Fact(selects=True, axes=axes.kept(axes.windowed)),
+    "select_and_scatter_add": Fact(selects=True, axes=axes.kept(axes.windowed)),
     # … over what stands before
     "cumsum": Fact(linear=_FIRST, axes=axes.along("axis")),
     "cummax": Fact(selects=True, axes=axes.along("axis")),
