@@ -34,7 +34,7 @@ EXPERIMENTS = {
 
 
 def run(cfg: DictConfig) -> dict[str, str]:
-    """Runs, draws and reports all experiments; returns those that failed, and why.
+    """Run, draw and report all experiments; return the reasons of those that failed.
 
     Raises:
       FolderInUseError: another process writes to the same root.
@@ -80,7 +80,7 @@ def _run(cfg: DictConfig, folder: Path) -> dict[str, str]:
 
 
 def _attempt(failed: list[str], what: str, part: Callable[..., Any], *args: Any) -> Any:
-    """What a part of an experiment returns; if it fails, None, and a line is added to `failed`.
+    """Return the result of a part of an experiment; if it fails, add a line to `failed`.
 
     Whatever the error is, the other parts and experiments shall run.
     """

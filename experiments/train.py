@@ -1,4 +1,4 @@
-"""Trains one model with one estimator: python -m experiments.train model=mlp estimator=forward
+"""Train one model with one estimator: python -m experiments.train model=mlp estimator=forward
 
 Any key of configs/train.yaml can be set on the command line, and `-m` makes a sweep of lists:
 

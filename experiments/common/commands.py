@@ -1,4 +1,4 @@
-"""The way into every command, from a console or from the worker of a parallel launcher.
+"""The start of every command, from a console or from the worker of a parallel launcher.
 
 A module with a command ends in
 
@@ -45,7 +45,7 @@ def start(module: str) -> None:
 
 
 def of(config_name: str) -> Callable[[Command], Command]:
-    """Make a function of a config of `configs/` a command.
+    """Return a decorator that makes a function of a config of `configs/` a command.
 
     A wrong value in the config is an error before the function is called; and the function prints
     on any console: a character that the console lacks is escaped. What was computed is on disk by

@@ -1,4 +1,4 @@
-"""What a training step costs, of the estimators of several `train` configs."""
+"""The cost of a training step of several `train` configs."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -28,7 +28,7 @@ _NUM_BATCHES = 4  # at hand, which the steps take in turns
 def step_costs(
     configs: Mapping[str, DictConfig], folder: Path, *, rounds: int, steps_per_call: int
 ) -> dict[str, Any]:
-    """Times a step of each line beside the loss alone, all in turns, unless that has been done.
+    """Time a step of each line beside the loss alone, all in turns, or read the times back.
 
     Args:
       configs: line -> `train` config, with the line `backprop` among them.
@@ -59,7 +59,7 @@ def step_costs(
 def training_costs(
     config: DictConfig, reference: DictConfig, folder: Path, *, rounds: int
 ) -> dict[str, Any]:
-    """Times a step of a training and of another in turns: with optimizer, reading of minibatches.
+    """Time a step of two trainings in turns, with optimizer and reading of minibatches.
 
     Args:
       config, reference: `train` configs; their problems may differ.
@@ -88,7 +88,7 @@ def training_costs(
 
 
 def operations_of_a_step(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Counts the floating-point operations of a step, by XLA's account: a record of them."""
+    """Return a record of the floating-point operations of a step, by XLA's account."""
     identity = {"operations_of": from_config.identifying(config)}
     return measured_once(
         folder, "operations", identity, lambda: _program(_step(config), config, 1, 1).operations
@@ -114,7 +114,7 @@ def _program(step: Step, config: DictConfig, num_batches: int, steps_per_call: i
 
 
 def write_costs(path: Path, costs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes panel -> record of `step_costs` as a tidy table."""
+    """Write panel -> record of `step_costs` as a tidy table."""
     rows = [
         (panel, estimator, quantity, *(interval[field] for field in Interval._fields))
         for panel, record in costs.items()
@@ -125,7 +125,7 @@ def write_costs(path: Path, costs: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def read_costs(path: Path) -> dict[str, dict[str, dict[str, Interval]]]:
-    """From panel, estimator (or `loss`) and quantity to an interval."""
+    """Return panel -> estimator (or `loss`) -> quantity -> interval."""
     costs: dict[str, dict[str, dict[str, Interval]]] = {}
     for row in tables.read(path, ("value", "low", "high", "n")):
         value, low, high = (float(row[field]) for field in ("value", "low", "high"))

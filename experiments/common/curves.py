@@ -1,4 +1,4 @@
-"""Curves over several seeds: their means and intervals, and when they reach a loss."""
+"""Learning curves over several seeds: means, intervals, and times to a loss."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ Curve = dict[str, np.ndarray]
 
 
 def write_curves(path: Path, records: Iterable[tuple[str, str, int, RunRecord]]) -> None:
-    """Writes the metrics of runs of (panel, estimator, seed, record), a row an evaluation."""
+    """Write the metrics of runs (panel, estimator, seed, record), a row for each evaluation."""
     write_table(
         path,
         ("panel", "estimator", "seed", *Metrics._fields),
@@ -25,7 +25,7 @@ def write_curves(path: Path, records: Iterable[tuple[str, str, int, RunRecord]])
 
 
 def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
-    """From panel and estimator to their curve."""
+    """Return panel -> estimator -> curve."""
     runs: dict[tuple[str, str, str], list[list[float]]] = {}
     for row in tables.read(path, Metrics._fields):
         key = (row["panel"], row["estimator"], row["seed"])
@@ -41,12 +41,12 @@ def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
 
 
 def mean_of(curve: Curve) -> Curve:
-    """The mean over the seeds, as a curve of one."""
+    """Return the mean over the seeds, as a curve of one seed."""
     return {column: samples.mean(0, keepdims=True) for column, samples in curve.items()}
 
 
 def time_to(loss: float, curve: Curve, seed: int = 0) -> float:
-    """When the validation loss of one seed first falls to `loss`; inf if it never does.
+    """Return the time at which the validation loss of a seed first falls to `loss`, or inf.
 
     Between two rows time is interpolated by the loss.
     """
@@ -61,7 +61,7 @@ def time_to(loss: float, curve: Curve, seed: int = 0) -> float:
 
 
 def times_to_best(curves: Mapping[str, Curve], reference: str) -> dict[str, np.ndarray]:
-    """For each estimator and seed, when it reaches the reference's lowest loss of that seed."""
+    """Return, for each estimator, its times to the reference's lowest loss of the same seed."""
     targets = curves[reference]["valid_loss"].min(1)
     return {estimator: _times_to(targets, curve) for estimator, curve in curves.items()}
 
@@ -71,7 +71,7 @@ def _times_to(losses: np.ndarray, curve: Curve) -> np.ndarray:
 
 
 class Unreached(NamedTuple):
-    """What stands for a time to a loss if not all of `n` seeds reach it, but `reached` of them."""
+    """The place of a mean time to a loss that only `reached` of `n` seeds reach."""
 
     reached: int
     n: int
@@ -81,13 +81,13 @@ class Unreached(NamedTuple):
 
 
 def over_seeds(times: np.ndarray) -> Interval | Unreached:
-    """The mean of times, or of ratios of times, if all seeds have one."""
+    """Return the mean of times, or of ratios of times; `Unreached` unless all seeds have one."""
     reached = np.isfinite(times)
     return mean_interval(times) if reached.all() else Unreached(int(reached.sum()), len(times))
 
 
 def ratios_of_times(curves: Mapping[str, Curve], estimator: str, reference: str) -> np.ndarray:
-    """T of an estimator over T of the reference, for each seed; not finite where there is none."""
+    """Return T of an estimator over T of the reference, for each seed; not finite without T."""
     times = times_to_best(curves, reference)
     with np.errstate(divide="ignore", invalid="ignore"):  # a reference that has learnt nothing
         return times[estimator] / times[reference]
@@ -96,7 +96,7 @@ def ratios_of_times(curves: Mapping[str, Curve], estimator: str, reference: str)
 def ratios_to_common_loss(
     curves: Mapping[str, Curve], estimator: str, reference: str
 ) -> np.ndarray:
-    """For each seed the ratio of the times to the lowest loss that both reach.
+    """Return for each seed the ratio of the times to the lowest loss that both reach.
 
     That is the reference's lowest, and so the ratio that of T, if the estimator reaches it; else it
     is the estimator's lowest.
@@ -116,7 +116,7 @@ def plot(
     *,
     logarithmic: bool | None = None,
 ) -> None:
-    """The mean over the first axis of `samples` against x, its interval shaded.
+    """Plot the mean over the first axis of `samples` against x, with its interval shaded.
 
     For a logarithmic axis both are of the logarithms, so that no interval reaches below zero; None:
     if the axis is one already.
@@ -132,5 +132,5 @@ def plot(
 
 
 def final(curve: Curve, column: str) -> Interval:
-    """The last row's value, the mean over seeds with its interval."""
+    """Return the mean over the seeds of the last row, with its interval."""
     return mean_interval(curve[column][:, -1])

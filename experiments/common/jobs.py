@@ -1,4 +1,4 @@
-"""What the experiments share: their progress bars, and where their numbers come from."""
+"""Running an experiment: progress bar, composed configs, checked tables, provenance."""
 
 import copy
 import re
@@ -19,20 +19,20 @@ _SOURCES = ("code", "jax", "versions", "hardware")  # "jax" is not in old record
 
 
 def progress(jobs: Sequence[Any], cfg: DictConfig, name: str) -> tqdm:
-    """A bar over the jobs of an experiment; `output.progress` null: if there is a terminal."""
+    """Return a progress bar over the jobs; `output.progress` null shows it on a terminal alone."""
     hidden = None if cfg.output.progress is None else not cfg.output.progress
     return tqdm(jobs, desc=name, unit="job", leave=False, disable=hidden)
 
 
 def train_config(cfg: DictConfig, name: str, panel: str, line: str, **values: Any) -> DictConfig:
-    """The `train` config of a run of an experiment's panel and line, with values of its own."""
+    """Return the `train` config of an experiment's panel and line, with `values` set."""
     experiment = cfg.experiments[name]
     overrides = [*experiment.panels[panel].overrides, *experiment.lines[line]]
     return compose_train(cfg, overrides, **values)
 
 
 def compose_train(cfg: DictConfig, overrides: Iterable[str], **values: Any) -> DictConfig:
-    """The `train` config of a run with overrides and values, kept among those of `cfg`."""
+    """Return the `train` config of `overrides` with `values` set, its runs in the root of `cfg`."""
     config = copy.deepcopy(_composed(GlobalHydra.instance().hydra, tuple(overrides)))
     for key, value in values.items():
         OmegaConf.update(config, key, value)
@@ -48,7 +48,7 @@ def _composed(session: Any, overrides: tuple[str, ...]) -> DictConfig:
 
 
 def literal(text: str) -> str:
-    """A text as a value of a config: what looks like an interpolation is none.
+    """Return a text as a value of a config, with interpolations escaped.
 
     >>> OmegaConf.create({"root": literal("a${b}")}).root
     'a${b}'
@@ -57,12 +57,12 @@ def literal(text: str) -> str:
 
 
 def plain(config: Any) -> Any:
-    """A part of a config as plain lists, dicts and values."""
+    """Return a part of a config as plain lists, dicts and values."""
     return OmegaConf.to_container(config, resolve=True)
 
 
 def differences(settings: Mapping[str, Any], but_for: Iterable[str] = ()) -> str:
-    """In what settings differ from those under their key `full`, in words: '' if in nothing."""
+    """Describe how settings differ from those under their key `full`; '' if not."""
     found = []
     for key, expected in settings["full"].items():
         if key not in but_for and (value := settings[key]) != expected:
@@ -72,7 +72,7 @@ def differences(settings: Mapping[str, Any], but_for: Iterable[str] = ()) -> str
 
 
 def alone(cfg: DictConfig, experiment: Any) -> None:
-    """One experiment of a `reproduce` config by itself: the module with `run` and `draw`."""
+    """Run and draw one experiment of a `reproduce` config, a module with `run` and `draw`."""
     folder = settings.root(cfg)
     if cfg.draw_only:
         check_recorded(folder, [experiment.NAME])
@@ -85,7 +85,7 @@ def alone(cfg: DictConfig, experiment: Any) -> None:
 
 
 def check_recorded(folder: Path, names: Iterable[str]) -> None:
-    """Raise an error if a folder holds nothing of these experiments, so that nothing can be drawn.
+    """Raise an error if a folder holds no record of these experiments.
 
     Raises:
       FileNotFoundError: there is no such folder, or no record of them in it.
@@ -102,7 +102,7 @@ def check_recorded(folder: Path, names: Iterable[str]) -> None:
 def write_information(
     folder: Path, name: str, tables: Iterable[str], information: Mapping[str, Any]
 ) -> None:
-    """Write what an experiment notes beside its tables, with a sum of each table.
+    """Write an experiment's information beside its tables, with a sum of each table.
 
     Args:
       folder: where the tables are.
@@ -117,7 +117,7 @@ def write_information(
 
 
 def check_tables(folder: Path, name: str) -> None:
-    """Raise an error if a table of an experiment is no longer the one that it has written.
+    """Raise an error if a table of an experiment has changed since it was written.
 
     Raises:
       RecordError: a table is lost, or has other lines than when it was written.
@@ -141,7 +141,7 @@ def _sum(folder: Path, table: str) -> str:
 
 
 def sources(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Where records come from: each source once, and how long making them all took."""
+    """Return the provenance of records, each source once, and the time of making them all."""
     records = list(records)
     processes = [process for record in records for process in (*record.get("earlier", ()), record)]
     every = [{key: process[key] for key in _SOURCES if key in process} for process in processes]

@@ -1,4 +1,4 @@
-"""The keys of every config in `configs/`, and of which kind the value of each is.
+"""The keys of every config in `configs/`, each with the kind of its value.
 
 A key that ends in ? may be left out; `EACH` stands for any name.
 """

@@ -1,4 +1,4 @@
-"""Kinds of values of a config's keys: what each accepts, and how it is called in an error."""
+"""Kinds of values of a config's keys: the values accepted, and a name for errors."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +32,7 @@ def _is_text(value: Any) -> bool:
 
 
 def integer(least: int, most: int | None = None) -> Kind:
-    """Integers from `least` to `most`, or without an end."""
+    """Return the kind of integers from `least` to `most`, or without an end."""
     if most is None:
         return Kind(f"an integer of at least {least}", lambda x: _is_integer(x) and x >= least)
     return Kind(
@@ -41,24 +41,24 @@ def integer(least: int, most: int | None = None) -> Kind:
 
 
 def number(name: str, accepts: Callable[[float], bool] = lambda x: True) -> Kind:
-    """Finite numbers that a condition holds for."""
+    """Return the kind of finite numbers that meet a condition."""
     return Kind(name, lambda x: _is_number(x) and math.isfinite(x) and accepts(x))
 
 
 def optional(kind: Kind) -> Kind:
-    """A kind, or null."""
+    """Return the kind of values of another kind, or null."""
     return kind._replace(
         name=f"{kind.name}, or null", accepts=lambda x: x is None or kind.accepts(x)
     )
 
 
 def either(first: Kind, second: Kind) -> Kind:
-    """One of two kinds."""
+    """Return the kind of values of one of two kinds."""
     return Kind(f"{first.name}, or {second.name}", lambda x: first.accepts(x) or second.accepts(x))
 
 
 def list_of(kind: Kind, length: int | None = None) -> Kind:
-    """Lists, of one length or of any."""
+    """Return the kind of lists, of one length or of any."""
     many = "a list" if length is None else f"a list of {length} entries"
     return Kind(
         f"{many}, of which each is {kind.name}",
@@ -71,13 +71,13 @@ def list_of(kind: Kind, length: int | None = None) -> Kind:
 
 
 def one_of(names: Iterable[str]) -> Kind:
-    """Names of a few."""
+    """Return the kind of a few names."""
     names = list(names)
     return Kind(f"one of {', '.join(names)}", lambda x: isinstance(x, str) and x in names)
 
 
 def mapping(keys: Mapping[str, Kind]) -> Kind:
-    """Mappings with these keys; one that ends in ? may be left out."""
+    """Return the kind of mappings with these keys; one that ends in ? may be left out."""
     needed = {key for key in keys if not key.endswith("?")}
     kinds = {key.removesuffix("?"): kind for key, kind in keys.items()}
 

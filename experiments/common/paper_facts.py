@@ -1,4 +1,4 @@
-"""What the paper says in numbers, and how a number of ours is held against one of them.
+"""The paper's numbers, and the comparison of ours with them.
 
 *Gradients without Backpropagation*, Baydin, Pearlmutter, Syme, Wood, Torr (2022). A number's mark
 says how sure it is: F, read off the paper's own figure or caption; Q, quoted or used by several
@@ -47,7 +47,7 @@ class Fact(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What was found of a fact: ours with the paper's estimator and with low-rank tangents."""
+    """The comparison of a fact with ours: the paper's estimator, and low-rank tangents."""
 
     key: str
     ours: str
@@ -84,7 +84,7 @@ _OF_PANELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 def _panel(
     name: str, where: str, mark: str, tolerance: float = TOLERANCE, **numbers: float
 ) -> dict[str, Fact]:
-    """The facts of a panel, from its quantities' keys to their numbers."""
+    """Return the facts of a panel, from its quantities' keys to their numbers."""
     facts = {}
     for key, number in numbers.items():
         quantity, text, reasons = _OF_PANELS[key]
@@ -94,7 +94,7 @@ def _panel(
 
 
 def _depth(quantity: str, depth: int, low: float, high: float) -> dict[str, Fact]:
-    """A fact of Figure 6."""
+    """Return a fact of Figure 6."""
     text = f"about {low:g}" if low == high else f"{low:g}–{high:g}"
     name, _, reasons = _OF_PANELS[quantity]
     where = f"Figure 6, depth {depth}"
@@ -102,7 +102,7 @@ def _depth(quantity: str, depth: int, low: float, high: float) -> dict[str, Fact
 
 
 def _row(name: str, where: str, start: float, low: float, high: float) -> dict[str, Fact]:
-    """The facts of a row of Figure 2."""
+    """Return the facts of a row of Figure 2."""
     middle = f"near {(low * high) ** 0.5:.0e}"
     time = "forward over backprop time"
     drawn = (
@@ -203,7 +203,7 @@ def compare(
     key: str, ours: Interval | Unreached, low_rank: Interval | Unreached | str = "", *,
     differs: str = "",
 ) -> Finding | None:  # fmt: skip
-    """The finding for one fact, or None if the paper has no such number.
+    """Return the finding for one fact, or None if the paper has no such number.
 
     A number of the paper holds within its tolerance, since it is read off a plot; a claim of a
     side, such as "above 1", as it is. Then ours, by the paper's estimator,
@@ -263,7 +263,7 @@ def _text(x: Interval | Unreached | str) -> str:
 
 
 def not_found(key: str) -> Finding:
-    """What is said of a fact that no experiment of a preset has a finding for."""
+    """Return the finding of a fact that no experiment of a preset measures."""
     if reason := FACTS[key].unchecked:
         return Finding(key, "", "", UNCHECKED, _sentence(reason))
     return Finding(key, "", "", "not in this preset", "")

@@ -1,4 +1,4 @@
-"""The report of a preset: its README, with every section, and where the numbers come from."""
+"""The report of a preset, its README: every section, and the provenance of the numbers."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ def write(
     findings: Iterable[Finding],
     failures: Mapping[str, str],
 ) -> Path:
-    """Writes `folder`/README.md and returns its path.
+    """Write `folder`/README.md and return its path.
 
     Args:
       folder: the results of the preset.
@@ -39,7 +39,7 @@ def write(
 
 
 def _information(folder: Path, name: str) -> dict[str, Any]:
-    """What an experiment notes beside its tables; nothing, if it was killed before that."""
+    """Return an experiment's information; {} if it was killed before it wrote any."""
     path = folder / f"{name}.json"
     return read_json(path) if path.exists() else {}
 
@@ -101,6 +101,6 @@ def _provenance(information: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _jax_settings(settings: Mapping[str, Any]) -> str:
-    """Those that are not JAX's own and may change numbers."""
+    """Return the settings of JAX that differ from its defaults and may change numbers."""
     changed = (f"{k} {v}" for k, v in settings.items() if DEFAULTS.get(k, "") != v)
     return "".join(f"; {setting}" for setting in changed)

@@ -1,4 +1,4 @@
-"""Wrong values of a config's keys are errors that name the key, before anything runs."""
+"""Validation of configs: a wrong value raises an error that names the key."""
 
 import math
 import pkgutil
@@ -16,7 +16,7 @@ _FURTHER_IN = "estimator.value_and_grad, tangents.distribution, model.make or op
 
 
 def check(cfg: DictConfig, config_name: str) -> None:
-    """Raise an error unless every key of a config has a value of its kind, and none is unknown.
+    """Raise an error unless every key of a config is known and has a value of its kind.
 
     Raises:
       ValueError: a key has a wrong value, is unknown, or is missing.
@@ -51,7 +51,7 @@ def _check(value: Any, expected: Any, path: str) -> None:
 
 
 def _check_constructor(value: Any, path: str, known: Mapping[str, Kind] | None = None) -> None:
-    """Check the arguments of a constructor: all are finite, and known ones of their kind."""
+    """Check the arguments of a constructor: all finite, and known ones of their kind."""
     if isinstance(value, dict) and "_target_" in value:
         _check(value["_target_"], TEXT, f"{path}._target_")
         _check_target(value["_target_"], path)
@@ -73,7 +73,7 @@ def _check_constructor(value: Any, path: str, known: Mapping[str, Kind] | None =
 
 
 def _check_target(target: str, path: str) -> None:
-    """Raise ValueError if fwdgrad has no such name, or has it no more: with the new one."""
+    """Raise ValueError if fwdgrad has no such name; the error gives the new one if it moved."""
     if target.startswith("fwdgrad."):
         try:
             pkgutil.resolve_name(target)
@@ -91,13 +91,13 @@ def _shown(value: Any) -> str:
 
 
 def root(cfg: DictConfig) -> Path:
-    """The folder `output.root`, with ~ for the home."""
+    """Return the folder `output.root`, with ~ for the home."""
     return Path(cfg.output.root).expanduser()
 
 
 @contextmanager
 def named(key: str) -> Iterator[None]:
-    """Add the name of a config key to the errors of the object that is made of it.
+    """Put the name of a config key before errors raised within.
 
     Raises:
       ValueError: a TypeError or ValueError was raised within.

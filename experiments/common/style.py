@@ -1,4 +1,4 @@
-"""How every figure looks: one colour for each estimator, sizes for a two-column page."""
+"""The style of every figure: a colour for each estimator, sizes for a two-column page."""
 
 from pathlib import Path
 from typing import Any
@@ -51,17 +51,17 @@ plt.rcParams.update(
 
 
 def colour(estimator: str) -> str:
-    """The colour of an estimator's label; grey for one that has none of its own."""
+    """Return the colour of an estimator's label, or grey."""
     return COLOURS.get(estimator, "#777777")
 
 
 def name(estimator: str) -> str:
-    """What a legend or a table calls an estimator's label."""
+    """Return an estimator's name in legends and tables."""
     return NAMES.get(estimator, estimator)
 
 
 def finite(values: Any, *, positive: bool = False) -> np.ndarray:
-    """An array with nan, which is not drawn, in the place of what has no place on an axis.
+    """Return an array with nan, which is not drawn, for each value that the axis cannot show.
 
     >>> finite([1, 0, np.inf], positive=True).tolist()
     [1.0, nan, nan]
@@ -71,7 +71,7 @@ def finite(values: Any, *, positive: bool = False) -> np.ndarray:
 
 
 def log_scale(axes: Axes, which: str = "y", **options: Any) -> None:
-    """Make axes logarithmic, once all is drawn: those with no positive number stay linear.
+    """Make axes logarithmic once all is drawn; axes without a positive number stay linear.
 
     Args:
       axes: a panel.
@@ -89,14 +89,14 @@ def log_scale(axes: Axes, which: str = "y", **options: Any) -> None:
 
 
 def limit(axes: Axes, which: str, low: float, high: float) -> None:
-    """Set the ends of the axis "x" or "y"; not if they are none, or not on its scale."""
+    """Set the limits of the axis "x" or "y", unless they are no interval of its scale."""
     is_log = getattr(axes, f"get_{which}scale")() == "log"
     if np.isfinite([low, high]).all() and low < high and (low > 0 or not is_log):
         getattr(axes, f"set_{which}lim")(low, high)
 
 
 def fit_lines(axis: Axes) -> None:
-    """The lines of an axis set its height; the intervals of few seeds may reach out of it."""
+    """Set the height of an axis by its lines; the intervals of few seeds may reach out of it."""
     heights = np.concatenate([np.asarray(line.get_ydata()) for line in axis.lines])
     heights = finite(heights, positive=axis.get_yscale() == "log")
     heights = heights[np.isfinite(heights)]
@@ -109,7 +109,7 @@ def fit_lines(axis: Axes) -> None:
 
 
 def plain_numbers(axis: Axis, leading: tuple[float, ...]) -> None:
-    """Of a logarithmic axis the numbers with these leading digits, and no others."""
+    """Label a logarithmic axis at the numbers with these leading digits alone."""
     if axis.get_scale() != "log":
         return
     axis.set_major_locator(LogLocator(subs=leading))
@@ -118,7 +118,7 @@ def plain_numbers(axis: Axis, leading: tuple[float, ...]) -> None:
 
 
 def save(figure: Figure, folder: Path, stem: str) -> None:
-    """Writes `stem`.png and `stem`.pdf, the same bytes for the same figure, and closes it."""
+    """Write `stem`.png and `stem`.pdf, the same bytes for the same figure, and close it."""
     folder.mkdir(parents=True, exist_ok=True)
     figure.draw_without_rendering()  # lays it out, once for both files
     figure.set_layout_engine("none")

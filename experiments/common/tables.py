@@ -1,4 +1,4 @@
-"""Read the tables of an experiment; a missing line or entry is an error with file and row."""
+"""Tables of an experiment; a missing line or entry raises an error with file and row."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ def read(path: Path, numbers: Iterable[str] = ()) -> list[dict[str, str]]:
 
 
 def check_whole(path: Path, runs: Mapping[Any, Sequence[float]]) -> None:
-    """Raise an error unless all runs of a line have rows of the same steps, and these rise.
+    """Raise an error unless all runs of a line have rows of the same, rising steps.
 
     Args:
       path: of the table, for the error.

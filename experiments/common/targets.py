@@ -1,4 +1,4 @@
-"""Whether what was wanted has been reached."""
+"""Expectations of a config, compared with measurements."""
 
 import math
 
@@ -6,7 +6,7 @@ from fwdgrad.measurement import Interval
 
 
 def verdict(found: Interval, *, at_least: float | None = None, at_most: float | None = None) -> str:
-    """Whether the mean is on the wanted side of the bound, and if the interval leaves that open.
+    """Return on which side of a bound the mean is, and whether the interval leaves that open.
 
     >>> verdict(Interval(98.4, 98.35, 98.45, 5), at_least=98.3)
     'at least 98.3 wanted: reached'

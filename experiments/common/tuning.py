@@ -1,4 +1,4 @@
-"""Choosing a learning rate on the validation set, the same way for every method."""
+"""Tuning: a learning rate chosen on the validation set, in the same way for every method."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ MakeConfig = Callable[[float, int, bool], DictConfig]
 
 
 class Tuned(NamedTuple):
-    """A method at the rate that is best for it.
+    """A method at its best learning rate.
 
     Attributes:
       tried: rate -> what is minimised, after tuning; inf if that run failed.
@@ -35,7 +35,7 @@ class Tuned(NamedTuple):
     config: DictConfig
 
     def columns(self) -> list[tuple[float, float, int | str]]:
-        """For the record, of each rate: what was minimised, and `failed` where it is known."""
+        """Return (rate, minimised metric, number of failed seeds where known), for each rate."""
         return [(rate, loss, self.failed.get(rate, "")) for rate, loss in self.tried.items()]
 
 
@@ -46,7 +46,7 @@ def tune_and_train(
     note: Callable[[str], None],
     minimised: Callable[[Mapping[str, Any]], float] = lambda final: final["valid_loss"],
 ) -> Tuned:
-    """Tries every rate with one seed, then trains every seed at the best at which no run fails.
+    """Try every rate with one seed; train every seed at the best rate at which no run fails.
 
     Args:
       make_config: makes the `train` config of a run.
@@ -82,14 +82,14 @@ def tune_and_train(
 
 
 def _has_failed(run: RunRecord) -> bool:
-    """Whether a run ends above where it began: it has diverged, if not to the end."""
+    """Return whether a run ends above its start: it has diverged, even if its loss is finite."""
     return run.metrics[-1].valid_loss > run.metrics[0].valid_loss
 
 
 def _try(
     config: DictConfig, minimised: Callable[[Mapping[str, Any]], float]
 ) -> tuple[float, dict[str, Any]]:
-    """What is minimised at the end of a run, inf if it fails, and the run's information."""
+    """Return the minimised metric of a run, inf if the run fails, and the run's information."""
     try:
         record = from_config.run(config)
     except DivergedError:
@@ -98,7 +98,7 @@ def _try(
 
 
 class Rates(NamedTuple):
-    """What a table of `Tuned.columns` says of a method.
+    """The learning rates of a method, read back from a table of `Tuned.columns`.
 
     Attributes:
       tried: rate -> what was minimised, inf where the run failed.
@@ -112,11 +112,11 @@ class Rates(NamedTuple):
 
     @property
     def is_at_the_end(self) -> bool:
-        """Whether the chosen rate is an end of the grid, so that the best may lie beyond."""
+        """Return whether the chosen rate is an end of the grid, so that the best may lie beyond."""
         return len(self.tried) > 1 and self.chosen in (min(self.tried), max(self.tried))
 
     def over(self, other: "Rates") -> Interval:
-        """The ratio of the chosen rates, each of which may be the next of its grid as well."""
+        """Return the ratio of the chosen rates, with the interval of one grid step for each."""
         (low, rate, high), (other_low, other_rate, other_high) = self._around(), other._around()
         return Interval(rate / other_rate, low / other_high, high / other_low, 1)
 
@@ -132,7 +132,7 @@ class Rates(NamedTuple):
 
 
 def read_rates(rows: Iterable[Mapping[str, str]], minimised: str) -> dict[str, Rates]:
-    """From estimator to its rates, of rows with the columns of `Tuned.columns`.
+    """Return estimator -> `Rates`, from rows with the columns of `Tuned.columns`.
 
     Args:
       rows: with the columns estimator, learning_rate, failed_seeds, and

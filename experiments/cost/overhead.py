@@ -1,4 +1,4 @@
-"""What the library costs over `jax.jvp` written by hand: python -m experiments.cost.overhead
+"""The library's overhead over `jax.jvp` by hand: python -m experiments.cost.overhead
 
 Both make the same training steps of the same model on the same minibatch, drawn, pushed
 forward and updated in one `lax.scan` under `jit`; one with `forward_value_and_grad`, one with
@@ -25,7 +25,7 @@ RATE = 1e-6
 
 
 def by_hand(loss: Callable[..., Array], key: Array, params: Any, batch: Any) -> tuple[Array, Any]:
-    """The forward gradient with a normal tangent, spelled out."""
+    """Return the forward gradient with a normal tangent, spelled out."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     draws = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
@@ -35,7 +35,7 @@ def by_hand(loss: Callable[..., Array], key: Array, params: Any, batch: Any) -> 
 
 
 def run(cfg: DictConfig) -> dict[str, Interval]:
-    """Times both; returns the milliseconds a step of each, and the ratio."""
+    """Time both; return the milliseconds of a step of each, and their ratio."""
     problem = image_classification(
         instantiate(cfg.model.make, _convert_="all"),
         load_dataset(cfg.dataset.name, cfg.dataset.folder),

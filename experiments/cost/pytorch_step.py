@@ -1,4 +1,4 @@
-"""A step of backprop of the paper's CNN in PyTorch, where PyTorch is installed: for comparison.
+"""A step of backprop of the paper's CNN in PyTorch, for comparison where it is installed.
 
 Not a dependency of anything; `experiments.cost.step_cost` takes it along if `import torch` works.
 """
@@ -12,12 +12,12 @@ RATE = 1e-6
 
 
 def is_installed() -> bool:
-    """Whether PyTorch can be imported."""
+    """Return whether PyTorch can be imported."""
     return importlib.util.find_spec("torch") is not None
 
 
 def cnn_steps(images: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], float]]:
-    """Functions that make one step of SGD on a minibatch, one for each memory format.
+    """Return functions that make one step of SGD on a minibatch, one for each memory format.
 
     Args:
       images: standardised, float32 (n, 28, 28).

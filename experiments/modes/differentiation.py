@@ -1,4 +1,4 @@
-"""Three ways to a derivative, and the two modes of one of them: four figures.
+"""Three ways to a derivative, and both modes of automatic differentiation: four figures.
 
 The accuracy of numerical differentiation, the size of symbolic derivatives, which mode when, and
 the error of the forward gradient, each a module of its own. Part of `reproduce`; alone:
@@ -29,7 +29,7 @@ PARTS = (step_sizes, expression_swell, jacobian_modes, estimator_error)
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Measures what has not been measured yet, and writes the tables."""
+    """Measure each part, or read it back, and write the tables."""
     experiment: Any = OmegaConf.to_container(cfg.experiments[NAME], resolve=True)
     records = []
     bar = jobs.progress(PARTS, cfg, NAME)
@@ -45,19 +45,19 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 
 def draw(folder: Path) -> None:
-    """Draws the four figures from the tables in `folder`."""
+    """Draw the four figures from the tables in `folder`."""
     for part in PARTS:
         part.draw(folder)
 
 
 def describe(folder: Path) -> str:
-    """The report's section, in Markdown."""
+    """Return the section of the report, in Markdown."""
     heading = "## Three ways to a derivative, and the two modes of one of them"
     return "\n\n".join([heading, *(part.describe(folder) for part in PARTS)])
 
 
 def findings(folder: Path) -> list[Finding]:
-    """The paper has no such numbers."""
+    """Return no findings: the paper has no such numbers."""
     return []
 
 

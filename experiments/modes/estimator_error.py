@@ -1,4 +1,4 @@
-"""The error of the forward gradient against the number of tangents, beside what theory says.
+"""The error of the forward gradient against the number of tangents, beside theory.
 
 The mean of K independent unbiased estimates has E‖g − ∇f‖² = (E‖g₁‖² − ‖∇f‖²)/K, and E‖g₁‖² is
 (d + 2) ‖∇f‖² for normal tangents, d ‖∇f‖² for signs (dense or of rank one) and the sphere. So the
@@ -30,7 +30,7 @@ DISTRIBUTIONS: dict[str, fwdgrad.TangentDistribution] = {
 
 
 def problem(width: int) -> tuple[Any, PyTree, Array]:
-    """The loss of a small network of matrices alone, its parameters, and a minibatch."""
+    """Return the loss of a small network of matrices, its parameters, and a minibatch."""
     keys = jax.random.split(jax.random.key(0), 3)
     params = [
         jax.random.normal(keys[0], (width, width)) / width**0.5,
@@ -45,7 +45,7 @@ def problem(width: int) -> tuple[Any, PyTree, Array]:
 
 
 def measure(config: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Rows of `COLUMNS`.
+    """Return rows of `COLUMNS`.
 
     Args:
       config: `width`; `numbers` of tangents; `repetitions` of each.
@@ -81,7 +81,7 @@ def _squared_error(found: PyTree, exact: PyTree) -> Array:
 
 
 def draw(folder: Path) -> None:
-    """Draws the figure from the table in `folder`."""
+    """Draw the figure from the table in `folder`."""
     rows = tables.read(folder / f"{NAME}.csv", ("num_tangents", "squared", "theory"))
     figure, panel = plt.subplots(figsize=(3.6, 3.2))
     for i, estimator in enumerate(DISTRIBUTIONS):
@@ -108,7 +108,7 @@ def draw(folder: Path) -> None:
 
 
 def describe(folder: Path) -> str:
-    """Its part of the report, in Markdown."""
+    """Return this part of the report, in Markdown."""
     rows = tables.read(folder / f"{NAME}.csv", ("num_tangents", "squared", "theory"))
     numbers = sorted({int(r["num_tangents"]) for r in rows})
     shown = [numbers[0], numbers[len(numbers) // 2], numbers[-1]]

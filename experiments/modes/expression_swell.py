@@ -1,4 +1,4 @@
-"""How large symbolic derivatives become, beside the programs of automatic differentiation.
+"""The size of symbolic derivatives, beside the programs of automatic differentiation.
 
 The function is the logistic map, l_{i+1} = 4 l_i (1 − l_i), of which every layer uses its input
 twice: so the formula of the derivative has twice the terms with each layer, unless what repeats is
@@ -33,12 +33,12 @@ KINDS = {
 
 
 def layer(x: Array) -> Array:
-    """The logistic map."""
+    """Return the logistic map of x."""
     return 4 * x * (1 - x)
 
 
 def measure(config: dict[str, Any]) -> list[tuple[int, str, int]]:
-    """Rows of `COLUMNS`.
+    """Return rows of `COLUMNS`.
 
     Args:
       config: `depth`, the greatest.
@@ -65,7 +65,7 @@ def _program(mode: Any) -> int:
 
 
 def _operations(jaxpr: Any) -> int:
-    """The number of operations of a jaxpr on single numbers, those of what it calls included."""
+    """Return the number of operations of a jaxpr on scalars, called jaxprs included."""
     bodies = [called_jaxpr(e) for e in jaxpr.eqns]
     return sum(
         e.outvars[0].aval.size if body is None else _operations(body.jaxpr)
@@ -74,7 +74,7 @@ def _operations(jaxpr: Any) -> int:
 
 
 def draw(folder: Path) -> None:
-    """Draws the figure from the table in `folder`."""
+    """Draw the figure from the table in `folder`."""
     rows = tables.read(folder / f"{NAME}.csv", ("depth", "operations"))
     figure, panel = plt.subplots(figsize=(4.4, 3.8))
     for kind, (label, colour) in KINDS.items():
@@ -90,7 +90,7 @@ def draw(folder: Path) -> None:
 
 
 def describe(folder: Path) -> str:
-    """Its part of the report, in Markdown."""
+    """Return this part of the report, in Markdown."""
     rows = tables.read(folder / f"{NAME}.csv", ("depth", "operations"))
     depths = sorted({int(r["depth"]) for r in rows})
     shown = [d for d in depths if d in (1, 2, 4, 8, depths[-1])]

@@ -1,4 +1,4 @@
-"""Which mode when: the full Jacobian by columns, by rows and numerically, over a grid of shapes.
+"""The full Jacobian by columns, by rows and numerically, over a grid of shapes.
 
 The network is R^n → R^width → R^m. Columns take n passes forward, rows m passes back, central
 differences 2 n values; all of a kind at once. Times are taken in turns, memory is XLA's account.
@@ -33,7 +33,7 @@ METHODS = {
 
 
 def measure(config: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Rows of `COLUMNS`.
+    """Return rows of `COLUMNS`.
 
     Args:
       config: `sizes`, of inputs and of outputs; `width`; `rounds`, how often each is timed.
@@ -79,7 +79,7 @@ def _measure(inputs: int, outputs: int, width: int, rounds: int) -> list[tuple[A
 
 
 def draw(folder: Path) -> None:
-    """Draws the figure from the table in `folder`: the fastest, and time along two cuts."""
+    """Draw the figure from the table in `folder`: the fastest mode, and time along two cuts."""
     rows = tables.read(folder / f"{NAME}.csv", ("inputs", "outputs", "seconds", "temp_bytes"))
     sizes = sorted({int(r["inputs"]) for r in rows})
     figure, (ratios, (tall, memory)) = plt.subplots(2, 2, figsize=(7.2, 6))
@@ -109,7 +109,7 @@ def draw(folder: Path) -> None:
 
 
 def _draw_ratio(panel: Axes, ratios: np.ndarray, sizes: list[int], label: str) -> None:
-    """log₂ of a quantity by rows over that by columns; where it is 0, the frontier."""
+    """Draw log₂ of a quantity by rows over that by columns, with the frontier at 0."""
     bound = max(np.abs(ratios).max(), 1e-3)
     exponents = np.log2(sizes)  # cells and frontier lie evenly on logarithmic axes
     mesh = panel.pcolormesh(
@@ -131,7 +131,7 @@ def _draw_ratio(panel: Axes, ratios: np.ndarray, sizes: list[int], label: str) -
 def log_ratios(
     rows: list[dict[str, str]], sizes: list[int], quantity: str = "seconds"
 ) -> np.ndarray:
-    """log₂ of a quantity by rows over that by columns, an array (outputs, inputs)."""
+    """Return log₂ of a quantity by rows over that by columns, an array (outputs, inputs)."""
     values = {
         (int(r["outputs"]), int(r["inputs"]), r["method"]): float(r[quantity]) or 1.0  # byte
         for r in rows
@@ -140,7 +140,7 @@ def log_ratios(
 
 
 def describe(folder: Path) -> str:
-    """Its part of the report, in Markdown."""
+    """Return this part of the report, in Markdown."""
     rows = tables.read(folder / f"{NAME}.csv", ("inputs", "outputs", "seconds", "temp_bytes"))
     sizes = sorted({int(r["inputs"]) for r in rows})
     small, large = sizes[0], sizes[-1]

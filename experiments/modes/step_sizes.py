@@ -1,4 +1,4 @@
-"""How accurate numerical differentiation is, against its step; automatic and symbolic beside it.
+"""The error of numerical differentiation against its step, beside automatic and symbolic.
 
 The function is a small network of analytic layers, so that the complex step applies; the exact
 Jacobian is its symbolic one, evaluated with thirty digits. The error is the largest of an entry,
@@ -34,7 +34,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#56B4E9")
 
 
 def chain(width: int, dtype: Any) -> tuple[list[Layer], Array]:
-    """A network R³ → R² of three analytic layers, and where it is differentiated.
+    """Return a network R³ → R² of three analytic layers, and the point of differentiation.
 
     The numbers are those of float32 in either dtype, so that both have the same exact derivative.
     """
@@ -54,7 +54,7 @@ def chain(width: int, dtype: Any) -> tuple[list[Layer], Array]:
 
 
 def measure(config: dict[str, Any]) -> list[tuple[str, str, float, float]]:
-    """Rows of `COLUMNS`: every method in both dtypes, at every step.
+    """Return rows of `COLUMNS`: every method in both dtypes, at every step.
 
     Args:
       config: `width`, `num_steps`, and `smallest`, the smallest step as a power of ten.
@@ -88,7 +88,7 @@ def _error(found: Any, exact: np.ndarray) -> float:
 
 
 def draw(folder: Path) -> None:
-    """Draws the figure from the table in `folder`: a panel for each dtype."""
+    """Draw the figure from the table in `folder`: a panel for each dtype."""
     rows = tables.read(folder / f"{NAME}.csv", ("step", "error"))
     figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), sharey=True)
     for panel, dtype in zip(panels, ("float32", "float64"), strict=True):
@@ -112,7 +112,7 @@ def draw(folder: Path) -> None:
 
 
 def describe(folder: Path) -> str:
-    """Its part of the report, in Markdown."""
+    """Return this part of the report, in Markdown."""
     rows = tables.read(folder / f"{NAME}.csv", ("step", "error"))
     lines = [
         "### Differences have a best step, and lose digits at it; a complex step loses none",

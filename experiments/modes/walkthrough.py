@@ -1,4 +1,4 @@
-"""Both modes under the hood: python -m experiments.modes.walkthrough
+"""Both modes of a small network in numbers: python -m experiments.modes.walkthrough
 
 A network of three layers small enough to print. Every value x^i, tangent, cotangent and Jacobian
 J^i is written out and drawn: how a tangent is pushed forward from the left, a cotangent pulled back
@@ -26,7 +26,7 @@ LAYERS = ("x² = tanh(W¹ x¹)", "x³ = W² x²", "x⁴ = softplus(x³)")
 
 
 class Walk(NamedTuple):
-    """All that both modes compute.
+    """The values, Jacobians, tangents and cotangents of both modes.
 
     Attributes:
       forward: the values and the tangents v^1 … v^4.
@@ -42,7 +42,7 @@ class Walk(NamedTuple):
 
 
 def network() -> tuple[list[Layer], Array]:
-    """Three layers R³ → R⁴ → R² → R², and an input."""
+    """Return three layers R³ → R⁴ → R² → R², and an input."""
     first = jnp.array([[0.5, -1.0, 0.3], [0.2, 0.8, -0.5], [-0.7, 0.1, 0.9], [0.4, 0.4, 0.4]])
     second = jnp.array([[1.0, -0.5, 0.3, 0.8], [-0.6, 0.9, 0.7, -0.2]])
     return [lambda x: jnp.tanh(first @ x), lambda x: second @ x, jax.nn.softplus], jnp.array(
@@ -51,14 +51,14 @@ def network() -> tuple[list[Layer], Array]:
 
 
 def walk(layers: list[Layer], x: Array, tangent: Array, cotangent: Array) -> Walk:
-    """Pushes the tangent forward and pulls the cotangent back."""
+    """Push the tangent forward and pull the cotangent back."""
     *_, forward = push_forward(layers, x, tangent, record=True)
     *_, reverse = pull_back(layers, x, cotangent, record=True)
     return Walk(forward, reverse, layer_jacobians(layers, x), jacobian(layers, x))
 
 
 def describe(walked: Walk) -> str:
-    """The walk in words and numbers, in Markdown."""
+    """Describe the walk in words and numbers, in Markdown."""
     forward, reverse = walked.forward, walked.reverse
     products = [float(jnp.vdot(c, v)) for c, v in zip(reverse.v, forward.v, strict=True)]
     lines = [
@@ -97,7 +97,7 @@ def _matrix(matrix: Array) -> list[str]:
 
 
 def draw(walked: Walk, folder: Path) -> None:
-    """Draws the values, then the vectors between the Jacobians that move them, a row each mode."""
+    """Draw the values, then the vectors between the Jacobians that move them, a row each mode."""
     matrices = [np.asarray(m) for m in walked.layers]
     tangents = [np.asarray(v)[:, None] for v in walked.forward.v]
     cotangents = [np.asarray(v)[:, None] for v in walked.reverse.v]
@@ -143,7 +143,7 @@ def _draw_matrix(axis: Axes, name: str, entry: np.ndarray, bound: float) -> None
 
 
 def run(cfg: DictConfig) -> Walk:
-    """Walks, draws and writes."""
+    """Compute both modes, draw them and write the report."""
     layers, x = network()
     tangent, cotangent = (jnp.array(list(v), jnp.float32) for v in (cfg.tangent, cfg.cotangent))
     walked = walk(layers, x, tangent, cotangent)

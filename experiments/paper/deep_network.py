@@ -1,4 +1,4 @@
-"""What a step of a deep network costs, in time and in memory: one point of `depth_scaling`."""
+"""Time and memory of a step of a deep network: one point of `depth_scaling`."""
 
 import math
 import multiprocessing
@@ -29,7 +29,7 @@ _NUM_BATCHES = 2  # with one alone, XLA would take the loss out of a loop of ste
 
 
 def measure(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Measures a step of each estimator at one depth and minibatch.
+    """Measure a step of each estimator at one depth and minibatch size.
 
     Time is taken in turns in this process, memory in a process for each estimator.
 
@@ -68,7 +68,7 @@ def measure(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def steps(config: dict[str, Any]) -> tuple[dict[str, Step], PyTree, Array]:
-    """The step of the loss and of each estimator, parameters, and minibatches."""
+    """Return the step of the loss and of each estimator, the parameters, and minibatches."""
     width, depth = config["width"], config["depth"]
     network = DeepNetwork(width, depth, key=jax.random.key(0))
     batches = jax.random.normal(jax.random.key(1), (_NUM_BATCHES, config["batch_size"], width))
@@ -89,7 +89,7 @@ def _loss(network: DeepNetwork, x: Array) -> Array:
 
 
 def _checkpointed_loss(network: DeepNetwork, x: Array) -> Array:
-    """The loss with √depth segments, of which the backward pass keeps the ends alone.
+    """Return the loss with √depth segments; the backward pass keeps their ends alone.
 
     Chen et al., Training deep nets with sublinear memory cost (2016).
     """
@@ -107,7 +107,7 @@ def _segment(weights: list[Array], x: Array) -> Array:
 
 
 def _checkpoint(function: Callable[[PyTree, Array], Array]) -> Callable[[PyTree, Array], Array]:
-    """`jax.checkpoint`, but so that it holds on a CPU too.
+    """Return `jax.checkpoint` of a function, in a form that XLA for CPUs does not undo.
 
     There XLA drops the optimization barriers that keep what is computed again from being merged
     with what was computed first, and so undoes it: as many operations, as much memory. Here the
@@ -126,7 +126,7 @@ def _checkpoint(function: Callable[[PyTree, Array], Array]) -> Callable[[PyTree,
 
 
 def _memory(config: dict[str, Any], name: str) -> dict[str, int | None]:
-    """What a step needs besides parameters and minibatches, by two accounts."""
+    """Return a step's bytes besides parameters and minibatches: XLA's account, and resident."""
     all_steps, params, batches = steps(config)
     StepProgram(all_steps["loss"], params, batches)()  # what the first call of any program needs
     program = StepProgram(all_steps[name], params, batches)
@@ -134,7 +134,7 @@ def _memory(config: dict[str, Any], name: str) -> dict[str, int | None]:
 
 
 def _in_processes(function: Any, config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The result of function(config, name) for each name, from a process that does nothing else."""
+    """Return name -> function(config, name), each from a process that does nothing else."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share an accelerator
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:

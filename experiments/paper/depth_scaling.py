@@ -1,4 +1,4 @@
-"""Figure 6 of the paper: the cost of a step and its memory, against depth; and against minibatch.
+"""Figure 6 of the paper: time and memory of a step against depth, and minibatch size.
 
 A network of `depth` linear layers of one width, without biases. Part of `reproduce`; alone:
 
@@ -42,7 +42,7 @@ _COLUMNS = (
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Measures every point that has not been measured yet, and writes the tables."""
+    """Measure every point, or read it back, and write the tables."""
     experiment: Any = OmegaConf.to_container(cfg.experiments[NAME], resolve=True)
     points = [("depth", depth, experiment["batch_size"]) for depth in experiment["depths"]]
     points += [("batch_size", experiment["depth"], size) for size in experiment["batch_sizes"]]
@@ -65,7 +65,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 
 def draw(folder: Path) -> None:
-    """Draws the figure from the table in `folder`: a column for each axis."""
+    """Draw the figure from the table in `folder`: a column for each axis."""
     rows = tables.read(folder / f"{NAME}.csv", ("depth", "batch_size", "seconds", "temp_bytes"))
     axes_drawn = [axis for axis in ("depth", "batch_size") if any(r["axis"] == axis for r in rows)]
     figure, panels = plt.subplots(
@@ -115,7 +115,7 @@ def draw(folder: Path) -> None:
 
 
 def _line(panel: Axes, x: np.ndarray, rows: list[dict[str, str]], quantity: str, name: str) -> None:
-    """A median against x, its interval shaded."""
+    """Draw a median against x, with its interval shaded."""
     value, low, high = (
         np.array([float(r[f"{quantity}{end}"]) for r in rows]) for end in ("", "_low", "_high")
     )
@@ -134,7 +134,7 @@ def _memory_lines(panel: Axes, x: np.ndarray, rows: list[dict[str, str]], name: 
 
 
 def describe(folder: Path) -> str:
-    """The report's section: the figure, and a table, in Markdown."""
+    """Return the section of the report in Markdown: the figure, and a table."""
     lines = [
         "## Scaling with depth and minibatch (the paper's figure 6)",
         "",
@@ -174,7 +174,7 @@ def _interval(row: dict[str, str], quantity: str) -> Interval:
 
 
 def findings(folder: Path) -> list[Finding]:
-    """What the table says of the paper's numbers."""
+    """Compare the table with the paper's numbers."""
     table = tables.read(folder / f"{NAME}.csv", ("depth", "batch_size", "seconds", "temp_bytes"))
     of_paper = {"width": "1024", "batch_size": "64"}
     found: list[Finding | None] = []

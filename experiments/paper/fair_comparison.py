@@ -1,4 +1,4 @@
-"""What the paper lacks: each method at the learning rate that is best for it.
+"""A comparison that the paper lacks: each method at its best learning rate.
 
 For every model and method the rate is tuned on the validation set, all methods with the same grid
 and the same number of steps; then each trains at its own rate with several seeds. Loss against
@@ -35,7 +35,7 @@ NAME = "fair_comparison"
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Tunes and trains what has not been, and writes the tables."""
+    """Tune and train, or read runs back, and write the tables."""
     experiment = cfg.experiments[NAME]
     lines: dict[tuple[str, str], Tuned] = {}
     operations: dict[str, dict[str, float]] = {}
@@ -101,7 +101,7 @@ def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> Tuned:
 
 
 def draw(folder: Path) -> None:
-    """Draws the figure from the tables in `folder`."""
+    """Draw the figure from the tables in `folder`."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
     figure, axes = plt.subplots(len(panels), 4, figsize=(11, 2.5 * len(panels)), squeeze=False)
     for row, (panel, lines) in zip(axes, panels.items(), strict=True):
@@ -126,13 +126,13 @@ def draw(folder: Path) -> None:
 
 
 def _rates(folder: Path, panel: str) -> dict[str, Rates]:
-    """From estimator to the rates tried and the one chosen."""
+    """Return estimator -> the rates tried and the one chosen."""
     rows = tables.read(folder / f"{NAME}_tuning.csv", ("learning_rate", "valid_loss"))
     return read_rates((row for row in rows if row["panel"] == panel), "valid_loss")
 
 
 def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
-    """The loss at each rate tried; a cross above where it failed, the chosen one filled."""
+    """Draw the loss at each rate: a cross above failed rates, the chosen rate filled."""
     tuning = _rates(folder, panel)
     finite = [x for rates in tuning.values() for x in rates.tried.values() if math.isfinite(x)]
     for i, (estimator, rates) in enumerate(tuning.items()):
@@ -148,7 +148,7 @@ def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
 
 
 def describe(folder: Path) -> str:
-    """The report's section: who wins, the figure, and a table, in Markdown."""
+    """Return the section of the report in Markdown: the winners, the figure, and a table."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
     table = tables.read(folder / f"{NAME}_tuning.csv", ("learning_rate", "valid_loss"))
     tuning_steps = {row["panel"]: row["num_steps"] for row in table}
@@ -189,7 +189,7 @@ def describe(folder: Path) -> str:
 
 
 def _winners(lines: dict[str, Curve], operations: dict[str, float]) -> str:
-    """Who has the lowest mean loss at equal iterations, training time and operations."""
+    """Name the estimator of the lowest mean loss at equal iterations, time and operations."""
     means = {name: {k: x.mean(0) for k, x in line.items()} for name, line in lines.items()}
     budgets = {
         "iterations": {name: mean["step"] for name, mean in means.items()},
@@ -206,7 +206,7 @@ def _winners(lines: dict[str, Curve], operations: dict[str, float]) -> str:
 
 
 def findings(folder: Path) -> list[Finding]:
-    """What the tables say of what replications found, for the MLP."""
+    """Compare the tables with the numbers of replications, for the MLP."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
     names = ("backprop", "forward-normal", "forward-low_rank")
     if not set(names) <= set(panels.get("mlp", {})):

@@ -1,4 +1,4 @@
-"""Figures 3, 4 and 5 of the paper: learning curves on MNIST, forward gradients beside backprop.
+"""Figures 3, 4 and 5 of the paper: learning curves on MNIST, forward gradients and backprop.
 
 One row of panels for each model: loss against iterations, loss against time, time against
 iterations, accuracy against time; with R and T as the paper defines them. Part of `reproduce`;
@@ -62,7 +62,7 @@ _RUN_COLUMNS = (
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Trains every panel, line and seed that has no finished run yet, and writes the tables."""
+    """Train every panel, line and seed, or read runs back, and write the tables."""
     experiment = cfg.experiments[NAME]
     runs = [
         (panel, line, seed)
@@ -99,7 +99,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
 def _whole_seeds(
     records: list[tuple[str, str, int, RunRecord]], diverged: list[tuple[str, str, int]]
 ) -> list[tuple[str, str, int, RunRecord]]:
-    """The runs of the seeds with which no line of a panel diverged, so that lines go in pairs."""
+    """Return the runs of the seeds with which no line of a panel diverged, for paired lines."""
     left_out = {(panel, seed) for panel, _, seed in diverged}
     return [record for record in records if (record[0], record[2]) not in left_out]
 
@@ -153,7 +153,7 @@ def _write_tables(
 
 
 def draw(folder: Path) -> None:
-    """Draws the figure from the tables in `folder`."""
+    """Draw the figure from the tables in `folder`."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
     costs = read_costs(folder / f"{NAME}_costs.csv")
     figure, axes = plt.subplots(len(panels), 4, figsize=(11, 2.6 * len(panels)), squeeze=False)
@@ -223,7 +223,7 @@ def _cost_text(estimator: str, costs: dict[str, dict[str, Interval]]) -> str:
 
 
 def _write_beside(axis: Axes, estimators: Iterable[str], texts: Iterable[str]) -> None:
-    """A line for each estimator, in its colour, above the panel, where no curve is."""
+    """Write a line for each estimator, in its colour, above the panel."""
     for i, (estimator, text) in enumerate(zip(estimators, texts, strict=True)):
         axis.annotate(
             text, (1, 1), (0, 2 + 8 * (2 - i)), xycoords="axes fraction",
@@ -233,7 +233,7 @@ def _write_beside(axis: Axes, estimators: Iterable[str], texts: Iterable[str]) -
 
 
 def describe(folder: Path) -> str:
-    """The report's section: the figure, and a table of its final numbers, in Markdown."""
+    """Return the section of the report in Markdown: the figure, and a table of final numbers."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
     costs = read_costs(folder / f"{NAME}_costs.csv")
     runs = tables.read(
@@ -287,7 +287,7 @@ def _ratio(lines: dict[str, Curve], estimator: str) -> Interval | Unreached:
 
 
 def findings(folder: Path) -> list[Finding]:
-    """What the tables say of the paper's numbers."""
+    """Compare the tables with the paper's numbers."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
     costs = read_costs(folder / f"{NAME}_costs.csv")
     found = []

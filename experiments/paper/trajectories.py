@@ -1,4 +1,4 @@
-"""Figure 2 of the paper: descent on test functions, forward gradients beside backprop.
+"""Figure 2 of the paper: descent on test functions, forward gradients and backprop.
 
 One row of panels for each function: value against iterations, value against time, time against
 iterations, and the paths over a contour plot (for a function of more than two variables: the
@@ -44,7 +44,7 @@ _RECORDED = ("step", "seconds", "value", "x", "y", "distance")
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Descends wherever that has not been done yet, and writes the tables."""
+    """Descend on every function, or read descents back, and write the tables."""
     experiment: Any = OmegaConf.to_container(cfg.experiments[NAME], resolve=True)
     estimators: dict[str, Any] = {
         line: OmegaConf.to_container(
@@ -77,7 +77,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 
 def _descend(config: dict[str, Any]) -> dict[str, list[list[list[float]]]]:
-    """For each line and seed the columns `_RECORDED`; the lines take turns."""
+    """Return, for each line and seed, the columns `_RECORDED`; the lines take turns."""
     objective = TEST_FUNCTIONS[config["function"]]
     descends = {
         line: make_descend(
@@ -133,7 +133,7 @@ def _figures(folder: Path) -> list[str]:
 
 
 def draw(folder: Path) -> None:
-    """Draws the figures from the tables in `folder`."""
+    """Draw the figures from the tables in `folder`."""
     for name in _figures(folder):
         functions = read_json(folder / f"{name}.json")["functions"]
         paths = _read(folder, name)
@@ -192,7 +192,7 @@ def _minimum(settings: dict[str, Any]) -> float:
 
 
 def _draw_contours(axis: Axes, objective: Any) -> None:
-    """The function's levels where the paths run, and its minimum starred."""
+    """Draw the function's levels around the paths, and a star at its minimum."""
     minimum = np.broadcast_to(objective.argmin, 2)
     axis.plot(*minimum, "*", color="#E69F00", ms=9, mec="black", mew=0.5, zorder=5)
     axis.margins(0.15)
@@ -208,7 +208,7 @@ def _draw_contours(axis: Axes, objective: Any) -> None:
 
 
 def describe(folder: Path) -> str:
-    """The report's section: the figures, and a table of the ends, in Markdown."""
+    """Return the section of the report in Markdown: the figures, and a table of the ends."""
     lines = ["## Test functions (the paper's figure 2)"]
     for name in _figures(folder):
         functions = read_json(folder / f"{name}.json")["functions"]
@@ -235,7 +235,7 @@ def describe(folder: Path) -> str:
 
 
 def _final_gap(line: dict[str, np.ndarray], settings: dict[str, Any]) -> Interval:
-    """How far above the minimum runs end, the geometric mean."""
+    """Return the geometric mean of the final values above the minimum."""
     gaps = line["value"][:, -1] - _minimum(settings)
     return _geometric_mean(np.maximum(gaps, np.finfo(np.float32).tiny))
 
@@ -253,7 +253,7 @@ def _geometric_mean(samples: np.ndarray) -> Interval:
 
 
 def findings(folder: Path) -> list[Finding]:
-    """What the tables say of the paper's numbers."""
+    """Compare the tables with the paper's numbers."""
     found = []
     for name in _figures(folder):
         functions = read_json(folder / f"{name}.json")["functions"]

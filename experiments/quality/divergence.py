@@ -1,4 +1,4 @@
-"""How often training diverges, and the remedies: python -m experiments.quality.divergence
+"""The share of trainings that diverge, and remedies: python -m experiments.quality.divergence
 
 Trains a small MLP on a part of MNIST by SGD with one tangent a step, at rates around the largest
 that is stable, for each line: a distribution of tangents, and how estimates are clipped. A seed
@@ -31,7 +31,7 @@ _COLUMNS = ("line", "learning_rate", "seed", "first_loss", "last_loss", "steps")
 
 
 def run(cfg: DictConfig) -> None:
-    """Trains every line at every rate with every seed, and writes the table."""
+    """Train every line at every rate with every seed, and write the table."""
     problem = image_classification(
         instantiate(cfg.model.make, _convert_="all"),
         load_dataset(cfg.dataset.name, cfg.dataset.folder),
@@ -59,7 +59,7 @@ def _outcomes(
     clipping: optax.GradientTransformation,
     cfg: DictConfig,
 ) -> Callable[[Array, Array], tuple[Array, Array, Array]]:
-    """A function (seeds, rate) -> first and last validation loss, and steps with a finite loss."""
+    """Return a function (seeds, rate) -> first and last validation loss, number of finite steps."""
     examples = jax.tree.map(lambda x: x[: cfg.num_train], problem.train)
     valid = jax.tree.map(lambda x: x[: cfg.num_valid], problem.valid)
 
@@ -90,7 +90,7 @@ def _has_failed(first_loss: float, last_loss: float) -> bool:
 
 
 def describe(folder: Path) -> str:
-    """The failures and losses of every line in Markdown, and where they come from."""
+    """Describe failures, losses and provenance of every line, in Markdown."""
     rows = read_table(folder / f"{NAME}.csv")
     rates = list(dict.fromkeys(row["learning_rate"] for row in rows))
     by_cell: dict[tuple[str, str], list[tuple[float, float]]] = {}

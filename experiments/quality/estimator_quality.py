@@ -1,4 +1,4 @@
-"""How good each estimator's gradient is, and what it costs: the laboratory.
+"""The laboratory: bias, variance, cosine and cost of each estimator's gradient.
 
 On minibatches of MNIST, at the start of the paper's MLP and along trainings by backprop, each
 estimate is drawn many times and held against the exact gradient ∇f and against the law of its
@@ -44,7 +44,7 @@ Samples = dict[str, dict[str, list[float]]]
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Measures what has not been measured yet, and writes the tables."""
+    """Measure every line, or read it back, and write the tables."""
     experiment = cfg.experiments[NAME]
     runs = folder / "runs" / NAME
     backprop = _config(cfg, experiment.training)
@@ -85,7 +85,7 @@ def _config(cfg: DictConfig, overrides: Any, **values: Any) -> DictConfig:
 
 
 def _measured(cfg: DictConfig, name: str, runs: Path) -> tuple[Samples, list[dict[str, Any]]]:
-    """What was measured of a line, and the records of it.
+    """Return the measurements of a line, and their records.
 
     At the start those lines of which something is wanted have more seeds, and so has the reference.
     """
@@ -103,7 +103,7 @@ def _measured(cfg: DictConfig, name: str, runs: Path) -> tuple[Samples, list[dic
 def _record(
     cfg: DictConfig, name: str, runs: Path, stages: list[int], seeds: list[int]
 ) -> dict[str, Any]:
-    """A record whose result is of the type `Samples`."""
+    """Return a record whose result is of the type `Samples`."""
     experiment = cfg.experiments[NAME]
     line = experiment.lines[name]
     config, training = _config(cfg, line.overrides), _config(cfg, experiment.training)
@@ -125,7 +125,7 @@ def _record(
 
 
 def _intervals(found: dict[str, list[float]], dense: dict[str, list[float]]) -> dict[str, Interval]:
-    """The intervals of what was measured, and of its ratios to one dense tangent, seed by seed."""
+    """Return the intervals of measurements, and of their ratios to one dense tangent by seed."""
     samples = {name: np.array([float(x) for x in values]) for name, values in found.items()}
     reference = np.array([float(x) for x in dense["cosine"]])[: len(samples["cosine"])]
     samples["cosine_over_dense"] = samples["cosine"] / reference
@@ -137,7 +137,7 @@ def _intervals(found: dict[str, list[float]], dense: dict[str, list[float]]) -> 
 
 
 def _read(folder: Path) -> dict[int, dict[str, dict[str, Interval]]]:
-    """From stage, line and quantity to its interval."""
+    """Return stage -> line -> quantity -> interval."""
     found: dict[int, dict[str, dict[str, Interval]]] = {}
     for row in tables.read(folder / f"{NAME}.csv", ("stage", "value", "low", "high", "n")):
         value, low, high = (float(row[end]) for end in ("value", "low", "high"))
@@ -147,13 +147,13 @@ def _read(folder: Path) -> dict[int, dict[str, dict[str, Interval]]]:
 
 
 def draw(folder: Path) -> None:
-    """Draws the figure from the table in `folder`: quality against cost, and its frontier."""
+    """Draw the figure from the table in `folder`: quality against cost, and its frontier."""
     figure = quality_figure(_read(folder), read_json(folder / f"{NAME}.json"))
     style.save(figure, folder, NAME)
 
 
 def describe(folder: Path) -> str:
-    """The report's section: the figure, what was wanted, and tables, in Markdown."""
+    """Return the section of the report in Markdown: the figure, targets, and tables."""
     stages, information = _read(folder), read_json(folder / f"{NAME}.json")
     text = [
         "## The estimators' quality and cost (not in the paper)",
@@ -217,7 +217,7 @@ def _or_dash(interval: Interval) -> str:
 
 
 def _of_laws(stages: dict[int, Any]) -> str:
-    """In how many lines the error is what theory expects."""
+    """Count the lines whose error agrees with theory."""
     ratios = [q["error_over_law"] for found in stages.values() for q in found.values()]
     known = [ratio for ratio in ratios if not math.isnan(ratio.low)]
     hold = sum(ratio.low <= 1 <= ratio.high for ratio in known)
@@ -231,7 +231,7 @@ def _of_laws(stages: dict[int, Any]) -> str:
 
 
 def _targets(stages: dict[int, Any], wanted: list[dict[str, Any]]) -> list[str]:
-    """Of each quantity that was to be reached at the start whether it is."""
+    """Compare each target of the config with its quantity at the start."""
     text = []
     for target in wanted:
         if target["line"] not in stages.get(0, {}):
@@ -247,7 +247,7 @@ def _targets(stages: dict[int, Any], wanted: list[dict[str, Any]]) -> list[str]:
 
 
 def findings(folder: Path) -> list[Finding]:
-    """The paper has no such numbers."""
+    """Return no findings: the paper has no such numbers."""
     return []
 
 

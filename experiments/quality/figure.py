@@ -23,7 +23,7 @@ Found = Mapping[str, Mapping[str, Interval]]  # line -> quantity -> interval
 
 
 def quality_figure(stages: Mapping[int, Found], information: Mapping[str, Any]) -> Figure:
-    """Cosines against time and operations, a column for each stage of the training.
+    """Draw cosines against time and operations, a column for each stage of the training.
 
     Args:
       stages: step of the training -> what was found there.
@@ -79,7 +79,8 @@ def _draw_costs(axis: Axes, found: Found, information: Mapping[str, Any], cost: 
 
 
 def _space_and_variant(group: str) -> tuple[str, str]:
-    """
+    """Split the name of a group into space and variant.
+
     >>> _space_and_variant("activities, joint, blocks"), _space_and_variant("weights, blocks")
     (('activities', 'blocks'), ('weights', 'blocks'))
     """
@@ -88,7 +89,7 @@ def _space_and_variant(group: str) -> tuple[str, str]:
 
 
 def frontier_of(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that nothing cheaper is as good as.
+    """Return the points that no cheaper point equals or exceeds.
 
     >>> frontier_of([(2.0, 0.5), (1.0, 0.2), (3.0, 0.4)])
     [(1.0, 0.2), (2.0, 0.5)]

@@ -1,4 +1,4 @@
-"""What theory says of an estimator's error, E‖g − ∇f‖² / ‖∇f‖².
+"""Theory of an estimator's error, E‖g − ∇f‖² / ‖∇f‖².
 
 Of tangents of the weights it depends on their number alone, and the distribution knows it. The
 projection onto the span of K of them, in d dimensions and with no direction before others, has
@@ -40,7 +40,7 @@ _KURTOSIS = {fwdgrad.Rademacher: 1, fwdgrad.Normal: 3, fwdgrad.BlockSparse: 1}
 
 
 def expected_error(config: DictConfig, params: PyTree, batch: PyTree) -> float:
-    """The error of a `train` config's estimator, or nan if no law of it is known here.
+    """Return the error of a `train` config's estimator, or nan if no law of it is known here.
 
     Args:
       config: of the estimator and its problem.
@@ -76,7 +76,7 @@ def expected_error(config: DictConfig, params: PyTree, batch: PyTree) -> float:
 
 
 def expected_squared_cosine(config: DictConfig, error: float) -> float:
-    """E cos² of an estimate with this expected error: of a projection exactly, of a mean about."""
+    """Return E cos² of an estimate of this error: exact for projections, approximate for means."""
     aggregation = getattr(from_config.estimator(config), "keywords", {}).get("aggregation")
     return 1 - error if isinstance(aggregation, fwdgrad.Projection) else 1 / (1 + error)
 
@@ -117,7 +117,7 @@ def _at_activities(
 
 
 def _of_group(group: list[tuple[Array, Array]], tangents: Any, number: int) -> list[Array]:
-    """The errors e of each layer's estimate, of layers (δ, on) that get noise together."""
+    """Return the error of each layer's estimate, of layers (δ, on) that are perturbed jointly."""
     excess = _KURTOSIS[type(tangents)] - 2
     in_blocks = isinstance(tangents, fwdgrad.BlockSparse)
     together, blocks = jnp.zeros(number), []

@@ -1,4 +1,4 @@
-"""The paper's MLP: how accurate a network each family of estimators trains.
+"""The race of the paper's MLP: the accuracy that each family of estimators trains to.
 
 A race (`race`) on MNIST, with backprop and controls among the lines. Part of
 `reproduce`; alone:

@@ -1,4 +1,4 @@
-"""The paper's CNN: how accurate a network noise at activities trains, and its control.
+"""The race of the paper's CNN: accuracy by activity perturbation, and its control.
 
 A race as of the MLP, with fewer lines and seeds. Part of `reproduce`; alone:
 

@@ -19,7 +19,7 @@ FAMILIES = {
 
 
 def race_figure(lines: Lines, about: About) -> Figure:
-    """Error while training, by time and by operations, and at the end of runs by their length."""
+    """Draw errors while training, by time and by operations, and at the end of runs."""
     figure, (by_time, by_operations, ends) = plt.subplots(1, 3, figsize=(11, 4))
     by_operations.sharey(by_time)
     colours = _colours(lines, about)
@@ -54,7 +54,7 @@ def race_figure(lines: Lines, about: About) -> Figure:
 
 
 def _colours(lines: Lines, about: About) -> dict[str, Any]:
-    """For every estimator a shade of its family's colour; controls have their own."""
+    """Return for every estimator a shade of its family's colour; controls have their own."""
     shades = {}
     for family, colour_map in FAMILIES.items():
         names = [about[n]["like"] for n in lines if _family(n, lines[n]) == family]

@@ -1,4 +1,4 @@
-"""Races: how accurate a network each family of estimators trains, in equal time and operations.
+"""Races: the accuracy of each family of estimators, in equal time and in equal operations.
 
 Every line trains a model for the same seconds, at the rate that was best for it on the validation
 set after a quarter of these; some also for fewer, which says how soon a method gets how far, and
@@ -64,7 +64,7 @@ _HOW = (
 
 
 class Race:
-    """A race, what an experiment's module has of it: run, draw, describe, findings.
+    """A race, with the functions of an experiment's module: run, draw, describe, findings.
 
     Args:
       name: of the experiment, its config and its files.
@@ -75,7 +75,7 @@ class Race:
         self._name, self._title = name, title
 
     def run(self, cfg: DictConfig, folder: Path) -> None:
-        """Tunes and trains what has not been, and writes the tables."""
+        """Tune and train, or read runs back, and write the tables."""
         race = _Configs(cfg, self._name)
         lines = {name: race.line(name) for name in race.experiment.shown or race.experiment.lines}
         runs = folder / "runs" / self._name
@@ -129,13 +129,13 @@ class Race:
         )
 
     def draw(self, folder: Path) -> None:
-        """Draws the figure from the tables in `folder`."""
+        """Draw the figure from the tables in `folder`."""
         about = read_json(folder / f"{self._name}.json")["lines"]
         figure = race_figure(read(folder / f"{self._name}.csv"), about)
         style.save(figure, folder, self._name)
 
     def describe(self, folder: Path) -> str:
-        """The report's section: the figure, a table, and what follows, in Markdown."""
+        """Return the section of the report in Markdown: the figure, a table, and conclusions."""
         information = read_json(folder / f"{self._name}.json")
         lines, about = read(folder / f"{self._name}.csv"), information["lines"]
         rates = read_rates(
@@ -159,7 +159,7 @@ class Race:
         return "\n".join(text)
 
     def findings(self, folder: Path) -> list[Finding]:
-        """The paper has no such numbers."""
+        """Return no findings: the paper has no such numbers."""
         return []
 
 
@@ -170,7 +170,7 @@ class _Configs:
         self._cfg, self.name, self.experiment = cfg, name, cfg.experiments[name]
 
     def line(self, name: str) -> dict[str, Any]:
-        """What a line is: of what it does not say itself, that of the one it is `like`."""
+        """Return the options of a line; those it lacks are of the line that it is `like`."""
         own = jobs.plain(self.experiment.lines[name])
         like = own.get("like", name)
         of_like = jobs.plain(self.experiment.lines[like])
@@ -178,7 +178,7 @@ class _Configs:
         return {"like": like, **of_all, **of_like, **own}
 
     def of_any_length(self, name: str) -> DictConfig:
-        """A line's config for what its length and its rate have no part in."""
+        """Return a line's config for measurements that length and rate do not change."""
         return self.run(self.line(name), rate=1e-4, num_steps=1, seed=0)
 
     def run(self, line: dict[str, Any], *, rate: float, num_steps: int, seed: int) -> DictConfig:
@@ -190,7 +190,7 @@ class _Configs:
 
 
 class _Cost:
-    """What a step of a line costs.
+    """The cost of a step of a line.
 
     Attributes:
       seconds, operations: of a step.

@@ -1,4 +1,4 @@
-"""What the table of the accuracy race says: its lines, and who is ahead of whom."""
+"""The results of a race: its lines, and the differences between them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from fwdgrad.measurement import Interval, mean_interval
 
 
 class Line:
-    """What the table says of an estimator.
+    """The results of an estimator.
 
     Attributes:
       family: its family.
@@ -35,12 +35,12 @@ class Line:
 
     @property
     def seconds(self) -> float:
-        """How long it trained."""
+        """Return the length of the training."""
         return float(self.columns["seconds"][0, -1])
 
     @property
     def accuracy(self) -> float:
-        """The mean over the seeds on the test set."""
+        """Return the mean test accuracy over the seeds."""
         return float(self.test_accuracy.mean())
 
 
@@ -49,7 +49,7 @@ About = Mapping[str, Mapping[str, Any]]  # of each line what the record says bes
 
 
 def read(table: Path) -> dict[str, Line]:
-    """From estimator to what the table says of it."""
+    """Return estimator -> its results, from the table of a race."""
     rows: dict[str, list[dict[str, str]]] = {}
     runs: dict[tuple[str, ...], list[float]] = {}
     for row in tables.read(table, ("step", "seconds", "flops", "valid_accuracy")):
@@ -60,7 +60,7 @@ def read(table: Path) -> dict[str, Line]:
 
 
 def rows(lines: Lines, about: About, rates: Mapping[str, Rates]) -> list[str]:
-    """A table of all lines, in Markdown."""
+    """Return a table of all lines, in Markdown."""
     text = [
         "| family | estimator | training (s) | 10¹² operations | derivatives | minibatch | rates "
         "| best rate | seeds | steps | a step's time over backprop's | validation accuracy (%) "
@@ -85,7 +85,7 @@ def rows(lines: Lines, about: About, rates: Mapping[str, Rates]) -> list[str]:
 
 
 def verdicts(lines: Lines, about: About) -> list[str]:
-    """What is said of each line, but for controls and the shorter runs of backprop.
+    """Compare each line with backprop and controls; controls and short backprops are left out.
 
     A line that has its seconds is held against those that have as many, one that has its operations
     against those that have as many of them; and any against controls of no more time.
@@ -120,7 +120,7 @@ def _is_control(name: str) -> bool:
 
 
 def _backprops(lines: Lines) -> dict[str, Line]:
-    """Those that train all layers exactly."""
+    """Return the lines that train all layers exactly."""
     return {n: x for n, x in lines.items() if x.family == "backprop" and not _is_control(n)}
 
 
@@ -132,7 +132,7 @@ def _of_target(line: Line, wanted: float | None) -> str:
 
 
 def _against_controls(name: str, line: Line, lines: Lines, about: About, budget: str) -> list[str]:
-    """Whether the line is better than the best control that had no more.
+    """Compare a line with the best control of at most the same means.
 
     And, if that has another optimizer, whether it is better than the best of those with its own.
     """
@@ -176,7 +176,7 @@ def _held_against(line: Line, other: Line, name: str, kind: str) -> str:
 
 
 def _against_backprop(line: Line, lines: Lines, budget: str, at_most: float | None = None) -> str:
-    """Points behind the backprop that is best on the validation set."""
+    """Return the points behind the backprop line that is best on the validation set."""
     backprops = _backprops(lines)
     if not backprops:
         return ""
@@ -189,7 +189,7 @@ def _against_backprop(line: Line, lines: Lines, budget: str, at_most: float | No
 
 
 def _when_backprop(line: Line, lines: Lines, at_most: float | None) -> str:
-    """The line's time over that of backprop to the line's mean, between two lengths of its runs.
+    """Return a line's time over backprop's to the line's mean, between two lengths of its runs.
 
     The interval is of means drawn anew, of this line and of each length of backprop, as Student's
     intervals have them.
@@ -231,14 +231,14 @@ _Point = tuple[float, float]  # seconds, and the accuracy after so long
 
 
 def _around(accuracy: float, points: list[_Point]) -> tuple[_Point | None, _Point | None]:
-    """The best of those that are too short for an accuracy, and the soonest that has it."""
+    """Return the best line that is too short for an accuracy, and the soonest that has it."""
     above = min((p for p in points if p[1] >= accuracy), default=None)
     shorter = [p for p in points if above is None or p[0] < above[0]]
     return max(shorter, key=lambda p: p[1], default=None), above
 
 
 def _seconds_to(accuracy: float, points: list[_Point]) -> float:
-    """Interpolated, accuracies over the logarithm of the time; no more or less than there is.
+    """Interpolate the time to an accuracy over log time, within the times that there are.
 
     >>> round(_seconds_to(0.5, [(1.0, 0.4), (4.0, 0.6)]), 9), _seconds_to(0.7, [(1.0, 0.4)])
     (2.0, 1.0)
@@ -259,7 +259,7 @@ def _without(line: Line, other: Line | None, name: str | None) -> str:
 
 
 def _paired(a: Line, b: Line, of: str = "test_accuracy") -> np.ndarray:
-    """Differences of the last accuracies of the same seeds."""
+    """Return differences of final accuracies, paired by seed."""
     ends = [x.test_accuracy if of == "test_accuracy" else x.columns[of][:, -1] for x in (a, b)]
     n = min(map(len, ends))
     return ends[0][:n] - ends[1][:n]
@@ -279,6 +279,6 @@ def _signed(x: Interval) -> str:
 
 
 def _percent(samples: np.ndarray) -> str:
-    """The mean of fractions with its interval, in per cent."""
+    """Return the mean of fractions with its interval, in per cent."""
     value, low, high, _ = mean_interval(100 * samples)
     return f"{value:.2f}" if math.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"

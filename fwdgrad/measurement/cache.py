@@ -1,4 +1,4 @@
-"""Measurements that are made once: what was measured is kept, and read back the next time."""
+"""A cache of measurements on disk: each is made once, and read back the next time."""
 
 import json
 import time
@@ -23,7 +23,7 @@ _KEYS = ("config", "result", "wall_seconds", "code", "versions", "hardware")
 def measured_once(
     folder: Path, label: str, config: Mapping[str, Any], measure: Callable[[], Any]
 ) -> dict[str, Any]:
-    """Return what `measure` returns, from `folder` if it has been measured before.
+    """Return the record of a measurement: read from `folder`, or made by `measure`.
 
     It is kept as `<folder>/<label>-<hash of the config>.json`, which holds `config`, `result`,
     `wall_seconds` and where it comes from (`code`, `jax`, `versions`, `hardware`); that dict is

@@ -1,4 +1,4 @@
-"""Means and medians with confidence intervals."""
+"""Confidence intervals of means, medians and proportions."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from scipy import special
 
 
 class Interval(NamedTuple):
-    """An estimate with a confidence interval, and the number of samples it is from.
+    """An estimate with its confidence interval and its number of samples.
 
     The ends of a single sample's are nan; those of an exact number are the number.
     """
@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 
 def exact(number: float) -> Interval:
-    """A number that does not vary, as an interval of no width.
+    """Return a number that does not vary as an interval of no width.
 
     >>> print(exact(2.0))
     2
@@ -35,7 +35,7 @@ def exact(number: float) -> Interval:
 
 
 def mean_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
-    """The mean of independent samples, with Student's interval: mean ± t s/√n.
+    """Return the mean of independent samples, with Student's interval: mean ± t s/√n.
 
     With one sample there is no interval, and its ends are nan.
 
@@ -52,7 +52,7 @@ def mean_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0.9
 
 
 def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """The share of successes in n independent trials, with Wilson's interval.
+    """Return the share of successes in n independent trials, with Wilson's interval.
 
     With z the quantile of the normal distribution, the interval is the set of all p for which
     |successes/n − p| ≤ z √(p (1 − p)/n).
@@ -70,7 +70,7 @@ def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Int
 
 
 def median_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
-    """The median of independent samples, with an interval free of assumptions.
+    """Return the median of independent samples, with an interval free of assumptions.
 
     The interval is between the order statistics x_(k) and x_(n+1−k). It misses the median of
     the distribution if fewer than k samples fall on one side of that, so with probability

@@ -1,4 +1,4 @@
-"""The memory that a call really takes, to check what a compiler says it will take."""
+"""The peak of memory during a call, to check the compiler's account of it."""
 
 import ctypes
 import re
@@ -13,7 +13,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_bytes(call: Callable[[], Any]) -> int | None:
-    """The most memory in use at any moment of `call`, less what is in use before it.
+    """Return the peak of memory in use during `call`, less the memory in use before it.
 
     On a CPU it is resident memory, as the kernel of Linux counts it, and the C allocator is told to
     give back at once what is freed; on other devices it is what their allocator counts since the

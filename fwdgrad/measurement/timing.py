@@ -1,4 +1,4 @@
-"""Comparing the running times of functions on a noisy machine.
+"""Running times of functions, compared on a noisy machine.
 
 What is compared runs in turns in one process, A B C C B A …, so that a slow moment of the
 machine strikes all alike and none always comes first; each waits for its result. Quote
@@ -18,7 +18,7 @@ Name = TypeVar("Name")
 def interleaved_seconds(
     functions: Mapping[Name, Callable[[], Any]], *, rounds: int, warmup: int = 1
 ) -> dict[Name, np.ndarray]:
-    """Runs each function once a round and returns the seconds of each, arrays (rounds,).
+    """Run each function once a round; return the seconds of each, arrays (rounds,).
 
     Args:
       functions: name -> a function of no arguments that returns JAX arrays.

@@ -1,4 +1,4 @@
-"""Saving and restoring the state of a run, whole or not at all.
+"""Checkpoints: the state of a run, written whole or not at all.
 
 The file is the leaves of the state as Equinox writes them, then what is known of the run as JSON,
 its length, a mark of this format, and the SHA-256 sum of all of it. What a run needs to go on is in
@@ -24,7 +24,7 @@ _MARK = b"fwdgrad2"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read, or belongs to another state."""
+    """A checkpoint that cannot be read, or that belongs to another state."""
 
 
 def save_checkpoint(folder: Path, state: Any, about: dict[str, Any]) -> None:

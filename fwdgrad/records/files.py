@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then renamed into it."""
+"""Atomic writes: a file is written beside its place, then renamed into it."""
 
 import os
 import tempfile
@@ -12,7 +12,7 @@ _SUFFIX = ".unfinished"
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
-    """Opens a file for writing that takes the name `path` only once it is complete.
+    """Open a file for writing; it takes the name `path` only once it is complete.
 
     Whoever reads `path` sees the old content or the new, never a part, even if this process
     is killed at any moment; an exception leaves the old content.
@@ -46,6 +46,6 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what `atomic_write` left in `folder` when its process was killed."""
+    """Remove the unfinished files of a killed `atomic_write` in `folder`."""
     for path in folder.glob(f".*-*{_SUFFIX}"):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The settings of JAX that decide numbers: they are part of what a run or a measurement is."""
+"""Settings of JAX that decide numbers, part of the identity of a run or a measurement."""
 
 import os
 from typing import Any
@@ -22,7 +22,7 @@ _HARMLESS = ("--xla_dump", "--xla_force_host_platform_device_count")
 
 
 def jax_settings() -> dict[str, Any]:
-    """Return the settings that decide numbers, and of the platform which it is, as plain values."""
+    """Return the settings that decide numbers, the platform included, as plain values."""
     return {
         name: default_platform()
         if name == "platform"
@@ -32,12 +32,12 @@ def jax_settings() -> dict[str, Any]:
 
 
 def changed_settings() -> dict[str, Any]:
-    """Return the settings that differ from JAX's defaults on a CPU: {} where none does."""
+    """Return the settings that differ from JAX's defaults on a CPU; {} if none does."""
     return {name: value for name, value in jax_settings().items() if value != DEFAULTS[name]}
 
 
 def with_changed_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config that has the changed settings in it: itself where none is changed.
+    """Return a config with the changed settings added; the config itself if none is changed.
 
     >>> with_changed_settings({"n": 1})
     {'n': 1}
@@ -47,13 +47,13 @@ def with_changed_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def xla_flags() -> str:
-    """Return the flags of XLA that may change the rounding, in order, as one text."""
+    """Return the flags of XLA that may change the rounding, sorted, as one text."""
     flags = os.environ.get("XLA_FLAGS", "").split()
     return " ".join(sorted(flag for flag in flags if not flag.startswith(_HARMLESS)))
 
 
 def default_platform() -> str:
-    """Return where arrays are: cpu, gpu or tpu."""
+    """Return the platform of new arrays: cpu, gpu or tpu."""
     device = getattr(jax.config, "jax_default_device", None)
     if device is None:
         return jax.default_backend()

@@ -1,4 +1,4 @@
-"""Holding a folder, so that no two processes write to it at once.
+"""Locks on folders: one process at a time writes to a folder.
 
 The lock is the operating system's: it ends with the process that holds it, however that ends. Files
 beside it, there as long as the folder is held, name the holder.
@@ -23,7 +23,7 @@ _TRIES, _PAUSE = 3, 0.05  # a holder that is just leaving, or has yet to write i
 
 
 class FolderInUseError(RuntimeError):
-    """Another process holds a folder, or has taken it over."""
+    """A folder that another process holds, or has taken over."""
 
 
 class Hold:

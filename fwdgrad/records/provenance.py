@@ -1,4 +1,4 @@
-"""Where a number comes from: the code, the settings of JAX, the versions and the hardware."""
+"""Provenance of a number: code, settings of JAX, versions and hardware."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ _COMPUTING = ("jax", "jaxlib", "numpy", "optax", "equinox")
 
 
 class OtherCodeWarning(UserWarning):
-    """A result from before is used that other code has made, or other versions of packages."""
+    """A record is used again that other code made, or other versions of packages."""
 
 
 def provenance(sources: Sequence[Path] = ()) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def provenance(sources: Sequence[Path] = ()) -> dict[str, Any]:
 
 
 def code_differences(before: Mapping[str, Any], sources: Sequence[Path] = ()) -> str:
-    """Return in words how code and versions of a record differ from this process's: '' if not.
+    """Describe how code and versions of a record differ from this process's; '' if not.
 
     Args:
       before: a record with what `provenance` returned, or an earlier version of it.

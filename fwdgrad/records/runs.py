@@ -1,4 +1,4 @@
-"""What a run leaves behind: its identity, its folder, its metrics and where they come from.
+"""The record of a run: identity, folder, metrics and provenance.
 
 A run is a config and a seed. Runs of one config share an identity, the hash of the config,
 and a folder named after it, with a folder for each seed:
@@ -36,7 +36,7 @@ _AGAIN = "Restore the file, or delete the folder {} to start the run from the be
 
 
 class Metrics(NamedTuple):
-    """One row of `metrics.csv`: the state of training after `step` updates.
+    """A row of `metrics.csv`: the state of training after `step` updates.
 
     Attributes:
       step: the number of updates made.
@@ -56,7 +56,7 @@ class Metrics(NamedTuple):
 
 
 class RunRecord(NamedTuple):
-    """A run that has been read back: its folder, the content of `run.json`, and its metrics."""
+    """A run read back: its folder, the content of `run.json`, and its metrics."""
 
     folder: Path
     info: dict[str, Any]
@@ -64,7 +64,7 @@ class RunRecord(NamedTuple):
 
 
 def config_identity(config: Mapping[str, Any]) -> str:
-    """The first 10 hexadecimal digits of the SHA-256 sum of a config of plain values.
+    """Return the first 10 hexadecimal digits of the SHA-256 sum of a config of plain values.
 
     The order of the keys does not matter.
 
@@ -76,7 +76,7 @@ def config_identity(config: Mapping[str, Any]) -> str:
 
 
 def run_folder(root: str | Path, label: str, identity: str, seed: int) -> Path:
-    """The folder of a run.
+    """Return the folder of a run.
 
     >>> run_folder("runs", "mlp-backprop", "0123456789", 4).as_posix()
     'runs/mlp-backprop-0123456789/seed-4'
@@ -85,12 +85,12 @@ def run_folder(root: str | Path, label: str, identity: str, seed: int) -> Path:
 
 
 def write_metrics(folder: Path, rows: Iterable[Metrics]) -> None:
-    """Write `metrics.csv`; floats are written so that they read back to the bit."""
+    """Write `metrics.csv`; floats read back to the bit."""
     write_table(folder / "metrics.csv", Metrics._fields, rows)
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
-    """Read `metrics.csv`; no rows if there is no such file.
+    """Read `metrics.csv`; return no rows if there is no such file.
 
     Raises:
       RecordError: it is no table of metrics.
@@ -114,7 +114,7 @@ def read_metrics(folder: Path) -> list[Metrics]:
 
 
 def read_info(folder: Path) -> dict[str, Any] | None:
-    """Read `run.json`; None if there is none.
+    """Read `run.json`; return None if there is none.
 
     Raises:
       RecordError: it does not describe a run.
@@ -139,7 +139,7 @@ def read_info(folder: Path) -> dict[str, Any] | None:
 
 
 def read_run(folder: Path) -> RunRecord | None:
-    """Read a run back; None if there is none in `folder`.
+    """Read a run; return None if there is none in `folder`.
 
     Raises:
       RecordError: a file is damaged; of a finished run also if a file is lost or was changed.
@@ -159,7 +159,7 @@ def sums(rows: Iterable[Metrics], config: str) -> dict[str, str]:
 
 
 def _check_finished(record: RunRecord) -> None:
-    """Check the files of a finished run against `run.json`, which has no sums if it is old."""
+    """Check the files of a finished run against the sums in `run.json`; old runs have none."""
     folder, info, rows = record
     path, remedy = folder / "metrics.csv", _AGAIN.format(folder)
     if not path.exists():

@@ -1,4 +1,4 @@
-"""CSV and JSON files: written whole, read to the bit, and checked when they are read."""
+"""CSV and JSON files: written whole, read back to the bit, checked when they are read."""
 
 import csv
 import hashlib
@@ -45,7 +45,7 @@ def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]
 
 
 def read_table(path: Path, remedy: str = _MAKE_AGAIN) -> list[dict[str, str]]:
-    """Read a CSV file: a dict for each row, from the column's name to the text of its entry.
+    """Read a CSV file: for each row a dict from the column's name to the text of its entry.
 
     A byte order mark, quotes and other line ends, as spreadsheets write them, are read.
 
@@ -74,7 +74,7 @@ def read_table(path: Path, remedy: str = _MAKE_AGAIN) -> list[dict[str, str]]:
 
 
 class _Row(dict[str, str]):
-    """A row of a table. A column that is not there is an error that names the file."""
+    """A row of a table; an unknown column raises an error that names the file."""
 
     def __init__(self, path: Path, entries: Iterable[tuple[str, str]]):
         super().__init__(entries)
@@ -86,7 +86,7 @@ class _Row(dict[str, str]):
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all; a number that is not finite becomes a string."""
+    """Write a JSON file, whole or not at all; numbers that are not finite become strings."""
     with atomic_write(path) as file:
         json.dump(_finite(content), file, indent=2, allow_nan=False)
         file.write("\n")
@@ -116,7 +116,7 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with every number that JSON cannot hold as a string: nan, inf or -inf."""
+    """Return `value` with every number that JSON cannot hold as a string: nan, inf or -inf."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

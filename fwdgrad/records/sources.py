@@ -1,4 +1,4 @@
-"""The version of the code: a hash of its syntax trees, without comments, docstrings and layout."""
+"""The version of the code: a hash of its syntax trees, without comments and docstrings."""
 
 import ast
 import hashlib
@@ -27,7 +27,7 @@ def source_sum(more: tuple[Path, ...] = ()) -> str:
 
 
 def syntax(source: str) -> str:
-    """Return the syntax tree as a text: the same for sources that differ in layout and comments.
+    """Return the syntax tree as a text, the same for sources that differ in layout and comments.
 
     >>> syntax("x = (1 +  2)  # three") == syntax("x = 1 + 2")
     True
@@ -38,7 +38,7 @@ def syntax(source: str) -> str:
 
 
 def _add(node: Any, parts: list[str]) -> None:
-    """Append a node's kind and fields, but for empty ones: Python versions differ in them."""
+    """Append a node's kind and its fields, but for empty ones: Python versions differ in them."""
     if isinstance(node, list):
         for item in node:
             _add(item, parts)

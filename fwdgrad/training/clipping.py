@@ -1,4 +1,4 @@
-"""Clipping the norm of an estimate at a running quantile of the norms before it."""
+"""Clipping the norm of a gradient estimate at a running quantile of the norms before it."""
 
 import math
 import numbers
@@ -141,7 +141,7 @@ def clip_by_running_quantile(
 def clipped_sgd(
     learning_rate: Any, *, momentum: float | None = None, **clipping: Any
 ) -> optax.GradientTransformation:
-    """Make SGD whose estimates are clipped by `clip_by_running_quantile`.
+    """Return SGD with estimates clipped by `clip_by_running_quantile`.
 
     Args:
       learning_rate, momentum: as of `optax.sgd`.

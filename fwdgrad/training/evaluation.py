@@ -1,4 +1,4 @@
-"""Means over a whole set of examples, in pieces that fit in memory."""
+"""Means over a set of examples, in pieces that fit in memory."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,7 +16,7 @@ def make_evaluate(
     scores: Callable[[PyTree, PyTree], dict[str, Array]],
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[[PyTree, PyTree], dict[str, float]]:
-    """Makes a function (parameters, examples) -> the mean of each score over all examples.
+    """Return a function (parameters, examples) -> the mean of each score over all examples.
 
     Args:
       scores: (parameters, batch) -> a dict of arrays (n,), one entry an example.

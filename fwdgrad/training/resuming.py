@@ -1,4 +1,4 @@
-"""Whether a recorded run may be handed back or gone on with: the same run, by the same code."""
+"""Resuming: checks that a recorded run is the same run, made by the same code."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,7 +20,7 @@ from fwdgrad.training.run_settings import Settings
 
 
 class DivergedError(FloatingPointError):
-    """A loss was no longer finite."""
+    """A loss that is not finite."""
 
 
 def finished_run(
@@ -30,7 +30,7 @@ def finished_run(
     settings: Settings | None = None,
     sources: Sequence[Path] = (),
 ) -> RunRecord | None:
-    """Return the record of the run in `folder` if it has finished, None if it has not.
+    """Return the record of the run in `folder` if it has finished, else None.
 
     Args:
       folder: the run's folder.
@@ -59,7 +59,7 @@ def finished_run(
 
 
 def check_same_run(folder: Path, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise an error if a recorded run has another seed, other settings or settings of JAX.
+    """Raise ValueError if a recorded run has another seed, other settings or settings of JAX.
 
     Args:
       folder: the run's.
@@ -83,7 +83,7 @@ def check_same_run(folder: Path, before: Mapping[str, Any], wanted: Mapping[str,
 def check_checkpoint(
     folder: Path, wanted: Mapping[str, Any], sources: Sequence[Path], accept_other_code: bool
 ) -> dict[str, Any] | None:
-    """Return what a checkpoint says of the run; None if there is none.
+    """Return the `about` of a run's checkpoint, checked; None if there is no checkpoint.
 
     Raises:
       CheckpointError: it is damaged, or of a run of another seed or settings.

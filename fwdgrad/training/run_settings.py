@@ -1,4 +1,4 @@
-"""How long to train and in what pieces; what is of no use is refused before anything compiles."""
+"""Length and pieces of a training, and its arguments, checked before anything compiles."""
 
 import math
 import numbers
@@ -16,7 +16,7 @@ _LARGEST_STEP = 2**31 - 1  # the step is counted in int32
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and in what pieces to train.
+    """The length and the pieces of a training.
 
     Attributes:
       num_steps: the number of updates.
@@ -43,7 +43,7 @@ class Settings:
 
 
 class Identity(NamedTuple):
-    """Seed, settings, the text of the config, and further files of the code of a run."""
+    """The identity of a run: seed, settings, config, and further files of its code."""
 
     seed: int
     settings: Settings
@@ -57,7 +57,7 @@ class Identity(NamedTuple):
 def check_arguments(
     seed: Any, checkpoint_seconds: Any, show_progress: Any, rate: Callable[[int], Any], steps: int
 ) -> None:
-    """Raise an error if an argument of `train` is of no use: before anything is compiled."""
+    """Raise an error if an argument of `train` is wrong, before anything is compiled."""
     check_seed(seed)
     if not isinstance(checkpoint_seconds, numbers.Real) or isinstance(checkpoint_seconds, bool):
         raise TypeError(f"checkpoint_seconds must be a number; found {checkpoint_seconds!r}.")
@@ -70,7 +70,7 @@ def check_arguments(
 
 
 def check_seed(seed: Any) -> None:
-    """Raise an error if `seed` is no integer, or one that is not told apart from others."""
+    """Raise an error unless `seed` is an integer that `jax.random.key` keeps in full."""
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"seed must be an integer; found {seed!r}.")
     if not 0 <= seed <= _LARGEST_SEED:

@@ -8,7 +8,7 @@ import optax
 
 
 def exponential_decay(initial: float, rate: float) -> optax.Schedule:
-    """The paper's decay η_i = η₀ e^(−ik), i the number of the step, k = `rate`.
+    """Return the paper's decay η_i = η₀ e^(−ik), i the number of the step, k = `rate`.
 
     Args:
       initial: η₀, positive.
