@@ -1,4 +1,7 @@
-"""Confidence intervals of means, medians and proportions."""
+"""Confidence intervals of means, medians and proportions.
+
+`scipy.stats` is imported where it is used, since its import takes half a second.
+"""
 
 import math
 from collections.abc import Sequence
@@ -47,6 +50,7 @@ def mean_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0.9
     mean = float(values.mean())
     if n == 1:
         return Interval(mean, float("nan"), float("nan"), n)
+    # Not `scipy.stats.t.interval`: of samples that are all equal that is nan.
     half = special.stdtrit(n - 1, (1 + confidence) / 2) * values.std(ddof=1) / n**0.5
     return Interval(mean, float(mean - half), float(mean + half), n)
 
@@ -62,11 +66,10 @@ def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Int
 
     Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference (1927).
     """
-    z = special.ndtri((1 + confidence) / 2)
-    share = successes / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return Interval(share, float(max(0, centre - half)), float(min(1, centre + half)), n)
+    from scipy import stats
+
+    ends = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Interval(successes / n, float(ends.low), float(ends.high), n)
 
 
 def median_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
@@ -80,9 +83,8 @@ def median_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0
     >>> print(median_interval(range(9)))
     4 [1, 7]
     """
-    values = np.sort(np.asarray(samples, float))
-    n = len(values)
-    tails = 2 * special.bdtr(np.arange(n), n, 0.5)  # 2 P(B < k) for k = 1 … n
-    k = int(np.sum(tails <= 1 - confidence))
-    low, high = (values[k - 1], values[n - k]) if k > 0 else (np.nan, np.nan)
-    return Interval(float(np.median(values)), float(low), float(high), n)
+    from scipy import stats
+
+    values = np.asarray(samples, float)
+    ends = stats.quantile_test(values).confidence_interval(confidence)
+    return Interval(float(np.median(values)), float(ends.low), float(ends.high), len(values))
