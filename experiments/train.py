@@ -4,6 +4,10 @@ Any key of configs/train.yaml can be set on the command line, and `-m` makes a s
 
     python -m experiments.train -m seed=0,1,2 estimator=forward,backprop num_steps=2000
 
+With the extra `tune`, Optuna searches for the learning rate of the least validation loss:
+
+    python -m experiments.train -m +search=optuna model=mlp estimator=backprop num_steps=2000
+
 A run that was interrupted goes on when it is started again; a finished one is not repeated.
 """
 
@@ -13,9 +17,11 @@ from experiments.common import commands, from_config
 
 
 @commands.of("train")
-def command(cfg: DictConfig) -> None:
+def command(cfg: DictConfig) -> float:
+    """Return the last validation loss, which a search by Optuna makes small."""
     record = from_config.run(cfg)
     print(f"{from_config.summary(record)}\nrecorded in {record.folder}")
+    return record.info["final"]["valid_loss"]
 
 
 if __name__ == "__main__":

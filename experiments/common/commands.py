@@ -24,7 +24,7 @@ from experiments.common import settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
-Command = Callable[[DictConfig], None]
+Command = Callable[[DictConfig], Any]
 
 # For Hydra's own folder of a sweep, which it makes before a command runs.
 OmegaConf.register_new_resolver(
@@ -54,12 +54,12 @@ def of(config_name: str) -> Callable[[Command], Command]:
 
     def decorate(function: Command) -> Command:
         @functools.wraps(function)
-        def command(cfg: DictConfig) -> None:
+        def command(cfg: DictConfig) -> Any:
             for stream in (sys.stdout, sys.stderr):
                 if hasattr(stream, "reconfigure"):  # not one that a test or a notebook put there
                     stream.reconfigure(errors="backslashreplace")
             settings.check(cfg, config_name)
-            function(cfg)
+            return function(cfg)
 
         command.config_name = config_name  # type: ignore[attr-defined]
         return command

@@ -174,11 +174,12 @@ def optimizer(cfg: DictConfig) -> optax.GradientTransformation:
     Raises:
       ValueError: it cannot make a step.
     """
+    rate = _learning_rate(cfg)
     with settings.named("optimizer"):
-        made = instantiate(cfg.optimizer, learning_rate=_learning_rate(cfg), _convert_="all")
+        made = instantiate(cfg.optimizer, learning_rate=rate, _convert_="all")
         jax.eval_shape(partial(_any_step, made))
-    rate = cfg.estimator.get("guess_rate")
-    return made if rate is None else guided_optimizer(made, rate)
+    guess_rate = cfg.estimator.get("guess_rate")
+    return made if guess_rate is None else guided_optimizer(made, guess_rate)
 
 
 def _any_step(transformation: optax.GradientTransformation) -> Any:
@@ -188,9 +189,26 @@ def _any_step(transformation: optax.GradientTransformation) -> Any:
 
 
 def _learning_rate(cfg: DictConfig) -> Any:
-    """A number, or a function of the step."""
+    """Return a number, or a function of the step.
+
+    Raises:
+      ValueError: a schedule is constant over the run, and its config does not say so.
+    """
     rate = cfg.optimizer.learning_rate
-    return instantiate(rate) if isinstance(rate, DictConfig) else rate
+    if not isinstance(rate, DictConfig):
+        return rate
+    with settings.named("optimizer.learning_rate"):
+        schedule = instantiate(rate, _convert_="all")
+        is_constant = rate._target_ == "optax.constant_schedule" or rate.get("rate") == 0
+        rates = jax.vmap(schedule)(jnp.arange(cfg.num_steps + 1))
+        # As optax's are with transition_steps=0, without an error.
+        if not is_constant and (rates == rates[0]).all():
+            raise ValueError(
+                f"{rate._target_} is {rates[0]:g} at all steps from 0 to {cfg.num_steps}. Give it "
+                "arguments with which it changes in this run (steps count updates), or, for a "
+                "constant rate, a number: optimizer.learning_rate=NUMBER."
+            )
+    return schedule
 
 
 class Training:

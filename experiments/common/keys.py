@@ -57,7 +57,7 @@ ARGUMENTS: dict[str, Kind] = {
     "learning_rate": POSITIVE,  # or a schedule, which is constructed
     "initial": POSITIVE,
     "rate": NOT_NEGATIVE,
-    "init_value": POSITIVE,
+    "init_value": NOT_NEGATIVE,  # 0 where a schedule warms up
     "decay_steps": POSITIVE_INTEGER,
     "quantile": FRACTION,
     "multiple": POSITIVE,

@@ -1,4 +1,8 @@
-"""Tuning: a learning rate chosen on the validation set, in the same way for every method."""
+"""Tuning: a learning rate chosen on the validation set, in the same way for every method.
+
+The recorded protocol tries a grid, each rate once, so that all methods have the same rates and the
+same number of runs; a search (`+search=optuna` of `experiments.train`) would give each its own.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping

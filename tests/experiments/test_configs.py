@@ -22,13 +22,15 @@ GROUPS = {
     for folder in sorted(CONFIGS.iterdir())
     if folder.is_dir()
 }
-OF_TRAIN = [(g, o) for g in GROUPS if g not in ("preset", "experiment") for o in GROUPS[g]]
+OF_TRAIN = [
+    (g, o) for g in GROUPS if g not in ("preset", "experiment", "search") for o in GROUPS[g]
+]
 
 
 def test_the_groups_are_those_that_the_readme_names():
     assert set(GROUPS) == {
         "dataset", "estimator", "experiment", "model", "optimizer", "preset", "tangents",
-        "space", "aggregation", "guess",
+        "space", "aggregation", "guess", "search",
     }  # fmt: skip
 
 

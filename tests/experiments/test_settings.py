@@ -128,7 +128,7 @@ TABLE = {
     "layerwise": BOOLEAN,
     "exact_last": BOOLEAN,
     "momentum": FRACTION,
-    "init_value": POSITIVE,
+    "init_value": ([-1.0, *NOT_NUMBERS], [0, 1e-4]),
     "decay_steps": POSITIVE_INTEGER,
     "quantile": FRACTION,
     "multiple": POSITIVE,
