@@ -1,6 +1,7 @@
 """The keys of every config in `configs/`, each with the kind of its value.
 
-A key that ends in ? may be left out; `EACH` stands for any name.
+A key that ends in ? may be left out; `EACH` stands for any name. Checked here, since OmegaConf's
+structured configs know types and no ranges, and nothing of a constructor's arguments.
 """
 
 from typing import Any

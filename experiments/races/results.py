@@ -192,7 +192,7 @@ def _when_backprop(line: Line, lines: Lines, at_most: float | None) -> str:
     """Return a line's time over backprop's to the line's mean, between two lengths of its runs.
 
     The interval is of means drawn anew, of this line and of each length of backprop, as Student's
-    intervals have them.
+    intervals have them; `scipy.stats.bootstrap` has too narrow ones of few seeds.
     """
     backprops = list(_backprops(lines).values())
     if not backprops:

@@ -101,7 +101,8 @@ def test_a_search_by_optuna(tmp_path):
     """Of two trials the better one is named, and a run that diverges is a trial that has failed."""
     result = run(
         "-m", "experiments.train", "-m", "+search=optuna", "hydra.sweeper.n_trials=3",
-        "hydra.sweeper.sampler.seed=1", "hydra.sweeper.params.learning_rate='choice(1e-4,1e-3,1e38)'",
+        "hydra.sweeper.sampler.seed=1",
+        "hydra.sweeper.params.learning_rate='choice(1e-4,1e-3,1e38)'",
         "model=logistic", "num_steps=2", "eval_every=2", "steps_per_call=2",
         f"output.root={tmp_path}",
     )  # fmt: skip
