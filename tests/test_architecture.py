@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdgrad.util.jax_internals import TESTED_VERSIONS
+from fwdgrad.util.layouts import TESTED_VERSIONS
 
 ROOT = Path(__file__).parents[1]
 # The library from the ground up: a package may import those that its row names.

@@ -15,20 +15,19 @@ import numpy as np
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.propagation.jaxprs import carried, environment
-from fwdgrad.propagation.tracing import find_custom_vjp, without_custom_vjp
+from fwdgrad.propagation.jaxprs import carried
+from fwdgrad.propagation.tracing import without_custom_vjp
 from fwdgrad.util.jax_internals import (
+    Program,
     bind,
     called_jaxpr,
-    cond_branches,
     custom_jvp_body,
     function_name,
     is_custom_vjp,
     is_inexact,
-    is_platform_dependent,
-    scan_parts,
-    while_parts,
+    read_program,
 )
+from fwdgrad.util.layouts import cond_branches, is_platform_dependent, scan_parts, while_parts
 from fwdgrad.util.source_info import context_of, place
 
 _DIRECTIONS = 4
@@ -67,17 +66,17 @@ class CustomRule(NamedTuple):
         return f"{self.function}, called at {self.place}: {verdict}"
 
 
-def entered_custom_rules(jaxpr: Any, values: Sequence[Any] | None) -> tuple[CustomRule, ...]:
-    """Return the custom_vjp functions that tangents of the inputs of a ClosedJaxpr reach.
+def entered_custom_rules(program: Program, values: Sequence[Any] | None) -> tuple[CustomRule, ...]:
+    """Return the custom_vjp functions that tangents of the inputs of a program reach.
 
     Args:
-      jaxpr: the ClosedJaxpr of the loss; its inputs are the parameters.
+      program: the loss; its inputs are the parameters.
       values: the inputs at which rules are compared; None if inputs or constants are abstract.
     """
-    if not any(find_custom_vjp(equation) for equation in jaxpr.jaxpr.eqns):
+    if not any(equation.custom_vjp for equation in program.eqns):
         return ()
     walk = _Walk()
-    walk.through(jaxpr, values, [is_inexact(v) for v in jaxpr.jaxpr.invars])
+    walk.through(program, values, [is_inexact(v) for v in program.invars])
     return tuple(walk.found.values())
 
 
@@ -95,17 +94,17 @@ class _Walk:
         self.found: dict[tuple[str, str], CustomRule] = {}
 
     def through(
-        self, jaxpr: Any, inputs: Sequence[Any] | None, active: Sequence[bool]
+        self, program: Program, inputs: Sequence[Any] | None, active: Sequence[bool]
     ) -> tuple[list[Any] | None, list[bool]]:
-        """Walk through a ClosedJaxpr; return its outputs (None without inputs) and their activity.
+        """Walk through a program; return its outputs (None without inputs) and their activity.
 
         A value is active if a tangent can reach it.
         """
-        variables = jaxpr.jaxpr.invars
+        variables = program.invars
         active_variables = {v for v, is_active in zip(variables, active, strict=True) if is_active}
         values: dict[Any, Any] | None = None
         if inputs is not None:
-            values = environment(jaxpr, inputs)
+            values = program.environment(inputs)
 
         def read(atoms: Sequence[Any]) -> list[Any] | None:
             if values is None:
@@ -115,7 +114,7 @@ class _Walk:
         def are_active(atoms: Sequence[Any]) -> list[bool]:
             return [not isinstance(v, jex_core.Literal) and v in active_variables for v in atoms]
 
-        for equation in jaxpr.jaxpr.eqns:
+        for equation in program.eqns:
             with context_of(equation):
                 operands, reached = read(equation.invars), are_active(equation.invars)
                 outputs, pushed = self._equation(equation, operands, reached)
@@ -123,7 +122,7 @@ class _Walk:
                 values.update(zip(equation.outvars, outputs, strict=True))
             both = zip(equation.outvars, pushed, strict=True)
             active_variables.update(v for v, is_active in both if is_active)
-        return read(jaxpr.jaxpr.outvars), are_active(jaxpr.jaxpr.outvars)
+        return read(program.outvars), are_active(program.outvars)
 
     def _equation(
         self, equation: Any, operands: list[Any] | None, active: list[bool]
@@ -131,14 +130,14 @@ class _Walk:
         """Evaluate an equation; return its outputs (None without operands) and their activity."""
         reaches = any(active) and equation.primitive is not primitives.stop_gradient_p
         pushed = [reaches and is_inexact(v) for v in equation.outvars]
-        inner = find_custom_vjp(equation) if reaches else None
+        inner = equation.custom_vjp if reaches else None
         # A custom_jvp function is not entered: forward mode uses its rule.
         if inner is not None and custom_jvp_body(equation) is None:
             if is_custom_vjp(equation):
                 self._compare(equation, operands, active)
             body = called_jaxpr(equation)
             if body is not None:
-                return self.through(body, operands, active)
+                return self.through(read_program(body), operands, active)
             pushed = self._control_flow(equation, inner, operands, active) or pushed
         return None if operands is None else bind(equation, operands), pushed
 
@@ -151,7 +150,9 @@ class _Walk:
             index = None if operands is None else int(np.clip(operands[0], 0, None))
             for i, branch in enumerate(cond_branches(equation)):
                 taken = operands is not None and i == index
-                self.through(branch, operands[1:] if taken and operands else None, active[1:])
+                self.through(
+                    read_program(branch), operands[1:] if taken and operands else None, active[1:]
+                )
         elif primitive is primitives.scan_p:
             scan = scan_parts(equation)
             n, m = scan.num_consts, scan.num_consts + scan.num_carry
@@ -160,14 +161,16 @@ class _Walk:
             if operands is not None and scan.length:
                 at = -1 if scan.reverse else 0
                 first = [*operands[:m], *(x[at] for x in operands[m:])]
-            _, pushed = self.through(scan.body, first, [*active[:n], *carried_active, *active[m:]])
+            carried_active = [*active[:n], *carried_active, *active[m:]]
+            _, pushed = self.through(read_program(scan.body), first, carried_active)
             return pushed
         elif primitive is primitives.while_p:
             loop = while_parts(equation)
             n, m = loop.num_condition_consts, loop.num_body_consts
             carried_active = carried(loop.body.jaxpr, active[n : n + m], active[n + m :], ())
             first = None if operands is None else operands[n:]
-            _, pushed = self.through(loop.body, first, [*active[n : n + m], *carried_active])
+            carried_active = [*active[n : n + m], *carried_active]
+            _, pushed = self.through(read_program(loop.body), first, carried_active)
             return pushed
         else:
             self._add(inner, None, f"it is called inside of `{primitive.name}`")
@@ -222,7 +225,7 @@ def _difference(equation: Any, operands: list[Any], active: list[bool]) -> float
 
     xs = [operands[i] for i in positions]
     values, pull_back = jax.vjp(function(equation), *xs)
-    computed = function(without_custom_vjp(equation))
+    computed = function(without_custom_vjp(equation.source))
     by_rule, by_function = np.zeros(_DIRECTIONS), np.zeros(_DIRECTIONS)
     for k in range(_DIRECTIONS):
         v, c = directions(xs), directions(values)

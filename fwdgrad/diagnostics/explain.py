@@ -196,10 +196,10 @@ def _custom_rules(loss_at: Callable[..., Loss], call: Call) -> tuple[CustomRule,
 
     def walk(params: PyTree, *args: Any) -> None:
         loss = loss_at(params, *args)
-        jaxpr = trace(loss.at, loss.theta, enter_custom_vjp=False).jaxpr
-        if jaxpr is not None:  # or it is JAX's own error if there is one
+        program = trace(loss.at, loss.theta, enter_custom_vjp=False).program
+        if program is not None:  # or it is JAX's own error if there is one
             values = loss.theta if call.is_concrete else None
-            found.extend(entered_custom_rules(jaxpr, values))
+            found.extend(entered_custom_rules(program, values))
 
     if call.is_concrete:
         walk(*call.rebuild(call.params, call.arrays))
@@ -222,7 +222,7 @@ def _nonfinite(loss_at: Callable[..., Loss], call: Call, record: Record) -> str:
             return losses_alone(loss, theta, leaves, structure), None
 
         traced = loss.trace(of_examples, loss.theta)
-    return str(find_nonfinite(traced.jaxpr, loss.theta))
+    return str(find_nonfinite(traced.required(needed_by="check_nan=True"), loss.theta))
 
 
 def _named(space: Any) -> str:

@@ -15,18 +15,11 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
 from fwdgrad.propagation.interpreter import Context, propagate, propagate_equations
-from fwdgrad.propagation.jaxprs import environment
 from fwdgrad.propagation.record import described
 from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.forms import Tangent, dense
-from fwdgrad.util.jax_internals import (
-    called_jaxpr,
-    cond_branches,
-    is_platform_dependent,
-    read_equations,
-    scan_parts,
-    while_parts,
-)
+from fwdgrad.util.jax_internals import Program, called_jaxpr, read_program
+from fwdgrad.util.layouts import cond_branches, is_platform_dependent, scan_parts, while_parts
 from fwdgrad.util.source_info import context_of
 
 MAX_ITERATIONS = 10_000  # of a loop; the search evaluates them one by one
@@ -55,17 +48,17 @@ class NonFinite(NamedTuple):
         return "\n  ".join([f"{summary}, because", *self.places])
 
 
-def find_nonfinite(jaxpr: Any, leaves: Sequence[Any]) -> NonFinite:
-    """Search a ClosedJaxpr for the equations at which a value or a tangent becomes non-finite.
+def find_nonfinite(program: Program, leaves: Sequence[Any]) -> NonFinite:
+    """Search a program for the equations at which a value or a tangent becomes non-finite.
 
     Args:
-      jaxpr: a ClosedJaxpr from the parameters to a loss, or to losses that are averaged, as its
+      program: from the parameters to a loss, or to losses that are averaged, as its
         first output.
       leaves: the values of the parameters.
     """
     random = np.random.default_rng(0)
     tangents = [jnp.asarray(random.choice([-1.0, 1.0], x.shape), x.dtype)[None] for x in leaves]
-    outputs = _Search().through(jaxpr, leaves, tangents)
+    outputs = _Search().through(program, leaves, tangents)
     value, tangent, places = outputs[0]
     derivative = 0.0 if tangent is None else float(np.mean(dense(tangent)))
     return NonFinite(float(np.mean(value)), derivative, places)
@@ -79,15 +72,15 @@ class _Search:
     """The search through nested jaxprs: of calls, branches and loops."""
 
     def through(
-        self, jaxpr: Any, primals: Sequence[Any], tangents: Sequence[Tangent]
+        self, program: Program, primals: Sequence[Any], tangents: Sequence[Tangent]
     ) -> list[_Dual]:
-        """Push tangents through a ClosedJaxpr; search inside of equations with bad outputs."""
-        values = environment(jaxpr, primals)
-        duals: dict[Any, Tangent] = dict(zip(jaxpr.jaxpr.invars, tangents, strict=True))
+        """Push tangents through a program; search inside of equations with bad outputs."""
+        values = program.environment(primals)
+        duals: dict[Any, Tangent] = dict(zip(program.invars, tangents, strict=True))
         causes: dict[Any, tuple[str, ...]] = {}
         # An input that is bad already has its cause outside of this jaxpr.
-        causes.update((v, ()) for v in jaxpr.jaxpr.invars if _is_bad(values[v], duals[v]))
-        for equation in read_equations(jaxpr.jaxpr):
+        causes.update((v, ()) for v in program.invars if _is_bad(values[v], duals[v]))
+        for equation in program.eqns:
             read = equation.reads
             known, moving = {v: values[v] for v in read}, {v: duals.get(v) for v in read}
             everything = {*read, *equation.outvars}
@@ -106,18 +99,18 @@ class _Search:
             duals.update((v, moving.get(v)) for v in equation.outvars)
         return [
             (*_read(v, values, duals), () if _is_literal(v) else causes.get(v, ()))
-            for v in jaxpr.jaxpr.outvars
+            for v in program.outvars
         ]
 
     def _inside(self, equation: Any, operands: Sequence[Any]) -> tuple[str, ...]:
         """Return the places inside of a call, a branch or a loop; none for any other equation."""
         primals, tangents = [x for x, _ in operands], [t for _, t in operands]
         if (body := called_jaxpr(equation)) is not None:
-            return _places(self.through(body, primals, tangents))
+            return _places(self.through(read_program(body), primals, tangents))
         if equation.primitive is primitives.cond_p and not is_platform_dependent(equation):
             branches = cond_branches(equation)
             taken = branches[int(np.clip(primals[0], 0, len(branches) - 1))]
-            return _places(self.through(taken, primals[1:], tangents[1:]))
+            return _places(self.through(read_program(taken), primals[1:], tangents[1:]))
         if equation.primitive is primitives.scan_p:
             return self._inside_scan(equation, primals, tangents)
         if equation.primitive is primitives.while_p:
@@ -169,7 +162,7 @@ class _Search:
         self, equation: Any, body: Any, primals: list[Any], tangents: list[Any], i: int
     ) -> tuple[str, ...]:
         """Return the places inside of the i-th iteration of a loop."""
-        found = _places(self.through(body, primals, tangents))
+        found = _places(self.through(read_program(body), primals, tangents))
         return tuple(f"{place}, in iteration {i} of {described(equation)}" for place in found)
 
     def _described(
@@ -205,7 +198,7 @@ def _compiled(jaxpr: Any) -> Any:
 
 def _pushed(jaxpr: Any, primals: list[Any], tangents: list[Any]) -> tuple[list[Any], list[Any]]:
     """Return the outputs of a ClosedJaxpr and their dense tangents."""
-    outputs, pushed = propagate(_RULES, jaxpr, primals, tangents)
+    outputs, pushed = propagate(_RULES, read_program(jaxpr), primals, tangents)
     return outputs, [None if t is None else dense(t) for t in pushed]
 
 

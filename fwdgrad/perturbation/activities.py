@@ -131,10 +131,12 @@ class _AtActivities:
         with noting_minibatches_of_one():
             one = types_of_one(self._examples)
             traced = loss.trace(of_example, self._leaves, one)
-            jaxpr = traced.required(needed_by="space=Activities()")
-        check_own_losses(one, jaxpr.out_avals[0])
+            program = traced.required(needed_by="space=Activities()")
+        check_own_losses(one, program.outvars[0].aval)
         self._flat = traced.flat
-        self._loss = NoisyLoss(inlined(jaxpr), len(self._leaves), space.layerwise, space.exact_last)
+        self._loss = NoisyLoss(
+            inlined(program), len(self._leaves), space.layerwise, space.exact_last
+        )
         sites = self._loss.sites
         self._own = [i for i in self._loss.noisy if sites[i].per_example]
         self._shared = [i for i in self._loss.noisy if not sites[i].per_example]

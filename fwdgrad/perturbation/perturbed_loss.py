@@ -10,7 +10,7 @@ from fwdgrad.perturbation.noisy_site import NoisySite, Operand
 from fwdgrad.perturbation.post_activation import find_post_activation
 from fwdgrad.perturbation.sites import Plan, find_sites
 from fwdgrad.propagation.interpreter import Context, padded, propagate_equations
-from fwdgrad.propagation.jaxprs import FlatJaxpr, evaluate, read_atoms, variables
+from fwdgrad.propagation.jaxprs import evaluate, read_atoms, variables
 from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.forms import (
     Tangent,
@@ -19,6 +19,7 @@ from fwdgrad.tangents.forms import (
     dense,
     inner,
 )
+from fwdgrad.util.jax_internals import Program
 from fwdgrad.util.source_info import context_of
 from fwdgrad.util.trees import Array
 from fwdgrad.util.validation import exact_last_note
@@ -75,7 +76,7 @@ class NoisyLoss:
       read: the variables that the sites' programs read.
     """
 
-    def __init__(self, jaxpr: FlatJaxpr, num_parameters: int, layerwise: bool, exact_last: bool):
+    def __init__(self, jaxpr: Program, num_parameters: int, layerwise: bool, exact_last: bool):
         self.jaxpr = jaxpr
         plan = find_sites(self.jaxpr, num_parameters)
         self.sites, self.varying = plan.sites, plan.varying

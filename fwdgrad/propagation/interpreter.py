@@ -24,12 +24,12 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.propagation.jaxprs import environment, has_staged_rule, variables
+from fwdgrad.propagation.jaxprs import has_staged_rule, variables
 from fwdgrad.propagation.record import Record, current_record, described, reason_of_loss
-from fwdgrad.propagation.tracing import derivative_of_kernel, find_custom_vjp, raise_for_custom_vjp
+from fwdgrad.propagation.tracing import derivative_of_kernel, raise_for_custom_vjp
 from fwdgrad.tangents.base import StructuredTangent
-from fwdgrad.tangents.forms import Tangent, count_tangents, dense
-from fwdgrad.util.jax_internals import bind, function_name, is_kernel, read_equations
+from fwdgrad.tangents.forms import Tangent, dense
+from fwdgrad.util.jax_internals import Equation, Program, bind, function_name
 from fwdgrad.util.programs import evaluate_equation, map_over, run_compiled
 from fwdgrad.util.source_info import context_of, place
 from fwdgrad.util.trees import Array
@@ -51,7 +51,7 @@ class CannotBeStagedError(TypeError):
 
 @dataclass(frozen=True)
 class Context:
-    """What holds for a whole propagation.
+    """Settings shared by all rules in a propagation.
 
     Attributes:
       rules: of each primitive (`fwdgrad.propagation.rules.registry`), by the name of one of JAX,
@@ -62,7 +62,7 @@ class Context:
     rules: Mapping[Any, Any]
     record: Record | None = field(default_factory=current_record)
 
-    def rule_of(self, equation: Any) -> Any:
+    def rules_of(self, equation: Any) -> Any:
         """Return the rules of a primitive of the user's own, or of one of JAX; None if none."""
         own = self.rules.get(equation.primitive)
         return self.rules.get(equation.name) if own is None else own
@@ -77,36 +77,34 @@ class Context:
         if self.record is not None and tangent.origin:
             self.record.lose(tangent.origin, described(equation), reason)
 
-    def written_out(self, equation: Any, tangent: Tangent, reason: str) -> Array | None:
-        """Return the tangent as an array, and record that its structure is lost here."""
+    def materialize(self, equation: Any, tangent: Tangent, reason: str) -> Array | None:
+        """Return the dense tangent, and record that its structure is lost."""
         if isinstance(tangent, StructuredTangent):
             self.observe_loss(equation, tangent, reason)
         return None if tangent is None else dense(tangent)
 
 
 def propagate(
-    context: Context, jaxpr: Any, primals: Sequence[Any], tangents: Sequence[Tangent]
+    context: Context, program: Program, primals: Sequence[Any], tangents: Sequence[Tangent]
 ) -> tuple[list[Any], list[Tangent]]:
-    """Evaluates a ClosedJaxpr at `primals` with their `tangents`: its outputs, and theirs."""
-    values = environment(jaxpr, primals)
-    duals = dict(zip(jaxpr.jaxpr.invars, tangents, strict=True))
-    propagate_equations(
-        context, read_equations(jaxpr.jaxpr), values, duals, set(variables(jaxpr.jaxpr.outvars))
-    )
-    pairs = [_read(v, values, duals) for v in jaxpr.jaxpr.outvars]
+    """Evaluate a program at `primals` with `tangents`; return its outputs and their tangents."""
+    values = program.environment(primals)
+    duals = dict(zip(program.invars, tangents, strict=True))
+    propagate_equations(context, program.eqns, values, duals, set(variables(program.outvars)))
+    pairs = [_read(v, values, duals) for v in program.outvars]
     return [x for x, _ in pairs], [t for _, t in pairs]
 
 
 def propagate_equations(
     context: Context,
-    equations: Sequence[Any],
+    equations: Sequence[Equation],
     values: dict[Any, Any],
     duals: dict[Any, Tangent],
     kept: Set[Any],
 ) -> None:
-    """Evaluates equations, adding what they compute to `values` and its tangents to `duals`.
+    """Evaluate equations, adding the outputs to `values` and their tangents to `duals`.
 
-    What is not in `kept` is dropped from both when it has been read for the last time.
+    A variable that is not in `kept` is dropped from both when it has been read for the last time.
     """
     last_read = {v: i for i, e in enumerate(equations) for v in e.reads}
     for i, equation in enumerate(equations):
@@ -115,7 +113,6 @@ def propagate_equations(
         with context_of(equation):
             tangents = _aligned(context, equation, tangents)
             outputs, pushed = _evaluate(context, equation, primals, tangents)
-            _check_shapes(equation, tangents, pushed)
             values.update(zip(equation.outvars, outputs, strict=True))
         duals.update(zip(equation.outvars, pushed, strict=True))
         for v in equation.reads:  # nothing is kept alive longer than it is read
@@ -135,47 +132,64 @@ def _read(
 def _aligned(context: Context, equation: Any, tangents: list[Tangent]) -> list[Tangent]:
     """Return the tangents of an equation's operands, as many of each: zeros come after the fewer.
 
-    The tangent of an array without entries is written out: that costs nothing, and no rule has to
+    The tangent of an array without entries is materialised: that costs nothing, and no rule has to
     tell an axis of size zero from one on which a factor does not depend.
     """
     tangents = [
-        dense(t) if isinstance(t, StructuredTangent) and 0 in t.shape else t for t in tangents
+        t.dense() if isinstance(t, StructuredTangent) and 0 in t.shape else t for t in tangents
     ]
-    numbers = {count_tangents(t) for t in tangents if t is not None}
+    numbers = {_number(t) for t in tangents if t is not None}
     if len(numbers) <= 1:
         return tangents
     reason = "its operands have tangents of different layers"
-    arrays = [context.written_out(equation, t, reason) for t in tangents]
+    arrays = [context.materialize(equation, t, reason) for t in tangents]
     return [None if t is None else padded(t, max(numbers)) for t in arrays]
 
 
+def _number(tangent: Array | StructuredTangent) -> int:
+    return tangent.num_tangents if isinstance(tangent, StructuredTangent) else len(tangent)
+
+
 def padded(tangents: Array, number: int) -> Array:
-    """The tangents (K, ...), and zeros after them until there are `number`."""
+    """Return the tangents (K, ...) with zeros after them, `number` in all."""
     missing = number - tangents.shape[0]
     return jnp.pad(tangents, [(0, missing), *[(0, 0)] * (tangents.ndim - 1)])
 
 
 def _evaluate(
-    context: Context, equation: Any, primals: list[Any], tangents: list[Tangent]
+    context: Context, equation: Equation, primals: list[Any], tangents: list[Tangent]
 ) -> tuple[list[Any], Sequence[Tangent]]:
     if all(t is None for t in tangents):
         return evaluate_equation(equation, primals), [None] * len(equation.outvars)
-    rule = context.rule_of(equation)
-    if rule is not None:
-        result = rule(context, equation, primals, tangents)
+    rules, structured = context.rules_of(equation), any(map(_is_structured, tangents))
+    if rules is not None and (structured or rules.takes_dense):
+        result = rules(context, equation, primals, tangents)
         if result is not NotImplemented:
+            _check_shapes(equation, tangents, result[1])
             return result
     if not equation.is_inexact:  # a comparison: no tangent goes on from here
         return evaluate_equation(equation, primals), [None] * len(equation.outvars)
-    arrays = [
-        context.written_out(equation, t, _reason(context, equation, tangents, t)) for t in tangents
-    ]
-    if (inner := find_custom_vjp(equation)) is not None:
-        raise_for_custom_vjp(inner)
+    if structured:
+        reasons = [_reason(context, equation, tangents, t) for t in tangents]
+        both = zip(tangents, reasons, strict=True)
+        tangents = [context.materialize(equation, t, reason) for t, reason in both]
+    return _differentiated(equation, primals, tangents)  # type: ignore[arg-type]
+
+
+def _is_structured(tangent: Tangent) -> bool:
+    return isinstance(tangent, StructuredTangent)
+
+
+def _differentiated(
+    equation: Equation, primals: list[Any], tangents: list[Array | None]
+) -> tuple[list[Any], Sequence[Tangent]]:
+    """Evaluate one equation by `jax.jvp`; raise an error that names it if that cannot be."""
 
     def fun(values: list[Any]) -> list[Any]:
         return bind(equation, values)
 
+    if equation.custom_vjp is not None:
+        raise_for_custom_vjp(equation.custom_vjp)
     if equation.primitive is primitives.custom_jvp_call_p and not has_staged_rule(equation):
         raise CannotBeStagedError(
             f"the rule of the custom_jvp function {function_name(equation)}, called at "
@@ -184,13 +198,13 @@ def _evaluate(
             "Pass what the rule uses as arguments; or use space=Weights(), which then pushes the "
             "whole of fun forward by jax.jvp."
         )
-    number = next(count_tangents(t) for t in tangents if t is not None)
+    number = next(len(t) for t in tangents if t is not None)
     if equation.has_loops:
-        return run_compiled(lambda xs, ts: jvp(fun, xs, ts, number), primals, arrays)
-    if not is_kernel(equation):
-        return jvp(fun, primals, arrays, number)
+        return run_compiled(lambda xs, ts: jvp(fun, xs, ts, number), primals, tangents)
+    if not equation.is_kernel:
+        return jvp(fun, primals, tangents, number)
     with derivative_of_kernel(equation):
-        return jvp(fun, primals, _with_zeros(primals, arrays, number), number)
+        return jvp(fun, primals, _with_zeros(primals, tangents, number), number)
 
 
 def _with_zeros(
@@ -212,18 +226,18 @@ def _reason(context: Context, equation: Any, tangents: Sequence[Tangent], lost: 
     """Return why no rule could keep the structure of a tangent, if a record wants to know."""
     if context.record is None or not isinstance(lost, StructuredTangent):
         return ""
-    rule = context.rule_of(equation)
-    has_rule = rule is not None and type(lost) in rule.forms
+    rules = context.rules_of(equation)
+    has_rule = rules is not None and type(lost) in rules.forms
     return reason_of_loss(equation, tangents, lost, has_rule=has_rule)
 
 
 def _check_shapes(equation: Any, tangents: Sequence[Tangent], pushed: Sequence[Tangent]) -> None:
-    """Raise unless the tangents of an equation's outputs fit them: a rule of ours is at fault."""
-    number = next((count_tangents(t) for t in tangents if t is not None), 0)
+    """Raise unless the tangents that a rule of ours returned have the shapes of the outputs."""
+    number = next(_number(t) for t in tangents if t is not None)
     for v, t in zip(equation.outvars, pushed, strict=True):
         if t is None:
             continue
-        found = (count_tangents(t), *(t.shape if isinstance(t, StructuredTangent) else t.shape[1:]))
+        found = (_number(t), *(t.shape if _is_structured(t) else t.shape[1:]))
         if found != (expected := (number, *v.aval.shape)):
             raise AssertionError(
                 f"fwdgrad: the tangent of {equation.primitive.name} at {place(equation)} has the "

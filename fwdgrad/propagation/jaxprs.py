@@ -6,7 +6,6 @@ writing interpreters uses.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,13 +15,14 @@ from jax.extend.core import primitives
 
 from fwdgrad.util.jax_internals import (
     Equation,
+    Program,
     bind,
     called_jaxpr,
     custom_jvp_body,
-    entered_jaxprs,
     is_custom_vjp,
     is_inexact,
-    read_equations,
+    read_program,
+    uses_references,
 )
 from fwdgrad.util.programs import evaluate_equation
 from fwdgrad.util.source_info import context_of
@@ -32,13 +32,6 @@ from fwdgrad.util.tracers import is_leaked, trace_state
 def variables(atoms: Sequence[Any]) -> list[Any]:
     """Return the atoms that are variables, not literals."""
     return [v for v in atoms if not isinstance(v, jex_core.Literal)]
-
-
-def environment(closed: Any, inputs: Sequence[Any]) -> dict[Any, Any]:
-    """Return the values of the constants and inputs of a ClosedJaxpr, by variable."""
-    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    values.update(zip(closed.jaxpr.invars, inputs, strict=True))
-    return values
 
 
 def read_atoms(atoms: Sequence[Any], values: Mapping[Any, Any]) -> list[Any]:
@@ -83,62 +76,36 @@ def evaluated_by_equations(fun: Callable[..., Any], *args: Any) -> Any:
         traced, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
         return fun(*args)
-    if uses_references(traced.jaxpr):
+    if any(map(uses_references, traced.jaxpr.eqns)):
         return fun(*args)
-    values = environment(traced, jax.tree.leaves(args))
-    outvars = traced.jaxpr.outvars
-    evaluate(read_equations(traced.jaxpr), values, kept=variables(outvars))
-    outputs = map(jnp.asarray, read_atoms(outvars, values))
+    program = read_program(traced)
+    values = program.environment(jax.tree.leaves(args))
+    evaluate(program.eqns, values, kept=variables(program.outvars))
+    outputs = map(jnp.asarray, read_atoms(program.outvars, values))
     return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
-@dataclass(frozen=True, eq=False)
-class FlatJaxpr:
-    """A ClosedJaxpr without calls, its equations read.
-
-    Attributes:
-      constvars, invars, outvars: as of a Jaxpr.
-      consts: the values of the constvars.
-      eqns: the equations.
-    """
-
-    constvars: list[Any]
-    invars: list[Any]
-    outvars: list[Any]
-    consts: list[Any]
-    eqns: list[Equation]
-
-    def environment(self, inputs: Sequence[Any]) -> dict[Any, Any]:
-        """Return the values of the constants and inputs, by variable."""
-        values = dict(zip(self.constvars, self.consts, strict=True))
-        values.update(zip(self.invars, inputs, strict=True))
-        return values
-
-
-def inlined(closed: Any) -> FlatJaxpr:
-    """Return a ClosedJaxpr with the bodies of calls in the place of the calls.
+def inlined(program: Program) -> Program:
+    """Return a program with the bodies of calls in the place of the calls.
 
     A call of a `custom_vjp` function stays one.
     """
 
-    def run(closed: Any, inputs: Sequence[Any]) -> list[Any]:
-        values = environment(closed, inputs)
-        for equation in read_equations(closed.jaxpr):
+    def run(program: Program, inputs: Sequence[Any]) -> list[Any]:
+        values = program.environment(inputs)
+        for equation in program.eqns:
             body = called_jaxpr(equation)
             if body is None or is_custom_vjp(equation):
                 evaluate([equation], values)
                 continue
             operands = read_atoms(equation.invars, values)
             with context_of(equation):
-                values.update(zip(equation.outvars, run(body, operands), strict=True))
-        return read_atoms(closed.jaxpr.outvars, values)
+                values.update(zip(equation.outvars, run(read_program(body), operands), strict=True))
+        return read_atoms(program.outvars, values)
 
     # Avals, not shapes and dtypes: an array of `shard_map` has the axes too over which it varies.
-    flat = jax.make_jaxpr(lambda *inputs: run(closed, inputs))(*closed.in_avals)
-    jaxpr = flat.jaxpr
-    return FlatJaxpr(
-        jaxpr.constvars, jaxpr.invars, jaxpr.outvars, flat.consts, read_equations(jaxpr)
-    )
+    types = [v.aval for v in program.invars]
+    return read_program(jax.make_jaxpr(lambda *inputs: run(program, inputs))(*types))
 
 
 def body_of(equation: Any) -> Any:
@@ -187,18 +154,6 @@ def has_staged_rule(equation: Any) -> bool:
     shapes = [v.aval.shape for v in equation.outvars]
     fits = [x.shape for x in rule.out_avals] == [*shapes, *shapes]
     return fits and not any(map(is_leaked, rule.consts))
-
-
-def uses_references(jaxpr: Any) -> bool:
-    """Return True if a jaxpr makes or reads mutable arrays (`jax.new_ref`), as its bodies may.
-
-    The memory of an equation that is not entered, such as a kernel, is left to the rules of JAX.
-    """
-    return any(
-        any(isinstance(v.aval, jax.ref.AbstractRef) for v in (*equation.invars, *equation.outvars))
-        or any(map(uses_references, entered_jaxprs(equation)))
-        for equation in jaxpr.eqns
-    )
 
 
 def reached(jaxpr: Any, active: Sequence[bool]) -> list[bool]:

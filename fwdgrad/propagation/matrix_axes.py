@@ -17,13 +17,8 @@ from jax.extend.core import primitives
 from fwdgrad.propagation.facts import axes_of, fact_of, linear_operands
 from fwdgrad.propagation.rules.registry import keeps_factors
 from fwdgrad.tangents.factored import Split
-from fwdgrad.util.jax_internals import (
-    called_jaxpr,
-    cond_branches,
-    read_equations,
-    scan_parts,
-    while_parts,
-)
+from fwdgrad.util.jax_internals import Program, called_jaxpr, read_program
+from fwdgrad.util.layouts import cond_branches, scan_parts, while_parts
 from fwdgrad.util.source_info import context_of, place
 
 
@@ -41,17 +36,17 @@ class Use(NamedTuple):
     split: Split | None
 
 
-def find_uses(jaxpr: Any) -> list[list[Use]]:
-    """The uses of each input of a ClosedJaxpr, in the order of evaluation."""
-    uses: list[list[Use]] = [[] for _ in jaxpr.in_avals]
+def find_uses(program: Program) -> list[list[Use]]:
+    """Return the uses of each input of a program, in the order of evaluation."""
+    uses: list[list[Use]] = [[] for _ in program.invars]
 
     def record(parameter: int, equation: Any, split: Split | None) -> None:
         use = Use(equation.primitive.name, place(equation), split)
         if use not in uses[parameter]:
             uses[parameter].append(use)
 
-    whole = [_whole(i, aval.shape) for i, aval in enumerate(jaxpr.in_avals)]
-    for known in _walk(jaxpr.jaxpr, whole, record):
+    whole = [_whole(i, v.aval.shape) for i, v in enumerate(program.invars)]
+    for known in _walk(program, whole, record):
         for axes in known:
             uses[axes.parameter].append(Use("return", "the end of the loss", None))
     return uses
@@ -82,20 +77,20 @@ def _whole(parameter: int, shape: Sequence[int]) -> Known:
     return [_Axes(parameter, tuple(frozenset([i]) for i in range(len(shape))))]
 
 
-def _walk(jaxpr: Any, inputs: Sequence[Known], record: Record) -> list[Known]:
-    """Follows parameters through a jaxpr; returns what its outputs are."""
-    known: dict[Any, Known] = dict(zip(jaxpr.invars, inputs, strict=True))
+def _walk(program: Program, inputs: Sequence[Known], record: Record) -> list[Known]:
+    """Follow parameters through a program; return how its outputs are made of them."""
+    known: dict[Any, Known] = dict(zip(program.invars, inputs, strict=True))
 
     def read(atom: Any) -> Known:
         return [] if isinstance(atom, jex_core.Literal) else known.get(atom, [])
 
-    for equation in read_equations(jaxpr):
+    for equation in program.eqns:
         operands = [read(v) for v in equation.invars]
         if any(operands) and equation.is_inexact:
             with context_of(equation):
                 outputs = _follow(equation, operands, record)
             known.update(zip(equation.outvars, outputs, strict=True))
-    return [read(v) for v in jaxpr.outvars]
+    return [read(v) for v in program.outvars]
 
 
 def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]:
@@ -108,17 +103,17 @@ def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]
             record(axes.parameter, equation, None)
 
     if (body := called_jaxpr(equation)) is not None:
-        return _walk(body.jaxpr, operands, record)
+        return _walk(read_program(body), operands, record)
     if primitive is primitives.cond_p:
         for branch in cond_branches(equation):
-            lost(_walk(branch.jaxpr, operands[1:], record))
+            lost(_walk(read_program(branch), operands[1:], record))
         return nothing
     if primitive is primitives.while_p:
         loop = while_parts(equation)
         n, m = loop.num_condition_consts, loop.num_body_consts
         carried: list[Known] = [[] for _ in operands[n + m :]]
         lost(operands[n + m :])
-        lost(_walk(loop.body.jaxpr, [*operands[n : n + m], *carried], record))
+        lost(_walk(read_program(loop.body), [*operands[n : n + m], *carried], record))
         return nothing
     if primitive is primitives.scan_p:
         scan = scan_parts(equation)
@@ -126,7 +121,7 @@ def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]
         carried = [[] for _ in operands[n:m]]
         slices = [[a._replace(of=a.of[1:]) for a in known] for known in operands[m:]]
         lost(operands[n:m])
-        lost(_walk(scan.body.jaxpr, [*operands[:n], *carried, *slices], record))
+        lost(_walk(read_program(scan.body), [*operands[:n], *carried, *slices], record))
         return nothing
     if followed := _followed(equation, operands):
         return followed

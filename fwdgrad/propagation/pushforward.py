@@ -30,19 +30,19 @@ class Pushforward:
 
     Attributes:
       names: of the leaves.
-      jaxpr: the loss's ClosedJaxpr, or None if it cannot be traced or works with mutable arrays.
+      program: of the loss, or None if it cannot be traced or works with mutable arrays.
       why_whole: why the loss is pushed forward as a whole, '' if it is not. Where a part is not
         known to need that before it is evaluated, it is '' until then.
     """
 
     def __init__(self, traced: Trace, leaves: Sequence[Array], names: Sequence[str]):
         self.names, self._leaves = list(names), list(leaves)
-        self._traced, self.jaxpr, self.why_whole = traced, traced.jaxpr, traced.why_none
+        self._traced, self.program, self.why_whole = traced, traced.program, traced.why_none
 
     @cached_property
     def uses(self) -> list[list[Use]]:
         """How the loss uses each leaf of theta."""
-        return [[] for _ in self._leaves] if self.jaxpr is None else find_uses(self.jaxpr)
+        return [[] for _ in self._leaves] if self.program is None else find_uses(self.program)
 
     @property
     def splits(self) -> list[Split | None]:
@@ -59,13 +59,13 @@ class Pushforward:
             for name, v in zip(self.names, tangents, strict=True):
                 if v is not None:
                     record.enter(name, v)
-        if self.jaxpr is None:
+        if self.program is None:
             outputs, pushed = self._as_a_whole(tangents, num_tangents)
         else:
             context = Context(RULES)
             named = [with_origin(v, (name,)) for v, name in zip(tangents, self.names, strict=True)]
             try:
-                outputs, pushed = propagate(context, self.jaxpr, self._leaves, named)
+                outputs, pushed = propagate(context, self.program, self._leaves, named)
             except CannotBeStagedError as error:
                 self.why_whole = str(error).partition(" Pass what")[0].rstrip(".")
                 outputs, pushed = self._as_a_whole(tangents, num_tangents)

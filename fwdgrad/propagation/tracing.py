@@ -9,14 +9,17 @@ import jax
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.propagation.jaxprs import uses_references, variables
 from fwdgrad.util import validation
 from fwdgrad.util.jax_internals import (
+    Equation,
+    Program,
     called_jaxpr,
+    find_custom_vjp,
     function_name,
-    inner_jaxprs,
     is_custom_vjp,
     is_inexact,
+    read_program,
+    uses_references,
 )
 from fwdgrad.util.source_info import place
 from fwdgrad.util.trees import Array, FlatAux
@@ -29,21 +32,21 @@ class Trace:
     Attributes:
       flat: the loss as a function of the parameters, a list, and what else it was traced at; it
         returns the loss and the arrays of aux.
-      jaxpr: its ClosedJaxpr, whose first inputs are the parameters and first output the loss. None
-        if the loss cannot be traced, or works with mutable arrays.
-      why_none: the reason why there is no jaxpr, or ''.
+      program: its jaxpr, whose first inputs are the parameters and first output the loss. None if
+        the loss cannot be traced, or works with mutable arrays.
+      why_none: the reason why there is no program, or ''.
       uses_references: True if the loss works with mutable arrays.
       error: the error of a loss that cannot be traced.
     """
 
     flat: FlatAux
-    jaxpr: Any
+    program: Program | None
     why_none: str = ""
     uses_references: bool = False
     error: Exception | None = None
 
-    def required(self, needed_by: str) -> Any:
-        """Return the jaxpr; raise TypeError if there is none, with the option that needs it."""
+    def required(self, needed_by: str) -> Program:
+        """Return the program; raise TypeError if there is none, with the option that needs it."""
         remedy = "Write it with jax.numpy.where or jax.lax.cond, or use space=Weights()"
         if self.error is not None:
             raise TypeError(
@@ -55,7 +58,8 @@ class Trace:
                 f"fun works with mutable arrays (jax.new_ref), through which {needed_by} does not "
                 f"follow noise. {remedy}."
             )
-        return self.jaxpr
+        assert self.program is not None
+        return self.program
 
 
 def trace(
@@ -76,34 +80,26 @@ def trace(
         jaxpr = jax.make_jaxpr(lambda *args: flat(*args))(leaves, *others)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         return Trace(flat, None, "its Python code asks for the value of a parameter", error=error)
-    if uses_references(jaxpr.jaxpr):
+    if any(map(uses_references, jaxpr.jaxpr.eqns)):
         return Trace(flat, None, "it works with mutable arrays", uses_references=True)
-    return Trace(flat, _entered(jaxpr, len(leaves)) if enter_custom_vjp else jaxpr)
+    program = read_program(jaxpr)
+    return Trace(flat, _entered(program, len(leaves)) if enter_custom_vjp else program)
 
 
-def _entered(closed: Any, num_leaves: int) -> Any:
-    """Return a ClosedJaxpr without the custom_vjp calls that tangents of its first inputs reach."""
-    jaxpr = closed.jaxpr
-    reached = set(jaxpr.invars[:num_leaves])
+def _entered(program: Program, num_leaves: int) -> Program:
+    """Return a program without the custom_vjp calls that tangents of its first inputs reach."""
+    if not any(equation.custom_vjp for equation in program.eqns):
+        return program
+    reached = set(program.invars[:num_leaves])
     equations = []
-    for equation in jaxpr.eqns:
+    for equation in program.eqns:
         if equation.primitive is not primitives.stop_gradient_p and not reached.isdisjoint(
-            variables(equation.invars)
+            equation.reads
         ):
             reached.update(filter(is_inexact, equation.outvars))
-            equation = without_custom_vjp(equation)
+            equation = Equation(without_custom_vjp(equation.source))
         equations.append(equation)
-    if all(new is old for new, old in zip(equations, jaxpr.eqns, strict=True)):
-        return closed
-    return jex_core.ClosedJaxpr(jaxpr.replace(eqns=equations), closed.consts)
-
-
-def find_custom_vjp(equation: Any) -> Any | None:
-    """Return the first call of a `custom_vjp` function in an equation, however deep, or None."""
-    if is_custom_vjp(equation):
-        return equation
-    inner = (e for jaxpr in inner_jaxprs(equation) for e in jaxpr.eqns)
-    return next((found for e in inner if (found := find_custom_vjp(e)) is not None), None)
+    return program._replace(eqns=equations)
 
 
 def without_custom_vjp(equation: Any) -> Any:

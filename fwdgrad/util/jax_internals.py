@@ -8,16 +8,22 @@ tested versions (`.ci/run` tests the oldest and the newest).
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-TESTED_VERSIONS = ("0.10.0", "0.10.2", "0.11.2", "0.12.0.1")
-
-JaxprEqn = Any  # jax.extend.core.JaxprEqn, or an `Equation` that stands for one
+from fwdgrad.util.layouts import (
+    JaxprEqn,
+    as_closed,
+    cond_branches,
+    is_platform_dependent,
+    required_param,
+    scan_parts,
+    while_parts,
+)
 
 # Primitives that only call a jaxpr: name -> the parameter that holds the jaxpr. JAX 0.11 has
 # `eval_jaxpr` in the place of `call` and `closed_call`.
@@ -44,92 +50,6 @@ _KERNELS = ("pallas_call", "core_map", "mpmd_map")
 _LOOPS = (primitives.scan_p, primitives.while_p, primitives.cond_p)
 
 
-class Scan(NamedTuple):
-    """The parts of a `scan`, whose operands are constants, carry and inputs, in this order.
-
-    Attributes:
-      body: a ClosedJaxpr, (constants, carry, slices of the inputs) -> (carry, slices of outputs).
-      num_consts, num_carry: the numbers of constants and of carried operands.
-      length, reverse, unroll: the arguments of `jax.lax.scan`.
-    """
-
-    body: Any
-    num_consts: int
-    num_carry: int
-    length: int
-    reverse: bool
-    unroll: int
-
-
-class While(NamedTuple):
-    """The parts of a `while`, whose operands are the constants of both jaxprs, then the carry.
-
-    Attributes:
-      condition: a ClosedJaxpr, (its constants, carry) -> a boolean.
-      body: a ClosedJaxpr, (its constants, carry) -> carry.
-      num_condition_consts, num_body_consts: the numbers of constants of each.
-    """
-
-    condition: Any
-    body: Any
-    num_condition_consts: int
-    num_body_consts: int
-
-
-def raise_unknown_layout(equation: JaxprEqn, missing: str) -> NoReturn:
-    """Raise NotImplementedError for an equation without a parameter that is expected."""
-    raise NotImplementedError(
-        f"JAX {jax.__version__} lays out the primitive {equation.primitive.name} in a way that "
-        f"fwdgrad does not know: {missing} is not among its parameters "
-        f"{sorted(equation.params)}. fwdgrad was tested with JAX {', '.join(TESTED_VERSIONS)}: "
-        "install one of these, or a newer fwdgrad."
-    )
-
-
-def _param(equation: JaxprEqn, name: str) -> Any:
-    """Return a parameter of an equation; raise NotImplementedError if it has none of this name."""
-    if name not in equation.params:
-        raise_unknown_layout(equation, name)
-    return equation.params[name]
-
-
-def as_closed(jaxpr: Any) -> Any:
-    """Return a ClosedJaxpr, given a ClosedJaxpr or a Jaxpr without constants."""
-    if isinstance(jaxpr, jex_core.ClosedJaxpr):
-        return jaxpr
-    return jex_core.ClosedJaxpr(jaxpr, ())
-
-
-def scan_parts(equation: JaxprEqn) -> Scan:
-    """Return the body of a `scan` and the numbers of its constants and carried operands."""
-    params = equation.params
-    if "num_consts" in params:  # JAX 0.10
-        counts = [params["num_consts"], params["num_carry"]]
-    elif "ft_in" in params:  # JAX 0.11 and later: a tree of (constants, carry, inputs)
-        counts = [len(part) for part in params["ft_in"].unpack()[:2]]
-    else:
-        raise_unknown_layout(equation, "num_consts or ft_in")
-    rest = (params[name] for name in ("length", "reverse", "unroll"))
-    return Scan(as_closed(_param(equation, "jaxpr")), *counts, *rest)
-
-
-def while_parts(equation: JaxprEqn) -> While:
-    """Return condition and body of a `while`, and the numbers of their constants."""
-    names = ("cond_jaxpr", "body_jaxpr", "cond_nconsts", "body_nconsts")
-    condition, body, *counts = (_param(equation, name) for name in names)
-    return While(as_closed(condition), as_closed(body), *counts)
-
-
-def cond_branches(equation: JaxprEqn) -> list[Any]:
-    """Return the branches of a `cond`: ClosedJaxprs that take the operands after the index."""
-    return [as_closed(branch) for branch in _param(equation, "branches")]
-
-
-def is_platform_dependent(equation: JaxprEqn) -> bool:
-    """Return True for a `cond` with one branch a platform (`jax.lax.platform_dependent`)."""
-    return equation.params.get("branches_platforms") is not None
-
-
 def called_jaxpr(equation: JaxprEqn) -> Any | None:
     """Return the ClosedJaxpr of an equation that only calls a jaxpr, or None for any other.
 
@@ -140,7 +60,7 @@ def called_jaxpr(equation: JaxprEqn) -> Any | None:
     if name == _OBJECT:
         called = equation.params["_prim"]
         return _expanded(called) if type(called).__name__ in _CALLING_OBJECTS else None
-    return as_closed(_param(equation, _CALLS[name])) if name in _CALLS else None
+    return as_closed(required_param(equation, _CALLS[name])) if name in _CALLS else None
 
 
 @functools.lru_cache(maxsize=256)
@@ -174,7 +94,7 @@ def function_name(equation: JaxprEqn) -> str:
 def custom_jvp_body(equation: JaxprEqn) -> Any | None:
     """Return the ClosedJaxpr of the function of a custom_jvp call, or None for any other."""
     is_call = equation.primitive is primitives.custom_jvp_call_p
-    return as_closed(_param(equation, "call_jaxpr")) if is_call else None
+    return as_closed(required_param(equation, "call_jaxpr")) if is_call else None
 
 
 def inner_jaxprs(equation: JaxprEqn) -> Sequence[Any]:
@@ -258,6 +178,25 @@ def bind(equation: JaxprEqn, values: Sequence[Any]) -> list[Any]:
     return list(outputs) if equation.primitive.multiple_results else [outputs]
 
 
+def find_custom_vjp(equation: JaxprEqn) -> JaxprEqn | None:
+    """Return the first call of a `custom_vjp` function in an equation, however deep, or None."""
+    if is_custom_vjp(equation):
+        return equation
+    inner = (e for jaxpr in inner_jaxprs(equation) for e in jaxpr.eqns)
+    return next((found for e in inner if (found := find_custom_vjp(e)) is not None), None)
+
+
+def uses_references(equation: JaxprEqn) -> bool:
+    """Return True if an equation makes or reads mutable arrays (`jax.new_ref`), as its bodies may.
+
+    The memory of an equation that is not entered, such as a kernel, is left to the rules of JAX.
+    """
+    atoms = (*equation.invars, *equation.outvars)
+    return any(isinstance(v.aval, jax.ref.AbstractRef) for v in atoms) or any(
+        uses_references(inner) for jaxpr in entered_jaxprs(equation) for inner in jaxpr.eqns
+    )
+
+
 class Equation:
     """An equation of a jaxpr, with the facts that are asked of each equation again and again.
 
@@ -269,11 +208,13 @@ class Equation:
       reads: the variables among the operands, without literals.
       is_inexact: True if an output is real or complex, so that it can have a tangent.
       has_loops: True if the equation is a loop or a branch, or calls a function that has one.
+      is_kernel: True if it runs a Pallas kernel.
+      custom_vjp: the first call of a `custom_vjp` function in it, or None.
     """
 
     __slots__ = (
-        "ctx", "has_loops", "invars", "is_inexact", "name", "outvars", "params", "primitive",
-        "reads", "source", "source_info",
+        "ctx", "custom_vjp", "has_loops", "invars", "is_inexact", "is_kernel", "name", "outvars",
+        "params", "primitive", "reads", "source", "source_info",
     )  # fmt: skip
 
     def __init__(self, source: JaxprEqn):
@@ -284,16 +225,41 @@ class Equation:
         self.name = jax_name(source)
         self.reads = tuple(v for v in source.invars if not isinstance(v, jex_core.Literal))
         self.is_inexact = any(map(is_inexact, source.outvars))
-        self.has_loops = has_loops(source)
+        self.has_loops, self.is_kernel = has_loops(source), is_kernel(source)
+        self.custom_vjp = find_custom_vjp(source)
 
     def with_operands(self, invars: Sequence[Any]) -> "Equation":
         """Return the same equation of other operands."""
         return Equation(self.source.replace(invars=list(invars)))
 
 
-def read_equations(jaxpr: Any) -> list[Equation]:
-    """Return the equations of a Jaxpr."""
-    return [*map(Equation, jaxpr.eqns)]
+class Program(NamedTuple):
+    """A ClosedJaxpr, its equations read.
+
+    Attributes:
+      constvars, invars, outvars: as of a Jaxpr.
+      consts: the values of the constvars.
+      eqns: the equations.
+    """
+
+    constvars: Sequence[Any]
+    invars: Sequence[Any]
+    outvars: Sequence[Any]
+    consts: Sequence[Any]
+    eqns: list[Equation]
+
+    def environment(self, inputs: Sequence[Any]) -> dict[Any, Any]:
+        """Return the values of the constants and inputs, by variable."""
+        values = dict(zip(self.constvars, self.consts, strict=True))
+        values.update(zip(self.invars, inputs, strict=True))
+        return values
+
+
+def read_program(closed: Any) -> Program:
+    """Read a ClosedJaxpr."""
+    jaxpr = closed.jaxpr
+    equations = [*map(Equation, jaxpr.eqns)]
+    return Program(jaxpr.constvars, jaxpr.invars, jaxpr.outvars, closed.consts, equations)
 
 
 def has_loops(equation: JaxprEqn) -> bool:

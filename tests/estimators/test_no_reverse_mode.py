@@ -15,7 +15,8 @@ from jax.extend import core as jex_core
 import fwdgrad
 from fwdgrad.problems import CNN, MLP, LocalHeads
 from fwdgrad.propagation.jaxprs import inlined
-from fwdgrad.util.jax_internals import scan_parts
+from fwdgrad.util.jax_internals import read_program
+from fwdgrad.util.layouts import scan_parts
 from tests.oracle import normal
 from tests.sweeps import thorough_but
 
@@ -86,7 +87,7 @@ def carried(equation, body):
 
 
 def transposed_products(fun, params, x, y):
-    jaxpr = inlined(jax.make_jaxpr(fun)(params, x, y))
+    jaxpr = inlined(read_program(jax.make_jaxpr(fun)(params, x, y)))
     kinds = (Kind(weights=True), Kind(inputs=True), Kind(labels=True))
     each = [k for k, a in zip(kinds, (params, x, y), strict=True) for _ in jax.tree.leaves(a)]
     return walk(jaxpr, each)[0]

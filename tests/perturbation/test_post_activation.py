@@ -11,6 +11,7 @@ from fwdgrad.perturbation.post_activation import find_post_activation
 from fwdgrad.perturbation.sites import Plan, Site
 from fwdgrad.problems.models import _POOLINGS
 from fwdgrad.propagation.jaxprs import inlined
+from fwdgrad.util.jax_internals import read_program
 from tests.oracle import normal
 
 
@@ -22,7 +23,7 @@ def followed(fun, z, *params):
         return jnp.sum(jnp.tanh(fun(z, *params).reshape(-1) @ mixing))
 
     inputs = (z, mixing, *params)
-    jaxpr = inlined(jax.make_jaxpr(loss)(*inputs))
+    jaxpr = inlined(read_program(jax.make_jaxpr(loss)(*inputs)))
     first, *others = jaxpr.invars
     site = Site(first, (), frozenset(), frozenset(), True, "", (0, 0), is_last=False)
     plan = Plan([site], [], set(), set(others), [True] * len(jaxpr.eqns))

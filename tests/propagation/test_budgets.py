@@ -13,7 +13,8 @@ import pytest
 from jax import lax
 
 import fwdgrad
-from fwdgrad.util.jax_internals import inner_jaxprs, scan_parts
+from fwdgrad.util.jax_internals import inner_jaxprs
+from fwdgrad.util.layouts import scan_parts
 
 pytestmark = pytest.mark.thorough
 

@@ -15,7 +15,7 @@ import pytest
 
 from fwdgrad.propagation.facts import FACTS, Linear, axes_of, fact_of
 from fwdgrad.propagation.rules import control_flow, picks, structural
-from fwdgrad.util.jax_internals import bind, called_jaxpr
+from fwdgrad.util.jax_internals import Equation, bind, called_jaxpr
 from tests.propagation.primitives import CASES
 from tests.propagation.primitives.case import PRIMITIVES
 from tests.propagation.primitives.exemptions import (
@@ -138,7 +138,7 @@ def examples():
 
     results = jax.jit(run)({name: operands_of(case) for name, case in CASES.items()})
     results = jax.tree.map(np.asarray, results)
-    return [Example(e, *each) for e, each in zip(equations, results, strict=True)]
+    return [Example(Equation(e), *each) for e, each in zip(equations, results, strict=True)]
 
 
 def by_name():

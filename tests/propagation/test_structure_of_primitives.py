@@ -10,7 +10,7 @@ from fwdgrad.propagation.rules import picks, structural
 from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.factored import Factored
-from fwdgrad.util.jax_internals import inner_jaxprs, is_opaque
+from fwdgrad.util.jax_internals import inner_jaxprs, is_opaque, read_program
 from tests.propagation.primitives import CASES
 from tests.propagation.primitives.case import PRIMITIVES
 from tests.propagation.primitives.tangents import flat, operands_of, tangents_of
@@ -26,7 +26,7 @@ def forms_after(name, form):
     tangents = tangents_of(operands, 3, [form] * len(operands))
 
     def push(operands, tangents):
-        return propagate(Context(RULES), jaxpr, operands, tangents)[1]
+        return propagate(Context(RULES), read_program(jaxpr), operands, tangents)[1]
 
     return jax.eval_shape(push, operands, tangents)
 

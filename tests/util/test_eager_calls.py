@@ -11,7 +11,7 @@ import pytest
 import fwdgrad
 from fwdgrad.propagation.jaxprs import evaluate
 from fwdgrad.util import programs
-from fwdgrad.util.jax_internals import read_equations
+from fwdgrad.util.jax_internals import Equation
 from tests.oracle import normal
 
 pytestmark = pytest.mark.thorough
@@ -223,6 +223,6 @@ def test_evaluate_drops_values_after_their_last_use():
 
     jaxpr = jax.make_jaxpr(chain)(1.0).jaxpr
     values = {jaxpr.invars[0]: jnp.float32(0.5)}
-    evaluate(read_equations(jaxpr), values, kept=jaxpr.outvars)
+    evaluate([*map(Equation, jaxpr.eqns)], values, kept=jaxpr.outvars)
     assert list(values) == jaxpr.outvars
     np.testing.assert_allclose(values[jaxpr.outvars[0]], chain(0.5), rtol=1e-6)

@@ -10,15 +10,13 @@ import fwdgrad
 from fwdgrad.tangents.forms import dense
 from fwdgrad.util.jax_internals import (
     called_jaxpr,
-    cond_branches,
     custom_jvp_body,
     entered_jaxprs,
     function_name,
     is_custom_vjp,
     is_opaque,
-    scan_parts,
-    while_parts,
 )
+from fwdgrad.util.layouts import cond_branches, scan_parts, while_parts
 from tests.oracle import assert_same, normal, push_both_ways
 
 

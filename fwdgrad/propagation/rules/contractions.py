@@ -41,7 +41,7 @@ def _dot_general(
             product = dot.with_factors(side, v, primals[1 - side])
             if product is None:
                 reason = "both factors depend on the contracted axes"
-                arrays[side] = context.written_out(equation, v, reason)
+                arrays[side] = context.materialize(equation, v, reason)
             else:
                 context.observe(equation, v)
             terms.append(product)
@@ -164,13 +164,13 @@ def _conv_general_dilated(
     product: Tangent = _Convolution(equation).with_factors(x, kernel_tangent)
     if product is None:
         reason = "its factors do not part the output channels from the rest"
-        kernel_tangent = context.written_out(equation, kernel_tangent, reason)
+        kernel_tangent = context.materialize(equation, kernel_tangent, reason)
         product = jax.vmap(lambda w: bind(equation, [x, w])[0])(kernel_tangent)
     else:
         context.observe(equation, kernel_tangent)
     # Unlike a matrix product, a convolution reads its kernel from the cache either way: rows
     # that share one took as long as two (76 and 77 ms for 64 images 28×28 of 64 channels).
-    x_tangent = context.written_out(equation, x_tangent, "a convolution keeps no factors of images")
+    x_tangent = context.materialize(equation, x_tangent, "a convolution keeps no factors of images")
     if x_tangent is not None:
         product = add(jax.vmap(lambda v: bind(equation, [v, kernel])[0])(x_tangent), product)
     return bind(equation, primals), [product]

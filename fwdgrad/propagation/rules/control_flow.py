@@ -20,15 +20,8 @@ from fwdgrad.propagation.tracing import raise_for_custom_vjp
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.forms import Tangent, count_tangents, dense
 from fwdgrad.util import programs
-from fwdgrad.util.jax_internals import (
-    CALL_NAMES,
-    called_jaxpr,
-    cond_branches,
-    is_custom_vjp,
-    is_platform_dependent,
-    scan_parts,
-    while_parts,
-)
+from fwdgrad.util.jax_internals import CALL_NAMES, called_jaxpr, is_custom_vjp, read_program
+from fwdgrad.util.layouts import cond_branches, is_platform_dependent, scan_parts, while_parts
 from fwdgrad.util.trees import Array
 
 _CARRIED = "carried by a loop"
@@ -39,7 +32,7 @@ def _call(context: Context, equation: Any, primals: list[Any], tangents: list[Ta
         return NotImplemented
     if is_custom_vjp(equation):
         raise_for_custom_vjp(equation)
-    return propagate(context, body, primals, tangents)
+    return propagate(context, read_program(body), primals, tangents)
 
 
 def _cond(
@@ -57,7 +50,7 @@ def _cond(
 
     def dual(branch: Any) -> Any:
         def run(operands: list[Any], tangents: list[Tangent]) -> tuple[list[Any], list[Tangent]]:
-            outputs, pushed = propagate(context, branch, operands, tangents)
+            outputs, pushed = propagate(context, read_program(branch), operands, tangents)
             pushed = _arrays(context, equation, pushed, "returned by a branch")
             return outputs, _filled(number, outputs, pushed, outputs_active)
 
@@ -84,7 +77,7 @@ def _while(
     def turn(carry: tuple[list[Any], list[Tangent]]) -> tuple[list[Any], list[Tangent]]:
         values, duals = carry
         outputs, pushed = propagate(
-            context, loop.body, [*body_consts, *values], [*const_tangents, *duals]
+            context, read_program(loop.body), [*body_consts, *values], [*const_tangents, *duals]
         )
         pushed = _arrays(context, equation, pushed, _CARRIED)
         return outputs, _filled(number, outputs, pushed, active)
@@ -112,7 +105,10 @@ def _scan(
         (values, duals), (values_x, scanned) = carry, x
         duals_x = [s.at(each) for s, each in zip(slices, scanned, strict=True)]
         outputs, pushed = propagate(
-            context, body, [*consts, *values, *values_x], [*const_tangents, *duals, *duals_x]
+            context,
+            read_program(body),
+            [*consts, *values, *values_x],
+            [*const_tangents, *duals, *duals_x],
         )
         carried = _arrays(context, equation, pushed[:num_carry], _CARRIED)
         carried = _filled(number, outputs[:num_carry], carried, active)
@@ -141,7 +137,7 @@ class _Slices:
         if isinstance(tangent, StructuredTangent):
             self.scanned = tangent.scan_inputs()
             if self.scanned is None:
-                tangent = context.written_out(equation, tangent, "scanned over by a loop")
+                tangent = context.materialize(equation, tangent, "scanned over by a loop")
         if tangent is not None and self.scanned is None:
             self.scanned = jnp.moveaxis(dense(tangent), 1, 0)
         self.tangent = tangent
@@ -171,7 +167,7 @@ def _number(tangents: Sequence[Tangent]) -> int:
 def _arrays(
     context: Context, equation: Any, tangents: Sequence[Tangent], reason: str
 ) -> list[Tangent]:
-    return [context.written_out(equation, t, reason) for t in tangents]
+    return [context.materialize(equation, t, reason) for t in tangents]
 
 
 def _filled(

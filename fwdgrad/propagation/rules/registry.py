@@ -31,10 +31,12 @@ class RulesOfPrimitive:
 
     Attributes:
       by_form: form -> its rule; `StructuredTangent` stands for any mixture, None for dense ones.
+      takes_dense: True if a rule is for dense tangents too.
     """
 
     def __init__(self, by_form: Mapping[type | None, Rule]):
         self.by_form = dict(by_form)
+        self.takes_dense = None in by_form or StructuredTangent in by_form
 
     @property
     def forms(self) -> set[type | None]:
@@ -65,7 +67,7 @@ class RulesOfPrimitive:
             for t in tangents
         ]
         tangents = [
-            t if kept and type(t) is kept[-1] else context.written_out(equation, t, reason)
+            t if kept and type(t) is kept[-1] else context.materialize(equation, t, reason)
             for t, reason in zip(tangents, reasons, strict=True)
         ]
         return rule(context, equation, primals, tangents)
