@@ -22,7 +22,7 @@ from jax.extend.core import primitives
 
 from fwdgrad.propagation.facts import fact_of, linear_operands
 from fwdgrad.propagation.jaxprs import body_of, evaluate, variables
-from fwdgrad.util.jax_internals import inner_jaxprs, is_inexact, is_opaque
+from fwdgrad.util.jax_internals import Equation, inner_jaxprs, is_opaque
 from fwdgrad.util.source_info import place
 
 Variable = Any  # jax.extend.core.Var
@@ -177,7 +177,7 @@ class _Search:
         bodies = inner_jaxprs(equation)
         if is_opaque(equation) or (bodies and body_of(equation) is None):
             return True
-        flattened = (e for body in bodies for e in _flattened(body))
+        flattened = (Equation(e) for body in bodies for e in _flattened(body))
         return any(fact_of(e).contracts or is_opaque(e) for e in flattened)
 
     def _is_gated(self, i: int, equation: Any) -> bool:
@@ -203,7 +203,9 @@ class _Search:
         return _Linear(
             frozenset([index]).union(*(x.equations for x in known)),
             frozenset().union(*(x.parameters for x in known)),
-            frozenset(variables(others)).union(*(x.read for x in known)),
+            frozenset(v for v in others if not isinstance(v, jex_core.Literal)).union(
+                *(x.read for x in known)
+            ),
             any(v in self.varying for v in equation.outvars),
         )
 
@@ -237,21 +239,16 @@ def _flattened(jaxpr: Any) -> Iterable[Any]:
 
 
 def _reaching_the_loss(jaxpr: Any) -> list[bool]:
-    """Of each equation whether a tangent of its outputs goes on to the loss."""
+    """Return for each equation if a tangent of its outputs goes on to the loss."""
     needed = set(variables(jaxpr.outvars[:1]))
     reaching = []
     for equation in reversed(jaxpr.eqns):
-        reaches = _passes_tangents(equation) and any(v in needed for v in equation.outvars)
+        passes = equation.is_inexact and equation.primitive is not primitives.stop_gradient_p
+        reaches = passes and not needed.isdisjoint(equation.outvars)
         reaching.append(reaches)
         if reaches:
             needed.update(equation.reads)
     return reaching[::-1]
-
-
-def _passes_tangents(equation: Any) -> bool:
-    return equation.primitive is not primitives.stop_gradient_p and any(
-        map(is_inexact, equation.outvars)
-    )
 
 
 def program(jaxpr: Any, site: Site) -> Callable[[Sequence[Any], dict[Variable, Any]], Any]:

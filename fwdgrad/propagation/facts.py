@@ -15,8 +15,8 @@ from jax.extend.core import primitives
 
 from fwdgrad.propagation import axes
 from fwdgrad.propagation.axes import Axes, AxesOf, MatrixOf
-from fwdgrad.propagation.jaxprs import body_of, custom_jvp_rule, variables
-from fwdgrad.util.jax_internals import jax_name
+from fwdgrad.propagation.jaxprs import body_of, custom_jvp_rule
+from fwdgrad.util.jax_internals import Equation, Program, read_program
 
 
 class Linear(enum.Enum):
@@ -60,18 +60,18 @@ class Fact(NamedTuple):
         return self.linear is Linear.PRODUCT and not self.elementwise
 
 
-def fact_of(equation: Any) -> Fact:
+def fact_of(equation: Equation) -> Fact:
     """Return the row of an equation's primitive, an empty one if it has none."""
-    return FACTS.get(jax_name(equation), _NOTHING)
+    return FACTS.get(equation.name, _NOTHING)
 
 
-def axes_of(equation: Any, operand: int) -> Axes | None:
+def axes_of(equation: Equation, operand: int) -> Axes | None:
     """Return an operand's axes in the outputs of an equation, None if nothing is known of them."""
     find = fact_of(equation).axes
     return None if find is None else find(equation, operand)
 
 
-def linear_operands(equation: Any, has_data: Sequence[bool | None]) -> list[int]:
+def linear_operands(equation: Equation, has_data: Sequence[bool | None]) -> list[int]:
     """Return the positions of the operands in which an equation is linear, jointly, all else held.
 
     Args:
@@ -98,7 +98,7 @@ def linear_operands(equation: Any, has_data: Sequence[bool | None]) -> list[int]
     return [max(sizes, key=lambda i: sizes[i])]
 
 
-def is_elementwise(equation: Any) -> bool:
+def is_elementwise(equation: Equation) -> bool:
     """Whether each entry of the outputs depends on the same entry of the operands alone.
 
     Operands are of the outputs' shape, or broadcast to it: numbers, or of size 1 along some axes.
@@ -112,7 +112,7 @@ def _is_elementwise(equation: Any, differentiated: bool) -> bool:
     if len(shapes) != 1 or not all(_broadcasts(v.aval.shape, *shapes) for v in equation.invars):
         return False
     if differentiated and equation.primitive is primitives.custom_jvp_call_p:
-        return _are_elementwise(custom_jvp_rule(equation).jaxpr, differentiated=False)
+        return _are_elementwise(read_program(custom_jvp_rule(equation)), differentiated=False)
     if (body := body_of(equation)) is not None:
         return _are_elementwise(body, differentiated)
     if equation.primitive is primitives.broadcast_in_dim_p:
@@ -120,11 +120,11 @@ def _is_elementwise(equation: Any, differentiated: bool) -> bool:
     return fact_of(equation).elementwise
 
 
-def _are_elementwise(jaxpr: Any, differentiated: bool) -> bool:
+def _are_elementwise(program: Program, differentiated: bool) -> bool:
     """Whether all equations are that depend on the inputs; the others make constants."""
-    depending = set(jaxpr.invars)
-    for equation in jaxpr.eqns:
-        if depending.isdisjoint(variables(equation.invars)):
+    depending = set(program.invars)
+    for equation in program.eqns:
+        if depending.isdisjoint(equation.reads):
             continue
         if not _is_elementwise(equation, differentiated):
             return False

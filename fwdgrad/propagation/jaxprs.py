@@ -17,7 +17,6 @@ from fwdgrad.util.jax_internals import (
     Equation,
     Program,
     bind,
-    called_jaxpr,
     custom_jvp_body,
     is_custom_vjp,
     is_inexact,
@@ -91,10 +90,13 @@ def inlined(program: Program) -> Program:
     A call of a `custom_vjp` function stays one.
     """
 
+    if all(e.body is None or is_custom_vjp(e) for e in program.eqns):
+        return program
+
     def run(program: Program, inputs: Sequence[Any]) -> list[Any]:
         values = program.environment(inputs)
         for equation in program.eqns:
-            body = called_jaxpr(equation)
+            body = equation.body
             if body is None or is_custom_vjp(equation):
                 evaluate([equation], values)
                 continue
@@ -108,15 +110,15 @@ def inlined(program: Program) -> Program:
     return read_program(jax.make_jaxpr(lambda *inputs: run(program, inputs))(*types))
 
 
-def body_of(equation: Any) -> Any:
-    """Return the Jaxpr of a call or of a custom_jvp function, or None of any other equation.
+def body_of(equation: Equation) -> Program | None:
+    """Return the program of a call or of a custom_jvp function, or None of any other equation.
 
     A custom_vjp function that is not entered has no forward mode, so None.
     """
     body = custom_jvp_body(equation)
     if body is None and not is_custom_vjp(equation):
-        body = called_jaxpr(equation)
-    return None if body is None else body.jaxpr
+        body = equation.body
+    return None if body is None else read_program(body)
 
 
 def custom_jvp_rule(equation: Any) -> Any:

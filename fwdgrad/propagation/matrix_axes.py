@@ -17,7 +17,7 @@ from jax.extend.core import primitives
 from fwdgrad.propagation.facts import axes_of, fact_of, linear_operands
 from fwdgrad.propagation.rules.registry import keeps_factors
 from fwdgrad.tangents.factored import Split
-from fwdgrad.util.jax_internals import Program, called_jaxpr, read_program
+from fwdgrad.util.jax_internals import Equation, Program, read_program
 from fwdgrad.util.layouts import cond_branches, scan_parts, while_parts
 from fwdgrad.util.source_info import context_of, place
 
@@ -87,13 +87,20 @@ def _walk(program: Program, inputs: Sequence[Known], record: Record) -> list[Kno
     for equation in program.eqns:
         operands = [read(v) for v in equation.invars]
         if any(operands) and equation.is_inexact:
-            with context_of(equation):
-                outputs = _follow(equation, operands, record)
+            outputs = _follow(equation, operands, record)
             known.update(zip(equation.outvars, outputs, strict=True))
     return [read(v) for v in program.outvars]
 
 
-def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]:
+def _walk_body(
+    equation: Equation, body: Any, inputs: Sequence[Known], record: Record
+) -> list[Known]:
+    """Follow parameters through a body; the place of its equations may be that of the caller."""
+    with context_of(equation):
+        return _walk(read_program(body), inputs, record)
+
+
+def _follow(equation: Equation, operands: list[Known], record: Record) -> list[Known]:
     primitive = equation.primitive
     nothing: list[Known] = [[] for _ in equation.outvars]
 
@@ -102,18 +109,18 @@ def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]
         for axes in (a for each in known for a in each):
             record(axes.parameter, equation, None)
 
-    if (body := called_jaxpr(equation)) is not None:
-        return _walk(read_program(body), operands, record)
+    if equation.body is not None:
+        return _walk_body(equation, equation.body, operands, record)
     if primitive is primitives.cond_p:
         for branch in cond_branches(equation):
-            lost(_walk(read_program(branch), operands[1:], record))
+            lost(_walk_body(equation, branch, operands[1:], record))
         return nothing
     if primitive is primitives.while_p:
         loop = while_parts(equation)
         n, m = loop.num_condition_consts, loop.num_body_consts
         carried: list[Known] = [[] for _ in operands[n + m :]]
         lost(operands[n + m :])
-        lost(_walk(read_program(loop.body), [*operands[n : n + m], *carried], record))
+        lost(_walk_body(equation, loop.body, [*operands[n : n + m], *carried], record))
         return nothing
     if primitive is primitives.scan_p:
         scan = scan_parts(equation)
@@ -121,7 +128,7 @@ def _follow(equation: Any, operands: list[Known], record: Record) -> list[Known]
         carried = [[] for _ in operands[n:m]]
         slices = [[a._replace(of=a.of[1:]) for a in known] for known in operands[m:]]
         lost(operands[n:m])
-        lost(_walk(read_program(scan.body), [*operands[:n], *carried, *slices], record))
+        lost(_walk_body(equation, scan.body, [*operands[:n], *carried, *slices], record))
         return nothing
     if followed := _followed(equation, operands):
         return followed

@@ -142,16 +142,17 @@ class LowRank:
             flat = jax.random.normal(key, (sum(sizes),), widest)
         ends = list(itertools.accumulate(sizes, initial=0))
         parts = [flat[i:j] for i, j in itertools.pairwise(ends)]
+        # On meshes with explicit axes a lookup needs the sharding of its result as an argument.
+        by_lookup = choices().signs_by_lookup and not has_explicit_axes()
         return [
-            self._entries(p, dtype).reshape(shape)
+            self._entries(p, dtype, by_lookup).reshape(shape)
             for p, (shape, dtype) in zip(parts, wanted, strict=True)
         ]
 
-    def _entries(self, sampled: Array, dtype: Any) -> Array:
+    def _entries(self, sampled: Array, dtype: Any, by_lookup: bool) -> Array:
         """Return the entries of factors in `dtype`: signs from bits, or the normal numbers."""
         if self.factors != "rademacher":
             return sampled.astype(dtype)
-        # On meshes with explicit axes a lookup needs the sharding of its result as an argument.
-        if choices().signs_by_lookup and not has_explicit_axes():
+        if by_lookup:
             return jnp.array([1, -1], dtype)[sampled]
         return jnp.where(sampled == 0, 1, -1).astype(dtype)

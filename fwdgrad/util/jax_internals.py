@@ -210,11 +210,12 @@ class Equation:
       has_loops: True if the equation is a loop or a branch, or calls a function that has one.
       is_kernel: True if it runs a Pallas kernel.
       custom_vjp: the first call of a `custom_vjp` function in it, or None.
+      body: the ClosedJaxpr that it calls and does nothing else, or None (see `called_jaxpr`).
     """
 
     __slots__ = (
-        "ctx", "custom_vjp", "has_loops", "invars", "is_inexact", "is_kernel", "name", "outvars",
-        "params", "primitive", "reads", "source", "source_info",
+        "body", "ctx", "custom_vjp", "has_loops", "invars", "is_inexact", "is_kernel", "name",
+        "outvars", "params", "primitive", "reads", "source", "source_info",
     )  # fmt: skip
 
     def __init__(self, source: JaxprEqn):
@@ -226,7 +227,7 @@ class Equation:
         self.reads = tuple(v for v in source.invars if not isinstance(v, jex_core.Literal))
         self.is_inexact = any(map(is_inexact, source.outvars))
         self.has_loops, self.is_kernel = has_loops(source), is_kernel(source)
-        self.custom_vjp = find_custom_vjp(source)
+        self.custom_vjp, self.body = find_custom_vjp(source), called_jaxpr(source)
 
     def with_operands(self, invars: Sequence[Any]) -> "Equation":
         """Return the same equation of other operands."""

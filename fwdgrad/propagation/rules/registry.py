@@ -19,7 +19,7 @@ from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.factored import Factored
 from fwdgrad.tangents.forms import count_tangents, is_structured
-from fwdgrad.util.jax_internals import is_jax_primitive, is_published, jax_name
+from fwdgrad.util.jax_internals import is_jax_primitive, is_published
 
 
 class RulesOfPrimitive:
@@ -93,7 +93,7 @@ RULES: dict[Any, RulesOfPrimitive] = dict(_gathered())
 
 def keeps_factors(equation: Any) -> bool:
     """Whether some rule keeps factors through the primitive of an equation."""
-    rules = RULES.get(equation.primitive) or RULES.get(jax_name(equation))
+    rules = RULES.get(equation.primitive) or RULES.get(equation.name)
     return rules is not None and Factored in rules.by_form
 
 
