@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+EACH = "*"  # in a table of keys, any name
+
 
 class Kind(NamedTuple):
     """A kind of value.

@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common.keys import ARGUMENTS, CONSTRUCTOR, EACH, KEYS
-from experiments.common.kinds import TEXT, Kind
+from experiments.common.keys import ARGUMENTS, CONSTRUCTOR, KEYS
+from experiments.common.kinds import EACH, TEXT, Kind
 
 _FURTHER_IN = "estimator.value_and_grad, tangents.distribution, model.make or optimizer"
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from experiments.common import from_config, jobs, settings
-from experiments.common.keys import EACH, KEYS
+from experiments.common.keys import KEYS
+from experiments.common.kinds import EACH
 from experiments.cost import step_cost
 
 from .conftest import CONFIGS
