@@ -131,7 +131,7 @@ class NoisyLoss:
             if entering:
                 operands = {site.entry.position: site.entry for site in entering}
                 atoms = [operands.get(j, v) for j, v in enumerate(equation.invars)]
-                equation = equation.with_operands(atoms)
+                equation = equation.renamed(atoms, equation.outvars)
             steps[-1].equations.append(equation)
             sites = [site for v in equation.outvars for site in at_output.get(v, [])]
             stop(sites, steps[-1].in_head)

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from fwdgrad.perturbation.sites import Plan, Site, Variable
 from fwdgrad.propagation.facts import fact_of, is_elementwise
-from fwdgrad.propagation.jaxprs import body_of, evaluate, variables
-from fwdgrad.util.jax_internals import is_inexact
+from fwdgrad.propagation.jaxprs import evaluate, variables
+from fwdgrad.util.jax_internals import Equation, is_inexact, read_program
 from fwdgrad.util.shapes import surely_less
 from fwdgrad.util.sharding import varying_as
 from fwdgrad.util.trees import Array
@@ -167,8 +167,7 @@ def _keeps_apart(equation: Any) -> bool:
     """Whether an equation treats entries for themselves, moves them or picks among them."""
     if is_elementwise(equation) or fact_of(equation).selects:
         return True
-    body = body_of(equation)
-    return body is not None and all(map(_keeps_apart, body.eqns))
+    return _all_inside(_keeps_apart, equation)
 
 
 def _narrows(equation: Any) -> bool:
@@ -180,8 +179,13 @@ def _narrows(equation: Any) -> bool:
     # little get as much of it as others, and some pull it back by more than others.
     if fact.selects or fact.even:
         return True
-    body = body_of(equation)
-    return body is not None and all(map(_narrows, body.eqns))
+    return _all_inside(_narrows, equation)
+
+
+def _all_inside(passes: Callable[[Equation], bool], equation: Equation) -> bool:
+    """Return True of a call if all equations that it evaluates pass."""
+    function = equation.function
+    return function is not None and all(map(passes, read_program(function).eqns))
 
 
 def _goes_back(found: PostActivation) -> bool:

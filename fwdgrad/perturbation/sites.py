@@ -21,7 +21,7 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
 from fwdgrad.propagation.facts import fact_of, linear_operands
-from fwdgrad.propagation.jaxprs import body_of, evaluate, variables
+from fwdgrad.propagation.jaxprs import evaluate, variables
 from fwdgrad.util.jax_internals import Equation, inner_jaxprs, is_opaque
 from fwdgrad.util.source_info import place
 
@@ -175,7 +175,7 @@ class _Search:
         if fact_of(equation).contracts:
             return any(v not in self.varying for v in equation.reads)
         bodies = inner_jaxprs(equation)
-        if is_opaque(equation) or (bodies and body_of(equation) is None):
+        if is_opaque(equation) or (bodies and equation.function is None):
             return True
         flattened = (Equation(e) for body in bodies for e in _flattened(body))
         return any(fact_of(e).contracts or is_opaque(e) for e in flattened)

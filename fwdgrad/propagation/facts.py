@@ -15,7 +15,7 @@ from jax.extend.core import primitives
 
 from fwdgrad.propagation import axes
 from fwdgrad.propagation.axes import Axes, AxesOf, MatrixOf
-from fwdgrad.propagation.jaxprs import body_of, custom_jvp_rule
+from fwdgrad.propagation.jaxprs import custom_jvp_rule
 from fwdgrad.util.jax_internals import Equation, Program, read_program
 
 
@@ -113,8 +113,8 @@ def _is_elementwise(equation: Any, differentiated: bool) -> bool:
         return False
     if differentiated and equation.primitive is primitives.custom_jvp_call_p:
         return _are_elementwise(read_program(custom_jvp_rule(equation)), differentiated=False)
-    if (body := body_of(equation)) is not None:
-        return _are_elementwise(body, differentiated)
+    if equation.function is not None:
+        return _are_elementwise(read_program(equation.function), differentiated)
     if equation.primitive is primitives.broadcast_in_dim_p:
         return equation.invars[0].aval.shape == ()
     return fact_of(equation).elementwise

@@ -17,7 +17,6 @@ from fwdgrad.util.jax_internals import (
     Equation,
     Program,
     bind,
-    custom_jvp_body,
     is_custom_vjp,
     is_inexact,
     read_program,
@@ -84,41 +83,47 @@ def evaluated_by_equations(fun: Callable[..., Any], *args: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
+class _Variable:
+    """A variable of an inlined body, other in each call of the same body."""
+
+    def __init__(self, aval: Any):
+        self.aval = aval
+
+
 def inlined(program: Program) -> Program:
-    """Return a program with the bodies of calls in the place of the calls.
+    """Return a program with the equations of bodies in the place of calls.
 
-    A call of a `custom_vjp` function stays one.
+    An equation without a place in the user's code gets that of its call. A call of a `custom_vjp`
+    function stays one.
     """
+    equations: list[Equation] = []
+    constants = dict(zip(program.constvars, program.consts, strict=True))
 
-    if all(e.body is None or is_custom_vjp(e) for e in program.eqns):
-        return program
+    def read(atoms: Sequence[Any], names: Mapping[Any, Any]) -> list[Any]:
+        return [v if isinstance(v, jex_core.Literal) else names.get(v, v) for v in atoms]
 
-    def run(program: Program, inputs: Sequence[Any]) -> list[Any]:
-        values = program.environment(inputs)
-        for equation in program.eqns:
-            body = equation.body
-            if body is None or is_custom_vjp(equation):
-                evaluate([equation], values)
-                continue
-            operands = read_atoms(equation.invars, values)
-            with context_of(equation):
-                values.update(zip(equation.outvars, run(read_program(body), operands), strict=True))
-        return read_atoms(program.outvars, values)
+    def inline(body: Program, names: dict[Any, Any], call: Equation | None) -> None:
+        for equation in body.eqns:
+            operands, outputs = read(equation.invars, names), equation.outvars
+            if call is not None:
+                equation = equation.placed_by(call)
+            if equation.body is not None and not is_custom_vjp(equation):
+                inner = read_program(equation.body)
+                own = {v: _Variable(v.aval) for v in inner.constvars}
+                constants.update(zip(own.values(), inner.consts, strict=True))
+                own.update(zip(inner.invars, operands, strict=True))
+                inline(inner, own, equation)
+                outputs = read(inner.outvars, own)
+            else:
+                if call is not None:
+                    outputs = [_Variable(v.aval) for v in outputs]
+                equations.append(equation.renamed(operands, outputs))
+            names.update(zip(equation.outvars, outputs, strict=True))
 
-    # Avals, not shapes and dtypes: an array of `shard_map` has the axes too over which it varies.
-    types = [v.aval for v in program.invars]
-    return read_program(jax.make_jaxpr(lambda *inputs: run(program, inputs))(*types))
-
-
-def body_of(equation: Equation) -> Program | None:
-    """Return the program of a call or of a custom_jvp function, or None of any other equation.
-
-    A custom_vjp function that is not entered has no forward mode, so None.
-    """
-    body = custom_jvp_body(equation)
-    if body is None and not is_custom_vjp(equation):
-        body = equation.body
-    return None if body is None else read_program(body)
+    names: dict[Any, Any] = {}
+    inline(program, names, None)
+    outvars = read(program.outvars, names)
+    return Program([*constants], program.invars, outvars, [*constants.values()], equations)
 
 
 def custom_jvp_rule(equation: Any) -> Any:

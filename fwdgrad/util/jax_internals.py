@@ -6,6 +6,7 @@ library asks of an equation is one function here; an unknown layout is an error 
 tested versions (`.ci/run` tests the oldest and the newest).
 """
 
+import copy
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend import core as jex_core
+from jax.extend import source_info_util
 from jax.extend.core import primitives
 
 from fwdgrad.util.layouts import (
@@ -211,11 +213,13 @@ class Equation:
       is_kernel: True if it runs a Pallas kernel.
       custom_vjp: the first call of a `custom_vjp` function in it, or None.
       body: the ClosedJaxpr that it calls and does nothing else, or None (see `called_jaxpr`).
+      function: the ClosedJaxpr that it evaluates, of a call or of a custom_jvp function, or None. A
+        custom_vjp function has no forward mode, so None.
     """
 
     __slots__ = (
-        "body", "ctx", "custom_vjp", "has_loops", "invars", "is_inexact", "is_kernel", "name",
-        "outvars", "params", "primitive", "reads", "source", "source_info",
+        "body", "ctx", "custom_vjp", "function", "has_loops", "invars", "is_inexact", "is_kernel",
+        "name", "outvars", "params", "primitive", "reads", "source", "source_info",
     )  # fmt: skip
 
     def __init__(self, source: JaxprEqn):
@@ -228,10 +232,24 @@ class Equation:
         self.is_inexact = any(map(is_inexact, source.outvars))
         self.has_loops, self.is_kernel = has_loops(source), is_kernel(source)
         self.custom_vjp, self.body = find_custom_vjp(source), called_jaxpr(source)
+        self.function = custom_jvp_body(source)
+        if self.function is None and not is_custom_vjp(source):
+            self.function = self.body
 
-    def with_operands(self, invars: Sequence[Any]) -> "Equation":
-        """Return the same equation of other operands."""
-        return Equation(self.source.replace(invars=list(invars)))
+    def renamed(self, invars: Sequence[Any], outvars: Sequence[Any]) -> "Equation":
+        """Return the same equation of other operands and outputs."""
+        new = copy.copy(self)
+        new.invars, new.outvars = list(invars), list(outvars)
+        new.reads = tuple(v for v in invars if not isinstance(v, jex_core.Literal))
+        return new
+
+    def placed_by(self, call: "Equation") -> "Equation":
+        """Return the same equation with the place of a call, if it has none of its own."""
+        if source_info_util.summarize(self.source_info, num_frames=1):
+            return self
+        new = copy.copy(self)
+        new.source_info = call.source_info
+        return new
 
 
 class Program(NamedTuple):
