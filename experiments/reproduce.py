@@ -93,7 +93,7 @@ def _attempt(failed: list[str], what: str, part: Callable[..., Any], *args: Any)
         return None
 
 
-@commands.of("reproduce")
+@commands.with_config("reproduce")
 def command(cfg: DictConfig) -> None:
     if failures := run(cfg):
         sys.exit(f"failed: {', '.join(failures)}")

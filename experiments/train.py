@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from experiments.common import commands, from_config
 
 
-@commands.of("train")
+@commands.with_config("train")
 def command(cfg: DictConfig) -> float:
     """Return the last validation loss, which a search by Optuna makes small."""
     record = from_config.run(cfg)

@@ -2,7 +2,7 @@
 
 A module with a command ends in
 
-    @commands.of("CONFIG")
+    @commands.with_config("CONFIG")
     def command(cfg: DictConfig) -> None:
         ...
 
@@ -44,7 +44,7 @@ def start(module: str) -> None:
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(command)()
 
 
-def of(config_name: str) -> Callable[[Command], Command]:
+def with_config(config_name: str) -> Callable[[Command], Command]:
     """Return a decorator that makes a function of a config of `configs/` a command.
 
     A wrong value in the config is an error before the function is called; and the function prints

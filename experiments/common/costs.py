@@ -41,7 +41,7 @@ def step_costs(
       `loss`; the quantities are those of `relative_costs`.
     """
     form = {"rounds": rounds, "steps_per_call": steps_per_call}
-    lines = {line: from_config.identifying(config) for line, config in configs.items()}
+    lines = {line: from_config.identity_config(config) for line, config in configs.items()}
 
     def measure() -> dict[str, Any]:
         some = configs["backprop"]
@@ -70,7 +70,7 @@ def training_costs(
       `over_reference`, the ratio.
     """
     configs = {"line": config, "reference": reference}
-    identity = {name: from_config.identifying(c) for name, c in configs.items()}
+    identity = {name: from_config.identity_config(c) for name, c in configs.items()}
 
     def measure() -> dict[str, Any]:
         training = from_config.Training(config)
@@ -89,7 +89,7 @@ def training_costs(
 
 def operations_of_a_step(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Return a record of the floating-point operations of a step, by XLA's account."""
-    identity = {"operations_of": from_config.identifying(config)}
+    identity = {"operations_of": from_config.identity_config(config)}
     return measured_once(
         folder, "operations", identity, lambda: _program(_step(config), config, 1, 1).operations
     )

@@ -30,7 +30,7 @@ def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
     for row in tables.read(path, Metrics._fields):
         key = (row["panel"], row["estimator"], row["seed"])
         runs.setdefault(key, []).append([float(row[column]) for column in Metrics._fields])
-    tables.check_whole(path, {run: [row[0] for row in rows] for run, rows in runs.items()})
+    tables.check_same_steps(path, {run: [row[0] for row in rows] for run, rows in runs.items()})
     tables.check_paired(path, runs)
     curves: dict[str, dict[str, Curve]] = {}
     for panel, estimator in dict.fromkeys(key[:2] for key in runs):
@@ -40,7 +40,7 @@ def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
     return curves
 
 
-def mean_of(curve: Curve) -> Curve:
+def mean_over_seeds(curve: Curve) -> Curve:
     """Return the mean over the seeds, as a curve of one seed."""
     return {column: samples.mean(0, keepdims=True) for column, samples in curve.items()}
 
@@ -80,7 +80,7 @@ class Unreached(NamedTuple):
         return f"reached by {self.reached} of {self.n}"
 
 
-def over_seeds(times: np.ndarray) -> Interval | Unreached:
+def mean_time(times: np.ndarray) -> Interval | Unreached:
     """Return the mean of times, or of ratios of times; `Unreached` unless all seeds have one."""
     reached = np.isfinite(times)
     return mean_interval(times) if reached.all() else Unreached(int(reached.sum()), len(times))
@@ -127,10 +127,10 @@ def plot(
     intervals = [mean_interval(c) for c in (np.log(samples) if logarithmic else samples).T]
     lines = (np.array([interval[k] for interval in intervals]) for k in range(3))
     mean, low, high = (np.exp(line) if logarithmic else line for line in lines)
-    axis.plot(x, mean, color=style.colour(estimator), label=style.name(estimator))
+    axis.plot(x, mean, color=style.colour(estimator), label=style.label(estimator))
     axis.fill_between(x, low, high, color=style.colour(estimator), alpha=0.2, lw=0)
 
 
-def final(curve: Curve, column: str) -> Interval:
+def final_value(curve: Curve, column: str) -> Interval:
     """Return the mean over the seeds of the last row, with its interval."""
     return mean_interval(curve[column][:, -1])

@@ -78,7 +78,7 @@ def _check_examples(cfg: DictConfig) -> None:
         check_examples_independent(made.loss, made.init(jax.random.key(cfg.seed)), examples)
 
 
-def recorded(cfg: DictConfig) -> dict[str, Any]:
+def recorded_info(cfg: DictConfig) -> dict[str, Any]:
     """The information of a run that was begun, also of one that diverged."""
     info = read_info(folder(cfg))
     if info is None:
@@ -102,7 +102,7 @@ def folder(cfg: DictConfig) -> Path:
 
     Settings of JAX that decide numbers change the name, where they are not JAX's own.
     """
-    identity = config_identity(with_changed_settings(identifying(cfg)))
+    identity = config_identity(with_changed_settings(identity_config(cfg)))
     return run_folder(settings.root(cfg), label(cfg), identity, cfg.seed)
 
 
@@ -128,7 +128,7 @@ def _optimizer_names(cfg: DictConfig) -> list[str]:
     return [name for name in names if name]
 
 
-def identifying(cfg: DictConfig) -> dict[str, Any]:
+def identity_config(cfg: DictConfig) -> dict[str, Any]:
     """The part of a config that decides a run's numbers: all but the seed and the names."""
     config: Any = settings.canonical(OmegaConf.to_container(cfg, resolve=True))
     return {

@@ -36,7 +36,7 @@ def compose_train(cfg: DictConfig, overrides: Iterable[str], **values: Any) -> D
     config = copy.deepcopy(_composed(GlobalHydra.instance().hydra, tuple(overrides)))
     for key, value in values.items():
         OmegaConf.update(config, key, value)
-    output = {**plain(cfg.output), "root": literal(str(settings.root(cfg) / "runs"))}
+    output = {**to_plain(cfg.output), "root": literal(str(settings.root(cfg) / "runs"))}
     OmegaConf.update(config, "output", output)
     return config
 
@@ -56,7 +56,7 @@ def literal(text: str) -> str:
     return re.sub(r"(\\*)\$\{", lambda match: rf"{2 * match.group(1)}\${{", text)
 
 
-def plain(config: Any) -> Any:
+def to_plain(config: Any) -> Any:
     """Return a part of a config as plain lists, dicts and values."""
     return OmegaConf.to_container(config, resolve=True)
 
@@ -71,7 +71,7 @@ def differences(settings: Mapping[str, Any], but_for: Iterable[str] = ()) -> str
     return "; ".join(found)
 
 
-def alone(cfg: DictConfig, experiment: Any) -> None:
+def run_alone(cfg: DictConfig, experiment: Any) -> None:
     """Run and draw one experiment of a `reproduce` config, a module with `run` and `draw`."""
     folder = settings.root(cfg)
     if cfg.draw_only:
@@ -140,7 +140,7 @@ def _sum(folder: Path, table: str) -> str:
     return table_sum(rows[0] if rows else (), (row.values() for row in rows))
 
 
-def sources(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def provenance_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the provenance of records, each source once, and the time of making them all."""
     records = list(records)
     processes = [process for record in records for process in (*record.get("earlier", ()), record)]

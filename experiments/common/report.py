@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.paper_facts import FACTS, TOLERANCE, WIDEST, Finding, not_found
-from fwdgrad.records import DEFAULTS, atomic_write, read_json
+from fwdgrad.records import JAX_DEFAULTS, atomic_write, read_json
 
 
 def write(
@@ -102,5 +102,5 @@ def _provenance(information: Mapping[str, dict[str, Any]]) -> str:
 
 def _jax_settings(settings: Mapping[str, Any]) -> str:
     """Return the settings of JAX that differ from its defaults and may change numbers."""
-    changed = (f"{k} {v}" for k, v in settings.items() if DEFAULTS.get(k, "") != v)
+    changed = (f"{k} {v}" for k, v in settings.items() if JAX_DEFAULTS.get(k, "") != v)
     return "".join(f"; {setting}" for setting in changed)

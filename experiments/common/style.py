@@ -55,7 +55,7 @@ def colour(estimator: str) -> str:
     return COLOURS.get(estimator, "#777777")
 
 
-def name(estimator: str) -> str:
+def label(estimator: str) -> str:
     """Return an estimator's name in legends and tables."""
     return NAMES.get(estimator, estimator)
 
@@ -84,11 +84,11 @@ def log_scale(axes: Axes, which: str = "y", **options: Any) -> None:
         if not np.isfinite(low):
             continue
         if low >= max(getattr(panel.dataLim, f"{name}max") for panel in shared):
-            limit(axes, name, low / 2, low * 2)  # one number alone
+            set_limits(axes, name, low / 2, low * 2)  # one number alone
         getattr(axes, f"set_{name}scale")("log", **options)
 
 
-def limit(axes: Axes, which: str, low: float, high: float) -> None:
+def set_limits(axes: Axes, which: str, low: float, high: float) -> None:
     """Set the limits of the axis "x" or "y", unless they are no interval of its scale."""
     is_log = getattr(axes, f"get_{which}scale")() == "log"
     if np.isfinite([low, high]).all() and low < high and (low > 0 or not is_log):

@@ -36,7 +36,7 @@ def read(path: Path, numbers: Iterable[str] = ()) -> list[dict[str, str]]:
     return rows
 
 
-def check_whole(path: Path, runs: Mapping[Any, Sequence[float]]) -> None:
+def check_same_steps(path: Path, runs: Mapping[Any, Sequence[float]]) -> None:
     """Raise an error unless all runs of a line have rows of the same, rising steps.
 
     Args:

@@ -81,7 +81,7 @@ def tune_and_train(
         failed[rate] = sum(seed not in runs or _has_failed(runs[seed]) for seed in seeds)
         if not failed[rate]:
             return Tuned(tried, failed, others, runs, config)
-        others += [from_config.recorded(make_config(rate, seed, False)) for seed in seeds]
+        others += [from_config.recorded_info(make_config(rate, seed, False)) for seed in seeds]
     raise DivergedError(f"runs fail at every rate of {list(tried)}; add smaller ones.")
 
 
@@ -97,7 +97,7 @@ def _try(
     try:
         record = from_config.run(config)
     except DivergedError:
-        return math.inf, from_config.recorded(config)
+        return math.inf, from_config.recorded_info(config)
     return math.inf if _has_failed(record) else minimised(record.info["final"]), record.info
 
 

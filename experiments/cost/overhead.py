@@ -70,7 +70,7 @@ def run(cfg: DictConfig) -> dict[str, Interval]:
     return {name: median_interval(samples) for name, samples in columns.items()}
 
 
-@commands.of("overhead")
+@commands.with_config("overhead")
 def command(cfg: DictConfig) -> None:
     with hold(settings.root(cfg)):
         result = run(cfg)

@@ -186,11 +186,11 @@ def draw(folder: Path) -> None:
         axes[0, i].set_xlabel("R: time over the loss alone")
         axes[1, i].set_xlabel("temporary memory (MiB)")
     longest = max(float(r["relative_cost"]) for r in rows)
-    style.limit(axes[0, 0], "x", 0, 1.7 * longest)
+    style.set_limits(axes[0, 0], "x", 0, 1.7 * longest)
     memory = [float(r["temp_bytes"]) / 2**20 for r in rows]
     style.log_scale(axes[1, 0], "x")
     least = min((x for x in memory if x > 0), default=0.0)
-    style.limit(axes[1, 0], "x", least / 3, max(memory) * 8)
+    style.set_limits(axes[1, 0], "x", least / 3, max(memory) * 8)
     style.save(figure, folder, NAME)
 
 
@@ -219,7 +219,7 @@ _LABELS = {
     "forward_dense": "forward-normal",
     "forward_lowrank": "forward-low_rank",
 }
-_NAMES = {name: style.name(label) if label else "Loss alone" for name, label in _LABELS.items()}
+_NAMES = {name: style.label(label) if label else "Loss alone" for name, label in _LABELS.items()}
 
 
 def describe(folder: Path) -> str:
@@ -267,7 +267,7 @@ def _ratio(information: dict, row: dict[str, str]) -> Interval:
     return Interval(**information["relative_to_backprop"][row["model"]][row["estimator"]])
 
 
-@commands.of("step_cost")
+@commands.with_config("step_cost")
 def command(cfg: DictConfig) -> None:
     folder = settings.root(cfg)
     with hold(folder):

@@ -41,7 +41,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         write_table(folder / f"{part.NAME}.csv", part.COLUMNS, record["result"])
         records.append(record)
     tables = [part.NAME for part in PARTS]
-    jobs.write_information(folder, NAME, tables, jobs.sources(records))
+    jobs.write_information(folder, NAME, tables, jobs.provenance_of(records))
 
 
 def draw(folder: Path) -> None:
@@ -61,9 +61,9 @@ def findings(folder: Path) -> list[Finding]:
     return []
 
 
-@commands.of("reproduce")
+@commands.with_config("reproduce")
 def command(cfg: DictConfig) -> None:
-    jobs.alone(cfg, sys.modules[__name__])
+    jobs.run_alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def draw(folder: Path) -> None:
         ends = np.maximum(np.nan_to_num((value - low, high - value)), 0)
         panel.errorbar(
             aside, value, ends, fmt=".", ms=4, lw=0.8, color=colour,
-            label=style.name(estimator).removeprefix("Forward gradient, ").capitalize(),
+            label=style.label(estimator).removeprefix("Forward gradient, ").capitalize(),
         )  # fmt: skip
     panel.set(xlabel="tangents K")
     style.log_scale(panel, "xy")
@@ -134,5 +134,5 @@ def describe(folder: Path) -> str:
             cells.append(
                 f"{float(row['squared']):.4g} [{low:.4g}, {high:.4g}] / {float(row['theory']):.4g}"
             )
-        lines.append(f"| {style.name(estimator)} | {' | '.join(cells)} |")
+        lines.append(f"| {style.label(estimator)} | {' | '.join(cells)} |")
     return "\n".join(lines)

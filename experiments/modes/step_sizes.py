@@ -104,7 +104,7 @@ def draw(folder: Path) -> None:
         panel.set_title(dtype, loc="left", fontweight="bold")
         panel.set(xlabel="step h")
         style.log_scale(panel, "xy")
-        style.limit(panel, "y", 1e-18, 1e2)
+        style.set_limits(panel, "y", 1e-18, 1e2)
     panels[0].set_ylabel("relative error of the Jacobian")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)

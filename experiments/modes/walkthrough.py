@@ -154,7 +154,7 @@ def run(cfg: DictConfig) -> Walk:
     return walked
 
 
-@commands.of(NAME)
+@commands.with_config(NAME)
 def command(cfg: DictConfig) -> None:
     with hold(settings.root(cfg)):
         walked = run(cfg)

@@ -61,7 +61,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
             rows.append((axis, depth, batch_size, shared["width"], name, *ends, rounds, *memory))
         records[depth, batch_size] = record
     write_table(folder / f"{NAME}.csv", _COLUMNS, rows)
-    jobs.write_information(folder, NAME, [NAME], jobs.sources(records.values()))
+    jobs.write_information(folder, NAME, [NAME], jobs.provenance_of(records.values()))
 
 
 def draw(folder: Path) -> None:
@@ -120,7 +120,7 @@ def _line(panel: Axes, x: np.ndarray, rows: list[dict[str, str]], quantity: str,
         np.array([float(r[f"{quantity}{end}"]) for r in rows]) for end in ("", "_low", "_high")
     )
     colour, ls = style.colour(name), _LINE_STYLES.get(name, "-")
-    panel.plot(x, value, color=colour, ls=ls, label=style.name(name), marker=".", ms=4)
+    panel.plot(x, value, color=colour, ls=ls, label=style.label(name), marker=".", ms=4)
     panel.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
 
 
@@ -160,7 +160,7 @@ def describe(folder: Path) -> str:
     for row in points.values():
         resident = f"{float(row['peak_bytes']) / 2**20:.4g}" if row["peak_bytes"] else "unknown"
         lines.append(
-            f"| {row['depth']} | {row['batch_size']} | {style.name(row['estimator'])} "
+            f"| {row['depth']} | {row['batch_size']} | {style.label(row['estimator'])} "
             f"| {1e3 * float(row['seconds']):.4g} | {_interval(row, 'relative_cost')} "
             f"| {_interval(row, 'over_reference')} "
             f"| {float(row['temp_bytes']) / 2**20:.4g} | {resident} |"
@@ -210,9 +210,9 @@ def _bytes(row: dict[str, str], of: str) -> float:
     return float(row[f"{of}_bytes"])
 
 
-@commands.of("reproduce")
+@commands.with_config("reproduce")
 def command(cfg: DictConfig) -> None:
-    jobs.alone(cfg, sys.modules[__name__])
+    jobs.run_alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from experiments.common import commands, jobs, style, tables
 from experiments.common.costs import operations_of_a_step
-from experiments.common.curves import Curve, final, plot, read_curves, write_curves
+from experiments.common.curves import Curve, final_value, plot, read_curves, write_curves
 from experiments.common.paper_facts import Finding, compare
 from experiments.common.tuning import Rates, Tuned, read_rates, tune_and_train
 from fwdgrad.measurement import mean_interval
@@ -81,7 +81,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
             panel: jobs.differences(experiment.panels[panel]) for panel in experiment.shown
         },
         "failed": failed,
-        **jobs.sources(sources),
+        **jobs.provenance_of(sources),
     }
     jobs.write_information(folder, NAME, [NAME, f"{NAME}_tuning"], information)
 
@@ -177,14 +177,14 @@ def describe(folder: Path) -> str:
             accuracy = mean_interval(information["test_accuracy"][panel][estimator])
             operations = steps * information["operations"][panel][estimator] / 1e9
             lines.append(
-                f"| {title} | {style.name(estimator)} | {grid} | {rates[estimator]} "
-                f"| {len(line['step'])} | {steps} | {final(line, 'valid_loss')} | {accuracy} "
-                f"| {final(line, 'seconds')} | {operations:.4g} |"
+                f"| {title} | {style.label(estimator)} | {grid} | {rates[estimator]} "
+                f"| {len(line['step'])} | {steps} | {final_value(line, 'valid_loss')} | {accuracy} "
+                f"| {final_value(line, 'seconds')} | {operations:.4g} |"
             )
         verdicts.append(f"{title}: {_winners(by_estimator, information['operations'][panel])}")
     for panel, name in information["failed"]:
         title = information["titles"][panel]
-        verdicts.append(f"{title}: {style.name(name)} fails at every rate and is left out.")
+        verdicts.append(f"{title}: {style.label(name)} fails at every rate and is left out.")
     return "\n".join([*lines, "", *verdicts])
 
 
@@ -202,7 +202,7 @@ def _winners(lines: dict[str, Curve], operations: dict[str, float]) -> str:
         losses = {n: float(np.interp(limit, spent[n], means[n]["valid_loss"])) for n in means}
         best = min(losses, key=lambda name: losses[name])
         won.setdefault(best, []).append(f"equal {budget}")
-    return "; ".join(f"{style.name(n)} wins at {', '.join(b)}" for n, b in won.items()) + "."
+    return "; ".join(f"{style.label(n)} wins at {', '.join(b)}" for n, b in won.items()) + "."
 
 
 def findings(folder: Path) -> list[Finding]:
@@ -233,9 +233,9 @@ def findings(folder: Path) -> list[Finding]:
     return [f for f in found if f is not None]
 
 
-@commands.of("reproduce")
+@commands.with_config("reproduce")
 def command(cfg: DictConfig) -> None:
-    jobs.alone(cfg, sys.modules[__name__])
+    jobs.run_alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from experiments.common.costs import read_costs, step_costs, write_costs
 from experiments.common.curves import (
     Curve,
     Unreached,
-    final,
-    over_seeds,
+    final_value,
+    mean_time,
     ratios_of_times,
     ratios_to_common_loss,
     read_curves,
@@ -124,7 +124,7 @@ def _write_tables(
     experiment = cfg.experiments[NAME]
     panels = {panel: experiment.panels[panel] for panel in experiment.shown}
     every = [record.info for *_, record in records]
-    every += [from_config.recorded(_train_config(cfg, *names)) for names in diverged]
+    every += [from_config.recorded_info(_train_config(cfg, *names)) for names in diverged]
     information = {
         "titles": {panel: settings.title for panel, settings in panels.items()},
         "shortened": {
@@ -137,7 +137,7 @@ def _write_tables(
             for panel, settings in panels.items()
         },
         "diverged": diverged,
-        **jobs.sources([*every, *costs.values()]),
+        **jobs.provenance_of([*every, *costs.values()]),
     }
     tables = [NAME, f"{NAME}_runs", f"{NAME}_costs"]
     jobs.write_information(folder, NAME, tables, information)
@@ -188,9 +188,9 @@ def describe(folder: Path) -> str:
         for estimator in by_estimator:
             chosen = [r for r in runs if (r["panel"], r["estimator"]) == (panel, estimator)]
             samples = {c: [float(r[c]) for r in chosen] for c in _RUN_COLUMNS[3:]}
-            common = over_seeds(ratios_to_common_loss(by_estimator, estimator, "backprop"))
+            common = mean_time(ratios_to_common_loss(by_estimator, estimator, "backprop"))
             lines.append(
-                f"| {title} | {style.name(estimator)} | {len(chosen)} | {chosen[0]['num_steps']} "
+                f"| {title} | {style.label(estimator)} | {len(chosen)} | {chosen[0]['num_steps']} "
                 f"| {mean_interval(samples['milliseconds_per_step'])} "
                 f"| {costs[panel][estimator]['relative_cost']} "
                 f"| {costs[panel][estimator]['over_reference']} "
@@ -202,12 +202,12 @@ def describe(folder: Path) -> str:
         lines += ["", f"{information['titles'][panel]} is shortened to {steps} iterations."]
     for panel, line, seed in information["diverged"]:
         title = information["titles"][panel]
-        lines += ["", f"{title}: {style.name(line)} diverged with seed {seed}, left out of all."]
+        lines += ["", f"{title}: {style.label(line)} diverged with seed {seed}, left out of all."]
     return "\n".join(lines)
 
 
 def _ratio(lines: dict[str, Curve], estimator: str) -> Interval | Unreached:
-    return over_seeds(ratios_of_times(lines, estimator, "backprop"))
+    return mean_time(ratios_of_times(lines, estimator, "backprop"))
 
 
 def findings(folder: Path) -> list[Finding]:
@@ -226,12 +226,12 @@ def findings(folder: Path) -> list[Finding]:
             "R_ratio": (costs_of[dense][over], costs_of[low_rank][over]),
         }
         of_training: dict[str, tuple[Any, Any]] = {
-            "T_f": (over_seeds(times[dense]), over_seeds(times[low_rank])),
-            "T_b": (over_seeds(times["backprop"]), ""),
+            "T_f": (mean_time(times[dense]), mean_time(times[low_rank])),
+            "T_b": (mean_time(times["backprop"]), ""),
             "T_ratio": (_ratio(lines, dense), _ratio(lines, low_rank)),
         }
         for key in ("loss", "accuracy"):
-            ends = {e: final(line, f"valid_{key}") for e, line in lines.items()}
+            ends = {e: final_value(line, f"valid_{key}") for e, line in lines.items()}
             of_training[f"{key}_f"] = (ends[dense], ends[low_rank])
             of_training[f"{key}_b"] = (ends["backprop"], "")
         losses = {e: line["valid_loss"][:, -1] for e, line in lines.items()}
@@ -254,9 +254,9 @@ def findings(folder: Path) -> list[Finding]:
     return [f for f in found if f is not None]
 
 
-@commands.of("reproduce")
+@commands.with_config("reproduce")
 def command(cfg: DictConfig) -> None:
-    jobs.alone(cfg, sys.modules[__name__])
+    jobs.run_alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":

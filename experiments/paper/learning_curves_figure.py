@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from experiments.common import style
-from experiments.common.curves import Curve, mean_of, plot, time_to
+from experiments.common.curves import Curve, mean_over_seeds, plot, time_to
 from fwdgrad.measurement import Interval
 
 Costs = Mapping[str, Mapping[str, Interval]]  # estimator (or `loss`) -> quantity -> interval
@@ -41,7 +41,7 @@ def learning_curves_figure(
 
 def _draw_row(axes: np.ndarray, lines: Mapping[str, Curve], costs: Costs) -> None:
     by_step, by_time, cost, accuracy = axes
-    means = {estimator: mean_of(line) for estimator, line in lines.items()}
+    means = {estimator: mean_over_seeds(line) for estimator, line in lines.items()}
     target = float(means["backprop"]["valid_loss"].min())
     times = {estimator: time_to(target, mean) for estimator, mean in means.items()}
     for estimator, line in lines.items():

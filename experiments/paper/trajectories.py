@@ -72,7 +72,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         ]
         write_table(folder / f"{figure}.csv", ("function", "estimator", "seed", *_RECORDED), rows)
         chosen = {name: experiment["functions"][name] for name in names}
-        sources = jobs.sources(records[name] for name in names)
+        sources = jobs.provenance_of(records[name] for name in names)
         jobs.write_information(folder, figure, [figure], {"functions": chosen, **sources})
 
 
@@ -115,7 +115,7 @@ def _read(folder: Path, figure: str) -> _Paths:
         runs.setdefault(run, []).append(float(row["step"]))
         seeds = paths.setdefault(row["function"], {}).setdefault(row["estimator"], {})
         seeds.setdefault(row["seed"], []).append([float(row[column]) for column in _RECORDED])
-    tables.check_whole(path, runs)
+    tables.check_same_steps(path, runs)
     tables.check_paired(path, runs)
     return {
         function: {
@@ -164,7 +164,7 @@ def _draw_row(axes: np.ndarray, lines: dict[str, Any], settings: dict[str, Any])
                 path.plot(line["x"][i], line["y"][i], **thin)
             else:
                 path.plot(mean["step"], line["distance"][i], **thin)
-        by_step.plot(mean["step"], mean_gap, color=colour, label=style.name(estimator))
+        by_step.plot(mean["step"], mean_gap, color=colour, label=style.label(estimator))
         by_time.plot(mean["seconds"], mean_gap, color=colour)
         cost.plot(mean["step"], mean["seconds"], color=colour)
         if planar:
@@ -227,7 +227,7 @@ def describe(folder: Path) -> str:
             for estimator, line in by_estimator.items():
                 n, steps = len(line["value"]), int(line["step"][0, -1])
                 lines.append(
-                    f"| {functions[function]['title']} | {style.name(estimator)} | {n} | {steps} "
+                    f"| {functions[function]['title']} | {style.label(estimator)} | {n} | {steps} "
                     f"| {_final_gap(line, functions[function])} "
                     f"| {_time_ratio(by_estimator, estimator)} |"
                 )
@@ -272,9 +272,9 @@ def findings(folder: Path) -> list[Finding]:
     return [f for f in found if f is not None]
 
 
-@commands.of("reproduce")
+@commands.with_config("reproduce")
 def command(cfg: DictConfig) -> None:
-    jobs.alone(cfg, sys.modules[__name__])
+    jobs.run_alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ _EXPLANATION = [
 ]
 
 
-@commands.of(NAME)
+@commands.with_config(NAME)
 def command(cfg: DictConfig) -> None:
     folder = settings.root(cfg)
     with hold(folder):

@@ -72,10 +72,10 @@ def run(cfg: DictConfig, folder: Path) -> None:
             key: {name: experiment.lines[name].get(key) for name in shown}
             for key in ("group", "derivatives", "learnt", "uncounted")
         },
-        "wanted": jobs.plain(experiment.wanted),
+        "wanted": jobs.to_plain(experiment.wanted),
         "guess_steps": experiment.guess_steps,
         "history": experiment.history,
-        **jobs.sources(records),
+        **jobs.provenance_of(records),
     }
     jobs.write_information(folder, NAME, [NAME], information)
 
@@ -109,7 +109,8 @@ def _record(
     config, training = _config(cfg, line.overrides), _config(cfg, experiment.training)
     lengths = {"draws": line.get("draws", experiment.draws), "guess_steps": experiment.guess_steps}
     identity = {
-        "line": from_config.identifying(config), "training": from_config.identifying(training),
+        "line": from_config.identity_config(config),
+        "training": from_config.identity_config(training),
         "stages": stages, "seeds": seeds, **lengths,
     }  # fmt: skip
 
@@ -204,7 +205,7 @@ def describe(folder: Path) -> str:
             root = Interval(value, low, high, q["squared_cosine"].n)
             laws = [_or_dash(q[law]) for law in ("law_cosine", "error_over_law")]
             cells = [
-                style.name(name), q["cosine"].n, information["derivatives"][name], q["cosine"],
+                style.label(name), q["cosine"].n, information["derivatives"][name], q["cosine"],
                 q["hidden_cosine"], root, laws[0], q["slope"], q["bias"], q["variance"], laws[1],
                 q["time"], q["operations"],
             ]  # fmt: skip
@@ -240,7 +241,7 @@ def _targets(stages: dict[int, Any], wanted: list[dict[str, Any]]) -> list[str]:
         bounds = {side: target[side] for side in ("at_least", "at_most") if side in target}
         quantity = target["quantity"].replace("_", " ")
         text.append(
-            f"- {style.name(target['line'])}, at the start: {quantity} {found}, n = {found.n}, "
+            f"- {style.label(target['line'])}, at the start: {quantity} {found}, n = {found.n}, "
             f"{verdict(found, **bounds)}."
         )
     return text
@@ -251,9 +252,9 @@ def findings(folder: Path) -> list[Finding]:
     return []
 
 
-@commands.of("reproduce")
+@commands.with_config("reproduce")
 def command(cfg: DictConfig) -> None:
-    jobs.alone(cfg, sys.modules[__name__])
+    jobs.run_alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":

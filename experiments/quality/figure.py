@@ -75,7 +75,7 @@ def _draw_costs(axis: Axes, found: Found, information: Mapping[str, Any], cost: 
     style.log_scale(axis, "xy")
     style.plain_numbers(axis.xaxis, (1, 2, 5))
     low, high = axis.get_xlim()
-    style.limit(axis, "x", min(low, 0.8), max(high, 2.5))  # two numbers at least
+    style.set_limits(axis, "x", min(low, 0.8), max(high, 2.5))  # two numbers at least
 
 
 def _space_and_variant(group: str) -> tuple[str, str]:

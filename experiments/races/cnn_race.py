@@ -17,9 +17,9 @@ _race = Race(NAME, "Accuracy in equal time: the CNN")
 run, draw, describe, findings = _race.run, _race.draw, _race.describe, _race.findings
 
 
-@commands.of("reproduce")
+@commands.with_config("reproduce")
 def command(cfg: DictConfig) -> None:
-    jobs.alone(cfg, sys.modules[__name__])
+    jobs.run_alone(cfg, sys.modules[__name__])
 
 
 if __name__ == "__main__":

@@ -39,14 +39,14 @@ def race_figure(lines: Lines, about: About) -> Figure:
     by_operations.set(xlabel="operations (10¹²)")
     ends.set(xlabel="training time of the whole run (s)")
     least = min(100 * (1 - line.accuracy) for line in lines.values())
-    style.limit(ends, "y", 0.9 * least, 2.5 * least)  # where it is decided
+    style.set_limits(ends, "y", 0.9 * least, 2.5 * least)  # where it is decided
     lengths_of_all = [line.seconds for line in lines.values()]
     titles = ("validation, while training",) * 2 + ("test, at a run's end, the best",)
     for panel, title in zip((by_time, by_operations, ends), titles, strict=True):
         style.log_scale(panel, "x")
         panel.set_title(title, loc="left", fontweight="bold")
         style.plain_numbers(panel.xaxis, (1, 2, 5))
-    style.limit(ends, "x", 0.7 * min(lengths_of_all), 1.4 * max(lengths_of_all))
+    style.set_limits(ends, "x", 0.7 * min(lengths_of_all), 1.4 * max(lengths_of_all))
     style.plain_numbers(by_time.yaxis, (1, 1.5, 2, 3, 4, 6, 8))
     by_operations.tick_params(labelleft=False)
     figure.legend(*by_time.get_legend_handles_labels(), loc="outside right center", fontsize=7)
@@ -76,7 +76,7 @@ def _draw_run(
     mean, low, high = (np.exp([x[k] for x in logarithms])[1:] for k in range(3))
     x = line.columns[column].mean(0)[1:] / unit
     dashes = "--" if estimator.startswith("control") else "-"
-    panel.plot(x, mean, dashes, color=colour, label=style.name(estimator))
+    panel.plot(x, mean, dashes, color=colour, label=style.label(estimator))
     panel.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
 
 

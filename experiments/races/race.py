@@ -23,7 +23,7 @@ from experiments.common.costs import operations_of_a_step, training_costs
 from experiments.common.paper_facts import Finding
 from experiments.common.tuning import Tuned, read_rates, tune_and_train
 from experiments.races.figure import race_figure
-from experiments.races.results import read, rows, verdicts
+from experiments.races.results import comparisons, markdown_table, read
 from fwdgrad.measurement import exact
 from fwdgrad.records import read_json, write_table
 
@@ -122,7 +122,7 @@ class Race:
             },
             "tuning": race.experiment.tuning,
             "history": race.experiment.history,
-            **jobs.sources(sources),
+            **jobs.provenance_of(sources),
         }
         jobs.write_information(
             folder, self._name, [self._name, f"{self._name}_tuning"], information
@@ -152,9 +152,9 @@ class Race:
             _HOW.format(tuning=information["tuning"]),
             "",
             *([information["history"], ""] if information["history"] else []),
-            *rows(lines, about, rates),
+            *markdown_table(lines, about, rates),
             "",
-            *verdicts(lines, about),
+            *comparisons(lines, about),
         ]
         return "\n".join(text)
 
@@ -171,9 +171,9 @@ class _Configs:
 
     def line(self, name: str) -> dict[str, Any]:
         """Return the options of a line; those it lacks are of the line that it is `like`."""
-        own = jobs.plain(self.experiment.lines[name])
+        own = jobs.to_plain(self.experiment.lines[name])
         like = own.get("like", name)
-        of_like = jobs.plain(self.experiment.lines[like])
+        of_like = jobs.to_plain(self.experiment.lines[like])
         of_all = {key: self.experiment[key] for key in ("seconds", "seeds")}
         return {"like": like, **of_all, **of_like, **own}
 

@@ -55,11 +55,11 @@ def read(table: Path) -> dict[str, Line]:
     for row in tables.read(table, ("step", "seconds", "flops", "valid_accuracy")):
         rows.setdefault(row["estimator"], []).append(row)
         runs.setdefault((row["estimator"], row["seed"]), []).append(float(row["step"]))
-    tables.check_whole(table, runs)
+    tables.check_same_steps(table, runs)
     return {estimator: Line(of_estimator) for estimator, of_estimator in rows.items()}
 
 
-def rows(lines: Lines, about: About, rates: Mapping[str, Rates]) -> list[str]:
+def markdown_table(lines: Lines, about: About, rates: Mapping[str, Rates]) -> list[str]:
     """Return a table of all lines, in Markdown."""
     text = [
         "| family | estimator | training (s) | 10¹² operations | derivatives | minibatch | rates "
@@ -73,7 +73,7 @@ def rows(lines: Lines, about: About, rates: Mapping[str, Rates]) -> list[str]:
         value, low, high = (float(ratio[end]) for end in ("value", "low", "high"))
         clock = np.mean([float(seconds) for seconds in about[name]["clock_seconds"]])
         text.append(
-            f"| {line.family} | {style.name(name)} | {line.seconds:.3g} ({clock:.3g}) "
+            f"| {line.family} | {style.label(name)} | {line.seconds:.3g} ({clock:.3g}) "
             f"| {line.columns['flops'][0, -1] / 1e12:.3g} | {about[name]['derivatives']} "
             f"| {about[name]['batch_size']} "
             f"| {_range(tried)} | {rates[name]} | {len(steps)} "
@@ -84,7 +84,7 @@ def rows(lines: Lines, about: About, rates: Mapping[str, Rates]) -> list[str]:
     return text
 
 
-def verdicts(lines: Lines, about: About) -> list[str]:
+def comparisons(lines: Lines, about: About) -> list[str]:
     """Compare each line with backprop and controls; controls and short backprops are left out.
 
     A line that has its seconds is held against those that have as many, one that has its operations
@@ -111,7 +111,7 @@ def verdicts(lines: Lines, about: About) -> list[str]:
         said.append(_without(line, lines.get(about[name]["ablates"]), about[name]["ablates"]))
         remark = f" {remark}" if (remark := about[name]["remark"]) else ""
         if any(said):
-            text.append(f"- {style.name(name)}: {'; '.join(filter(None, said))}.{remark}")
+            text.append(f"- {style.label(name)}: {'; '.join(filter(None, said))}.{remark}")
     return text
 
 
@@ -170,7 +170,7 @@ def _held_against(line: Line, other: Line, name: str, kind: str) -> str:
         verb = "beats" if gain.low > 0 else "is behind"
     valid = mean_interval(100 * _paired(line, other, "valid_accuracy"))
     return (
-        f"{verb} {style.name(name)}, {kind}: {_signed(gain)} points ({_signed(valid)} on the "
+        f"{verb} {style.label(name)}, {kind}: {_signed(gain)} points ({_signed(valid)} on the "
         "validation images)"
     )
 
@@ -185,7 +185,7 @@ def _against_backprop(line: Line, lines: Lines, budget: str, at_most: float | No
     shorter = f", of {backprops[best].seconds:.3g} s alone" if spent < 0.95 * most else ""
     behind = mean_interval(100 * _paired(backprops[best], line))
     wanted = "" if at_most is None else f", {verdict(behind, at_most=at_most)}"
-    return f"{_signed(behind)} points behind {style.name(best)}{shorter}{wanted}"
+    return f"{_signed(behind)} points behind {style.label(best)}{shorter}{wanted}"
 
 
 def _when_backprop(line: Line, lines: Lines, at_most: float | None) -> str:
@@ -255,7 +255,7 @@ def _seconds_to(accuracy: float, points: list[_Point]) -> float:
 def _without(line: Line, other: Line | None, name: str | None) -> str:
     if other is None or name is None:
         return ""
-    return f"{_signed(mean_interval(100 * _paired(line, other)))} points over {style.name(name)}"
+    return f"{_signed(mean_interval(100 * _paired(line, other)))} points over {style.label(name)}"
 
 
 def _paired(a: Line, b: Line, of: str = "test_accuracy") -> np.ndarray:

@@ -11,7 +11,7 @@ try:
     )
     from fwdgrad.records.files import atomic_write
     from fwdgrad.records.jax_settings import (
-        DEFAULTS,
+        JAX_DEFAULTS,
         changed_settings,
         jax_settings,
         with_changed_settings,
@@ -27,10 +27,10 @@ try:
         Metrics,
         RunRecord,
         config_identity,
+        file_sums,
         read_info,
         read_run,
         run_folder,
-        sums,
         write_metrics,
     )
     from fwdgrad.records.serialization import (
@@ -45,7 +45,7 @@ except ModuleNotFoundError as error:
     raise missing_extra("fwdgrad.records", error) from error
 
 __all__ = [
-    "DEFAULTS",
+    "JAX_DEFAULTS",
     "CheckpointError",
     "FolderInUseError",
     "Hold",
@@ -57,6 +57,7 @@ __all__ = [
     "changed_settings",
     "code_differences",
     "config_identity",
+    "file_sums",
     "hold",
     "jax_settings",
     "load_checkpoint",
@@ -68,7 +69,6 @@ __all__ = [
     "read_table",
     "run_folder",
     "save_checkpoint",
-    "sums",
     "table_sum",
     "warn_of_other_code",
     "with_changed_settings",

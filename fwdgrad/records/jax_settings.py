@@ -7,7 +7,7 @@ import jax
 
 # With the values that JAX has when nobody sets any. Under others random streams, precision or
 # types are others.
-DEFAULTS: dict[str, Any] = {
+JAX_DEFAULTS: dict[str, Any] = {
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
     "jax_random_seed_offset": 0,
@@ -27,13 +27,13 @@ def jax_settings() -> dict[str, Any]:
         name: default_platform()
         if name == "platform"
         else _plain(getattr(jax.config, name, default))
-        for name, default in DEFAULTS.items()
+        for name, default in JAX_DEFAULTS.items()
     }
 
 
 def changed_settings() -> dict[str, Any]:
     """Return the settings that differ from JAX's defaults on a CPU; {} if none does."""
-    return {name: value for name, value in jax_settings().items() if value != DEFAULTS[name]}
+    return {name: value for name, value in jax_settings().items() if value != JAX_DEFAULTS[name]}
 
 
 def with_changed_settings(config: dict[str, Any]) -> dict[str, Any]:

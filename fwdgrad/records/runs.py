@@ -153,7 +153,7 @@ def read_run(folder: Path) -> RunRecord | None:
     return record
 
 
-def sums(rows: Iterable[Metrics], config: str) -> dict[str, str]:
+def file_sums(rows: Iterable[Metrics], config: str) -> dict[str, str]:
     """Return the sums of a run's files, for `run.json`."""
     return {"metrics.csv": table_sum(Metrics._fields, rows), "config.yaml": text_sum(config)}
 

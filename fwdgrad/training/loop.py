@@ -25,13 +25,13 @@ from fwdgrad.records import (
     Metrics,
     RunRecord,
     atomic_write,
+    file_sums,
     hold,
     load_checkpoint,
     provenance,
     read_info,
     read_run,
     save_checkpoint,
-    sums,
     write_json,
     write_metrics,
 )
@@ -288,7 +288,7 @@ class _Run:
         """Write `run.json`."""
         self._held.check()
         if status != "running":
-            more["sums"] = sums(self._rows, self._identity.config)
+            more["sums"] = file_sums(self._rows, self._identity.config)
         *earlier, now = self._sources
         info = {
             "status": status,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fwdgrad.records import (
-    DEFAULTS,
+    JAX_DEFAULTS,
     CheckpointError,
     RunRecord,
     code_differences,
@@ -67,7 +67,7 @@ def check_same_run(folder: Path, before: Mapping[str, Any], wanted: Mapping[str,
         are taken for runs under JAX's defaults.
       wanted: seed and settings.
     """
-    found = {"seed": before["seed"], **before["settings"], **DEFAULTS, **before.get("jax", {})}
+    found = {"seed": before["seed"], **before["settings"], **JAX_DEFAULTS, **before.get("jax", {})}
     if "jax" not in before and "hardware" in before:
         found["platform"] = before["hardware"]["device"]
     expected = {"seed": wanted["seed"], **wanted["settings"], **jax_settings()}

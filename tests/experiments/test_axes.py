@@ -86,7 +86,7 @@ def test_a_logarithmic_axis(numbers, scale):
     style.log_scale(axis)
     style.plain_numbers(axis.yaxis, (1, 2, 5))
     style.fit_lines(axis)
-    style.limit(axis, "y", 0, np.nan)
+    style.set_limits(axis, "y", 0, np.nan)
     figure.draw_without_rendering()
     assert axis.get_yscale() == scale
     low, high = axis.get_ylim()
@@ -102,9 +102,9 @@ def test_limits_that_are_none_change_nothing():
     style.log_scale(axis, "xy")
     before = axis.get_ylim()
     for low, high in ((0, 5), (-1, 5), (5, 5), (6, 5), (np.nan, 5), (1, np.inf)):
-        style.limit(axis, "y", low, high)
+        style.set_limits(axis, "y", low, high)
         assert axis.get_ylim() == before
-    style.limit(axis, "y", 2, 5)
+    style.set_limits(axis, "y", 2, 5)
     assert axis.get_ylim() == (2, 5)
     plt.close(figure)
 

@@ -101,7 +101,9 @@ def test_a_key_that_is_added_and_that_nothing_reads(compose, tmp_path, key):
 
 def test_identity_is_of_what_decides_the_numbers(compose):
     def identity(*overrides):
-        return from_config.config_identity(from_config.identifying(compose("train", *overrides)))
+        return from_config.config_identity(
+            from_config.identity_config(compose("train", *overrides))
+        )
 
     assert identity() == identity("seed=5") == identity("output.root=elsewhere")
     for same in (

@@ -136,7 +136,7 @@ def test_who_is_ahead_of_whom(tmp_path):
     for name in ("backprop-equal", "weight-equal"):
         about[name]["operations"] = 1e12
     # Of the shorter backprop nothing is said: no control is as short.
-    backprop, activity, plain, weight, equal = results.verdicts(lines, about)
+    backprop, activity, plain, weight, equal = results.comparisons(lines, about)
     assert backprop.startswith("- Backprop: beats control-first-frozen, the best control of its t")
     assert "98.30 [97.66, 98.94] %, at least 98.3 wanted: reached by the mean, not b" in activity
     assert "beats control-first-frozen, the best control of its time: +0.25 [0.25" in activity

@@ -131,8 +131,10 @@ def test_every_command_prints_on_any_console(compose, monkeypatch, name):
     console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", console)
     monkeypatch.setattr(sys, "stderr", console)
-    commands.of(command.config_name)(lambda cfg: print("10⁹", "η₀"))(compose(command.config_name))
+    commands.with_config(command.config_name)(lambda cfg: print("10⁹", "η₀"))(
+        compose(command.config_name)
+    )
     console.flush()
     assert console.buffer.getvalue() == rb"10\u2079 \u03b7\u2080" + b"\n"
     # And the command is made by the same decorator.
-    assert command.__code__ is commands.of("train")(command.__wrapped__).__code__
+    assert command.__code__ is commands.with_config("train")(command.__wrapped__).__code__

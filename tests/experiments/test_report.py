@@ -11,7 +11,7 @@ from experiments import reproduce
 from experiments.common import jobs, report
 from experiments.common.curves import (
     Unreached,
-    over_seeds,
+    mean_time,
     plot,
     ratios_of_times,
     ratios_to_common_loss,
@@ -41,17 +41,17 @@ def test_the_ratio_of_times_pairs_the_seeds():
     slow = curve(([0.0, 10.0], [2.0, 1.0]), ([0.0, 20.0], [2.0, 1.0]))
     fast = curve(([0.0, 5.0], [2.0, 1.0]), ([0.0, 5.0], [2.0, 1.0]))
     curves = {"backprop": slow, "fast": fast}
-    ratio = over_seeds(ratios_of_times(curves, "fast", "backprop"))
+    ratio = mean_time(ratios_of_times(curves, "fast", "backprop"))
     assert ratio.value == pytest.approx((0.5 + 0.25) / 2) and ratio.n == 2
     assert (ratios_of_times(curves, "backprop", "backprop") == 1).all()
-    common = over_seeds(ratios_to_common_loss(curves, "fast", "backprop"))
+    common = mean_time(ratios_to_common_loss(curves, "fast", "backprop"))
     assert common == ratio  # it reaches the reference's lowest loss
     never = curve(([0.0, 5.0], [2.0, 1.5]), ([0.0, 5.0], [2.0, 1.0]))
     ratios = ratios_of_times({**curves, "never": never}, "never", "backprop")
     # One seed of it ends at 1.5 after 5 seconds, where the reference is after 5.
     ratios_of_both = ratios_to_common_loss({**curves, "never": never}, "never", "backprop")
     np.testing.assert_allclose(ratios_of_both, [1, 0.25])
-    assert over_seeds(ratios) == Unreached(1, 2) and str(over_seeds(ratios)) == "reached by 1 of 2"
+    assert mean_time(ratios) == Unreached(1, 2) and str(mean_time(ratios)) == "reached by 1 of 2"
 
 
 def test_no_shaded_interval_reaches_below_zero_on_a_logarithmic_axis():
@@ -263,7 +263,7 @@ def test_sources_name_processes_of_before_and_settings_of_jax(tmp_path):
     )
     settings = {"jax_enable_x64": True, "jax_default_prng_impl": "threefry2x32", "xla_flags": ""}
     record = {**new, "jax": settings, "earlier": [old], "wall_seconds": 1.0}
-    found = jobs.sources([record, record])
+    found = jobs.provenance_of([record, record])
     assert found["provenance"] == [old, {**new, "jax": settings}] and found["wall_seconds"] == 2
     write_json(tmp_path / "one.json", found)
     lines = report.write(tmp_path, "quick", {"one": ""}, [], {}).read_text().splitlines()

@@ -111,7 +111,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     for module in reproduce.EXPERIMENTS.values():
         module.run(cfg, tmp_path)
     capsys.readouterr()
-    jobs.alone(cfg, depth_scaling)
+    jobs.run_alone(cfg, depth_scaling)
     assert capsys.readouterr().out == f"drawn in {tmp_path}\n"
     assert snapshot(tmp_path) == before
 
@@ -145,7 +145,7 @@ def test_nothing_to_draw_is_one_error_and_leaves_nothing(tmp_path):
 def test_the_command_fails_if_an_experiment_does(compose, tmp_path, capsys):
     """Of what is not recorded there is a line in the report, and no traceback."""
     cfg = compose("reproduce", "preset=smoke", f"output.root={tmp_path}", "draw_only=true")
-    for command in (lambda: reproduce.run(cfg), lambda: jobs.alone(cfg, trajectories)):
+    for command in (lambda: reproduce.run(cfg), lambda: jobs.run_alone(cfg, trajectories)):
         with pytest.raises(FileNotFoundError, match=r"trajectories\.json.*leave draw_only out"):
             command()
     assert list(tmp_path.iterdir()) == []
@@ -225,7 +225,9 @@ def test_a_seed_with_which_a_run_diverges_is_left_out(compose, tmp_path, monkeyp
 
     original, bad = from_config.run, 1
     monkeypatch.setattr(from_config, "run", run)
-    monkeypatch.setattr(from_config, "recorded", lambda config: original(of_another(config)).info)
+    monkeypatch.setattr(
+        from_config, "recorded_info", lambda config: original(of_another(config)).info
+    )
     one = {q: exact(1.0)._asdict() for q in ("seconds", "relative_cost", "over_reference")}
     source = {key: {} for key in ("code", "versions", "hardware")}
     monkeypatch.setattr(
@@ -292,7 +294,7 @@ def test_a_rate_that_diverges_is_not_chosen(compose, tmp_path, monkeypatch):
 
     original, panel = from_config.run, "experiments.fair_comparison.panels.logistic"
     monkeypatch.setattr(from_config, "run", run)
-    monkeypatch.setattr(from_config, "recorded", lambda config: trained[4].info)
+    monkeypatch.setattr(from_config, "recorded_info", lambda config: trained[4].info)
     overrides = [
         "preset=smoke", f"output.root={tmp_path}", "experiments.fair_comparison.shown=[logistic]",
         "experiments.fair_comparison.seeds=[0,1]",

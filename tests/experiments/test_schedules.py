@@ -32,7 +32,7 @@ def test_any_schedule_of_optax(compose, name, arguments):
     for step in range(40):
         update, state = optimizer.update(jnp.ones(()), state)
         assert update == -schedule(step)
-    assert from_config.label(cfg).endswith(name) and from_config.identifying(cfg)["optimizer"]
+    assert from_config.label(cfg).endswith(name) and from_config.identity_config(cfg)["optimizer"]
 
 
 @pytest.mark.parametrize(
