@@ -165,14 +165,14 @@ def _is_complex(equation: Any) -> bool:
 
 def _keeps_apart(equation: Any) -> bool:
     """Whether an equation treats entries for themselves, moves them or picks among them."""
-    if is_elementwise(equation) or fact_of(equation).selects:
+    if is_elementwise(equation) or fact_of(equation.primitive).selects:
         return True
     return _all_inside(_keeps_apart, equation)
 
 
 def _narrows(equation: Any) -> bool:
     """Whether an equation moves, picks or sums, or its slopes are about the same at all entries."""
-    fact = fact_of(equation)
+    fact = fact_of(equation.primitive)
     if fact.multiplies and fact.elementwise:
         return any(v.aval.shape == () for v in equation.invars)
     # Where slopes are very unequal there may be more noise in what is narrower: entries that matter

@@ -22,7 +22,7 @@ from jax.extend.core import primitives
 
 from fwdgrad.propagation.facts import fact_of, linear_operands
 from fwdgrad.propagation.jaxprs import evaluate, variables
-from fwdgrad.util.jax_internals import Equation, inner_jaxprs, is_opaque
+from fwdgrad.util.jax_internals import inner_jaxprs, is_opaque
 from fwdgrad.util.source_info import place
 
 Variable = Any  # jax.extend.core.Var
@@ -172,17 +172,17 @@ class _Search:
 
     def _is_more_than_a_loss(self, equation: Any) -> bool:
         """Whether an equation may be layers: a loop, a branch, a product with something fixed."""
-        if fact_of(equation).contracts:
+        if fact_of(equation.primitive).contracts:
             return any(v not in self.varying for v in equation.reads)
         bodies = inner_jaxprs(equation)
         if is_opaque(equation) or (bodies and equation.function is None):
             return True
-        flattened = (Equation(e) for body in bodies for e in _flattened(body))
-        return any(fact_of(e).contracts or is_opaque(e) for e in flattened)
+        flattened = (e for body in bodies for e in _flattened(body))
+        return any(fact_of(e.primitive).contracts or is_opaque(e) for e in flattened)
 
     def _is_gated(self, i: int, equation: Any) -> bool:
         """Whether the noise of a site is multiplied by what other parameters decide."""
-        if not fact_of(equation).multiplies:
+        if not fact_of(equation.primitive).multiplies:
             return False
         others = (v for v in equation.reads if i not in self._reaching([v]))
         return any(v in self.depending for v in others)

@@ -7,8 +7,10 @@ against the derivatives of every primitive that JAX has.
 """
 
 import enum
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from jax.extend.core import primitives
@@ -16,7 +18,7 @@ from jax.extend.core import primitives
 from fwdgrad.propagation import axes
 from fwdgrad.propagation.axes import Axes, AxesOf, MatrixOf
 from fwdgrad.propagation.jaxprs import custom_jvp_rule
-from fwdgrad.util.jax_internals import Equation, Program, read_program
+from fwdgrad.util.jax_internals import Equation, Program, is_jax_primitive, read_program
 
 
 class Linear(enum.Enum):
@@ -28,7 +30,8 @@ class Linear(enum.Enum):
     QUOTIENT = enum.auto()  # the first of two, which is divided by the second
 
 
-class Fact(NamedTuple):
+@dataclass(frozen=True)
+class Fact:
     """One row of the table.
 
     Attributes:
@@ -49,25 +52,27 @@ class Fact(NamedTuple):
     axes: AxesOf | None = None
     matrix: MatrixOf | None = None
 
-    @property
+    @functools.cached_property
     def multiplies(self) -> bool:
         """Whether an operand in which the primitive is linear is scaled by another one."""
         return self.linear in (Linear.PRODUCT, Linear.QUOTIENT)
 
-    @property
+    @functools.cached_property
     def contracts(self) -> bool:
         """Whether the primitive is a product of matrices, or a convolution."""
         return self.linear is Linear.PRODUCT and not self.elementwise
 
 
-def fact_of(equation: Equation) -> Fact:
-    """Return the row of an equation's primitive, an empty one if it has none."""
-    return FACTS.get(equation.name, _NOTHING)
+@functools.cache
+def fact_of(primitive: Any) -> Fact:
+    """Return the row of a primitive, an empty one if it has none."""
+    own = FACTS.get(primitive)
+    return own or (FACTS.get(primitive.name) if is_jax_primitive(primitive) else None) or _NOTHING
 
 
 def axes_of(equation: Equation, operand: int) -> Axes | None:
     """Return an operand's axes in the outputs of an equation, None if nothing is known of them."""
-    find = fact_of(equation).axes
+    find = fact_of(equation.primitive).axes
     return None if find is None else find(equation, operand)
 
 
@@ -78,7 +83,7 @@ def linear_operands(equation: Equation, has_data: Sequence[bool | None]) -> list
       equation: of a jaxpr without calls.
       has_data: of each operand None, if it is not linear in parameters, or whether data is in it.
     """
-    fact = fact_of(equation)
+    fact = fact_of(equation.primitive)
     given = {i: x for i, x in enumerate(has_data) if x is not None}
     if not given or fact.linear is None:
         return []
@@ -117,7 +122,7 @@ def _is_elementwise(equation: Any, differentiated: bool) -> bool:
         return _are_elementwise(read_program(equation.function), differentiated)
     if equation.primitive is primitives.broadcast_in_dim_p:
         return equation.invars[0].aval.shape == ()
-    return fact_of(equation).elementwise
+    return fact_of(equation.primitive).elementwise
 
 
 def _are_elementwise(program: Program, differentiated: bool) -> bool:
@@ -151,7 +156,8 @@ def _entrywise(names: str, **facts: Any) -> dict[str, Fact]:
 _FIRST = Linear.FIRST
 _NOTHING = Fact()
 
-FACTS: dict[str, Fact] = {
+# By the name of a primitive of JAX, and by the object of any other.
+FACTS: dict[Any, Fact] = {
     # Elementwise: the same value, moved or marked
     **_entrywise(
         "copy device_put layout_constraint name pvary sharding_constraint xla_metadata_value",

@@ -132,7 +132,7 @@ def _follow(equation: Equation, operands: list[Known], record: Record) -> list[K
         return nothing
     if followed := _followed(equation, operands):
         return followed
-    matrix = fact_of(equation).matrix
+    matrix = fact_of(equation.primitive).matrix
     for side, known in enumerate(operands):
         parts = matrix(equation, side) if known and matrix is not None else None
         for axes in known:
@@ -148,7 +148,7 @@ def _followed(equation: Any, operands: list[Known]) -> list[Known]:
     """
     if equation.name == "optimization_barrier":
         return operands
-    fact = fact_of(equation)
+    fact = fact_of(equation.primitive)
     rearranges = fact.matrix is None and (fact.selects or fact.elementwise)
     if not rearranges or not keeps_factors(equation):
         return []

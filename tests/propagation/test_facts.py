@@ -191,7 +191,7 @@ def test_linear_primitives_are_linear_and_no_others():
     }
     linear = []
     for name, of_name in by_name().items():
-        fact = fact_of(of_name[0].equation)
+        fact = fact_of(of_name[0].equation.primitive)
         if fact.linear is not None:
             sets = [(e, s) for e in of_name for s in operands[fact.linear](e) if s in e.elsewhere]
             assert sets and all(e.is_linear_in(s) for e, s in sets), name
@@ -226,7 +226,7 @@ def test_selecting_primitives_pass_entries_and_no_others_do():
     for name, of_name in by_name().items():
         moves = any(j.any() for e in of_name for j in e.jacobians.values())
         found = moves and all(map(selects, of_name))
-        if fact_of(of_name[0].equation).selects:
+        if fact_of(of_name[0].equation.primitive).selects:
             assert found, name
         elif found:
             passing.append(name)
@@ -235,7 +235,7 @@ def test_selecting_primitives_pass_entries_and_no_others_do():
 
 def test_even_slopes_are_of_at_most_about_one():
     for name, of_name in by_name().items():
-        if fact_of(of_name[0].equation).even:
+        if fact_of(of_name[0].equation.primitive).even:
             assert max(np.abs(j).max() for e in of_name for j in e.jacobians.values()) < 1.2, name
 
 
@@ -266,7 +266,7 @@ def test_axes_of_outputs_are_made_of_those_that_they_vary_along():
     """Of what varies along one axis, the output varies along the axes that are made of it alone."""
     checked = set()
     for example in examples():
-        fact = fact_of(example.equation)
+        fact = fact_of(example.equation.primitive)
         is_used = fact.linear is None or fact.multiplies or fact.matrix is not None
         if is_used or not (fact.selects or fact.elementwise):
             continue

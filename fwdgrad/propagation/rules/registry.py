@@ -8,13 +8,7 @@ from jax.extend import core as jex_core
 
 from fwdgrad.propagation.interpreter import Context, Rule
 from fwdgrad.propagation.record import reason_of_loss
-from fwdgrad.propagation.rules import (
-    blocks,
-    contractions,
-    control_flow,
-    picks,
-    structural,
-)
+from fwdgrad.propagation.rules import blocks, contractions, control_flow, picks, structural
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.factored import Factored
@@ -46,7 +40,7 @@ class RulesOfPrimitive:
     def __call__(
         self, context: Context, equation: Any, primals: list[Any], tangents: list[Any]
     ) -> Any:
-        present = {type(t) for t in tangents if is_structured(t)}
+        present = {type(t) for t in tangents if isinstance(t, StructuredTangent)}
         kept = [form for form in self.by_form if form in present]
         if len(present) == 1 and kept:
             result = self.by_form[kept[0]](context, equation, primals, tangents)
@@ -60,17 +54,16 @@ class RulesOfPrimitive:
         rule = self.by_form.get(kept[-1] if kept else None)
         if rule is None:
             return NotImplemented
-        reasons = [
-            reason_of_loss(equation, tangents, t, has_rule=type(t) in self.by_form)
-            if is_structured(t) and context.record is not None
-            else ""
-            for t in tangents
-        ]
-        tangents = [
-            t if kept and type(t) is kept[-1] else context.materialize(equation, t, reason)
-            for t, reason in zip(tangents, reasons, strict=True)
-        ]
-        return rule(context, equation, primals, tangents)
+
+        def materialized(t: Any) -> Any:
+            if not isinstance(t, StructuredTangent) or (kept and type(t) is kept[-1]):
+                return t
+            has_rule, reason = type(t) in self.by_form, ""
+            if context.record is not None:
+                reason = reason_of_loss(equation, tangents, t, has_rule=has_rule)
+            return context.materialize(equation, t, reason)
+
+        return rule(context, equation, primals, [*map(materialized, tangents)])
 
 
 def _gathered() -> dict[str, RulesOfPrimitive]:
