@@ -23,7 +23,7 @@ from fwdgrad.modes.numerical import numerical_jacobian
 from fwdgrad.perturbation.activities import Activities
 from fwdgrad.perturbation.control_variates import Guided
 from fwdgrad.perturbation.weights import Weights
-from fwdgrad.propagation.rules.registry import register_rule
+from fwdgrad.propagation.rules.registry import register_facts, register_rule
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.factored import Factored, Split
@@ -68,6 +68,7 @@ __all__ = [
     "partition",
     "pull_back",
     "push_forward",
+    "register_facts",
     "register_rule",
     "spsa_value_and_grad",
 ]

@@ -143,14 +143,14 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return len(shape) == len(to) and all(n in (1, m) for n, m in zip(shape, to, strict=True))
 
 
-def _of_entries(equation: Any, operand: int) -> Axes | None:
+def axes_of_entries(equation: Any, operand: int) -> Axes | None:
     """Return the axes of an elementwise primitive; one of size 1 that is broadcast is mixed."""
     return axes.kept(axes.resized)(equation, operand) if is_elementwise(equation) else None
 
 
 def _entrywise(names: str, **facts: Any) -> dict[str, Fact]:
     """Return the rows of elementwise primitives of which the same is known."""
-    return {name: Fact(elementwise=True, axes=_of_entries, **facts) for name in names.split()}
+    return {name: Fact(elementwise=True, axes=axes_of_entries, **facts) for name in names.split()}
 
 
 _FIRST = Linear.FIRST
@@ -190,7 +190,7 @@ FACTS: dict[Any, Fact] = {
         "and ceil clz floor is_finite mulhi nextafter not or population_count reduce_precision "
         "round shift_left shift_right_arithmetic shift_right_logical sign stage tie xor"
     ),
-    "custom_jvp_call": Fact(axes=_of_entries),  # where its rule is elementwise
+    "custom_jvp_call": Fact(axes=axes_of_entries),  # where its rule is elementwise
     # Rearrangements
     "broadcast_in_dim": Fact(linear=_FIRST, selects=True, axes=axes.broadcast),
     "reshape": Fact(linear=_FIRST, selects=True, axes=axes.reshaped),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend import core as jex_core
-from jax.interpreters import ad, batching
+from jax.interpreters import ad, batching, mlir
 
 import fwdgrad
 from tests.tangents.test_base import Diagonal, Diagonals, W, X, loss
@@ -96,3 +96,80 @@ def test_a_rule_for_a_call_comes_before_entering_it(register, key):
     value, _ = estimate(key, W, X)
     assert calls
     np.testing.assert_allclose(value, loss(W, X), rtol=1e-6)
+
+
+def primitive_of(fun):
+    """A primitive of a user that maps entries by a function."""
+    primitive = jex_core.Primitive("of_a_user")
+    primitive.def_impl(fun)
+    primitive.def_abstract_eval(lambda x: x)
+    ad.defjvp(primitive, lambda t, x: jax.jvp(fun, (x,), (t,))[1])
+    batching.defvectorized(primitive)
+    mlir.register_lowering(primitive, mlir.lower_fun(fun, multiple_results=False))
+    return primitive
+
+
+def test_blocks_are_kept_through_a_users_elementwise_primitive(key):
+    cube = primitive_of(lambda x: x**3)
+
+    def of_user(w, x):
+        return jnp.sum(cube.bind(x @ w) @ w.T)
+
+    def of_jax(w, x):
+        return jnp.sum((x @ w) ** 3 @ w.T)
+
+    options = {"tangents": fwdgrad.BlockSparse(), "num_tangents": 2}
+    expected = fwdgrad.forward_value_and_grad(of_jax, **options)(key, W, X)
+    lost = {}
+    for stated in (False, True):
+        undo = fwdgrad.register_facts(cube, elementwise=stated)
+        found = fwdgrad.forward_value_and_grad(of_user, **options)(key, W, X)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+        lost[stated] = fwdgrad.explain(of_user, W, X, **options).leaves[0].lost
+        undo()
+    assert "of_a_user" in lost[False][0] and lost[True] == ()
+
+
+def test_noise_enters_after_a_users_linear_primitive_and_where_slopes_are_not_zero(key):
+    scale, relu = primitive_of(lambda x: 3 * x), primitive_of(lambda x: jnp.maximum(x, 0))
+
+    def loss_of(scale, relu):
+        return lambda w, x: jnp.mean(jnp.square(relu(scale(x @ w))))
+
+    options = {"space": fwdgrad.Activities(), "tangents": fwdgrad.Rademacher()}
+    expected = loss_of(lambda x: 3 * x, jax.nn.relu)
+    undone = [
+        fwdgrad.register_facts(scale, elementwise=True, linear=True),
+        fwdgrad.register_facts(relu, elementwise=True),
+    ]
+    found, by_jax = (
+        fwdgrad.forward_value_and_grad(fun, **options)(key, W, X)
+        for fun in (loss_of(scale.bind, relu.bind), expected)
+    )
+    for undo in undone:
+        undo()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, by_jax)
+
+
+def test_a_parameter_is_followed_through_a_primitive_with_facts_and_a_rule(register):
+    scale = primitive_of(lambda x: 3 * x)
+
+    def loss(w, x):
+        return jnp.mean(jnp.square(x @ scale.bind(w)))
+
+    def rule(context, equation, primals, tangents):
+        (v,) = tangents
+        return [equation.primitive.bind(*primals)], [v.replace(3 * v.left, v.right)]
+
+    register(scale, rule)
+    ranks = [fwdgrad.explain(loss, W, X).leaves[0].rank]
+    undo = fwdgrad.register_facts(scale, elementwise=True, linear=True)
+    ranks.append(fwdgrad.explain(loss, W, X).leaves[0].rank)
+    undo()
+    assert [*ranks, fwdgrad.explain(loss, W, X).leaves[0].rank] == [None, 1, None]
+
+
+@pytest.mark.parametrize("primitive", ["sin", jnp.sin, jex_core.primitives.sin_p])
+def test_facts_of_what_is_no_primitive_of_the_user_are_an_error(primitive):
+    with pytest.raises(TypeError, match="primitive must be a primitive of your own; found"):
+        fwdgrad.register_facts(primitive, elementwise=True)

@@ -180,8 +180,9 @@ def _observed(rule: Rule) -> Rule:
     return observed
 
 
+OF_AXES_KEPT_APART = _observed(along_the_axis)
 RULES: dict[str, Rule] = {
-    **dict.fromkeys((n for n, fact in FACTS.items() if fact.axes), _observed(along_the_axis)),
+    **dict.fromkeys((n for n, fact in FACTS.items() if fact.axes), OF_AXES_KEPT_APART),
     primitives.dot_general_p.name: _observed(_dot_general),
     primitives.conv_general_dilated_p.name: _observed(_conv_general_dilated),
 }
