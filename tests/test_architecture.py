@@ -220,3 +220,23 @@ def test_the_readme_names_the_versions_of_jax_that_ci_runs():
 def test_the_readmes_links_and_pictures_exist():
     for target in re.findall(r"\]\(([^)#]+?)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_each_recipe_counts_the_files_that_it_touches():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    recipes = page.partition("# To add …")[2].partition("\n# ")[0]
+    found = re.findall(r"^- \*\*(.*?)\*\*.*?\((\d+) files?\)(.*?)(?=^- |\Z)", recipes, re.M | re.S)
+    assert len(found) == recipes.count("\n- **")
+    most = {"a distribution of tangents": 4, "a rule": 2, "a model": 3}
+    for name, count, text in found:
+        files = set(re.findall(r"`((?:fwdgrad|tests|configs|experiments)/[^`]*)`", text))
+        assert len(files) == int(count) <= most.get(name, 5), (name, files)
+        for file in files:
+            assert "<" in file or (ROOT / file).exists(), file
+
+
+def test_each_question_is_answered_by_a_file():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = page.partition("# Ten questions")[2].partition("\n# ")[0]
+    files = re.findall(r"\? \| `(.*?)` \|$", rows, re.M)
+    assert len(files) == 10 and all((ROOT / file).is_file() for file in files)
