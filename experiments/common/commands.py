@@ -47,9 +47,9 @@ def start(module: str) -> None:
 def with_config(config_name: str) -> Callable[[Command], Command]:
     """Return a decorator that makes a function of a config of `configs/` a command.
 
-    A wrong value in the config is an error before the function is called; and the function prints
-    on any console: a character that the console lacks is escaped. What was computed is on disk by
-    then, and must not end in a UnicodeEncodeError.
+    A wrong value in the config raises an error before the function is called. A character that the
+    console lacks is printed escaped: the results are on disk by then, and must not end in a
+    UnicodeEncodeError.
     """
 
     def decorate(function: Command) -> Command:

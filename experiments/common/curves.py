@@ -118,8 +118,8 @@ def plot(
 ) -> None:
     """Plot the mean over the first axis of `samples` against x, with its interval shaded.
 
-    For a logarithmic axis both are of the logarithms, so that no interval reaches below zero; None:
-    if the axis is one already.
+    With `logarithmic` mean and interval are of the logarithms, so that no interval reaches below
+    zero; None follows the scale of the axis.
     """
     if logarithmic is None:
         logarithmic = axis.get_yscale() == "log"

@@ -105,8 +105,8 @@ def write_information(
     """Write an experiment's information beside its tables, with a sum of each table.
 
     Args:
-      folder: where the tables are.
-      name: of the file, without `.json`.
+      folder: the folder of the tables.
+      name: the name of the file, without `.json`.
       tables: the tables' names, without `.csv`.
       information: plain values.
     """

@@ -24,14 +24,14 @@ class Fact(NamedTuple):
 
     Attributes:
       where: the figure and the panel.
-      quantity: what it is.
-      value: as the paper has it.
+      quantity: the name of the quantity.
+      value: the number as the paper writes it.
       mark: F, Q or U.
-      low, high: the number as a range; if one of them is infinite, it is a claim of a side, and
-        there is no tolerance.
-      below, above: why ours may be lower, and higher.
-      unchecked: why it cannot be checked here, if it cannot.
-      tolerance: how far off it may be read, as a part of it.
+      low, high: the number as a range; if one of them is infinite, the claim is one-sided,
+        without a tolerance.
+      below, above: reasons why ours may be lower, and higher.
+      unchecked: the reason why the number cannot be checked here, if it cannot.
+      tolerance: the relative error of reading the number off a plot.
     """
 
     where: str
@@ -205,20 +205,20 @@ def compare(
 ) -> Finding | None:  # fmt: skip
     """Return the finding for one fact, or None if the paper has no such number.
 
-    A number of the paper holds within its tolerance, since it is read off a plot; a claim of a
-    side, such as "above 1", as it is. Then ours, by the paper's estimator,
+    A number of the paper holds within a tolerance, since it is read off a plot; a one-sided claim,
+    such as "above 1", holds as it is. Our number, by the paper's estimator,
 
-    - contradicts it, if no part of our interval is where the paper's number holds;
-    - reproduces it, if all of our interval is in the paper's range, or, but for a claim of a side,
-      if our interval is narrow (at most `WIDEST` of the value to either side), and holds the number
-      or has its middle where that holds;
-    - else it cannot be checked: there are too few runs.
+    - contradicts the paper's, if no part of our interval is within the tolerance;
+    - reproduces it, if all of our interval is in the paper's range, or, unless the claim is
+      one-sided, if our interval is narrow (at most `WIDEST` of the value to either side), and holds
+      the number or has its middle within the tolerance;
+    - else cannot be checked: there are too few runs.
 
     Args:
       key: of `FACTS`.
       ours: with dense normal tangents, or of backprop. An exact number is an interval of no width.
       low_rank: with low-rank tangents.
-      differs: in what our setting is not the paper's, if the number depends on that.
+      differs: differences of our setting from the paper's on which the number depends.
     """
     if key not in FACTS:
         return None

@@ -19,10 +19,10 @@ def write(
 
     Args:
       folder: the results of the preset.
-      preset: its name.
-      sections: experiment -> its section in Markdown, in the order of the report.
-      findings: what was found of the paper's numbers.
-      failures: experiment -> why it has no new results.
+      preset: the name of the preset.
+      sections: experiment -> section in Markdown, in the order of the report.
+      findings: comparisons with the paper's numbers.
+      failures: experiment -> the reason why it has no new results.
     """
     path = folder / "README.md"
     parts = [

@@ -119,9 +119,9 @@ _FIRST_NAMES = {
 
 
 def canonical(value: Any, key: str = "") -> Any:
-    """Return a config in the form that identities are hashes of.
+    """Return a config in the form from which identities are hashed.
 
-    Equal numbers are one, `1` and `1.0`, and a target has its first name.
+    Equal numbers, `1` and `1.0`, have one form; a renamed target has its first name.
 
     >>> canonical({"learning_rate": 1.0, "momentum": 0, "rates": [0.5, 2.0]})
     {'learning_rate': 1, 'momentum': 0.0, 'rates': [0.5, 2]}

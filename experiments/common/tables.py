@@ -40,8 +40,8 @@ def check_same_steps(path: Path, runs: Mapping[Any, Sequence[float]]) -> None:
     """Raise an error unless all runs of a line have rows of the same, rising steps.
 
     Args:
-      path: of the table, for the error.
-      runs: (name, …, seed) -> the steps of its rows.
+      path: the file of the table, for the error.
+      runs: (name, …, seed) -> the steps of the rows.
 
     Raises:
       RecordError: a run has fewer rows than another of its line, or other ones.
@@ -63,7 +63,7 @@ def check_paired(path: Path, runs: Iterable[tuple[str, str, str]]) -> None:
     """Raise an error unless all lines of a panel have the same seeds.
 
     Args:
-      path: of the table, for the error.
+      path: the file of the table, for the error.
       runs: (panel, line, seed).
 
     Raises:

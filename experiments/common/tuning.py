@@ -24,12 +24,12 @@ class Tuned(NamedTuple):
     """A method at its best learning rate.
 
     Attributes:
-      tried: rate -> what is minimised, after tuning; inf if that run failed.
-      failed: rate -> with how many of the seeds a run failed later, of those trained at it: the
-        chosen one, with none, and better ones that were given up.
-      others: the information of the tuning runs, and of those at rates that were given up.
+      tried: rate -> the minimised metric after tuning; inf if the run failed.
+      failed: rate -> the number of seeds with which a run failed, of the rates that were trained:
+        0 of the chosen rate, more of better rates that were given up.
+      others: the information of the tuning runs, and of runs at rates that were given up.
       runs: seed -> the run at the chosen rate.
-      config: of one of these runs.
+      config: the config of one of these runs.
     """
 
     tried: dict[float, float]
@@ -54,9 +54,10 @@ def tune_and_train(
 
     Args:
       make_config: makes the `train` config of a run.
-      rates, seeds: to try, and to train.
-      note: is given a line on each run.
-      minimised: of a run's final metrics on the validation set, what is made small.
+      rates: the learning rates to try.
+      seeds: the seeds to train.
+      note: a function that is called with a line on each run.
+      minimised: a function from a run's final metrics to the minimised one.
 
     Raises:
       DivergedError: at every rate a run fails.
@@ -105,9 +106,9 @@ class Rates(NamedTuple):
     """The learning rates of a method, read back from a table of `Tuned.columns`.
 
     Attributes:
-      tried: rate -> what was minimised, inf where the run failed.
-      chosen: the rate that the runs have.
-      given_up: rate -> with how many seeds runs failed, of the better ones than the chosen.
+      tried: rate -> the minimised metric, inf where the run failed.
+      chosen: the rate of the runs.
+      given_up: rate -> the number of seeds with which a run failed, of better rates.
     """
 
     tried: dict[float, float]

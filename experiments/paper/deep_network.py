@@ -109,10 +109,10 @@ def _segment(weights: list[Array], x: Array) -> Array:
 def _checkpoint(function: Callable[[PyTree, Array], Array]) -> Callable[[PyTree, Array], Array]:
     """Return `jax.checkpoint` of a function, in a form that XLA for CPUs does not undo.
 
-    There XLA drops the optimization barriers that keep what is computed again from being merged
-    with what was computed first, and so undoes it: as many operations, as much memory. Here the
-    second computation depends on the cotangent by 0 · cotangent, which XLA must not simplify,
-    since that would be nan if the cotangent were.
+    On a CPU XLA drops the optimization barriers that keep the second computation of a segment apart
+    from the first, and merges the two: as many operations, as much memory as without. Here the
+    second computation depends on the cotangent by 0 · cotangent, which XLA must not simplify, since
+    0 · nan is nan.
     """
     checkpointed = jax.custom_vjp(function)
 

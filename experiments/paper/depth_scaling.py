@@ -7,8 +7,7 @@ A network of `depth` linear layers of one width, without biases. Part of `reprod
 Time is measured in turns in one process, and relative to the loss alone in the same turn. Memory is
 measured twice: by XLA's account of the compiled step, and as the peak resident memory of a process
 that runs it. Leaves `depth_scaling.csv` (a row for each point and estimator),
-`depth_scaling.json` and the figure `depth_scaling`. A point that has been measured is not measured
-again.
+`depth_scaling.json` and the figure `depth_scaling`. Each point is measured once.
 """
 
 import sys

@@ -1,14 +1,14 @@
 """Figures 3, 4 and 5 of the paper: learning curves on MNIST, forward gradients and backprop.
 
 One row of panels for each model: loss against iterations, loss against time, time against
-iterations, accuracy against time; with R and T as the paper defines them. Part of `reproduce`;
+iterations, accuracy against time; with the paper's R and T. Part of `reproduce`;
 alone:
 
     python -m experiments.paper.learning_curves preset=quick
 
 Leaves in the preset's folder `learning_curves.csv` (a row an evaluation),
-`learning_curves_runs.csv` (a row a run), `learning_curves_costs.csv` (what a step costs beside
-the loss alone), `learning_curves.json` and the figure `learning_curves`.
+`learning_curves_runs.csv` (a row a run), `learning_curves_costs.csv` (the cost of a step
+beside the loss alone), `learning_curves.json` and the figure `learning_curves`.
 """
 
 import sys

@@ -9,7 +9,7 @@ distance from the minimum). Part of `reproduce`; alone:
 Other functions are an option: `experiments.trajectories.figures.trajectories_more=[sphere_10]`.
 
 Leaves `<figure>.csv` (a row for each recorded point), `<figure>.json` and a figure for each of
-the config's `figures`. What has been descended is not descended again.
+the config's `figures`. Each descent is made once.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The share of trainings that diverge, and remedies: python -m experiments.quality.divergence
 
 Trains a small MLP on a part of MNIST by SGD with one tangent a step, at rates around the largest
-that is stable, for each line: a distribution of tangents, and how estimates are clipped. A seed
+that is stable, for each line: a distribution of tangents, and a rule of clipping. A seed
 has the same start, minibatches and key in every line. A run *fails* if its validation loss at the
 end is not finite or above that of the start.
 

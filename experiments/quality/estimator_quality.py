@@ -1,19 +1,19 @@
 """The laboratory: bias, variance, cosine and cost of each estimator's gradient.
 
 On minibatches of MNIST, at the start of the paper's MLP and along trainings by backprop, each
-estimate is drawn many times and held against the exact gradient ∇f and against the law of its
-noise. Its cost is timed beside backprop's, and its operations are counted. Part of `reproduce`;
-alone:
+estimate is drawn many times and compared with the exact gradient ∇f and with the law of its
+variance. The time of a step is measured beside backprop's, and the operations are counted. Part of
+`reproduce`; alone:
 
     python -m experiments.quality.estimator_quality preset=quick
 
 Leaves `estimator_quality.csv` (a row for each stage, line and quantity), `estimator_quality.json`
-and the figure `estimator_quality`. What has been measured is not measured again.
+and the figure `estimator_quality`. Each measurement is made once.
 
 Quantities, besides those of `gradient_quality`, with 95 % intervals over the seeds,
 each of which is a start, a training and a minibatch:
 
-    error_over_law         the error over what theory expects (`laws`)
+    error_over_law         the error over its expectation in theory (`laws`)
     law_cosine             the root of the mean squared cosine by theory
     cosine_over_dense      the cosine over that of one dense tangent of the weights (`reference`)
     hidden_over_dense      that of the hidden layers over the same, the reference's of all layers

@@ -26,7 +26,7 @@ def quality_figure(stages: Mapping[int, Found], information: Mapping[str, Any]) 
     """Draw cosines against time and operations, a column for each stage of the training.
 
     Args:
-      stages: step of the training -> what was found there.
+      stages: step of the training -> line -> quantity -> interval.
       information: the experiment's record: `group`, `learnt` and `uncounted` of each line.
     """
     figure, axes = plt.subplots(

@@ -1,25 +1,25 @@
 """Theory of an estimator's error, E‖g − ∇f‖² / ‖∇f‖².
 
-Of tangents of the weights it depends on their number alone, and the distribution knows it. The
-projection onto the span of K of them, in d dimensions and with no direction before others, has
-E cos² = K/d and the error 1 − cos².
+With tangents of the weights the error depends on their number alone, and the distribution knows it.
+The projection onto the span of K isotropic tangents in d dimensions has E cos² = K/d and the error
+1 − cos².
 
-Noise at activities has a law of each example n. There an estimate of the derivative by unit i is
-the mean of K products d ξ_i; those of one tangent have, with the units j that it perturbs together,
+Activity perturbation has a law for each example n. The estimate of the derivative by unit i is the
+mean of K products d ξ_i. For one tangent, with the units j that it perturbs jointly,
 
     E[(d ξ_i)²] = Σ_j δ_j² + (κ − 1) δ_i²
 
-where δ is the exact derivative and κ = E[ξ⁴], 1 for signs and 3 for normal numbers. Noise goes into
-the units that are on, all of the last layer. A layer z of m units that are on has so the error
+where δ is the exact derivative and κ = E[ξ⁴], 1 for signs and 3 for normal numbers. The perturbed
+units are those that are on; of the last layer, all. A layer z of m units that are on has the error
 
     e_zn = (1/K) Σ_i (Σ_j δ_j² + (κ − 2) δ_i²)        (of signs: (m Σ_j δ_j² − ‖δ_z‖²) / K)
 
-and with its input x_n, and noise that is independent from example to example,
+and, with its input x_n and noise that is independent between examples,
 
     E‖g − ∇f‖² = (1/N²) Σ_n Σ_z (1 + ‖x_zn‖²) e_zn        (1 for the bias)
 
-The K tangents that are sparse by blocks share no unit: Σ_j is over the units of the block, of all
-layers that get noise together, and nothing is divided by K.
+Block-sparse tangents share no unit: Σ_j is over the units of the block, of all layers that are
+perturbed jointly, and nothing is divided by K.
 """
 
 import math
@@ -43,8 +43,8 @@ def expected_error(config: DictConfig, params: PyTree, batch: PyTree) -> float:
     """Return the error of a `train` config's estimator, or nan if no law of it is known here.
 
     Args:
-      config: of the estimator and its problem.
-      params: where it is; at activities they are those of an `MLP`.
+      config: the config of the estimator and its problem.
+      params: the parameters; for activity perturbation those of an `MLP`.
       batch: the minibatch.
     """
     arguments = dict(getattr(from_config.estimator(config), "keywords", {}))

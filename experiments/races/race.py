@@ -1,13 +1,13 @@
 """Races: the accuracy of each family of estimators, in equal time and in equal operations.
 
-Every line trains a model for the same seconds, at the rate that was best for it on the validation
-set after a quarter of these; some also for fewer, which says how soon a method gets how far, and
-some for the same floating-point operations. Controls show what is not learning in the hidden
-layers: the last layer alone, or all but the first ones.
+Every line trains a model for the same seconds, at its best rate on the validation set after a
+quarter of them. Some lines also train for fewer seconds, which shows the accuracy against time, and
+some for the same floating-point operations. Controls train the last layer alone, or all layers but
+the first ones: accuracy that needs no learning in the hidden layers.
 
-The seconds of a run are its steps times the time of a step: that of backprop, times the ratio of
-the two, which is measured in turns, so that a slow hour of the machine is nobody's handicap. They
-also decide how many steps a line has.
+The seconds of a run are its steps times the time of a step. The time of a step is backprop's times
+the ratio of the two, measured in turns, so that a slow hour of the machine is no line's handicap.
+The seconds decide the number of steps.
 
 A race NAME leaves `NAME.csv` (a row an evaluation; `test_accuracy` on the last of each run),
 `NAME_tuning.csv` (a row a rate tried), `NAME.json` and the figure `NAME`.
@@ -67,8 +67,8 @@ class Race:
     """A race, with the functions of an experiment's module: run, draw, describe, findings.
 
     Args:
-      name: of the experiment, its config and its files.
-      title: of its section of the report.
+      name: the name of the experiment, of its config and its files.
+      title: the title of the section of the report.
     """
 
     def __init__(self, name: str, title: str):
@@ -193,9 +193,9 @@ class _Cost:
     """The cost of a step of a line.
 
     Attributes:
-      seconds, operations: of a step.
-      over_backprop: its time over that of backprop of the same model, an interval.
-      records: of the measurements.
+      seconds, operations: time and floating-point operations of a step.
+      over_backprop: the ratio to backprop's time on the same model, an interval.
+      records: the records of the measurements.
     """
 
     def __init__(self, race: _Configs, name: str, runs: Path):

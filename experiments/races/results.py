@@ -17,9 +17,9 @@ class Line:
     """The results of an estimator.
 
     Attributes:
-      family: its family.
+      family: the family of estimators.
       columns: name -> array (seeds, rows) of `step`, `seconds`, `flops`, `valid_accuracy`.
-      test_accuracy: (seeds,), of the last rows.
+      test_accuracy: array (seeds,), from the last rows.
     """
 
     def __init__(self, rows: list[dict[str, str]]):
@@ -45,7 +45,7 @@ class Line:
 
 
 Lines = Mapping[str, Line]
-About = Mapping[str, Mapping[str, Any]]  # of each line what the record says besides
+About = Mapping[str, Mapping[str, Any]]  # line -> the other entries of the record
 
 
 def read(table: Path) -> dict[str, Line]:
@@ -87,8 +87,8 @@ def markdown_table(lines: Lines, about: About, rates: Mapping[str, Rates]) -> li
 def comparisons(lines: Lines, about: About) -> list[str]:
     """Compare each line with backprop and controls; controls and short backprops are left out.
 
-    A line that has its seconds is held against those that have as many, one that has its operations
-    against those that have as many of them; and any against controls of no more time.
+    Lines of a number of seconds are compared at equal seconds, lines of a number of operations at
+    equal operations; and every line with controls of no more time.
     """
     timed = {name: line for name, line in lines.items() if about[name]["operations"] is None}
     text = []
@@ -132,9 +132,9 @@ def _of_target(line: Line, wanted: float | None) -> str:
 
 
 def _against_controls(name: str, line: Line, lines: Lines, about: About, budget: str) -> list[str]:
-    """Compare a line with the best control of at most the same means.
+    """Compare a line with the best control of at most the same time or operations.
 
-    And, if that has another optimizer, whether it is better than the best of those with its own.
+    If the best control has another optimizer, compare also with the best one of the same optimizer.
     """
 
     def spent(x: Line) -> float:
@@ -191,8 +191,8 @@ def _against_backprop(line: Line, lines: Lines, budget: str, at_most: float | No
 def _when_backprop(line: Line, lines: Lines, at_most: float | None) -> str:
     """Return a line's time over backprop's to the line's mean, between two lengths of its runs.
 
-    The interval is of means drawn anew, of this line and of each length of backprop, as Student's
-    intervals have them; `scipy.stats.bootstrap` has too narrow ones of few seeds.
+    The interval is of means resampled by Student's law, of this line and of each length of
+    backprop; `scipy.stats.bootstrap` has too narrow ones of few seeds.
     """
     backprops = list(_backprops(lines).values())
     if not backprops:

@@ -25,15 +25,15 @@ def measured_once(
 ) -> dict[str, Any]:
     """Return the record of a measurement: read from `folder`, or made by `measure`.
 
-    It is kept as `<folder>/<label>-<hash of the config>.json`, which holds `config`, `result`,
-    `wall_seconds` and where it comes from (`code`, `jax`, `versions`, `hardware`); that dict is
-    returned. Settings of JAX that decide numbers are part of the config if they are not JAX's own.
-    Delete the file to measure once more.
+    The record is the file `<folder>/<label>-<hash of the config>.json`, with `config`, `result`,
+    `wall_seconds` and provenance (`code`, `jax`, `versions`, `hardware`). Settings of JAX that
+    decide numbers are part of the config if they are not JAX's own. Delete the file to measure once
+    more.
 
     Args:
-      folder: where it is kept.
+      folder: the folder of the record.
       label: the beginning of the file's name.
-      config: plain values that decide what is measured.
+      config: plain values that identify the measurement.
       measure: makes the measurement; returns plain values.
 
     Raises:

@@ -14,7 +14,7 @@ from scipy import special
 class Interval(NamedTuple):
     """An estimate with its confidence interval and its number of samples.
 
-    The ends of a single sample's are nan; those of an exact number are the number.
+    The ends are nan for a single sample, and the number itself for an exact number.
     """
 
     value: float

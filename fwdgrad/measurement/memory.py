@@ -15,9 +15,9 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def peak_bytes(call: Callable[[], Any]) -> int | None:
     """Return the peak of memory in use during `call`, less the memory in use before it.
 
-    On a CPU it is resident memory, as the kernel of Linux counts it, and the C allocator is told to
-    give back at once what is freed; on other devices it is what their allocator counts since the
-    process began. So measure in a process of its own. None where neither is known.
+    On a CPU it is resident memory, counted by the kernel of Linux; the C allocator is told to
+    return freed memory at once. On other devices it is the count of their allocator since the
+    process began, so measure in a process of its own. Return None where neither is known.
     """
     device = jax.devices()[0]
     if device.platform != "cpu":

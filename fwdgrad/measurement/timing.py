@@ -1,8 +1,8 @@
 """Running times of functions, compared on a noisy machine.
 
-What is compared runs in turns in one process, A B C C B A …, so that a slow moment of the
-machine strikes all alike and none always comes first; each waits for its result. Quote
-medians and the ratios of a turn, with an interval (`fwdgrad.measurement.intervals`).
+The functions run in turns in one process, A B C C B A …, so that a slow moment of the machine
+affects all alike and none always comes first; each call waits for its result. Quote medians and the
+ratios within a turn, with an interval (`fwdgrad.measurement.intervals`).
 """
 
 import time

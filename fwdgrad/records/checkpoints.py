@@ -1,8 +1,8 @@
 """Checkpoints: the state of a run, written whole or not at all.
 
-The file is the leaves of the state as Equinox writes them, then what is known of the run as JSON,
-its length, a mark of this format, and the SHA-256 sum of all of it. What a run needs to go on is in
-this one file, so that no other can be of another time, or lost.
+The file is the leaves of the state as Equinox writes them, then the run's `about` as JSON, the
+length of the JSON, a mark of this format, and the SHA-256 sum of all. A run resumes from this one
+file, so that no second file can be lost or older.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def save_checkpoint(folder: Path, state: Any, about: dict[str, Any]) -> None:
     Args:
       folder: the run's folder.
       state: a pytree of arrays, PRNG keys and numbers.
-      about: plain values.
+      about: plain values that describe the run.
     """
     buffer = io.BytesIO()
     eqx.tree_serialise_leaves(buffer, jax.tree.map(_without_key, state))
@@ -63,7 +63,7 @@ def load_checkpoint(folder: Path, like: Any) -> Any | None:
       like: a pytree of the same structure, shapes and dtypes.
 
     Raises:
-      CheckpointError: the file is damaged or of another format, or its content is not like `like`.
+      CheckpointError: the file is damaged, of another format, or of another structure than `like`.
     """
     parts = _read(folder)
     if parts is None:

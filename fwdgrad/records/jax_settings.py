@@ -5,8 +5,7 @@ from typing import Any
 
 import jax
 
-# With the values that JAX has when nobody sets any. Under others random streams, precision or
-# types are others.
+# With JAX's own values. Other values change random streams, precision or types.
 JAX_DEFAULTS: dict[str, Any] = {
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,

@@ -55,7 +55,7 @@ class Hold:
 def hold(folder: str | Path) -> Iterator[Hold]:
     """Hold a folder; remove what a killed process left in it.
 
-    The folder is made if it is not there, and removed at the end if it then is empty.
+    A missing folder is made; an empty one is removed at the end.
 
     Args:
       folder: the folder.

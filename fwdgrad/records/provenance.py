@@ -19,7 +19,7 @@ _PACKAGES = (
     *("jax", "jaxlib", "numpy", "optax", "equinox", "hydra-core", "matplotlib", "sympy"),
     "fwdgrad",
 )
-# Those that compute: another version of one may round, draw or update in another way.
+# Packages that compute: another version may round, draw or update in another way.
 _COMPUTING = ("jax", "jaxlib", "numpy", "optax", "equinox")
 
 
@@ -30,9 +30,9 @@ class OtherCodeWarning(UserWarning):
 def provenance(sources: Sequence[Path] = ()) -> dict[str, Any]:
     """Return the code, settings of JAX, versions and hardware of this process, as plain values.
 
-    `commit` and `dirty` are None where the code does not lie in a git checkout; `dirty` says
-    whether any file that git does not ignore, results apart, differs from the commit. `sum` is
-    that of the code itself (`fwdgrad.records.sources`).
+    `commit` and `dirty` are None outside of a git checkout. `dirty` is true if a file that git does
+    not ignore, results apart, differs from the commit. `sum` is the hash of the code itself
+    (`fwdgrad.records.sources`).
 
     Args:
       sources: Python files besides those of fwdgrad whose code makes the numbers.
@@ -49,7 +49,7 @@ def code_differences(before: Mapping[str, Any], sources: Sequence[Path] = ()) ->
     """Describe how code and versions of a record differ from this process's; '' if not.
 
     Args:
-      before: a record with what `provenance` returned, or an earlier version of it.
+      before: a record with the entries of `provenance`, or of an earlier version.
       sources: as in `provenance`.
     """
     code, versions, jax_before = (before.get(key) or {} for key in ("code", "versions", "jax"))

@@ -31,7 +31,7 @@ def table_sum(columns: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def text_sum(text: str) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 sum of a text: its lines, without white space."""
+    """Return 16 hexadecimal digits of the SHA-256 sum of a text's lines, without trailing space."""
     lines = [line.rstrip() for line in text.lstrip("\ufeff").splitlines()]
     return hashlib.sha256("\n".join(line for line in lines if line).encode()).hexdigest()[:16]
 
@@ -97,7 +97,7 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> Any:
 
     Args:
       path: the file.
-      keys: those that it has to have.
+      keys: required keys of the object.
 
     Raises:
       FileNotFoundError: there is no such file.

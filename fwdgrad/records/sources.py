@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).parents[1]
 def source_sum(more: tuple[Path, ...] = ()) -> str:
     """Return 16 hexadecimal digits of the SHA-256 sum of the code of fwdgrad and of `more`.
 
-    Only a change of what Python executes changes the sum.
+    Comments, docstrings and layout do not change the sum.
 
     Args:
       more: further Python files.

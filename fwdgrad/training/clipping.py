@@ -49,8 +49,8 @@ def clip_by_running_quantile(
 
     For one tangent ‖g‖ = |∇f·v| ‖v‖. With dense or rank-one signs and on the sphere ‖v‖² is the
     number of parameters, always, so clipping the norm is clipping |∇f·v|, as `clip` of
-    `fwdgrad.forward_value_and_grad` does, at a bound that is found by itself. Any other estimate
-    can be clipped in the same way.
+    `fwdgrad.forward_value_and_grad` does, at a bound that follows the norms. Any other
+    estimate can be clipped in the same way.
 
     Divergence of a training by forward gradients is a run-away: steps are noise of √d times the
     gradient's norm, noise enlarges the parameters, and larger parameters have larger gradients. A

@@ -34,7 +34,7 @@ def finished_run(
 
     Args:
       folder: the run's folder.
-      seed, settings: those that the run has to have; settings of JAX, too, are compared.
+      seed, settings: required seed and settings; settings of JAX are compared, too.
       sources: as for `train`.
 
     Raises:
@@ -62,9 +62,9 @@ def check_same_run(folder: Path, before: Mapping[str, Any], wanted: Mapping[str,
     """Raise ValueError if a recorded run has another seed, other settings or settings of JAX.
 
     Args:
-      folder: the run's.
-      before: what was recorded: seed, settings, jax; records from before settings of JAX were kept
-        are taken for runs under JAX's defaults.
+      folder: the run's folder.
+      before: the recorded seed, settings and `jax`; old records without `jax` count as runs under
+        JAX's defaults.
       wanted: seed and settings.
     """
     found = {"seed": before["seed"], **before["settings"], **JAX_DEFAULTS, **before.get("jax", {})}
