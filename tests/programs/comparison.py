@@ -1,4 +1,4 @@
-"""Programs that use other libraries, held against `jax.jvp` of the whole and against `jax.grad`."""
+"""The oracles of programs of other libraries: `jax.jvp` of the whole loss, and `jax.grad`."""
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,13 @@ FEW = [(fwdgrad.Normal(), 1), (fwdgrad.LowRank(), 3), (fwdgrad.BlockSparse(), 3)
 
 
 def in_float64(params):
+    """Return parameters with all floating leaves in float64."""
     theta, rest = fwdgrad.partition(params)
     return fwdgrad.combine(jax.tree.map(lambda x: x.astype("float64"), theta), rest)
 
 
 def assert_same(found, expected, rounding=ROUNDING):
-    """Leaves agree to rounding, relative to the largest entry of all."""
+    """Assert that leaves agree to rounding, relative to the largest entry of all leaves."""
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
     assert np.isfinite(scale) and scale > 0
     jax.tree.map(
@@ -33,10 +34,13 @@ def assert_same(found, expected, rounding=ROUNDING):
 
 
 def check_estimates(loss, params, *args, plain=None, cases=CASES, rounding=ROUNDING):
-    """The value, and the estimate (1/K) Σ_k (∇f·v_k) v_k with ∇f·v_k by `jax.jvp` of the whole.
+    """Assert that value and estimate are those of `jax.jvp`, (1/K) Σ_k (∇f·v_k) v_k.
 
     Args:
-      plain: the same loss, where `jax.jvp` cannot go through this one.
+      loss, params, args: the loss and its arguments.
+      plain: an equal loss that `jax.jvp` differentiates, if it cannot differentiate `loss`.
+      cases: pairs of a distribution and K.
+      rounding: the relative error.
     """
     theta, rest = fwdgrad.partition(params)
     key = jax.random.key(0)
@@ -65,10 +69,9 @@ def check_estimates(loss, params, *args, plain=None, cases=CASES, rounding=ROUND
 
 
 def lost_by_leaf(loss, params, *args):
-    """By the name of each leaf, the primitives that keep it from having factors, or lose them.
+    """Return for each leaf the primitives that lose its factors, or that read it if it has none.
 
-    Those for which they are written out; or, of a leaf that is read by no product and has none, the
-    primitives that read it.
+    A leaf without factors is a matrix that no product reads.
     """
     explanation = fwdgrad.explain(loss, params, *args)
     assert not explanation.why_whole and explanation.forward.operations > 0
@@ -83,10 +86,11 @@ def lost_by_leaf(loss, params, *args):
 
 
 def mean_over_signs(value_and_grad, params, *args):
-    """The exact mean of an estimate over signs of everything that is drawn.
+    """Return value and exact mean of an estimate over the signs of all sampled entries.
 
-    An estimate is quadratic in them, so it is enough that they are orthogonal: the columns of a
-    Hadamard matrix, but the first, which is constant. Each example has some of its own turned over.
+    An estimate is quadratic in the signs, so orthogonal signs have the same mean as all of them:
+    the columns of a Hadamard matrix without the first, which is constant. Each example flips some
+    signs of its own.
     """
     drawn = value_and_grad.draw(jax.random.key(0), params, *args)
     leaves, structure = jax.tree.flatten(drawn)
@@ -97,12 +101,12 @@ def mean_over_signs(value_and_grad, params, *args):
     rows = 1 << int(ends[-1]).bit_length()
     signs = jnp.asarray(hadamard(rows)[:, 1 : ends[-1] + 1], jnp.float64)
     random = np.random.default_rng(0)
-    turns = [random.choice([-1.0, 1.0], x.shape) for x in leaves]
+    flips = [random.choice([-1.0, 1.0], x.shape) for x in leaves]
 
     def estimate(row):
         parts = [
-            (row[i:j].reshape(x.shape[k:]) * turn * abs(x)).astype(x.dtype)
-            for x, k, i, j, turn in zip(leaves, own, ends[:-1], ends[1:], turns, strict=True)
+            (row[i:j].reshape(x.shape[k:]) * flip * abs(x)).astype(x.dtype)
+            for x, k, i, j, flip in zip(leaves, own, ends[:-1], ends[1:], flips, strict=True)
         ]
         value, grad = value_and_grad(jax.tree.unflatten(structure, parts), params, *args)
         return value, fwdgrad.partition(grad)[0]
@@ -117,7 +121,7 @@ SPACES = (*WEIGHTS, *ACTIVITIES)
 
 
 def check_spaces(loss, params, *args, spaces=SPACES, plain=None, rounding=ROUNDING):
-    """In each space the estimate's mean is the gradient."""
+    """Assert that the mean of the estimate is the gradient in each space."""
     theta, rest = fwdgrad.partition(params)
     value, expected = jax.jit(
         jax.value_and_grad(lambda t: (plain or loss)(fwdgrad.combine(t, rest), *args))

@@ -1,4 +1,4 @@
-"""Programs run in float64, where rounding hides no fault, and may warn: that is theirs to mend."""
+"""Programs of other libraries run in float64, where rounding hides no error, and may warn."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Differential equations of Diffrax, equations that Optimistix and Lineax solve."""
+"""Losses with solvers: differential equations by Diffrax, equations by Optimistix and Lineax."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def params():
 
 
 def ode(adaptive, adjoint=None):
-    """A neural differential equation for each example."""
+    """Return the loss of a neural differential equation, solved for each example."""
     term = diffrax.ODETerm(lambda t, x, params: jnp.tanh(x @ params["w"]) @ params["u"] - t * x)
     controller = diffrax.PIDController(1e-6, 1e-6) if adaptive else diffrax.ConstantStepSize()
     solver = diffrax.Tsit5() if adaptive else diffrax.Heun()
@@ -46,7 +46,7 @@ def ode(adaptive, adjoint=None):
 
 
 def root(params, x, y):
-    """An equilibrium layer: z = tanh(z W U + x), by Newton's method, differentiated implicitly."""
+    """Return the loss of an equilibrium layer z = tanh(z W U + x), differentiated implicitly."""
 
     def equation(z, of_example):
         params, x = of_example
@@ -106,7 +106,7 @@ def conjugate_gradients(params, x, y):
 
 
 BOTH = {"params['u']", "params['w']"}
-PROGRAMS = {  # and the primitives that read the parameters' factors written out
+PROGRAMS = {  # (loss, the primitives for which the factors of parameters are materialised)
     "adaptive steps": (ode(True), {"custom_jvp_call"}),
     "fixed steps": (ode(False), {"custom_jvp_call"}),
     "root": (root, {"custom_jvp_call"}),
@@ -114,32 +114,31 @@ PROGRAMS = {  # and the primitives that read the parameters' factors written out
     "least squares": (least_squares, {"custom_jvp_call"}),
     "linear solve": (linear_solve, set()),
 }
-PLAIN = {  # what jax.jvp takes
+PLAIN = {  # equal losses that jax.jvp differentiates
     "adaptive steps": ode(True, diffrax.ForwardMode()),
     "fixed steps": ode(False, diffrax.ForwardMode()),
 }
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_the_estimate(name):
+def test_the_estimate_is_that_of_jvp(name):
     loss, _ = PROGRAMS[name]
     check_estimates(loss, params(), *data(), plain=PLAIN.get(name), cases=FEW)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_each_space_is_right_in_the_mean(name):
+def test_the_mean_is_the_gradient_in_each_space(name):
     loss, _ = PROGRAMS[name]
     check_spaces(loss, params(), *data())
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_explain_knows_where_factors_are_lost(name):
+def test_explain_lists_the_primitives_that_lose_factors(name):
     loss, lost = PROGRAMS[name]
     assert lost_by_leaf(loss, params(), *data()) == dict.fromkeys(BOTH, lost)
 
 
-def test_a_solve_with_factors_in_a_function(key):
-    """The operator is a function of the parameter, which the primitive of the solve reads."""
+def test_a_solver_of_a_function_operator_loses_the_factors_that_it_reads(key):
     lost = lost_by_leaf(conjugate_gradients, params(), *data())
     assert lost == {"params['u']": set(), "params['w']": {"vprim"}}
     check_estimates(conjugate_gradients, params(), *data())

@@ -1,6 +1,6 @@
-"""A policy that moves a body with a foot on the ground, by MuJoCo's MJX.
+"""A policy for a hopper with contact, simulated by MuJoCo's MJX.
 
-Its solver loops until it has converged, so that reverse mode does not go through it.
+The contact solver loops until it converges, so the loss has no reverse mode.
 """
 
 import jax
@@ -50,7 +50,7 @@ HOPPER = """
 
 @pytest.fixture(scope="module")
 def problem():
-    """The loss of an episode, and a policy with 4,864 parameters."""
+    """Return the loss of an episode, and the 4,864 parameters of a policy."""
     with jax.enable_x64(True):
         hopper = mujoco.MjModel.from_xml_string(HOPPER)
         model, start = mjx.put_model(hopper), mjx.make_data(hopper)
@@ -93,19 +93,19 @@ def slope_of(problem):
         return push.lower(params).compile()
 
 
-def test_the_foot_touches_the_ground(problem, value_of):
+def test_the_episode_has_contact(problem, value_of):
     _, touches = value_of(problem[1])
     assert 5 < int(touches) < STEPS
 
 
-def test_reverse_mode_does_not_go_through(problem):
+def test_the_loss_has_no_reverse_mode(problem):
     loss, params = problem
     with pytest.raises(ValueError, match=r"Reverse-mode .* does not work for lax.while_loop"):
         jax.jit(jax.grad(loss, has_aux=True)).lower(params)
 
 
 @pytest.mark.parametrize("num_tangents", [1, 4])
-def test_the_estimate(num_tangents, problem, value_of, slope_of):
+def test_the_estimate_is_that_of_jvp_and_of_differences(num_tangents, problem, value_of, slope_of):
     loss, params = problem
     key = jax.random.key(1)
     value_and_grad = fwdgrad.forward_value_and_grad(
@@ -132,7 +132,7 @@ def test_the_estimate(num_tangents, problem, value_of, slope_of):
 
 
 def test_factors_are_kept_through_the_policy(problem):
-    """The policy's products are inside of the scan over steps, and use the factors in each."""
+    """Its matrix products are inside of the scan over steps."""
     loss, params = problem
     explanation = fwdgrad.explain(loss, jax.eval_shape(lambda: params), has_aux=True)
     leaves = {leaf.name: leaf for leaf in explanation.leaves}
@@ -143,8 +143,8 @@ def test_factors_are_kept_through_the_policy(problem):
 
 
 @pytest.mark.parametrize("space", [fwdgrad.Weights(exact_last=True), fwdgrad.Activities()])
-def test_spaces_that_do_not_fit_say_so(space, problem, key):
-    """Without arguments there are no examples; and nothing here is a loss that follows a layer."""
+def test_activities_are_an_error_and_exact_last_finds_no_last_layer(space, problem, key):
+    """The loss has no examples as arguments, and no loss function after a last layer."""
     loss, params = problem
     value_and_grad = fwdgrad.forward_value_and_grad(loss, space=space, has_aux=True)
     if isinstance(space, fwdgrad.Activities):
@@ -152,4 +152,4 @@ def test_spaces_that_do_not_fit_say_so(space, problem, key):
             value_and_grad(key, params)
     else:
         tangents = value_and_grad.draw(key, params).tangents
-        assert len(tangents) == len(params)  # none is exact
+        assert len(tangents) == len(params)  # no gradient is exact

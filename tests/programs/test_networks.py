@@ -112,8 +112,8 @@ def dot_product_attention():
     return params, loss
 
 
-# Of each the rounding, coarser where a part is computed in float32 whatever comes in, and how many
-# of its parameters are matrices that have factors.
+# (rounding, the number of matrices with factors); a part that always computes in float32 has
+# coarser rounding.
 NETWORKS = {
     linen_transformer: (1e-9, 6),
     nnx_transformer: (1e-6, 6),
@@ -124,19 +124,19 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("make", NETWORKS)
-def test_the_estimate(make):
+def test_the_estimate_is_that_of_jvp(make):
     params, loss = make()
     check_estimates(loss, params, *data(), rounding=NETWORKS[make][0])
 
 
 @pytest.mark.parametrize("make", NETWORKS)
-def test_each_space_is_right_in_the_mean(make):
+def test_the_mean_is_the_gradient_in_each_space(make):
     params, loss = make()
     check_spaces(loss, params, *data(), rounding=NETWORKS[make][0])
 
 
 @pytest.mark.parametrize("make", NETWORKS)
-def test_no_factors_are_lost(make):
+def test_factors_of_all_matrices_are_kept(make):
     params, loss = make()
     lost = lost_by_leaf(loss, params, *data())
     assert sum(not primitives for primitives in lost.values()) == NETWORKS[make][1]

@@ -1,4 +1,4 @@
-"""Losses with parts of JAX that have rules of their own, or none for some transformation."""
+"""Losses with Pallas kernels, sparse arrays, associative scans, custom_vmap and ragged products."""
 
 import warnings
 
@@ -30,7 +30,7 @@ def matrices(*shapes):
 
 
 def kernel(x):
-    """SiLU on a grid."""
+    """Return SiLU by a Pallas kernel on a grid."""
 
     def body(x, out):
         out[...] = x[...] / (1 + jnp.exp(-x[...]))
@@ -54,7 +54,7 @@ def layers_with(activation):
 
 
 def attention(in_kernel):
-    """JAX's own kernel, which is a custom_vjp function."""
+    """Return the loss of attention by JAX's kernel, a custom_vjp function, or by its reference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from jax.experimental.pallas.ops.gpu import attention
@@ -62,7 +62,7 @@ def attention(in_kernel):
     blocks = attention.BlockSizes(block_q=2, block_k=2)
 
     def loss(params, x, y):
-        # The kernel is for single precision.
+        # The kernel computes in float32.
         q, k, v = ((x @ params[f"w{i}"])[:, :, None].astype("float32") for i in range(3))
         if in_kernel:
             options = {"block_sizes": blocks, "interpret": True}
@@ -118,7 +118,7 @@ def sparse_product():
 
 
 def sparse_weights():
-    """The values of a sparse matrix are parameters."""
+    """Return a loss whose parameters are the values of a sparse matrix."""
     pattern = sparse.BCOO.fromdense(jnp.array([[0, 1.5, 0], [2, 0, 0], [0, 0, -1], [1, 1, 0]]))
     params = {"values": pattern.data, **matrices((5, 3))}
 
@@ -129,7 +129,7 @@ def sparse_weights():
     return loss, params, data(5)
 
 
-PROGRAMS = {  # and the primitives for which factors are lost, by parameter
+PROGRAMS = {  # (loss, for each parameter the primitives that lose its factors)
     "associative scan": (associative_scan, {"w0": set(), "w1": set(), "w2": set()}),
     "custom_vmap": (lambda: layers_with(doubled_softplus), {"w0": set(), "w1": set()}),
     "sparse product": (sparse_product, {"w0": set(), "w1": set()}),
@@ -138,7 +138,7 @@ PROGRAMS = {  # and the primitives for which factors are lost, by parameter
     "kernel": (lambda: layers_with(kernel), {"w0": set(), "w1": set()}),
     "kernel of attention": (lambda: attention(True), {f"w{i}": set() for i in range(4)}),
 }
-PLAIN = {  # the same, where JAX has no derivative that it can be held against
+PLAIN = {  # equal losses, of those that JAX cannot differentiate
     "custom_vmap": lambda: layers_with(lambda x: 2 * jax.nn.softplus(x)),
     "kernel": lambda: layers_with(jax.nn.silu),
     "kernel of attention": lambda: attention(False),
@@ -147,18 +147,18 @@ UNMAPPED = ("ragged product",)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_the_estimate(name):
+def test_the_estimate_is_that_of_jvp(name):
     loss, params, args = PROGRAMS[name][0]()
     plain = PLAIN[name]()[0] if name in PLAIN else None
     check_estimates(loss, params, *args, plain=plain, rounding=_rounding(name))
 
 
 def _rounding(name):
-    return 1e-5 if "attention" in name else 1e-9  # it computes in float32
+    return 1e-5 if "attention" in name else 1e-9  # attention computes in float32
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_each_space_is_right_in_the_mean(name):
+def test_the_mean_is_the_gradient_in_each_space(name):
     loss, params, args = PROGRAMS[name][0]()
     plain = PLAIN[name]()[0] if name in PLAIN else None
     spaces = WEIGHTS if name in UNMAPPED else SPACES
@@ -167,7 +167,7 @@ def test_each_space_is_right_in_the_mean(name):
 
 @pytest.mark.parametrize("space", ACTIVITIES, ids=repr)
 @pytest.mark.parametrize("name", UNMAPPED)
-def test_activities_refuse_what_cannot_be_mapped(name, space):
+def test_activities_with_a_product_that_cannot_be_mapped_are_an_error(name, space):
     loss, params, args = PROGRAMS[name][0]()
     with pytest.raises(Exception) as caught:
         fwdgrad.forward_value_and_grad(loss, space=space)(jax.random.key(0), params, *args)
@@ -176,7 +176,7 @@ def test_activities_refuse_what_cannot_be_mapped(name, space):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_explain_knows_where_factors_are_lost(name):
+def test_explain_lists_the_primitives_that_lose_factors(name):
     make, expected = PROGRAMS[name]
     loss, params, args = make()
     lost = lost_by_leaf(loss, params, *args)

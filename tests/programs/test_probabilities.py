@@ -1,4 +1,4 @@
-"""Models of NumPyro: a potential, and the evidence lower bound of a guide."""
+"""Probabilistic models of NumPyro: log density, potential, evidence lower bound of a guide."""
 
 import jax
 import jax.numpy as jnp
@@ -41,12 +41,12 @@ def log_density(params, x, y):
 
 
 def potential(params, x, y):
-    """Of parameters without constraints."""
+    """Return the potential energy of unconstrained parameters."""
     return numpyro.infer.util.potential_energy(model, (x, y), {}, params)
 
 
 def bound(params, x, y):
-    """Of the guide that is normal and independent, with the logarithms of its scales."""
+    """Return the negative evidence lower bound of a guide of independent normals, by log scales."""
     guide = numpyro.infer.autoguide.AutoNormal(model)
     with numpyro.handlers.seed(rng_seed=0):
         guide(x, y)
@@ -56,39 +56,38 @@ def bound(params, x, y):
     return elbo.loss(jax.random.key(3), {**means, **scales}, model, guide, x, y)
 
 
-def of_guide():
+def parameters_of_guide():
     return {"loc": points(), "scale": jax.tree.map(lambda x: 0.1 * x - 2, points())}
 
 
-PROGRAMS = {  # and the primitives that have factors written out
+PROGRAMS = {  # (loss, parameters, for each leaf the primitives that lose its factors)
     "log density": (log_density, points, {"params['w']": {"div"}}),
     "potential": (potential, points, {"params['w']": {"div"}}),
-    "bound": (bound, of_guide, {}),
+    "bound": (bound, parameters_of_guide, {}),
 }
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_the_estimate(name):
+def test_the_estimate_is_that_of_jvp(name):
     loss, params, _ = PROGRAMS[name]
     check_estimates(loss, params(), *data(), cases=FEW)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_at_weights_the_mean_is_the_gradient(name):
+def test_the_mean_is_the_gradient_at_weights(name):
     loss, params, _ = PROGRAMS[name]
     check_spaces(loss, params(), *data(), spaces=WEIGHTS)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_prior_is_no_loss_of_an_example(name):
-    """A sum with a term that is added once: activities are not for it, and the check says so."""
+def test_a_loss_with_a_prior_that_is_added_once_mixes_the_examples(name):
     loss, params, _ = PROGRAMS[name]
     with pytest.raises(ValueError, match="fun mixes the examples of a minibatch"):
         fwdgrad.check_examples_independent(loss, params(), *data())
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_explain_knows_where_factors_are_lost(name):
+def test_explain_lists_the_primitives_that_lose_factors(name):
     loss, params, lost = PROGRAMS[name]
     found = lost_by_leaf(loss, params(), *data())
     assert {leaf: lines for leaf, lines in found.items() if leaf in lost} == lost
