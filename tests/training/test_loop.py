@@ -1,9 +1,8 @@
-"""The training loop: schedule, resuming to the bit, divergence, records."""
+"""The training loop: resuming to the bit, divergence, records, optimizers."""
 
 import functools
 import json
 import shutil
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -24,33 +23,7 @@ from fwdgrad.training import (
     make_stepper,
     train,
 )
-from fwdgrad.training.evaluation import make_evaluate
 from tests.training.regression import FORWARD, SETTINGS, assert_same_run, run, without_seconds
-
-
-@pytest.mark.parametrize("rate", [1e-4, 0.0, 0.01])
-def test_decay_is_the_papers_formula(rate):
-    steps = np.arange(25_000)
-    found = jax.jit(jax.vmap(exponential_decay(2e-4, rate)))(jnp.asarray(steps))
-    expected = 2e-4 * np.exp(-rate * steps)
-    # float32: the exponent i k is rounded to 2⁻²⁴ relative, so the rate to i k 2⁻²⁴.
-    np.testing.assert_allclose(
-        found, expected, rtol=max(1e-6, 3 * rate * 25_000 * 2**-24), atol=1e-37
-    )
-
-
-@pytest.mark.parametrize(
-    ("initial", "rate", "kind", "message"),
-    [
-        (0.0, 1e-4, ValueError, "initial must be positive and finite; found 0.0"),
-        (1e-4, -1e-4, ValueError, "rate must be 0 or positive and finite; found -0.0001"),
-        ("1", 0, TypeError, "initial must be a number; found '1'"),
-        (1.0, float("inf"), ValueError, "rate must be 0 or positive and finite; found inf"),
-    ],
-)
-def test_decay_refuses_what_would_be_silently_constant(initial, rate, kind, message):
-    with pytest.raises(kind, match=message):
-        exponential_decay(initial, rate)
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 7, 50])
@@ -282,32 +255,6 @@ def test_every_epoch_uses_every_example_once():
     assert not np.array_equal(epochs[0], other_seed)
     padded = batches.indices(2, 1, capacity=3)
     np.testing.assert_array_equal(padded, [epochs[0][2], [0] * 5, [0] * 5])
-
-
-@pytest.mark.parametrize("n", [1, 999, 1_000, 2_500])
-def test_evaluation_in_pieces_is_the_mean(n):
-    x = np.random.default_rng(0).normal(size=n).astype(np.float32)
-    means = make_evaluate(lambda scale, batch: {"a": scale * batch, "b": batch**2})(2.0, x)
-    np.testing.assert_allclose(means["a"], 2 * x.mean(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(means["b"], (x**2).mean(), rtol=1e-4)
-
-
-def test_evaluation_is_compiled_with_the_settings_options(problem, tmp_path, monkeypatch):
-    """For the CNN they halve its time."""
-    taken = []
-
-    def make(scores, compiler_options):
-        taken.append(compiler_options)
-        return make_evaluate(scores, compiler_options)
-
-    monkeypatch.setattr(loop, "make_evaluate", make)
-    options = {"xla_backend_optimization_level": 0}
-    run(problem, tmp_path, settings=replace(SETTINGS, num_steps=1, compiler_options=options))
-    assert taken == [options]
-    with pytest.raises(Exception, match="xla_no_such_option"):
-        make_evaluate(problem.scores, {"xla_no_such_option": True})(
-            problem.init(jax.random.key(0)), problem.valid
-        )
 
 
 OPTIMIZERS = {
