@@ -54,11 +54,11 @@ def _numbers_of_the_paper(findings: list[Finding]) -> str:
         "over seeds (n of them), or medians over n timed turns, with 95 % intervals; times and "
         "their ratios are of this machine. The verdict is of the paper's own estimator (dense "
         f"normal tangents, or backprop), and allows for {TOLERANCE:.0%}, since the paper's numbers "
-        "are read off plots: a number is contradicted if our interval is wholly elsewhere, "
-        f"reproduced if it is not and reaches at most {WIDEST:.0%} of its middle to either side, "
-        "or lies in a range of the paper's; otherwise, as with another setting, it "
-        "cannot be checked. A claim of a side ('above 1') is taken as it is, and all of our "
-        "interval must be there. Low-rank tangents are beside it.",
+        "are read off plots. A number is contradicted if all of our interval is outside of that. "
+        f"It is reproduced if our interval reaches at most {WIDEST:.0%} of its middle to either "
+        "side, or lies in a range of the paper's. Otherwise, as with another setting, it cannot be "
+        "checked. A one-sided claim ('above 1') has no tolerance, and all of our interval must be "
+        "on its side. Low-rank tangents are beside it.",
         "",
         "| figure | quantity | paper | mark | ours, the paper's estimator | ours, low-rank "
         "| verdict | why |",

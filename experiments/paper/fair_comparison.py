@@ -157,12 +157,12 @@ def describe(folder: Path) -> str:
         "",
         f"![Each method at its best rate]({NAME}.png)",
         "",
-        "The paper compares at equal rates. Here each method's rate is the one with the lowest "
-        "validation loss after the tuning steps, one seed, of the same grid for all; a rate at "
-        "which a run fails, that is diverges or ends above where it began, is left out. Then, with "
-        "that rate and other seeds; if a run of theirs fails, the rate is given up, which the "
-        "table says, and they all train at the next best. The figure has geometric means, with "
-        "95 % intervals of the logarithms; the table and the winners are by arithmetic means.",
+        "The paper compares at equal rates. Here each method has the rate with the lowest "
+        "validation loss after the tuning steps, by one seed, of the same grid for all. A rate is "
+        "left out if its run fails: if it diverges or ends above its start. Then other seeds train "
+        "at that rate; if one of them fails, the rate is given up, as the table notes, and all "
+        "train at the next best. The figure has geometric means, with 95 % intervals of the "
+        "logarithms; the table and the winners are by arithmetic means.",
         "",
         "| model | estimator | rates tried, steps each | best rate | seeds | steps "
         "| validation loss | test accuracy | training time (s) | 10⁹ operations |",

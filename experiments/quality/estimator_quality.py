@@ -161,30 +161,30 @@ def describe(folder: Path) -> str:
         "",
         f"![Quality against cost]({NAME}.png)",
         "",
-        "Names: *weights* or *activities* is where the noise is, and the number at the end is K, "
-        "that of the tangents. *split*: the noise of each layer is pushed forward for itself; "
-        "*exact*: the last layer's derivative is taken as it is; *layerwise*: both; without, "
-        "joint: the noise of all layers together. *blocks*: each tangent perturbs one of K groups "
-        "of units; *momentum*, *guided*: with a guess of the gradient as control variate. "
+        "Names: *weights* and *activities* are what is perturbed, and the number at the end is K, "
+        "the number of tangents. *split*: the noise of each layer is pushed forward by itself; "
+        "*exact*: the last layer's derivative is exact; *layerwise*: both; else *joint*: the noise "
+        "of all layers is pushed forward in one tangent. *blocks*: each tangent perturbs one of K "
+        "groups of units; *momentum*, *guided*: with a control variate, a guess of the gradient. "
         "Derivatives are directional derivatives (JVPs) of an example in a step.",
         "",
-        "Each estimate g drawn many times and held against the exact gradient ∇f: the mean of the "
-        "cosine of all parameters, and of all but the last layer's; the root of the mean squared "
-        "cosine and what theory says of it, about (1 + error)^(−½), or √(K/d) of a projection; the "
-        "slope ⟨g, ∇f⟩, 1 without bias; bias ‖E g − ∇f‖² (an unbiased estimate of it, which may be "
-        "below zero, and where the variance is large sees only large ones) and variance "
-        "E‖g − E g‖², all over ‖∇f‖²; and the sum of these two over what theory expects it to be, "
-        "of the number of weights or, at activities, of the units that are on. 'Over dense' is the "
-        "ratio to the cosine that one dense tangent of the weights has, with all layers, also if "
-        "it is that of the hidden layers. 95 % intervals over seeds, of which each is a start, a "
-        "training by backprop and a minibatch. Evolution's steps have a scale of their own, so "
-        "that slope, bias and variance say nothing of it. Time and operations of a step are over "
-        "backprop's (of what draws normal numbers and factorises XLA counts a part, or nothing of "
-        "the QR of orthogonal tangents, so these are not on the frontier of operations). Dotted: "
-        "the frontier of what is not backprop, those that nothing cheaper is as good as; backprop "
-        "itself is better than all of it that takes longer. Hollow, and not part of it: with a "
-        f"guess that was learned for {information['guess_steps']} minibatches at these very "
-        "parameters, more than it could in a training, where they move.",
+        "Each estimate g is drawn many times and compared with the exact gradient ∇f. The columns: "
+        "the mean cosine of all parameters, and of all but the last layer's; the root mean square "
+        "of the cosine, and its theory, about (1 + error)^(−½), or √(K/d) for a projection; the "
+        "slope ⟨g, ∇f⟩, 1 without bias; the bias ‖E g − ∇f‖², estimated without bias, so that it "
+        "may be below zero and a large variance hides all but large ones; the variance "
+        "E‖g − E g‖². The last three are over ‖∇f‖². The error, bias plus variance, is over its "
+        "theory, for the number of weights or, for activities, of the units that are on. 'Over "
+        "dense' is the ratio to the cosine of one dense tangent of all weights, for the hidden "
+        "layers' cosine as well. Intervals are 95 % over seeds: a start, a training by backprop "
+        "and a minibatch each. Evolution's steps have another scale, so that slope, bias and "
+        "variance do not apply. Time and operations of a step are over backprop's. XLA counts only "
+        "a part of the operations of sampling and factorising, and none of the QR of orthogonal "
+        "tangents, so these lines are not on the frontier of operations. Dotted: the frontier of "
+        "all lines but backprop, those that no cheaper line equals; backprop is better than every "
+        "line that takes longer. Hollow, and not on the frontier: lines with a guess that was "
+        f"learned for {information['guess_steps']} minibatches at these very parameters, better "
+        "than in a training, where the parameters move.",
         "",
         *([information["history"], ""] if information["history"] else []),
         *_targets(stages, information["wanted"]),

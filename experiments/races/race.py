@@ -35,31 +35,31 @@ _ABOUT = (
     "like", "operations", "derivatives", "overrides", "wanted", "behind", "times", "ablates",
     "remark",
 )  # fmt: skip
-# What the report says before the table.
+# Before the table of the report.
 _NAMES = (
-    "Names: *activity* lines put noise on what each layer computes, layer by layer, with the last "
-    "layer's gradient exact; *weight* lines on the weights; *blocks*: each of K tangents perturbs "
-    "one of K groups of units; *guided*: with a guess of the gradient, linear in the last layer's "
-    "and learned on the way, as control variate; *local*: a linear classifier and a loss for each "
+    "Names: *activity* lines perturb pre-activations, layer by layer, with the last layer's exact "
+    "gradient; *weight* lines perturb the weights; *blocks*: each of K tangents perturbs one of K "
+    "groups of units; *guided*: with a control variate, a guess of the gradient that is linear in "
+    "the last layer's and learned on the way; *local*: a linear classifier and a loss for each "
     "layer; *control*: exact gradients, but the other layers stay at their random start; "
-    "*-equal*: as many operations in the place of as much time. Derivatives are directional "
+    "*-equal*: equal operations in the place of equal time. Derivatives are directional "
     "derivatives (JVPs) of an example in a step; local heads that are trained by backprop take "
     "reverse mode through one layer and its head."
 )
 _HOW = (
-    "Every run has the seconds, or the operations, in the table, at the rate with the least "
-    "validation error after {tuning:g} of its steps, one run a rate with another seed; as many "
-    "rates for each, and plain SGD with a cosine schedule but where the name says momentum. What "
-    "is not a rate was set by hand: for backprop and the controls the minibatch, for the others "
-    "also the number of tangents, clipping and the rate of the guess, in a few single runs "
-    "before. Seconds are steps times the time of a step: that of backprop, in one quiet minute, "
-    "times the ratio, measured in turns (by the clock the runs took what is in brackets: they "
-    "shared the machine with others). Accuracies are means with 95 % intervals over the seeds, "
-    "and so is what is said of differences, for this one test set: of 10,000 other images a mean "
-    "would be another, with a standard deviation of up to 0.13 points at 98.3 %, and a difference "
-    "with one that is not known. A control may have another optimizer; then the best of those with "
-    "the line's own is there, too. Backprop's time to a mean is interpolated, accuracies over the "
-    "logarithm of the time; its interval is of means drawn anew by Student's law."
+    "Every run has the seconds, or the operations, in the table, at the learning rate with the "
+    "least validation error after {tuning:g} of its steps, one run a rate with another seed. Every "
+    "line tries as many rates, by plain SGD with a cosine schedule unless its name says momentum. "
+    "The other settings were chosen by hand in a few single runs before: for backprop and the "
+    "controls the minibatch, for the others also the number of tangents, clipping and the rate of "
+    "the guess. Seconds are steps times the time of a step. The time of a step is backprop's, in "
+    "one quiet minute, times the ratio, measured in turns (in brackets: the runs by the clock, on "
+    "a machine that they shared). Accuracies and differences are means with 95 % intervals over "
+    "the seeds, for this one test set. The mean on 10,000 other images has a standard deviation of "
+    "up to 0.13 points at 98.3 %; that of a difference is not known. A control may have another "
+    "optimizer; then the best control with the line's own optimizer is named, too. Backprop's time "
+    "to a mean is interpolated, accuracies over the logarithm of the time; the interval is of "
+    "means resampled by Student's law."
 )
 
 
