@@ -137,7 +137,7 @@ class _Walk:
                 self._compare(equation, operands, active)
             body = called_jaxpr(equation)
             if body is not None:
-                return self.through(read_program(body), operands, active)
+                return self.through(read_program(body, equation), operands, active)
             pushed = self._control_flow(equation, inner, operands, active) or pushed
         return None if operands is None else bind(equation, operands), pushed
 
@@ -151,7 +151,9 @@ class _Walk:
             for i, branch in enumerate(cond_branches(equation)):
                 taken = operands is not None and i == index
                 self.through(
-                    read_program(branch), operands[1:] if taken and operands else None, active[1:]
+                    read_program(branch, equation),
+                    operands[1:] if taken and operands else None,
+                    active[1:],
                 )
         elif primitive is primitives.scan_p:
             scan = scan_parts(equation)
@@ -162,7 +164,7 @@ class _Walk:
                 at = -1 if scan.reverse else 0
                 first = [*operands[:m], *(x[at] for x in operands[m:])]
             carried_active = [*active[:n], *carried_active, *active[m:]]
-            _, pushed = self.through(read_program(scan.body), first, carried_active)
+            _, pushed = self.through(read_program(scan.body, equation), first, carried_active)
             return pushed
         elif primitive is primitives.while_p:
             loop = while_parts(equation)
@@ -170,7 +172,7 @@ class _Walk:
             carried_active = carried(loop.body.jaxpr, active[n : n + m], active[n + m :], ())
             first = None if operands is None else operands[n:]
             carried_active = [*active[n : n + m], *carried_active]
-            _, pushed = self.through(read_program(loop.body), first, carried_active)
+            _, pushed = self.through(read_program(loop.body, equation), first, carried_active)
             return pushed
         else:
             self._add(inner, None, f"it is called inside of `{primitive.name}`")

@@ -236,4 +236,4 @@ def _reason(tangents: TangentDistribution, uses: list[Any]) -> str:
         return f"sampled dense by {tangents!r}"
     if not uses:
         return "the loss does not read it"
-    return "no matrix: read by " + ", ".join(f"{u.operation} at {u.place}" for u in uses[:2])
+    return "no matrix: read by " + ", ".join([*dict.fromkeys(map(str, uses))][:2])

@@ -106,11 +106,11 @@ class _Search:
         """Return the places inside of a call, a branch or a loop; none for any other equation."""
         primals, tangents = [x for x, _ in operands], [t for _, t in operands]
         if (body := called_jaxpr(equation)) is not None:
-            return _places(self.through(read_program(body), primals, tangents))
+            return _places(self.through(read_program(body, equation), primals, tangents))
         if equation.primitive is primitives.cond_p and not is_platform_dependent(equation):
             branches = cond_branches(equation)
             taken = branches[int(np.clip(primals[0], 0, len(branches) - 1))]
-            return _places(self.through(read_program(taken), primals[1:], tangents[1:]))
+            return _places(self.through(read_program(taken, equation), primals[1:], tangents[1:]))
         if equation.primitive is primitives.scan_p:
             return self._inside_scan(equation, primals, tangents)
         if equation.primitive is primitives.while_p:
@@ -162,7 +162,7 @@ class _Search:
         self, equation: Any, body: Any, primals: list[Any], tangents: list[Any], i: int
     ) -> tuple[str, ...]:
         """Return the places inside of the i-th iteration of a loop."""
-        found = _places(self.through(read_program(body), primals, tangents))
+        found = _places(self.through(read_program(body, equation), primals, tangents))
         return tuple(f"{place}, in iteration {i} of {described(equation)}" for place in found)
 
     def _described(

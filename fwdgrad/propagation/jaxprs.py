@@ -93,8 +93,7 @@ class _Variable:
 def inlined(program: Program) -> Program:
     """Return a program with the equations of bodies in the place of calls.
 
-    An equation without a place in the user's code gets that of its call. A call of a `custom_vjp`
-    function stays one.
+    A call of a `custom_vjp` function stays one.
     """
     equations: list[Equation] = []
     constants = dict(zip(program.constvars, program.consts, strict=True))
@@ -102,26 +101,24 @@ def inlined(program: Program) -> Program:
     def read(atoms: Sequence[Any], names: Mapping[Any, Any]) -> list[Any]:
         return [v if isinstance(v, jex_core.Literal) else names.get(v, v) for v in atoms]
 
-    def inline(body: Program, names: dict[Any, Any], call: Equation | None) -> None:
-        for equation in body.eqns:
+    def inline(program: Program, names: dict[Any, Any], is_body: bool) -> None:
+        for equation in program.eqns:
             operands, outputs = read(equation.invars, names), equation.outvars
-            if call is not None:
-                equation = equation.placed_by(call)
             if equation.body is not None and not is_custom_vjp(equation):
-                inner = read_program(equation.body)
+                inner = read_program(equation.body, equation)
                 own = {v: _Variable(v.aval) for v in inner.constvars}
                 constants.update(zip(own.values(), inner.consts, strict=True))
                 own.update(zip(inner.invars, operands, strict=True))
-                inline(inner, own, equation)
+                inline(inner, own, is_body=True)
                 outputs = read(inner.outvars, own)
             else:
-                if call is not None:
+                if is_body:  # its variables are the same in each call
                     outputs = [_Variable(v.aval) for v in outputs]
                 equations.append(equation.renamed(operands, outputs))
             names.update(zip(equation.outvars, outputs, strict=True))
 
     names: dict[Any, Any] = {}
-    inline(program, names, None)
+    inline(program, names, is_body=False)
     outvars = read(program.outvars, names)
     return Program([*constants], program.invars, outvars, [*constants.values()], equations)
 

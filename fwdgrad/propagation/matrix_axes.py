@@ -19,41 +19,42 @@ from fwdgrad.propagation.rules.registry import keeps_factors
 from fwdgrad.tangents.factored import Split
 from fwdgrad.util.jax_internals import Equation, Program, read_program
 from fwdgrad.util.layouts import cond_branches, scan_parts, while_parts
-from fwdgrad.util.source_info import context_of, place
+from fwdgrad.util.source_info import place
 
 
 class Use(NamedTuple):
     """An equation that reads a parameter, other than to rearrange it.
 
     Attributes:
-      operation: the name of the primitive.
-      place: where it stands in the user's code.
-      split: how it uses the parameter as a matrix, or None if it does not.
+      equation: the equation; None for the end of the loss, which returns the parameter.
+      split: the axes of the parameter as a matrix in the equation, or None if it is none there.
     """
 
-    operation: str
-    place: str
-    split: Split | None
+    equation: Equation | None
+    split: Split | None = None
+
+    def __str__(self) -> str:
+        if self.equation is None:
+            return "return at the end of the loss"
+        return f"{self.equation.primitive.name} at {place(self.equation)}"
 
 
 def find_uses(program: Program) -> list[list[Use]]:
     """Return the uses of each input of a program, in the order of evaluation."""
     uses: list[list[Use]] = [[] for _ in program.invars]
 
-    def record(parameter: int, equation: Any, split: Split | None) -> None:
-        use = Use(equation.primitive.name, place(equation), split)
-        if use not in uses[parameter]:
-            uses[parameter].append(use)
+    def record(parameter: int, equation: Equation, split: Split | None) -> None:
+        uses[parameter].append(Use(equation, split))
 
     whole = [_whole(i, v.aval.shape) for i, v in enumerate(program.invars)]
     for known in _walk(program, whole, record):
         for axes in known:
-            uses[axes.parameter].append(Use("return", "the end of the loss", None))
+            uses[axes.parameter].append(Use(None))
     return uses
 
 
 def choose_split(uses: Sequence[Use]) -> Split | None:
-    """The split of the first use as a matrix, or None."""
+    """Return the split of the first use as a matrix, or None."""
     return next((use.split for use in uses if use.split is not None), None)
 
 
@@ -92,14 +93,6 @@ def _walk(program: Program, inputs: Sequence[Known], record: Record) -> list[Kno
     return [read(v) for v in program.outvars]
 
 
-def _walk_body(
-    equation: Equation, body: Any, inputs: Sequence[Known], record: Record
-) -> list[Known]:
-    """Follow parameters through a body; the place of its equations may be that of the caller."""
-    with context_of(equation):
-        return _walk(read_program(body), inputs, record)
-
-
 def _follow(equation: Equation, operands: list[Known], record: Record) -> list[Known]:
     primitive = equation.primitive
     nothing: list[Known] = [[] for _ in equation.outvars]
@@ -110,17 +103,17 @@ def _follow(equation: Equation, operands: list[Known], record: Record) -> list[K
             record(axes.parameter, equation, None)
 
     if equation.body is not None:
-        return _walk_body(equation, equation.body, operands, record)
+        return _walk(read_program(equation.body, equation), operands, record)
     if primitive is primitives.cond_p:
         for branch in cond_branches(equation):
-            lost(_walk_body(equation, branch, operands[1:], record))
+            lost(_walk(read_program(branch, equation), operands[1:], record))
         return nothing
     if primitive is primitives.while_p:
         loop = while_parts(equation)
         n, m = loop.num_condition_consts, loop.num_body_consts
         carried: list[Known] = [[] for _ in operands[n + m :]]
         lost(operands[n + m :])
-        lost(_walk_body(equation, loop.body, [*operands[n : n + m], *carried], record))
+        lost(_walk(read_program(loop.body, equation), [*operands[n : n + m], *carried], record))
         return nothing
     if primitive is primitives.scan_p:
         scan = scan_parts(equation)
@@ -128,7 +121,7 @@ def _follow(equation: Equation, operands: list[Known], record: Record) -> list[K
         carried = [[] for _ in operands[n:m]]
         slices = [[a._replace(of=a.of[1:]) for a in known] for known in operands[m:]]
         lost(operands[n:m])
-        lost(_walk_body(equation, scan.body, [*operands[:n], *carried, *slices], record))
+        lost(_walk(read_program(scan.body, equation), [*operands[:n], *carried, *slices], record))
         return nothing
     if followed := _followed(equation, operands):
         return followed

@@ -243,14 +243,6 @@ class Equation:
         new.reads = tuple(v for v in invars if not isinstance(v, jex_core.Literal))
         return new
 
-    def placed_by(self, call: "Equation") -> "Equation":
-        """Return the same equation with the place of a call, if it has none of its own."""
-        if source_info_util.summarize(self.source_info, num_frames=1):
-            return self
-        new = copy.copy(self)
-        new.source_info = call.source_info
-        return new
-
 
 class Program(NamedTuple):
     """A ClosedJaxpr, its equations read.
@@ -274,10 +266,18 @@ class Program(NamedTuple):
         return values
 
 
-def read_program(closed: Any) -> Program:
-    """Read a ClosedJaxpr."""
+def read_program(closed: Any, call: Equation | None = None) -> Program:
+    """Read a ClosedJaxpr, of a loss or of the body of `call`.
+
+    An equation in the body of one of JAX's own functions may have no place in the user's code; it
+    gets that of the call.
+    """
     jaxpr = closed.jaxpr
     equations = [*map(Equation, jaxpr.eqns)]
+    if call is not None:
+        for equation in equations:
+            if not source_info_util.summarize(equation.source_info, num_frames=1):
+                equation.source_info = call.source_info
     return Program(jaxpr.constvars, jaxpr.invars, jaxpr.outvars, closed.consts, equations)
 
 

@@ -2,29 +2,18 @@
 
 import os
 from contextlib import ExitStack
-from contextvars import ContextVar
 from typing import Any
 
 import jax
 from jax.extend import source_info_util
 
-# The source of the innermost equation with a place, of those that are being evaluated.
-_call_around: ContextVar[Any] = ContextVar("fwdgrad_call_around", default=None)
-
 
 def context_of(equation: Any) -> ExitStack:
-    """Return the context in which to evaluate an equation, with the names and places of the user.
-
-    Equations in the body of one of JAX's own functions may have no place; theirs is that of the
-    call, if it is evaluated in this context.
-    """
+    """Return the context in which to evaluate an equation, with the user's names and places."""
     info = equation.source_info
     names = source_info_util.current_name_stack() + info.name_stack
     stack = ExitStack()
-    if source_info_util.summarize(info, num_frames=1) or (call := _call_around.get()) is None:
-        call = info
-    stack.callback(_call_around.reset, _call_around.set(call))
-    stack.enter_context(source_info_util.user_context(call.traceback, name_stack=names))
+    stack.enter_context(source_info_util.user_context(info.traceback, name_stack=names))
     stack.enter_context(equation.ctx.manager)
     if not jax.config.jax_enable_x64 and _has_64_bits(equation):  # type: ignore[attr-defined]
         stack.enter_context(jax.enable_x64(True))
@@ -58,13 +47,7 @@ def place(equation: Any) -> str:
     The place is the innermost frame outside of installed packages and of this one: the line of a
     model, and not the line of the library whose layer it uses.
     """
-    frames = _frames(equation.source_info)
-    if frames == [""] and (call := _call_around.get()) is not None:
-        frames = _frames(call)
+    frames = source_info_util.summarize(equation.source_info, num_frames=100).split("\n")
     own = [frame for frame in frames if not any(library in frame for library in _LIBRARIES)]
     file, colon, rest = (own or frames)[-1].partition(":")
     return os.sep.join(file.split(os.sep)[-2:]) + colon + rest
-
-
-def _frames(info: Any) -> list[str]:
-    return source_info_util.summarize(info, num_frames=100).split("\n")

@@ -32,7 +32,7 @@ def _call(context: Context, equation: Any, primals: list[Any], tangents: list[Ta
         return NotImplemented
     if is_custom_vjp(equation):
         raise_for_custom_vjp(equation)
-    return propagate(context, read_program(body), primals, tangents)
+    return propagate(context, read_program(body, equation), primals, tangents)
 
 
 def _cond(
@@ -50,7 +50,7 @@ def _cond(
 
     def dual(branch: Any) -> Any:
         def run(operands: list[Any], tangents: list[Tangent]) -> tuple[list[Any], list[Tangent]]:
-            outputs, pushed = propagate(context, read_program(branch), operands, tangents)
+            outputs, pushed = propagate(context, read_program(branch, equation), operands, tangents)
             pushed = _arrays(context, equation, pushed, "returned by a branch")
             return outputs, _filled(number, outputs, pushed, outputs_active)
 
@@ -77,7 +77,10 @@ def _while(
     def turn(carry: tuple[list[Any], list[Tangent]]) -> tuple[list[Any], list[Tangent]]:
         values, duals = carry
         outputs, pushed = propagate(
-            context, read_program(loop.body), [*body_consts, *values], [*const_tangents, *duals]
+            context,
+            read_program(loop.body, equation),
+            [*body_consts, *values],
+            [*const_tangents, *duals],
         )
         pushed = _arrays(context, equation, pushed, _CARRIED)
         return outputs, _filled(number, outputs, pushed, active)
@@ -106,7 +109,7 @@ def _scan(
         duals_x = [s.at(each) for s, each in zip(slices, scanned, strict=True)]
         outputs, pushed = propagate(
             context,
-            read_program(body),
+            read_program(body, equation),
             [*consts, *values, *values_x],
             [*const_tangents, *duals, *duals_x],
         )
