@@ -1,8 +1,8 @@
-"""How the axes of an equation's outputs come from those of its operands, by kind of primitive.
+"""Axis maps of primitives: from the axes of an operand to the axes of the outputs.
 
 The table of facts (`fwdgrad.propagation.facts`) names one of these functions for each primitive.
-From it follows which axes of a value are a parameter's rows and columns, how low-rank factors are
-rearranged, and along which axis blocks are cut after the equation.
+The map tells the axes of a value that are a parameter's rows and columns, rearranges low-rank
+factors, and finds the axis along which blocks are cut after an equation.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ from fwdgrad.util.shapes import surely_less
 
 
 class Axes(NamedTuple):
-    """How the axes of an equation's outputs come from the axes of one operand.
+    """The axis map of one operand of an equation.
 
     Attributes:
       of: for each axis of an output, the operand's axes that it is made of, in their order.

@@ -22,7 +22,7 @@ from fwdgrad.util.jax_internals import Equation, Program, is_jax_primitive, read
 
 
 class Linear(enum.Enum):
-    """In which operands together a primitive is linear, with the others held."""
+    """The operands in which a primitive is linear jointly, with the others held."""
 
     FIRST = enum.auto()
     ALL = enum.auto()
@@ -54,12 +54,12 @@ class Fact:
 
     @functools.cached_property
     def multiplies(self) -> bool:
-        """Whether an operand in which the primitive is linear is scaled by another one."""
+        """True if one operand, in which the primitive is linear, is scaled by another."""
         return self.linear in (Linear.PRODUCT, Linear.QUOTIENT)
 
     @functools.cached_property
     def contracts(self) -> bool:
-        """Whether the primitive is a product of matrices, or a convolution."""
+        """True for products of matrices and for convolutions."""
         return self.linear is Linear.PRODUCT and not self.elementwise
 
 
@@ -104,10 +104,10 @@ def linear_operands(equation: Equation, has_data: Sequence[bool | None]) -> list
 
 
 def is_elementwise(equation: Equation) -> bool:
-    """Whether each entry of the outputs depends on the same entry of the operands alone.
+    """Return True if each entry of the outputs depends on the same entry of the operands alone.
 
-    Operands are of the outputs' shape, or broadcast to it: numbers, or of size 1 along some axes.
-    Of a custom_jvp the rule decides, not the function.
+    Operands have the outputs' shape, or broadcast to it: numbers, or size 1 along some axes. For a
+    custom_jvp function the rule decides, not the function.
     """
     return _is_elementwise(equation, differentiated=True)
 
@@ -126,7 +126,7 @@ def _is_elementwise(equation: Any, differentiated: bool) -> bool:
 
 
 def _are_elementwise(program: Program, differentiated: bool) -> bool:
-    """Whether all equations are that depend on the inputs; the others make constants."""
+    """Return True if all equations that depend on the inputs are elementwise."""
     depending = set(program.invars)
     for equation in program.eqns:
         if depending.isdisjoint(equation.reads):

@@ -1,11 +1,11 @@
-"""How a loss uses each parameter as a linear map, and so along which axes to factor its tangent.
+"""Search for the matrix as which a loss uses each parameter: the axes of its low-rank factors.
 
-A low-rank tangent of a weight saves work only if one factor has the axes that the weight's
-product contracts and the other those it keeps: for x W with W (in, out) that is in | out, for
-W x with W (out, in) out | in, for a kernel output channels | everything else. The shape does
-not tell: (3, 3, 64, 64) and (64, 64, 3, 3) are kernels of two conventions. So this follows
-every parameter through the loss's jaxpr to the products it takes part in. A table whose rows are
-looked up is the matrix of a product with one-hot rows: rows | columns.
+A low-rank tangent of a weight saves work only if one factor has the axes that the weight's product
+contracts, and the other the axes that the product keeps: in | out for x W with W (in, out), out |
+in for W x with W (out, in), output channels | the rest for a kernel. The shape does not tell: (3,
+3, 64, 64) and (64, 64, 3, 3) are kernels of two conventions. So the search follows every parameter
+through the loss to the products that read it. A table whose rows are looked up is the matrix of a
+product with one-hot rows: rows | columns.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,10 +59,10 @@ def choose_split(uses: Sequence[Use]) -> Split | None:
 
 
 class _Axes(NamedTuple):
-    """What a variable is of a parameter, when it is a rearranged one.
+    """A variable that is a rearranged parameter.
 
     Attributes:
-      parameter: its index.
+      parameter: the index of the parameter.
       of: for each axis of the variable, the parameter's axes that it is made of.
     """
 
@@ -98,7 +98,7 @@ def _follow(equation: Equation, operands: list[Known], record: Record) -> list[K
     nothing: list[Known] = [[] for _ in equation.outvars]
 
     def lost(known: Sequence[Known]) -> None:
-        """What is not followed: what a loop carries, and what a body returns."""
+        """Record uses that end the search: values that a loop carries or a body returns."""
         for axes in (a for each in known for a in each):
             record(axes.parameter, equation, None)
 
@@ -129,7 +129,7 @@ def _follow(equation: Equation, operands: list[Known], record: Record) -> list[K
     for side, known in enumerate(operands):
         parts = matrix(equation, side) if known and matrix is not None else None
         for axes in known:
-            split = None if parts is None else _parted(*([axes.of[i] for i in p] for p in parts))
+            split = None if parts is None else _split(*([axes.of[i] for i in p] for p in parts))
             record(axes.parameter, equation, split)
     return nothing
 
@@ -157,7 +157,7 @@ def _followed(equation: Any, operands: list[Known]) -> list[Known]:
 
 
 def _moved(equation: Any, position: int, known: Known) -> Known:
-    """Return the operand at a position as it is among the outputs."""
+    """Return the axes of the operand at a position, as the outputs have them."""
     if (moved := axes_of(equation, position)) is None:
         return []
     return [
@@ -166,7 +166,8 @@ def _moved(equation: Any, position: int, known: Known) -> Known:
     ]
 
 
-def _parted(rows: Sequence[frozenset[int]], columns: Sequence[frozenset[int]]) -> Split | None:
+def _split(rows: Sequence[frozenset[int]], columns: Sequence[frozenset[int]]) -> Split | None:
+    """Return the split of a parameter with these axes, or None if rows and columns share one."""
     first, second = frozenset().union(*rows), frozenset().union(*columns)
     if not first or not second or first & second:
         return None

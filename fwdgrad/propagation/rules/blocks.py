@@ -1,9 +1,9 @@
-"""Rules for tangents with disjoint supports: where the blocks stay, and where they pay.
+"""Rules for block-sparse tangents, whose supports are disjoint.
 
-An operation that treats the entries along the cut axis each for itself keeps the blocks: it is
-pushed forward once, by `value`, for all K tangents. A product that contracts the axis ends them,
-and is where they pay: [v_1; …; v_K] W is K products with a K-th of the rows of W each. Anything
-else has them written out.
+An operation that treats the entries along the cut axis each for itself keeps the blocks: one
+pushforward, of `value`, serves all K tangents. A product that contracts the axis ends the blocks,
+and is cheap: [v_1; …; v_K] W is K products with a K-th of the rows of W each. Every other operation
+materialises the tangents.
 """
 
 import math
@@ -15,7 +15,7 @@ from jax.extend.core import primitives
 
 from fwdgrad.propagation.facts import FACTS, axes_of
 from fwdgrad.propagation.interpreter import Context, Rule, jvp
-from fwdgrad.propagation.rules.contractions import Dot, shares
+from fwdgrad.propagation.rules.contractions import Dot, share_product
 from fwdgrad.tangents.blocks import Blocks, split_into_blocks
 from fwdgrad.tangents.forms import Tangent, add, dense, is_structured
 from fwdgrad.util.jax_internals import bind
@@ -24,8 +24,8 @@ from fwdgrad.util.sharding import has_explicit_axes
 from fwdgrad.util.trees import Array
 
 
-def along_the_axis(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
-    """The rule of an operation that keeps the axis apart, if it does."""
+def keep_blocks(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
+    """Push blocks forward through an operation that treats the entries along the axis apart."""
     cut = {i: t for i, t in enumerate(tangents) if is_structured(t)}
     first = next(iter(cut.values()))
     if len(cut) < sum(t is not None for t in tangents) or has_explicit_axes():
@@ -99,7 +99,7 @@ def _dot_general(context: Context, equation: Any, primals: list[Any], tangents: 
         rows = v.earlier if is_structured(v) else dense(v)
         if rows is None:
             of_rows = None
-        elif outputs is None and shares(x, rows, other):
+        elif outputs is None and share_product(x, rows, other):
             both = dot.with_rows(side, jnp.concatenate([x[None], rows]), other)
             outputs, of_rows = [both[0]], both[1:]
         else:
@@ -109,7 +109,7 @@ def _dot_general(context: Context, equation: Any, primals: list[Any], tangents: 
 
 
 def _product(dot: Dot, side: int, v: Blocks, other: Array, earlier: Array | None) -> Array | Blocks:
-    """The product with blocks of one side, after `earlier`, that with the tangents before them."""
+    """Return the product with blocks of one side, after `earlier`, the product of earlier ones."""
     if v.axis not in dot.contract[side]:
         value = dot.with_rows(side, v.value[None], other)[0]
         axis = dot.output_axis(side, v.axis, other.ndim)
@@ -131,7 +131,7 @@ def _product(dot: Dot, side: int, v: Blocks, other: Array, earlier: Array | None
 def _conv_general_dilated(
     context: Context, equation: Any, primals: list[Any], tangents: list[Any]
 ) -> Any:
-    """Input channels that are cut take a group for each block; output channels stay so."""
+    """Convolve with a group for each block of input channels; blocks of output channels stay."""
     x, kernel = primals
     v, kernel_tangent = tangents
     lhs, rhs, out = equation.params["dimension_numbers"]
@@ -168,7 +168,7 @@ def _conv_general_dilated(
 
 
 def _observed(rule: Rule) -> Rule:
-    """Return the rule; where it applies, the use of its blocks is recorded."""
+    """Return the rule with a record of the blocks that it uses."""
 
     def observed(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
         result = rule(context, equation, primals, tangents)
@@ -180,9 +180,9 @@ def _observed(rule: Rule) -> Rule:
     return observed
 
 
-OF_AXES_KEPT_APART = _observed(along_the_axis)
+KEEP_BLOCKS = _observed(keep_blocks)
 RULES: dict[str, Rule] = {
-    **dict.fromkeys((n for n, fact in FACTS.items() if fact.axes), OF_AXES_KEPT_APART),
+    **dict.fromkeys((n for n, fact in FACTS.items() if fact.axes), KEEP_BLOCKS),
     primitives.dot_general_p.name: _observed(_dot_general),
     primitives.conv_general_dilated_p.name: _observed(_conv_general_dilated),
 }

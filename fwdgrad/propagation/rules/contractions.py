@@ -1,4 +1,4 @@
-"""Rules for matrix products and convolutions, where factored tangents save the work.
+"""Rules for matrix products and convolutions, whose cost low-rank tangents save.
 
 Both are bilinear in an operand x and a kernel w:
 
@@ -51,7 +51,7 @@ def _dot_general(
     for side, array in enumerate(arrays):
         if array is None:
             continue
-        if output is None and shares(primals[side], array, primals[1 - side]):
+        if output is None and share_product(primals[side], array, primals[1 - side]):
             rows = jnp.concatenate([primals[side][None], array])
             both = dot.with_rows(side, rows, primals[1 - side])
             output = [both[0]]
@@ -64,10 +64,10 @@ def _dot_general(
     return bind(equation, primals) if output is None else output, [total]
 
 
-def shares(x: Array, rows: Array, other: Array) -> bool:
-    """Whether x and tangents of it should go through one product with `other`.
+def share_product(x: Array, rows: Array, other: Array) -> bool:
+    """Return True if x and its tangents should share one product with `other`.
 
-    It saves reading `other` twice and costs a copy of the rows, so it pays if those are smaller.
+    One product reads `other` once and copies the rows, so it pays if the rows are smaller.
     """
     return surely_at_most(x.size + rows.size, other.size)
 
@@ -86,11 +86,11 @@ class Dot:
         self.options = {k: params[k] for k in ("precision", "preferred_element_type")}
 
     def free(self, side: int, ndim: int) -> list[int]:
-        """The axes of one operand that are neither contracted nor batch axes."""
+        """Return the axes of one operand that are neither contracted nor batch axes."""
         return [i for i in range(ndim) if i not in (*self.contract[side], *self.batch[side])]
 
     def output_axis(self, side: int, axis: int, other_ndim: int) -> int:
-        """Where an axis of one operand that is not contracted is in the output."""
+        """Return the output's axis for an axis of one operand that is not contracted."""
         if axis in self.batch[side]:
             return self.batch[side].index(axis)
         contract, batch = self.contract[side], self.batch[side]
@@ -98,7 +98,7 @@ class Dot:
         return len(batch) + position + (0 if side == 0 else len(self.free(0, other_ndim)))
 
     def with_rows(self, side: int, x: Array, other: Array, extra: int = 1) -> Array:
-        """The product with x in the place of one side; its first `extra` axes stay in front.
+        """Return the product with x in the place of one side; its first `extra` axes stay in front.
 
         They are merged into a free axis of x, so that the product has the axes it would have
         without them: XLA transposes an operand with more.
@@ -122,7 +122,7 @@ class Dot:
         return jnp.moveaxis(product, range(axis, axis + extra), range(extra))
 
     def _with_vectors(self, x: Array, other: Array, extra: int) -> Array:
-        """W x for several x without free axes, as x Wᵀ: they come out in front as they went in."""
+        """Return W x for several x without free axes, as x Wᵀ, which keeps their axes in front."""
         rows = merge_axes(x, 0, extra)
         contract, batch = ([i + 1 for i in axes] for axes in (self.contract[1], self.batch[1]))
         numbers = ((contract, self.contract[0]), (batch, self.batch[0]))
@@ -131,7 +131,7 @@ class Dot:
         return product.reshape(*x.shape[:extra], *product.shape[1:])
 
     def with_factors(self, side: int, v: Factored, other: Array) -> Factored | None:
-        """The product with a factored tangent: factored too, or None if that is not possible."""
+        """Return the factored product with a factored tangent, or None if it has no factors."""
         contract, batch = self.contract[side], self.batch[side]
         n, lead = len(v.shape), v.left.ndim - len(v.shape)
         inner, outer = v.left, v.right
@@ -187,7 +187,7 @@ class _Convolution:
         self.output = equation.outvars[0].aval
 
     def with_factors(self, x: Array, v: Factored) -> Factored | None:
-        """x ∗ ẇ, or None unless one factor alone depends on the output channels.
+        """Return x ∗ ẇ, or None unless one factor alone depends on the output channels.
 
         With ẇ[o, i, τ] = a[o] c[i, τ] it is (x ∗ c) a: a convolution to one channel, times a.
         """
@@ -220,7 +220,7 @@ class _Convolution:
         return Factored(inner, outer, self.output.shape)
 
     def _to_few_channels(self, x: Array, kernels: Array) -> Array:
-        """The convolution with `kernels`, (K, ρ, *kernel with one output): K·ρ a group.
+        """Convolve with `kernels`, (K, ρ, *kernel with one output): K·ρ channels a group.
 
         Every group uses the same ones. Output (K, ρ, *output), with one channel or, if there are
         groups, all of them, where those of a group are equal.
@@ -242,7 +242,7 @@ class _Convolution:
         return jnp.repeat(y, repeats, axis=2 + channels)
 
     def _taps(self, x: Array, kernels: Array) -> Array:
-        """The same for one group, as a 1×1 convolution to a plane for each tap, shifted and added.
+        """Convolve in one group by a 1×1 convolution to a plane for each tap, shifted and added.
 
         See `fwdgrad.util.backend` for where that is faster.
         """

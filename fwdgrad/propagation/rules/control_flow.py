@@ -1,10 +1,9 @@
-"""Rules for calls and control flow: their bodies are propagated through in turn.
-
-What has parameters that are not understood here is left to `jax.jvp`.
+"""Rules for calls and control flow, which propagate tangents through the bodies.
 
 A loop's body becomes one that carries the tangents beside the values. A weight that is the same
-in every turn keeps its factors, and so does a stack of weights that is scanned over; what a
-loop carries is written out, because its form would change from turn to turn.
+in every turn keeps its factors, and so does a stack of weights that is scanned over; a carried
+tangent is materialised, because its form would change from turn to turn. An equation with unknown
+parameters is left to `jax.jvp`.
 """
 
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ def _cond(
     if is_platform_dependent(equation):
         return NotImplemented
     index, *operands = primals
-    number = _number(tangents)
+    number = _num_tangents(tangents)
     branches = cond_branches(equation)
     active = [t is not None for t in tangents[1:]]
     outputs_active = [
@@ -51,8 +50,8 @@ def _cond(
     def dual(branch: Any) -> Any:
         def run(operands: list[Any], tangents: list[Tangent]) -> tuple[list[Any], list[Tangent]]:
             outputs, pushed = propagate(context, read_program(branch, equation), operands, tangents)
-            pushed = _arrays(context, equation, pushed, "returned by a branch")
-            return outputs, _filled(number, outputs, pushed, outputs_active)
+            pushed = _materialize(context, equation, pushed, "returned by a branch")
+            return outputs, _with_zeros(number, outputs, pushed, outputs_active)
 
         return run
 
@@ -68,7 +67,7 @@ def _while(
     n, m = loop.num_condition_consts, loop.num_body_consts
     cond_consts, body_consts, init = primals[:n], primals[n : n + m], primals[n + m :]
     const_tangents = tangents[n : n + m]
-    number = _number(tangents)
+    number = _num_tangents(tangents)
     active = _carried(loop.body.jaxpr, const_tangents, tangents[n + m :])
 
     def condition(carry: tuple[list[Any], list[Tangent]]) -> Array:
@@ -82,11 +81,11 @@ def _while(
             [*body_consts, *values],
             [*const_tangents, *duals],
         )
-        pushed = _arrays(context, equation, pushed, _CARRIED)
-        return outputs, _filled(number, outputs, pushed, active)
+        pushed = _materialize(context, equation, pushed, _CARRIED)
+        return outputs, _with_zeros(number, outputs, pushed, active)
 
-    start = _arrays(context, equation, tangents[n + m :], _CARRIED)
-    start = _filled(number, init, start, active)
+    start = _materialize(context, equation, tangents[n + m :], _CARRIED)
+    start = _with_zeros(number, init, start, active)
     return programs.while_loop(condition, turn, (init, start))
 
 
@@ -98,7 +97,7 @@ def _scan(
     n, m = scan.num_consts, scan.num_consts + num_carry
     consts, init, xs = primals[:n], primals[n:m], primals[m:]
     const_tangents = tangents[:n]
-    number = _number(tangents)
+    number = _num_tangents(tangents)
     slices = [_Slices(context, equation, v) for v in tangents[m:]]
     active = _carried(body.jaxpr, const_tangents, tangents[n:m], tangents[m:])
 
@@ -113,13 +112,13 @@ def _scan(
             [*consts, *values, *values_x],
             [*const_tangents, *duals, *duals_x],
         )
-        carried = _arrays(context, equation, pushed[:num_carry], _CARRIED)
-        carried = _filled(number, outputs[:num_carry], carried, active)
-        stacked = _arrays(context, equation, pushed[num_carry:], "stacked by a loop")
+        carried = _materialize(context, equation, pushed[:num_carry], _CARRIED)
+        carried = _with_zeros(number, outputs[:num_carry], carried, active)
+        stacked = _materialize(context, equation, pushed[num_carry:], "stacked by a loop")
         return (outputs[:num_carry], carried), (outputs[num_carry:], stacked)
 
-    start = _arrays(context, equation, tangents[n:m], _CARRIED)
-    start = _filled(number, init, start, active)
+    start = _materialize(context, equation, tangents[n:m], _CARRIED)
+    start = _with_zeros(number, init, start, active)
     (last, last_tangents), (ys, ys_tangents) = programs.scan(
         turn,
         (init, start),
@@ -133,7 +132,7 @@ def _scan(
 
 
 class _Slices:
-    """A tangent that is scanned over: its parts that have the scanned axis, and how to rebuild."""
+    """A tangent that is scanned over, as parts that have the scanned axis and parts without."""
 
     def __init__(self, context: Context, equation: Any, tangent: Tangent):
         self.scanned: Any = None
@@ -146,7 +145,7 @@ class _Slices:
         self.tangent = tangent
 
     def at(self, scanned: Any) -> Tangent:
-        """The tangent of one slice, from `scanned` at it."""
+        """Return the tangent of one slice, given `scanned` at it."""
         if isinstance(self.tangent, StructuredTangent):
             return self.tangent.from_scan_slice(scanned)
         return scanned
@@ -158,25 +157,25 @@ def _carried(
     init: Sequence[Tangent],
     xs: Sequence[Tangent] = (),
 ) -> list[bool]:
-    """Which values that a loop carries can have a tangent in some turn: the least fixed point."""
+    """Return for each carried value if it can have a tangent in some turn (least fixed point)."""
     active = ([t is not None for t in tangents] for tangents in (consts, init, xs))
     return carried(jaxpr, *active)
 
 
-def _number(tangents: Sequence[Tangent]) -> int:
+def _num_tangents(tangents: Sequence[Tangent]) -> int:
     return next(count_tangents(t) for t in tangents if t is not None)
 
 
-def _arrays(
+def _materialize(
     context: Context, equation: Any, tangents: Sequence[Tangent], reason: str
 ) -> list[Tangent]:
     return [context.materialize(equation, t, reason) for t in tangents]
 
 
-def _filled(
+def _with_zeros(
     number: int, values: Sequence[Any], tangents: Sequence[Tangent], active: Sequence[bool]
 ) -> list[Tangent]:
-    """Tangents as arrays where they are `active`, zeros among them, and None elsewhere."""
+    """Return arrays for the tangents that are `active`, zeros included, and None for the others."""
 
     def fill(x: Any, t: Tangent, wanted: bool) -> Tangent:
         if not wanted:

@@ -12,13 +12,13 @@ from jax.extend.core import primitives
 
 from fwdgrad.propagation.facts import axes_of
 from fwdgrad.propagation.interpreter import Rule
-from fwdgrad.propagation.rules.structural import LEAD, of_first_operand, rearranged
+from fwdgrad.propagation.rules.structural import LEAD, linear_in_first, rearranged
 from fwdgrad.tangents.factored import Factored
 from fwdgrad.util.trees import Array
 
 
 def _reduce_sum(equation: Any, v: Factored, _: list[Any]) -> list[Factored] | None:
-    """Σ_i a_i c = (Σ_i a_i) c, along axes on which one factor alone depends."""
+    """Return Σ_i a_i c = (Σ_i a_i) c, along axes on which one factor alone depends."""
     axes = [LEAD + i for i in equation.params["axes"]]
     # Of a symbolic size it is told whether it is 1, and not whether it is more.
     own = [(v.left.shape[i] != 1, v.right.shape[i] != 1) for i in axes]
@@ -64,6 +64,6 @@ def _gather(equation: Any, v: Factored, others: list[Any]) -> list[Factored] | N
 
 
 RULES: dict[str, Rule] = {
-    primitives.reduce_sum_p.name: of_first_operand(_reduce_sum),
-    primitives.gather_p.name: of_first_operand(_gather),
+    primitives.reduce_sum_p.name: linear_in_first(_reduce_sum),
+    primitives.gather_p.name: linear_in_first(_gather),
 }

@@ -1,4 +1,4 @@
-"""All rules of propagation: for each primitive one for each form of tangent that it can keep."""
+"""The registry of rules: one for each primitive and each form of tangent that it keeps."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,11 +18,10 @@ from fwdgrad.util.jax_internals import is_jax_primitive, is_published
 
 
 class RulesOfPrimitive:
-    """The rules of one primitive. A rule is given structured tangents of its own form alone.
+    """The rules of one primitive, each of which gets structured tangents of its own form alone.
 
-    Where all structured operands are of one form, its rule is asked first. Where forms are mixed,
-    the tangents of one are kept, of that whose rule stands last in `by_form`, and the others are
-    materialised.
+    If all structured operands have one form, the rule of that form comes first. If forms are mixed,
+    tangents of the form whose rule stands last in `by_form` are kept, and the others materialised.
 
     Attributes:
       by_form: form -> its rule; `StructuredTangent` stands for any mixture, None for dense ones.
@@ -35,7 +34,7 @@ class RulesOfPrimitive:
 
     @property
     def forms(self) -> set[type | None]:
-        """The forms that have a rule."""
+        """Return the forms that have a rule."""
         return set(self.by_form)
 
     def __call__(
@@ -67,7 +66,7 @@ class RulesOfPrimitive:
         return rule(context, equation, primals, [*map(materialized, tangents)])
 
 
-def _gathered() -> dict[str, RulesOfPrimitive]:
+def _all_rules() -> dict[str, RulesOfPrimitive]:
     tables: dict[type | None, Mapping[str, Rule]] = {
         Blocks: blocks.RULES,
         Factored: {**contractions.RULES, **structural.RULES, **picks.RULES},
@@ -82,12 +81,13 @@ def _gathered() -> dict[str, RulesOfPrimitive]:
 
 
 # By the name of a primitive of JAX, and by the object of any other.
-RULES: dict[Any, RulesOfPrimitive] = dict(_gathered())
+RULES: dict[Any, RulesOfPrimitive] = dict(_all_rules())
 
 
 def keeps_factors(equation: Any) -> bool:
-    """Whether some rule keeps factors through the primitive of an equation."""
-    return Factored in _rules_of(equation.primitive)
+    """Return True if some rule keeps factors through the primitive of an equation."""
+    rules = RULES.get(equation.primitive) or RULES.get(equation.name)
+    return rules is not None and Factored in rules.by_form
 
 
 def _rules_of(primitive: jex_core.Primitive | str) -> Mapping[type | None, Rule]:
@@ -179,12 +179,12 @@ def register_rule(
 def register_facts(
     primitive: jex_core.Primitive, *, elementwise: bool = False, linear: bool = False
 ) -> Callable[[], None]:
-    """State what holds of a primitive of your own, as it is known of those of JAX.
+    """State facts about a primitive of your own, as they are known of the primitives of JAX.
 
-    The statements are not checked: if one is wrong, so are estimates.
+    The facts are not checked: with a wrong fact estimates are wrong.
 
     Args:
-      primitive: a primitive that is none of JAX.
+      primitive: a primitive of your own.
       elementwise: each entry of the outputs depends on the same entry of the operands alone. Then
         block-sparse tangents are kept, and activity perturbation leaves out entries of slope zero.
       linear: the outputs are linear in the first operand, with the others held. Then activity
@@ -219,7 +219,7 @@ def register_facts(
     fact = Fact(elementwise, Linear.FIRST if linear else None, axes=axes)
     undone = [_put(FACTS, primitive, fact)]
     if elementwise:
-        kept = RulesOfPrimitive({Blocks: blocks.OF_AXES_KEPT_APART, **_rules_of(primitive)})
+        kept = RulesOfPrimitive({Blocks: blocks.KEEP_BLOCKS, **_rules_of(primitive)})
         undone.append(_put(RULES, primitive, kept))
     fact_of.cache_clear()
 
@@ -232,7 +232,7 @@ def register_facts(
 
 
 def _key_of(primitive: Any) -> Any:
-    """Return the key of a primitive in both tables: a name, or the object of one of a user."""
+    """Return the key of a primitive in both tables: a name, or a user's own primitive itself."""
     is_named = isinstance(primitive, jex_core.Primitive) and is_published(primitive.name)
     return primitive.name if is_named and is_jax_primitive(primitive) else primitive
 
@@ -252,7 +252,7 @@ def _put(table: dict[Any, Any], key: Any, value: Any) -> Callable[[], None]:
 
 
 def _checked(name: str, rule: Rule, before: Rule | None) -> Rule:
-    """Return the rule of a user, with its results checked, and the one before it after it."""
+    """Return a user's rule with validated results, and the previous rule as its fallback."""
 
     def checked(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
         result = rule(context, equation, primals, tangents)
@@ -277,7 +277,7 @@ def _checked(name: str, rule: Rule, before: Rule | None) -> Rule:
 
 
 def _check(kind: str, name: str, found: Sequence[Any], expected: Sequence[Any]) -> None:
-    """Raise unless the shapes and dtypes are those expected; a tangent may be None."""
+    """Raise ValueError unless shapes and dtypes are as expected; a tangent may be None."""
     types = [None if x is None else (_shape(x), jnp.result_type(x.dtype)) for x in found]
     fits = len(types) == len(expected) and all(
         t == e or (t is None and kind == "tangents") for t, e in zip(types, expected, strict=True)

@@ -29,7 +29,7 @@ Transform = Callable[[Any, Factored, list[Any]], Sequence[Factored] | None]
 Sum = Callable[[Any, list[Any], list[Any]], Any]
 
 
-def of_first_operand(transform: Transform) -> Rule:
+def linear_in_first(transform: Transform) -> Rule:
     """Return the rule of a primitive that is linear in its first operand, the others held."""
 
     def rule(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
@@ -45,7 +45,7 @@ def of_first_operand(transform: Transform) -> Rule:
     return rule
 
 
-def _of_all_operands(sum_of: Sum) -> Rule:
+def _linear_in_all(sum_of: Sum) -> Rule:
     """Return the rule of a primitive that is linear in all operands together."""
 
     def rule(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
@@ -82,7 +82,7 @@ def _rearrange(equation: Any, v: Factored, _: list[Any]) -> list[Factored] | Non
 def rearranged(
     f: Array, shape: Sequence[int], of: Sequence[Sequence[int]], new_shape: Sequence[int]
 ) -> Array:
-    """Return a factor with its axes where the outputs have them; `of` as in `Axes`.
+    """Return a factor with its axes in the places of the output's; `of` is that of `Axes`.
 
     Along axes that are merged or split, a factor is either constant, all 1, and stays so, or has to
     be of full size along each of them.
@@ -254,7 +254,7 @@ def _scale(context: Context, equation: Any, primals: list[Any], tangents: list[A
 
 
 def _barrier(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
-    """Let values go on as they are, each with the tangent that it has."""
+    """Return the values as they are, each with its tangent."""
     for v in filter(is_structured, tangents):
         context.observe(equation, v)
     return bind(equation, primals), list(tangents)
@@ -292,7 +292,7 @@ _SUMS: dict[str, Sum] = {
     "stack": _stack,
 }
 RULES: dict[str, Rule] = {
-    **{name: of_first_operand(transform) for name, transform in _TRANSFORMS.items()},
-    **{name: _of_all_operands(sum_of) for name, sum_of in _SUMS.items()},
+    **{name: linear_in_first(transform) for name, transform in _TRANSFORMS.items()},
+    **{name: _linear_in_all(sum_of) for name, sum_of in _SUMS.items()},
     **dict.fromkeys(("div", "mul"), _scale),
 }
