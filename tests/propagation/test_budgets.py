@@ -1,7 +1,8 @@
-"""What each form of tangent costs with each activation and layer: a lost structure costs too much.
+"""Cost budgets of each form of tangent with each activation function and layer.
 
-For every pair the matrix products and the entries of all arrays are counted in the traced estimate,
-and held against the same layer with tanh. XLA's own account is asked for a few pairs of them.
+A lost structure exceeds its budget. For each pair the operations of matrix products and the entries
+of all arrays are counted in the trace of the estimate, and compared with the same layer with tanh.
+A few pairs are compared by XLA's cost analysis.
 """
 
 import functools
@@ -44,7 +45,7 @@ ACTIVATIONS = {
     "sinh": jnp.sinh, "arctan": jnp.arctan, "clip": lambda x: jnp.clip(x, -1, 1),
     "squared relu": squared_relu, "where": lambda x: jnp.where(x > 0, x, 0.1 * x),
 }  # fmt: skip
-# These mix the features, so blocks of features end there, as they do at the next layer.
+# These functions mix the features, so they materialise blocks of features, as the next layer does.
 MIXING = {
     "softmax": jax.nn.softmax,
     "logsumexp": lambda x: x - jax.nn.logsumexp(x, -1, keepdims=True),
@@ -68,7 +69,7 @@ def embedding(w, x):
     return w[jnp.round(jnp.abs(3 * x[..., 0])).astype(int)]
 
 
-# Each makes a pre-activation of a weight and the data; the shapes of both.
+# (function of a weight and the data that returns the pre-activation, both shapes)
 LAYERS = {
     "dense": (lambda w, x: x @ w, (WIDTH, WIDTH), (BATCH, WIDTH)),
     "conv NHWC": (convolution, (3, 3, WIDTH, WIDTH), (BATCH, 4, 4, WIDTH)),
@@ -101,7 +102,7 @@ NAMES = [*LAYERS, *AFTER]
 
 
 def make_loss(layer, activation):
-    """A layer, an activation, and a layer that contracts every axis that blocks may be cut in."""
+    """Return a loss of a layer, an activation, and a product that contracts the features."""
     apply, of_weight, of_data = LAYERS.get(layer, LAYERS["conv NHWC"])
     after = AFTER.get(layer, lambda z: z)
     x, w = jnp.ones(of_data), jnp.ones(of_weight)
@@ -115,12 +116,12 @@ def make_loss(layer, activation):
     return loss, {"w": w, "last": jnp.ones((z.shape[features], WIDTH))}, x
 
 
-# XLA fuses them into what reads them.
+# XLA fuses these primitives into the operations that read their results.
 FREE = {"reshape", "squeeze", "broadcast_in_dim", "slice", "copy", "iota", "split", "unstack"}
 
 
 def cost(jaxpr):
-    """(operations of all products, entries of all arrays) of a jaxpr."""
+    """Return (operations of all products, entries of all arrays) of a jaxpr."""
     operations = entries = 0
     for equation in jaxpr.eqns:
         outputs = sum(math.prod(v.aval.shape) for v in equation.outvars)
@@ -128,7 +129,7 @@ def cost(jaxpr):
         if inner := inner_jaxprs(equation):
             costs = [cost(j) for j in inner]
             times = scan_parts(equation).length if name == "scan" else 1
-            # Of a function with a rule of its own the first is what it computes.
+            # The first jaxpr of a function with a custom rule is the function.
             costs = costs[:1] if name.startswith("custom_") else costs
             operations += times * sum(c[0] for c in costs)
             entries += times * sum(c[1] for c in costs)
@@ -155,7 +156,7 @@ def estimate_cost(form, activation, layer):
 
 @functools.cache
 def derivative_cost(activation, layer):
-    """The entries that an activation and one tangent of it take at a layer's output."""
+    """Return the entries of the arrays in `jax.jvp` of an activation at a layer's output."""
     fun = {**ACTIVATIONS, **MIXING}[activation]
     apply, of_weight, of_data = LAYERS.get(layer, LAYERS["conv NHWC"])
     shapes = [jax.ShapeDtypeStruct(s, "float32") for s in (of_weight, of_data)]
@@ -163,22 +164,22 @@ def derivative_cost(activation, layer):
     return cost(jax.make_jaxpr(lambda z: jax.jvp(fun, (z,), (z,)))(z).jaxpr)[1]
 
 
-# All activations with a dense layer; with the others one of each kind, for their rules are the
-# same: with a rule of its own, a special function, and many operations.
+# A dense layer is tested with all activations, any other layer with one of each kind: a custom_jvp
+# rule, a special function, and many operations.
 SOME = ("relu", "gelu, exact", "mish")
 
 
 def rows_of(form, layer):
-    """How many tangents an activation may push: one where they are blocks of its features."""
-    at_activities = 0 if "activities" not in form else 3  # the values, and where noise has effect
-    ends_before = layer == "attention"  # which mixes the features
-    return at_activities + (1 if "blocks" in form and not ends_before else NUMBER)
+    """Return the number of tangents that an activation may push: one for blocks of its features."""
+    at_activities = 0 if "activities" not in form else 3  # the values, and the mask of the noise
+    is_mixed = layer == "attention"  # which mixes the features before the activation
+    return at_activities + (1 if "blocks" in form and not is_mixed else NUMBER)
 
 
 @pytest.mark.parametrize("layer", NAMES)
 @pytest.mark.parametrize("form", FORMS)
-def test_every_activation_costs_what_tanh_costs(form, layer):
-    """The same products, and entries for the derivative of as many tangents as there are rows."""
+def test_every_activation_costs_as_much_as_tanh(form, layer):
+    """The same products, and entries for the derivative of `rows_of` tangents."""
     operations, entries = estimate_cost(form, "tanh", layer)
     if form != "dense":
         space = "dense" if form in ("low rank", "blocks") else "activities"
@@ -193,13 +194,13 @@ def test_every_activation_costs_what_tanh_costs(form, layer):
 
 @pytest.mark.parametrize("form", ["low rank", "blocks", "blocks of activities"])
 @pytest.mark.parametrize("activation", MIXING)
-def test_what_mixes_features_costs_no_more_than_dense_tangents(form, activation):
+def test_activations_that_mix_features_cost_less_than_dense_tangents(form, activation):
     unstructured = "activities" if "activities" in form else "dense"
     found, bound = (estimate_cost(f, activation, "dense") for f in (form, unstructured))
     assert found[0] < bound[0] and found[1] < bound[1]
 
 
-# By XLA's account, of a few pairs and at sizes at which the products decide.
+# By XLA's cost analysis, for a few pairs, at sizes at which the products dominate.
 
 
 def compiled_cost(activation, layer_of=lambda w, x: x @ w, shape=(64, 64), data=(32, 64)):
@@ -214,14 +215,14 @@ def compiled_cost(activation, layer_of=lambda w, x: x @ w, shape=(64, 64), data=
     return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
 
 
-def test_exact_gelu_with_blocks_by_xlas_account(on_cpu):
-    """Written out for `erfc` the blocks took 6.6 times the operations, and 9 times the memory."""
+def test_exact_gelu_with_blocks_costs_as_much_as_tanh_gelu(on_cpu):
+    """Materialised for `erfc`, blocks took 6.6 times the operations and 9 times the memory."""
     found, reference = (compiled_cost(ACTIVATIONS[name]) for name in ("gelu, exact", "gelu, tanh"))
     assert found[0] <= 1.3 * reference[0] and found[1] <= 1.3 * reference[1]
 
 
-def test_pooling_with_blocks_by_xlas_account(on_cpu):
-    """Windows of positions keep blocks of channels: no more than the strided slices of them."""
+def test_pooling_with_blocks_costs_as_much_as_a_strided_slice(on_cpu):
+    """Windows of positions keep blocks of channels."""
 
     def sliced(z):
         return z[:, ::2, ::2]

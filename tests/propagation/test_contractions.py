@@ -1,4 +1,4 @@
-"""Products and convolutions with a factored tangent: any dimension numbers, options and layouts."""
+"""Products and convolutions with low-rank tangents: dimension numbers, options and layouts."""
 
 import itertools
 
@@ -43,7 +43,7 @@ LAYOUTS = {PLAIN: [(1, 1), (2, 3)], CHANNELS_LAST: [(2, 3)], MIXED: [(2, 3)]}
     ),
     ids=str,
 )  # fmt: skip
-def test_convolutions(options, layout, rank_and_number, x64):
+def test_convolutions_keep_factors(options, layout, rank_and_number, x64):
     rank, num_tangents = rank_and_number
     strides, padding, lhs_dilation, rhs_dilation, groups, batch_groups = options
     layout = tuple(layout.split())
@@ -100,8 +100,8 @@ PRODUCTS = {
         ],
     ),
 )
-def test_products(equation, of, rank, num_tangents, x64):
-    """Any dimension numbers, with the parameter on either side, and with two parameters."""
+def test_products_keep_factors(equation, of, rank, num_tangents, x64):
+    """With the parameter on either side, and with two parameters."""
     a, b = (normal(i, shape, "float64") for i, shape in enumerate(PRODUCTS[equation]))
 
     def loss(params):

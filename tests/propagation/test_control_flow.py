@@ -1,4 +1,4 @@
-"""Loops and branches: their bodies are entered, and factors go inside."""
+"""Loops and branches: the interpreter enters their bodies, and factors are kept inside."""
 
 import functools
 
@@ -24,17 +24,17 @@ def scan_carried(w, x):
 
 
 def scan_late(w, x):
-    """What is carried gets a tangent in the second turn only."""
+    """Return a loss whose carry has a tangent from the second iteration on."""
     (a, _), _ = lax.scan(lambda c, _: ((c[1] + 0 * c[0], x @ w), None), (x * 0, x), None, length=3)
     return jnp.mean(a**2)
 
 
 def loop(w, x):
-    def turn(state):
+    def body(state):
         i, x = state
         return i + 1, jnp.tanh(x @ w)
 
-    return jnp.mean(lax.while_loop(lambda s: s[0] < 3, turn, (0, x))[1])
+    return jnp.mean(lax.while_loop(lambda s: s[0] < 3, body, (0, x))[1])
 
 
 def fori_indexed(w, x):
@@ -78,12 +78,12 @@ def nested(w, x):
     ],
 )
 @pytest.mark.parametrize("num_tangents", [1, 2])
-def test_control_flow(loss, num_tangents, x64):
+def test_loops_and_branches_have_the_derivatives_of_jvp_and_keep_factors(loss, num_tangents, x64):
     w, x = normal(0, (8, 8), "float64"), normal(1, (8, 8), "float64")
     found, expected, events, factored = push_both_ways(
         functools.partial(loss, x=x), w, num_tangents=num_tangents
     )
     assert_same(found, expected, 1e-11)
     assert factored == [loss is not scan_carried]
-    if loss in (scan_constant, scan_stacked, loop, cond, nested):  # factors go inside
+    if loss in (scan_constant, scan_stacked, loop, cond, nested):  # products inside use factors
         assert ("dot_general", True) in events and not any(not kept for _, kept in events)

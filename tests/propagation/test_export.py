@@ -1,6 +1,6 @@
-"""Steps with a symbolic number of examples: exported once, and right for any number.
+"""Steps exported with a symbolic minibatch size are right for every size.
 
-The oracle is the same step under `jit` with the number that is given.
+The oracle is the same step under `jit` with a concrete minibatch size.
 """
 
 import jax
@@ -61,14 +61,16 @@ MODELS_AND_CASES = [("mlp", *case) for case in CASES] + [("cnn", *case) for case
 
 
 def check_exported(value_and_grad, params, example, key):
+    """Assert that an exported step gives the results of `jit` for two minibatch sizes."""
+
     def step(data, params, x, y):
         return value_and_grad(jax.random.wrap_key_data(data), params, x, y)
 
     arguments = [jax.ShapeDtypeStruct((B, *shape), "float32") for shape in (example, (2,))]
     data = jax.random.key_data(key)
     exported = jax.export.export(jax.jit(step))(data, params, *arguments)
-    for number in (2, 3):
-        args = normal(7, (number, *example)), normal(8, (number, 2))
+    for size in (2, 3):
+        args = normal(7, (size, *example)), normal(8, (size, 2))
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
             exported.call(data, params, *args),
@@ -77,7 +79,7 @@ def check_exported(value_and_grad, params, example, key):
 
 
 @pytest.mark.parametrize(("model", "space", "form"), MODELS_AND_CASES)
-def test_a_step_for_any_number_of_examples(model, space, form, key):
+def test_an_exported_step_is_right_for_every_minibatch_size(model, space, form, key):
     loss, shapes, example = MODELS[model]
     params = {name: 0.3 * normal(i, shape) for i, (name, shape) in enumerate(shapes.items())}
     if space == "values":
@@ -88,8 +90,7 @@ def test_a_step_for_any_number_of_examples(model, space, form, key):
     check_exported(value_and_grad, params, example, key)
 
 
-def test_factors_where_examples_are_merged_with_another_axis(key):
-    """A reshape that merges, transposes, slices and sums of factors over symbolic axes."""
+def test_factors_are_reshaped_sliced_and_summed_over_a_symbolic_axis(key):
 
     def loss(params, x, y):
         rows = (x[:, None] * jnp.arange(1.0, 4.0)[:, None]).reshape(-1, x.shape[-1])
@@ -103,15 +104,14 @@ def test_factors_where_examples_are_merged_with_another_axis(key):
     check_exported(value_and_grad, params, (12,), key)
 
 
-def test_axes_of_symbolic_size():
+def test_axis_groups_of_symbolic_sizes():
     assert axis_groups((B, 2, 5), (2 * B, 5)) == [([0, 1], [0]), ([2], [1])]
     assert axis_groups((B, 6), (B, 2, 3)) == [([0], [0]), ([1], [1, 2])]
-    # Either of the two may be the larger.
+    # Either of the two symbolic sizes may be the larger.
     assert axis_groups((B, N), (N, B)) == [([0, 1], [0, 1])]
 
 
-def test_a_sum_over_any_number_of_examples(key):
-    """Pooled before the loss: along the axis of unknown size one factor alone depends."""
+def test_factors_are_summed_over_a_symbolic_axis_of_one_factor(key):
 
     def pooled(w, x):
         return jnp.sum(jnp.sin((x @ w).sum(0)))

@@ -33,14 +33,15 @@ _ONLY_ELEMENTWISE = {name for name, fact in FACTS.items() if fact == FACTS["sin"
 
 
 class Example(NamedTuple):
-    """An equation with what was found of it; operands and outputs count where they are real.
+    """An equation with its Jacobians and values; integer operands and outputs are left out.
 
     Attributes:
-      jacobians: by (output, operand), arrays (*output, *operand).
-      values: the operands.
-      outputs: the outputs.
-      elsewhere: by a set of operands, the outputs where these have other values, of both signs.
-      others: these values.
+      equation: the equation.
+      jacobians: for each (output, operand) an array (*output, *operand).
+      values: the value of each operand.
+      outputs: the value of each output.
+      elsewhere: for each set of operands, the outputs at other values of these operands.
+      others: the other values, of both signs.
     """
 
     equation: Any
@@ -55,9 +56,9 @@ class Example(NamedTuple):
         return self.equation.primitive.name
 
     def is_linear_in(self, operands: Sequence[int]) -> bool:
-        """Whether J, taken at one value of these operands, says how the outputs change to others.
+        """Return True if the Jacobian at one value predicts the outputs at the other value.
 
-        Then they are linear up to a constant, as where a number is added that is not an operand.
+        Then the outputs are linear in these operands up to a constant.
         """
         moves = {i: self.others[i] - self.values[i] for i in operands}
         return all(
@@ -77,7 +78,7 @@ def is_real(x: Any) -> bool:
 
 
 def found_of(equation, operands):
-    """All that an `Example` has of an equation but the equation."""
+    """Return the fields of the `Example` of an equation after the first."""
     moving = {
         i: x
         for i, x in enumerate(operands)
@@ -98,7 +99,7 @@ def found_of(equation, operands):
 
 
 def collect(jaxpr, consts, operands, found):
-    """Evaluate a jaxpr, and add what is found of its equations, by name, parameters and types."""
+    """Evaluate a jaxpr, and add the findings of its equations by name, parameters and types."""
     values = dict(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, operands, strict=True))
     for equation in jaxpr.eqns:
@@ -124,7 +125,7 @@ def collect(jaxpr, consts, operands, found):
 
 @functools.cache
 def examples():
-    """One for each primitive, parameters and types in the sweep, evaluated in one program."""
+    """Return an example for each primitive, parameters and types of the sweep, by one program."""
     equations = []
 
     def run(operands):
@@ -142,7 +143,7 @@ def examples():
 
 
 def by_name():
-    """The examples of each primitive."""
+    """Return the examples of each primitive, by its name."""
     found = {}
     for example in examples():
         found.setdefault(example.name, []).append(example)
@@ -151,7 +152,7 @@ def by_name():
 
 
 def missing(names, exemptions):
-    """The names that are not exempt; an exemption that is not needed is a mistake."""
+    """Return the names that are not exempt; assert that every exemption is needed."""
     assert not (stale := set(exemptions) & set(by_name()) - set(names)), f"not needed: {stale}"
     return sorted(set(names) - set(exemptions))
 
@@ -165,7 +166,7 @@ def test_every_primitive_of_the_sweep_has_a_row_or_a_reason():
 
 
 def test_every_row_is_held_against_derivatives():
-    """But those that are elementwise and nothing else, of which another test compares blocks."""
+    """Except rows that are only elementwise, whose blocks another test compares."""
     without = set(FACTS) & set(PRIMITIVES) - _ONLY_ELEMENTWISE - set(by_name())
     without -= {
         "eq",
@@ -182,7 +183,7 @@ def test_every_row_is_held_against_derivatives():
     assert without <= {"fft", "pvary", "reduce_window"}
 
 
-def test_linear_primitives_are_linear_and_no_others():
+def test_linear_rows_are_linear_and_no_other_primitive_is():
     operands = {
         Linear.FIRST: lambda e: [(0,)],
         Linear.ALL: lambda e: [tuple(e.values)],
@@ -204,7 +205,7 @@ def test_linear_primitives_are_linear_and_no_others():
 
 
 def flattened(example, output):
-    """The Jacobian of one output by all operands, a matrix."""
+    """Return the Jacobian of one output by all operands, as a matrix."""
     return np.concatenate(
         [
             j.reshape(example.outputs[output].size, -1)
@@ -216,12 +217,12 @@ def flattened(example, output):
 
 
 def selects(example):
-    """Whether each output depends on one entry at most, by which it is."""
+    """Return True if each entry of the outputs is one entry of the operands, or constant."""
     matrices = [flattened(example, o) for o in example.outputs]
     return all(((m == 0) | (m == 1)).all() and (m.sum(1) <= 1).all() for m in matrices)
 
 
-def test_selecting_primitives_pass_entries_and_no_others_do():
+def test_selecting_rows_select_entries_and_no_other_primitive_does():
     passing = []
     for name, of_name in by_name().items():
         moves = any(j.any() for e in of_name for j in e.jacobians.values())
@@ -233,14 +234,17 @@ def test_selecting_primitives_pass_entries_and_no_others_do():
     assert missing(passing, SELECTING_WITHOUT_A_FACT) == []
 
 
-def test_even_slopes_are_of_at_most_about_one():
+def test_even_rows_have_slopes_of_at_most_about_one():
     for name, of_name in by_name().items():
         if fact_of(of_name[0].equation.primitive).even:
             assert max(np.abs(j).max() for e in of_name for j in e.jacobians.values()) < 1.2, name
 
 
 def kept_apart(example):
-    """(operand, its axis, an output's axis) of one size where no entry depends on another index."""
+    """Yield (operand, its axis, the output's axis, is kept apart) for axes of one size.
+
+    The axis is kept apart if no entry of the output depends on another index along it.
+    """
     for (o, i), jacobian in example.jacobians.items():
         shape, ndim = example.outputs[o].shape, example.outputs[o].ndim
         for a, n in enumerate(example.values[i].shape):
@@ -250,7 +254,7 @@ def kept_apart(example):
                     yield i, a, j, not paired[~np.eye(n, dtype=bool)].any()
 
 
-def test_axes_are_kept_apart_as_their_derivatives_say():
+def test_axes_are_kept_apart_if_their_derivatives_are_block_diagonal():
     apart = []
     for example in examples():
         for i, a, j, found in kept_apart(example):
@@ -262,8 +266,8 @@ def test_axes_are_kept_apart_as_their_derivatives_say():
     assert missing(apart, APART_WITHOUT_A_FACT) == []
 
 
-def test_axes_of_outputs_are_made_of_those_that_they_vary_along():
-    """Of what varies along one axis, the output varies along the axes that are made of it alone."""
+def test_outputs_vary_only_along_axes_that_are_made_of_the_operands_axis():
+    """For an operand that varies along one axis."""
     checked = set()
     for example in examples():
         fact = fact_of(example.equation.primitive)
@@ -284,8 +288,7 @@ def test_axes_of_outputs_are_made_of_those_that_they_vary_along():
     assert len(checked) > 15 and {"reshape", "transpose", "slice", "split"} <= checked
 
 
-def test_parameters_are_followed_where_rules_keep_their_factors():
-    """A linear primitive that rearranges or scales has a rule of factors, and no other has one."""
+def test_factors_have_rules_exactly_for_linear_primitives_that_rearrange_or_scale():
     rearranging = {
         name for name, fact in FACTS.items()
         if fact.linear is not None and (fact.selects or fact.elementwise)

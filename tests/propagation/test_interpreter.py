@@ -1,6 +1,6 @@
-"""Structured dual propagation: each derivative is that of `jax.jvp` with the tangent written out.
+"""The interpreter against `jax.jvp` along dense tangents.
 
-The models that matter, what no rule covers, and functions with derivative rules of their own.
+Models of libraries, losses without a rule, and functions with derivative rules of their own.
 """
 
 import functools
@@ -18,7 +18,7 @@ import fwdgrad
 from tests.oracle import ROUNDING, assert_same, normal, push_both_ways
 from tests.sweeps import thorough_but
 
-# Each function makes a model and its loss.
+# Each function returns a model and its loss.
 
 
 def mlp(dtype):
@@ -113,7 +113,7 @@ MODELS = [mlp, cnn, linen_cnn, residual_block, layer_norm, attention, lstm]
         itertools.product(MODELS, ROUNDING),
     ),
 )
-def test_models(make, dtype, x64):
+def test_derivatives_of_models_are_those_of_jvp_and_factors_are_kept(make, dtype, x64):
     rank, num_tangents = {"float32": (1, 1), "float64": (2, 3)}[dtype]
     model, loss = make(jnp.dtype(dtype))
     params, static = fwdgrad.partition(model)
@@ -125,7 +125,7 @@ def test_models(make, dtype, x64):
     assert any(factored) and not any(kept is False for _, kept in events), events
 
 
-ELSEWHERE = {
+OTHER_LOSSES = {  # name: (loss, is the tangent of w low-rank)
     "power": (lambda w, x: jnp.mean((x @ w) ** 2) + 0.1 * jnp.sum(w**2), True),
     "by a matrix": (lambda w, x: jnp.mean(x @ (w * jnp.cos(w))), False),
     "transcendental": (lambda w, x: jnp.mean(jnp.sin(w) @ x.T[:10]), False),
@@ -141,9 +141,9 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize("name", ELSEWHERE)
-def test_everything_else_is_right_too(name, x64):
-    loss, is_factored = ELSEWHERE[name]
+@pytest.mark.parametrize("name", OTHER_LOSSES)
+def test_derivatives_of_other_losses_are_those_of_jvp(name, x64):
+    loss, is_factored = OTHER_LOSSES[name]
     x = normal(1, (3, 12), "float64")
     for num_tangents in (1, 2):
         found, expected, _, factored = push_both_ways(
@@ -161,8 +161,7 @@ def clipped(x):
 clipped.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (jnp.clip(g, -1, 1),))
 
 
-def test_custom_vjp_is_entered(x64):
-    """What it computes is differentiated; its reverse rule plays no part."""
+def test_a_custom_vjp_function_is_differentiated_without_its_rule(x64):
     w, x = normal(0, (8, 8), "float64"), normal(1, (4, 8), "float64")
 
     def loss(w, function):
@@ -198,7 +197,7 @@ def custom_vjp_in_a_solver(w, x):
 @pytest.mark.parametrize(
     "loss", [custom_vjp_in_a_mapped_loop, custom_vjp_by_platform, custom_vjp_in_a_solver]
 )
-def test_custom_vjp_is_entered_wherever_it_is(loss, x64, monkeypatch):
+def test_custom_vjp_functions_in_loops_branches_and_solvers_are_entered(loss, x64, monkeypatch):
     w, x = normal(0, (8, 8), "float64"), normal(1, (8, 8), "float64") / 10
     estimate = fwdgrad.forward_value_and_grad(loss, tangents=fwdgrad.LowRank(), num_tangents=2)
     refusing = fwdgrad.forward_value_and_grad(loss, enter_custom_vjp=False)
@@ -221,8 +220,8 @@ def test_custom_jvp_rules_are_used():
 
 
 @pytest.mark.parametrize("num_tangents", [1, 5])
-def test_a_loss_that_asks_for_a_parameters_value(num_tangents):
-    """It cannot be traced; outside of jit it works as it does with `jax.jvp`."""
+def test_a_loss_that_branches_in_python_on_a_parameter_is_pushed_forward_as_a_whole(num_tangents):
+    """It cannot be traced; outside of `jit` the estimate works, as `jax.jvp` does."""
 
     def loss(w):
         return jnp.sum(w @ w) if w[0, 0] > 0 else jnp.sum(w)
@@ -235,7 +234,7 @@ def test_a_loss_that_asks_for_a_parameters_value(num_tangents):
 
 
 def vmapped_loop(w, x):
-    """Each row ends at its own turn: the loop's condition is an array."""
+    """Return a loss with a loop of `vmap`: each row has its own last iteration."""
 
     def each(row):
         return lax.while_loop(lambda s: jnp.sum(s) < 1, lambda s: s + jnp.abs(s @ w) + 0.1, row)
@@ -251,7 +250,7 @@ def broadcast_weight(w, x):
     return jnp.mean(jnp.sin(jnp.einsum("bi,gij->gbj", x, jnp.broadcast_to(w, (3, 8, 8)))))
 
 
-def nothing(w, x):
+def empty_arrays(w, x):
     return jnp.sum(jnp.sin(x[:0] @ w)) + jnp.sum(x @ w[:, :0]) + jnp.sum(x @ w)
 
 
@@ -276,13 +275,14 @@ def split(w, x):
         vmapped_loop,
         by_platform,
         broadcast_weight,
-        nothing,
+        empty_arrays,
         references,
         frozen_reference,
         split,
     ],
 )
-def test_what_has_gone_wrong_once(loss, x64):
+def test_derivatives_of_unusual_losses_are_those_of_jvp(loss, x64):
+    """Each had a wrong derivative, or none, in an earlier version."""
     w, x = normal(0, (8, 8), "float64"), normal(1, (8, 8), "float64") / 10
     for num_tangents in (1, 2):
         found, expected, *_ = push_both_ways(
@@ -291,8 +291,8 @@ def test_what_has_gone_wrong_once(loss, x64):
         assert_same(found, expected, 1e-11)
 
 
-def test_what_cannot_be_mapped_over_tangents(x64):
-    """A product of ragged groups can be mapped over its first axis alone."""
+def test_tangents_are_pushed_one_by_one_where_vmap_fails(x64):
+    """As for a ragged product, which can be mapped over its first axis alone."""
 
     def loss(w, x):
         groups = jnp.stack([w, 2 * w])

@@ -1,7 +1,4 @@
-"""Kernels in Pallas, and other programs in an equation that are of another language than the loss.
-
-Each loss is held against itself without the kernel.
-"""
+"""Losses with Pallas kernels and mutable arrays, against equal losses without them."""
 
 from functools import partial
 
@@ -113,13 +110,13 @@ def loss_with(activation, params, x):
 
 
 def loss_in_a_loop(activation, params, x):
-    def turn(h, _):
+    def body(h, _):
         return activation(h @ params["u"]), None
 
-    return jnp.mean(jax.lax.scan(turn, x @ params["w"], None, 2)[0] ** 2)
+    return jnp.mean(jax.lax.scan(body, x @ params["w"], None, 2)[0] ** 2)
 
 
-# JAX's rule for kernels fails where one operand has a tangent and another has none, as x here.
+# JAX's rule for kernels fails if one operand has a tangent and another has none, as x here.
 def loss_with_product(product, params, x):
     return jnp.mean((jnp.tanh(product(x, params["w"])) @ params["u"]) ** 2)
 
@@ -132,13 +129,13 @@ LOSSES = {
     "loop": (partial(loss_in_a_loop, elementwise), partial(loss_in_a_loop, jnp.tanh)),
     "product": (partial(loss_with_product, product), partial(loss_with_product, jnp.matmul)),
 }
-# JAX cannot map it over examples.
+# A loss that JAX cannot map over examples.
 RUN_STATE = partial(loss_with, run_on_references), partial(loss_with, jnp.tanh)
 
 
 @pytest.mark.parametrize("tangents, num_tangents", TANGENTS, ids=repr)
 @pytest.mark.parametrize("name", [*LOSSES, "run_state"])
-def test_the_estimate(name, tangents, num_tangents, key):
+def test_the_estimate_is_that_of_the_loss_without_a_kernel(name, tangents, num_tangents, key):
     loss, plain = (LOSSES | {"run_state": RUN_STATE})[name]
     value_and_grad = fwdgrad.forward_value_and_grad(
         loss, tangents=tangents, num_tangents=num_tangents
@@ -153,7 +150,7 @@ def test_the_estimate(name, tangents, num_tangents, key):
 
 
 @pytest.mark.parametrize("activation", [*ACTIVATIONS.values(), run_on_references])
-def test_factors_are_kept_around_it(activation):
+def test_products_around_a_kernel_keep_factors(activation):
     params = {"w": normal(0, (6, 5)), "u": normal(1, (5, 4))}
     explanation = fwdgrad.explain(partial(loss_with, activation), params, normal(2, (N, 6)))
     assert not explanation.why_whole
@@ -163,14 +160,14 @@ def test_factors_are_kept_around_it(activation):
     assert explanation.forward.operations > 0
 
 
-def test_activities_refuse_what_cannot_be_mapped(key):
+def test_activities_with_a_loss_that_cannot_be_mapped_are_an_error(key):
     value_and_grad = fwdgrad.forward_value_and_grad(RUN_STATE[0], space=fwdgrad.Activities())
     with pytest.raises(NotImplementedError, match="Batching rule for 'run_state'") as caught:
         value_and_grad(key, PARAMS, X)
     assert "use space=Weights()" in "\n".join(caught.value.__notes__)
 
 
-def test_factors_that_a_kernel_reads_are_lost_there():
+def test_a_kernel_loses_the_factors_that_it_reads():
     params = {"w": normal(0, (6, 5)), "u": normal(1, (5, 4))}
     explanation = fwdgrad.explain(LOSSES["product"][0], params, normal(2, (N, 6)))
     (w,) = (leaf for leaf in explanation.leaves if "w" in leaf.name)
@@ -179,7 +176,7 @@ def test_factors_that_a_kernel_reads_are_lost_there():
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 @pytest.mark.parametrize("name", LOSSES)
-def test_at_activities_the_mean_over_all_signs_is_the_gradient(name, space):
+def test_the_mean_over_all_signs_is_the_gradient_at_activities(name, space):
     loss, plain = LOSSES[name]
     value_and_grad = fwdgrad.forward_value_and_grad(
         loss, tangents=fwdgrad.Rademacher(), space=space
@@ -191,7 +188,7 @@ def test_at_activities_the_mean_over_all_signs_is_the_gradient(name, space):
 
 @pytest.mark.parametrize("options", [{"layerwise": True}, {"exact_last": True}], ids=repr)
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_at_weights_so_it_is_too(name, options):
+def test_the_mean_over_all_signs_is_the_gradient_at_weights(name, options):
     loss, plain = LOSSES[name]
     value_and_grad = fwdgrad.forward_value_and_grad(
         loss, tangents=fwdgrad.Rademacher(), space=fwdgrad.Weights(**options)
@@ -201,7 +198,7 @@ def test_at_weights_so_it_is_too(name, options):
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_the_layer_after_it_is_exact_and_the_one_before_is_not(name):
+def test_the_last_layer_is_exact_after_a_kernel(name):
     space = fwdgrad.Activities(exact_last=True)
     loss = LOSSES[name][0]
     sites = fwdgrad.explain(loss, PARAMS, X, tangents=fwdgrad.Normal(), space=space).sites
@@ -210,8 +207,8 @@ def test_the_layer_after_it_is_exact_and_the_one_before_is_not(name):
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_a_layer_that_a_kernel_follows_is_not_exact(name):
-    """A kernel may be layers, and has no reverse mode: all is estimated."""
+def test_a_layer_before_a_kernel_is_not_exact(name):
+    """A kernel may contain layers, and has no reverse mode."""
 
     def loss(w, x):
         return jnp.mean(ACTIVATIONS[name](x @ w) ** 2)
@@ -227,7 +224,7 @@ def test_a_layer_that_a_kernel_follows_is_not_exact(name):
     assert_same(grad, jax.grad(lambda w: jnp.mean(jnp.tanh(X @ w) ** 2))(PARAMS["w"]))
 
 
-def test_a_reverse_rule_around_a_kernel_is_not_entered_if_that_is_refused(key):
+def test_a_custom_vjp_function_around_a_kernel_is_an_error_if_it_may_not_be_entered(key):
     value_and_grad = fwdgrad.forward_value_and_grad(
         LOSSES["with_reverse_rule"][0], enter_custom_vjp=False
     )
@@ -240,8 +237,8 @@ def _aliased(x):
 
 
 def _with_integers(x):
-    def rows(x, number, out):
-        out[...] = x[...] * number[...]
+    def rows(x, factor, out):
+        out[...] = x[...] * factor[...]
 
     return kernel(rows, x.shape)(x, jnp.arange(2))
 
@@ -249,7 +246,9 @@ def _with_integers(x):
 @pytest.mark.parametrize("activation", [_aliased, _with_integers])
 @pytest.mark.parametrize("space", [fwdgrad.Weights(), fwdgrad.Activities()], ids=repr)
 @pytest.mark.parametrize("num_tangents", [1, 3])
-def test_a_kernel_without_a_derivative_is_named(activation, space, num_tangents, key):
+def test_a_kernel_without_a_derivative_is_an_error_that_names_it(
+    activation, space, num_tangents, key
+):
     value_and_grad = fwdgrad.forward_value_and_grad(
         partial(loss_with, activation), num_tangents=num_tangents, space=space
     )
@@ -290,8 +289,8 @@ def in_a_reference_inside(w):
 
 
 @pytest.mark.parametrize("loss", [in_a_reference_outside, in_a_reference_inside])
-def test_mutable_arrays_in_loops_under_jit(loss, key):
-    """They are no program of another language: the whole loss is, and all say so."""
+def test_a_loss_with_mutable_arrays_is_pushed_forward_as_a_whole(loss, key):
+    """`explain` gives the reason, and activities are an error."""
     w = PARAMS["w"]
     for num_tangents in (1, 3):
         value_and_grad = fwdgrad.forward_value_and_grad(

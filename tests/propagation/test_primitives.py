@@ -1,7 +1,7 @@
 """Every primitive that JAX differentiates, with tangents in every form, against `jax.jvp`.
 
-The table is `tests.propagation.primitives`. One function is evaluated with all of its forms of
-tangents in one compiled program, beside `jax.jvp` of the whole with the same tangents written out.
+The table of functions is `tests.propagation.primitives`. One compiled program evaluates a function
+with all forms of tangents, and `jax.jvp` of the function along the dense tangents.
 """
 
 import jax
@@ -19,10 +19,10 @@ from tests.propagation.primitives.exemptions import BY_VERSION, EXEMPT
 from tests.propagation.primitives.tangents import (
     combinations,
     flat,
+    materialize,
     operands_of,
     tangents_of,
     wide,
-    write_out,
 )
 
 pytestmark = pytest.mark.thorough
@@ -31,7 +31,7 @@ ROUNDING = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 2e-4}
 
 
 def by_jax(fun, operands, tangents, mapped=True):
-    """The outputs' tangents by `jax.jvp` of the whole function."""
+    """Return the tangents of the outputs by `jax.jvp` of the function."""
 
     def push(*tangents):
         pushed = jax.jvp(fun, tuple(operands), tangents)[1]
@@ -43,7 +43,7 @@ def by_jax(fun, operands, tangents, mapped=True):
 
 
 def through_a_layer(fun):
-    """The function of what a layer makes of its operands: rows that are means of their rows."""
+    """Return the function of operands that a layer made: each row is a mean of rows."""
 
     def layer(x):
         if x.ndim != 2:
@@ -55,10 +55,10 @@ def through_a_layer(fun):
 
 
 def evaluated(programs):
-    """For each (fun, operands, variations, mapped) the outputs, and their tangents by both.
+    """Return outputs and tangents by the interpreter and by JAX, for each program.
 
-    In one compiled program, but what is structured is written out after it. `jax.jvp` is mapped
-    over the tangents of all variations together.
+    A program is (fun, operands, variations, mapped). All are evaluated in one compiled program,
+    where `jax.jvp` is mapped over the tangents of all variations at once.
     """
 
     def run(inputs):
@@ -74,7 +74,7 @@ def evaluated(programs):
     for _, operands, variations, _ in programs:
         drawn = [tangents_of(operands, *each) for each in variations]
         each = [
-            [write_out(t, k, x) for x, t in zip(operands, v, strict=True)]
+            [materialize(t, k, x) for x, t in zip(operands, v, strict=True)]
             for v, (k, _) in zip(drawn, variations, strict=True)
         ]
         inputs.append((operands, drawn, [*map(np.concatenate, zip(*each, strict=True))]))
@@ -82,7 +82,7 @@ def evaluated(programs):
 
 
 def check(name, programs):
-    """Outputs and tangents agree for each (fun, operands, variations)."""
+    """Assert that outputs and tangents agree for each (fun, operands, variations)."""
     programs = [(*each, CASES[name].mapped) for each in programs]
     for (_, operands, variations, _), (outputs, primals, found, expected) in zip(
         programs, evaluated(programs), strict=True
@@ -93,16 +93,16 @@ def check(name, programs):
         inexact = [jnp.issubdtype(y.dtype, jnp.inexact) for y in outputs]
         assert sum(inexact) == len(expected), where
         start = 0
-        for (number, forms), tangents in zip(variations, found, strict=True):
+        for (num_tangents, forms), tangents in zip(variations, found, strict=True):
             theirs = iter(expected)
             for y, t, moves in zip(outputs, tangents, inexact, strict=True):
                 assert moves or t is None, where
                 if moves:
-                    said = f"{where}, K = {number}, {forms}"
+                    said = f"{where}, K = {num_tangents}, {forms}"
                     assert t is None or t.dtype == y.dtype, said
-                    rows = next(theirs)[start : start + number]
-                    assert_close(write_out(t, number, y), rows, said)
-            start += number
+                    rows = next(theirs)[start : start + num_tangents]
+                    assert_close(materialize(t, num_tangents, y), rows, said)
+            start += num_tangents
 
 
 def assert_close(ours, theirs, where):
@@ -111,20 +111,20 @@ def assert_close(ours, theirs, where):
     rounding = ROUNDING.get(str(ours.dtype), 2e-4)
     ours, theirs = ours.astype(wide(ours)), theirs.astype(wide(ours))
     finite = np.isfinite(theirs)
-    assert finite.all() or "[0" in where or ", 0" in where, where  # the maximum of nothing
+    assert finite.all() or "[0" in where or ", 0" in where, where  # the maximum of no entries
     scale = max(1e-3, np.abs(theirs[finite]).max(initial=0))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=rounding * scale, err_msg=where)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_form_of_tangent(name):
+def test_tangents_of_every_form_are_those_of_jvp(name):
     case = CASES[name]
     fun, operands = flat(case.fun), operands_of(case)
     n = len(operands)
     programs = [(fun, operands, [*combinations(operands)])]
     if any(x.ndim == 2 for x in operands):
         programs.append((through_a_layer(fun), operands, [(3, ["rank 1"] * n)]))
-    # In half precisions where JAX takes them.
+    # In half precision if JAX takes it.
     for dtype, each in {"float16": (1, ["rank 1"] * n), "bfloat16": (3, ["dense"] * n)}.items():
         of_dtype = operands_of(case, dtype=dtype if case.half else "float32")
         programs.append((fun, of_dtype, [each]))
@@ -132,7 +132,7 @@ def test_every_form_of_tangent(name):
 
 
 def shapes_by_jax(fun, operands):
-    """Of outputs' tangents, three of each, or None if JAX does not take these operands."""
+    """Return the shapes of three tangents of each output, or None if JAX raises an error."""
     tangents = [jnp.zeros((3, *x.shape), x.dtype) for x in operands]
     try:
         return jax.eval_shape(lambda x, v: by_jax(fun, x, v), operands, tangents)
@@ -141,8 +141,8 @@ def shapes_by_jax(fun, operands):
 
 
 @pytest.mark.parametrize("empty", [0, 1])
-def test_operands_without_entries(empty):
-    """Of every function that JAX takes them of, along the first axis and the second."""
+def test_tangents_of_operands_without_entries_are_those_of_jvp(empty):
+    """With no entries along the first or the second axis, if JAX takes such operands."""
     taken = 0
     for name, case in CASES.items():
         shapes = [tuple(0 if i == empty else n for i, n in enumerate(s)) for s in case.shapes]
@@ -165,14 +165,13 @@ def test_operands_without_entries(empty):
             for t, of_jax in zip(pushed, expected, strict=True):
                 shape = t if t is None else t.shape if is_structured(t) else t.shape[1:]
                 assert shape in (None, of_jax.shape[1:]), f"{name}, {each}"
-        # A transform of no entries has some, and JAX does not compile it.
+        # A Fourier transform of no entries has entries, and JAX does not compile it.
         if any(t.size for t in expected) and name != "rfft":
             check(name, [(fun, operands, variations)])
     assert taken > 150
 
 
-def test_scalars():
-    """Every elementwise function of numbers."""
+def test_tangents_of_elementwise_functions_of_scalars_are_those_of_jvp():
     programs = []
     for case in elementwise.CASES.values():
         fun, operands = flat(case.fun), operands_of(case, [()] * len(case.shapes))
@@ -182,8 +181,8 @@ def test_scalars():
     check("sin", programs)
 
 
-def test_integers():
-    """Every elementwise function that takes them, times a value with a tangent."""
+def test_tangents_beside_elementwise_functions_of_integers_are_those_of_jvp():
+    """An integer result is multiplied by a value with a tangent."""
     programs = []
     for case in elementwise.CASES.values():
         whole = [jnp.arange(24).reshape(4, 6) % 3 + 1 for _ in case.shapes]
@@ -199,7 +198,7 @@ def test_integers():
 
 
 def primitives_in(jaxpr):
-    """The names of the primitives of a jaxpr and of all that are in it, but for kernels."""
+    """Yield the names of the primitives of a jaxpr and of all inner jaxprs but kernels."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
         for inner in inner_jaxprs(equation):
@@ -214,7 +213,7 @@ def covered():
 
 
 def test_every_primitive_that_jax_differentiates_is_covered_or_exempt():
-    """A primitive of a newer JAX fails here, until it has a function or a reason."""
+    """A primitive of a newer JAX fails here until it has a function or a reason for none."""
     names = covered()
     assert names >= {"custom_jvp_call", "jit", "shard_map", "cond", "erfc"}
     missing = sorted(set(PRIMITIVES) - names - set(EXEMPT))

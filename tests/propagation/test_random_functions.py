@@ -22,7 +22,7 @@ bent.defjvp(lambda x, t: (bent(*x), jnp.where(x[0] > 0, 1, 0.3).astype(t[0].dtyp
 
 
 def pooled(x):
-    """The largest of each two neighbours, twice."""
+    """Return the maximum of each pair of neighbours, repeated twice."""
     largest = lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, (1, 2), (1, 2), "VALID")
     return jnp.repeat(largest, 2, 1)
 
@@ -107,7 +107,7 @@ FORMS = {
 
 @examples(12, thorough=24, each_night=50)
 @given(steps, st.sampled_from([*FORMS]), st.sampled_from(["float32", "float64"]))
-def test_random_functions(program, form, dtype):
+def test_derivatives_of_random_functions_are_those_of_jvp(program, form, dtype):
     distribution, num_tangents = FORMS[form]
     with jax.enable_x64(True):
         params = [normal(i, (6, 6), dtype) / 2 for i in range(3)]

@@ -1,4 +1,4 @@
-"""The record that `explain` reads: for any space and any form of tangent, each place and reason."""
+"""The record of uses and losses of structure, for any space and any form of tangent."""
 
 import re
 
@@ -15,7 +15,7 @@ W, U = jnp.ones((20, 30)), jnp.ones((30, 30))
 
 
 def lost_by(loss, params, *args, **options):
-    """{name: the places of loss, without those of use}, of leaves or sites in the order of both."""
+    """Return the places of loss of each leaf and of each site."""
     explanation = fwdgrad.explain(loss, params, *args, **options)
     return [found.lost for found in (*explanation.leaves, *explanation.sites)]
 
@@ -53,12 +53,12 @@ LOW_RANK = {
 
 
 @pytest.mark.parametrize(("loss", "message"), LOW_RANK.values(), ids=LOW_RANK)
-def test_where_and_why_factors_are_lost(loss, message):
+def test_a_loss_of_factors_is_recorded_with_place_and_reason(loss, message):
     (lost,) = lost_by(loss, W)
     assert any(re.match(message, place) for place in lost), lost
 
 
-def test_one_operand_of_a_sum_is_dense():
+def test_a_sum_with_a_dense_tangent_loses_factors():
     def loss(p):
         return jnp.sum(X @ (p["w"] + p["b"] * jnp.ones((20, 30)))) + jnp.sum(X @ p["w"])
 
@@ -74,7 +74,7 @@ def deep(activation):
     return loss, {"u": jnp.ones((20, 32)), "w": jnp.ones((32, 32))}
 
 
-def test_blocks_are_followed_to_where_they_are_used_or_lost():
+def test_uses_and_losses_of_blocks_are_recorded():
     options = {"tangents": fwdgrad.BlockSparse(), "num_tangents": 4}
     loss, params = deep(jnp.tanh)
     first, _ = fwdgrad.explain(loss, params, X, **options).leaves
@@ -89,7 +89,7 @@ def test_blocks_are_followed_to_where_they_are_used_or_lost():
     assert f"LOST, materialised for {place}" in str(explanation)
 
 
-def test_noise_in_blocks_is_followed_too():
+def test_uses_and_losses_of_block_sparse_noise_are_recorded():
     options = {"tangents": fwdgrad.BlockSparse(), "num_tangents": 4}
     loss, params = deep(jnp.tanh)
     space = fwdgrad.Activities(layerwise=True)
@@ -105,7 +105,7 @@ def test_noise_in_blocks_is_followed_too():
 
 
 class HalfFrozen:
-    """A user's own space: as at weights, but layer by layer, and nothing but that."""
+    """A user's own space, which counts its evaluations and wraps `Weights(exact_last=True)`."""
 
     def __init__(self):
         self.seen = []
@@ -116,7 +116,7 @@ class HalfFrozen:
         return space.at(loss, guess)
 
 
-def test_a_space_of_the_users_own_is_run_itself():
+def test_a_users_space_is_evaluated_itself():
     loss, params = deep(jnp.tanh)
     space = HalfFrozen()
     explanation = fwdgrad.explain(loss, params, X, space=space, num_tangents=2)
@@ -126,7 +126,7 @@ def test_a_space_of_the_users_own_is_run_itself():
     assert set(space.seen) == {len(params)} and "at HalfFrozen" in explanation.estimator
 
 
-def test_a_space_of_the_users_own_that_propagates_by_itself():
+def test_a_users_space_without_the_interpreter_has_no_forms():
     class Own:
         def at(self, loss, guess=None):
             return Evaluation(loss)
@@ -156,8 +156,7 @@ def test_a_space_of_the_users_own_that_propagates_by_itself():
     assert explanation.forward.operations > 0
 
 
-def test_all_evaluations_are_recorded():
-    """Layer by layer there are as many as layers, each with tangents of its own."""
+def test_all_evaluations_of_a_layerwise_estimate_are_recorded():
     loss, params = deep(jnp.tanh)
     space = fwdgrad.Weights(layerwise=True)
     leaves = fwdgrad.explain(loss, params, X, space=space).leaves
@@ -165,7 +164,7 @@ def test_all_evaluations_are_recorded():
 
 
 @pytest.mark.parametrize("space", [fwdgrad.Weights(), fwdgrad.Activities(exact_last=True)])
-def test_shapes_are_enough(space):
+def test_abstract_arrays_give_the_same_record(space):
     def loss(params, x):
         h = jnp.tanh(x @ params["w"])
         return jnp.mean((h @ params["u"]) ** 2) + 0 * x.mean()

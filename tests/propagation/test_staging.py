@@ -1,4 +1,4 @@
-"""Losses that `jax.jit(jax.grad(loss))` takes and whose jaxpr does not tell all of them."""
+"""Losses whose derivative is not in their jaxpr, and parts that cannot be mapped over tangents."""
 
 import itertools
 from functools import partial
@@ -81,7 +81,7 @@ def a_loop_in_float64(w):
     return total.astype("float32")
 
 
-WHOLE = {  # pushed forward as a whole
+WHOLE = {  # losses that are pushed forward as a whole
     f.__name__: f
     for f in (
         rule_that_closes_over_a_mapped_value,
@@ -122,12 +122,12 @@ def check_estimate(loss, tangents, num_tangents, key):
         itertools.product(WHOLE | STAGED, TANGENTS),
     ),
 )
-def test_the_estimate(name, form, key):
+def test_the_estimate_is_that_of_jvp(name, form, key):
     check_estimate((WHOLE | STAGED)[name], *TANGENTS[form], key)
 
 
 @pytest.mark.parametrize("loss", WHOLE.values())
-def test_why_it_is_pushed_forward_as_a_whole(loss):
+def test_the_reason_for_a_pushforward_as_a_whole_names_the_function(loss):
     w = [normal(0, (6, 5))]
     pushforward = Pushforward(trace(lambda leaves: (loss(*leaves), None), w), w, ["w"])
     assert not pushforward.why_whole
@@ -136,12 +136,12 @@ def test_why_it_is_pushed_forward_as_a_whole(loss):
     assert "test_staging.py" in pushforward.why_whole
 
 
-def test_explain_says_why():
+def test_explain_prints_the_reason():
     text = str(fwdgrad.explain(key_made_in_the_loss, normal(0, (6, 5))))
     assert "jax.jvp of the whole loss" in text and "custom_jvp function noisy" in text
 
 
-def test_other_spaces_say_what_to_do(key):
+def test_activities_are_an_error_with_the_remedy(key):
     def loss(w, x):
         return jnp.mean(noisy(jax.random.fold_in(jax.random.key(0), 3), x @ w))
 
@@ -150,8 +150,8 @@ def test_other_spaces_say_what_to_do(key):
         value_and_grad(key, normal(0, (6, 5)), X)
 
 
-def test_a_rule_may_close_over_what_is_under_way(key):
-    """Values of a transformation around the estimator are not lost, and so the factors stay."""
+def test_a_rule_may_close_over_values_of_a_transformation_around_the_estimator(key):
+    """The loss is not pushed forward as a whole then, and factors are kept."""
 
     def step(key, w, scale):
         @jax.custom_jvp
@@ -180,7 +180,7 @@ def test_a_rule_may_close_over_what_is_under_way(key):
     np.testing.assert_allclose(scanned[0], expected, rtol=1e-5)
 
 
-def test_a_users_own_error_is_the_one_that_is_seen(key):
+def test_an_error_of_the_loss_is_raised_unchanged(key):
     def loss(w):
         raise RuntimeError("of the user")
 
@@ -189,7 +189,7 @@ def test_a_users_own_error_is_the_one_that_is_seen(key):
 
 
 def raising(error):
-    """A function whose rule for mapping raises."""
+    """Return a function whose rule for `vmap` raises."""
 
     @custom_vmap
     def product(x, w):
@@ -241,14 +241,14 @@ def _with_callback(w):
 
 
 @pytest.mark.parametrize("name", UNMAPPED)
-def test_several_tangents_where_nothing_can_be_mapped(name, key):
+def test_tangents_are_pushed_one_by_one_where_vmap_fails(name, key):
     def loss(w):
         return jnp.sum(jnp.sin(UNMAPPED[name](X, w)))
 
     check_estimate(loss, fwdgrad.LowRank(), 3, key)
 
 
-def test_the_first_error_is_raised_if_one_by_one_fails_as_well(key):
+def test_the_first_error_is_raised_if_pushing_one_by_one_fails_too(key):
     @jax.custom_jvp
     def fails(y):
         return y

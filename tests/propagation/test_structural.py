@@ -1,4 +1,4 @@
-"""Operations that only rearrange, scale or add: the tangent keeps its factors."""
+"""Primitives that rearrange, scale or add keep the factors of a low-rank tangent."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def test_layouts_keep_the_factors(name, x64):
 
 
 def test_a_stack_has_the_rank_of_its_parts():
-    """And so each slice of it in a scan; the parts may have different ranks, or no tangent."""
+    """The parts may have different ranks, or no tangent; the result has the largest rank."""
     v = Factored(normal(0, (2, 1, 3, 1)), normal(1, (2, 1, 1, 4)), (3, 4))
     u = Factored(normal(2, (2, 3, 3, 1)), normal(3, (2, 3, 1, 4)), (3, 4))
     for axis in range(3):
@@ -61,7 +61,7 @@ def test_a_stack_has_the_rank_of_its_parts():
         np.testing.assert_allclose(dense(found), expected, atol=1e-6)
 
 
-def test_a_sum_with_a_transpose_stays_factored():
+def test_a_sum_with_a_transpose_keeps_factors():
     v = Factored(normal(0, (1, 1, 9, 1)), normal(1, (1, 1, 1, 9)), (9, 9))
     transposed = v.map(lambda f: f.T)
     total = add(v, transposed)
@@ -102,8 +102,8 @@ OUT_OF_BOUNDS = {  # (a weight (12, 10), start) -> rows
 
 
 @pytest.mark.parametrize("name", OUT_OF_BOUNDS)
-def test_starts_out_of_bounds_mean_the_same_for_tangents(name, x64):
-    """A primitive clamps, drops or fills where the public function of its name may wrap."""
+def test_indices_out_of_bounds_select_the_same_entries_of_the_tangent(name, x64):
+    """A primitive clamps, drops or fills; the public function of its name may wrap."""
     w = normal(0, (12, 10), "float64")
     starts = [0, 3] if "promise" in name else [-30, -6, -1, 3, 11, 40]
 

@@ -1,4 +1,4 @@
-"""Which primitives keep the structure of a tangent, found without compiling what they compute."""
+"""Primitives that keep the structure of a tangent, by abstract evaluation of the interpreter."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.thorough
 
 
 def forms_after(name, form):
-    """The forms of the outputs' tangents, where all operands have tangents of one form."""
+    """Return the tangents of the outputs, abstract, if all operands have tangents of one form."""
     case = CASES[name]
     operands = operands_of(case)
     jaxpr = jax.make_jaxpr(flat(case.fun))(*operands)
@@ -32,7 +32,7 @@ def forms_after(name, form):
 
 
 def single(name):
-    """The equation of a function that is one primitive, and no call or kernel, else None."""
+    """Return the equation of a function of one primitive that is no call or kernel, else None."""
     case = CASES[name]
     equations = jax.make_jaxpr(flat(case.fun))(*operands_of(case)).jaxpr.eqns
     plain = len(equations) == 1 and not inner_jaxprs(equations[0]) and not is_opaque(equations[0])
@@ -40,10 +40,10 @@ def single(name):
 
 
 def elementwise_by_their_derivatives(names):
-    """Of functions of one or more arrays those whose entries depend on the same entry alone."""
+    """Return the functions whose every output entry depends on the same operand entry alone."""
 
     def off_diagonal(fun, operands):
-        """The derivatives of all entries along tangents that are zero at that one entry."""
+        """Return the sum of |derivatives| of each entry along tangents that are zero there."""
 
         def push(unit):
             others = [(1 - unit) * (1 + jnp.arange(unit.size).reshape(unit.shape))] * len(operands)
@@ -71,7 +71,7 @@ ONE_PRIMITIVE = [name for name in CASES if single(name) is not None]
 
 
 def test_every_elementwise_primitive_keeps_blocks():
-    """By its derivative, not by a list: one that is missing in FACTS is found here."""
+    """Derivatives find the elementwise primitives, so a row that FACTS lacks fails here."""
     elementwise = elementwise_by_their_derivatives(ONE_PRIMITIVE)
     assert len(elementwise) > 60 and {"erfc", "exp2", "sinh", "clamp"} <= set(elementwise)
     lost = [
@@ -84,8 +84,8 @@ def test_every_elementwise_primitive_keeps_blocks():
     assert not lost, f"add these to fwdgrad.propagation.facts.FACTS: {lost}"
 
 
-def test_elementwise_names_are_of_primitives():
-    """Of this JAX, or of another that is supported: the others have no derivative, or are newer."""
+def test_elementwise_names_are_names_of_primitives():
+    """In this version of JAX, or in the list of names of other versions."""
     elsewhere = {
         "log2", "one_minus_square", "polynomial", "mulhi", "nextafter", "stage", "tie",
         "xla_metadata_value", "igamma_grad_a", "random_gamma_grad", "zeta", "population_count",
@@ -117,14 +117,14 @@ KEPT_APART = {  # (function, blocks): the axis of its outputs that is cut then
 
 
 @pytest.mark.parametrize(("name", "form"), [pair for pair in KEPT_APART if pair[0] in CASES])
-def test_blocks_stay_where_an_axis_is_kept_apart(name, form):
+def test_blocks_are_kept_along_an_axis_that_is_kept_apart(name, form):
     after = [v for v in forms_after(name, form) if v is not None]
     assert after and all(isinstance(v, Blocks) for v in after)
     assert {v.axis for v in after} == {KEPT_APART[name, form]}
 
 
 def test_every_layout_primitive_keeps_factors():
-    """Each with a rule that says so: a row that is added there needs a function here."""
+    """A row that is added to the rules needs a function in the sweep."""
     names = {*structural.RULES, *picks.RULES} - {"stop_gradient", "pvary"}
     not_here = names - set(PRIMITIVES)
     kept = {

@@ -23,11 +23,11 @@ def looped(x):
 
 
 def scanned(x, row):
-    def turn(carry, each):
+    def body(carry, each):
         carry = jnp.sin(carry) * each + row
         return carry, carry * row
 
-    return lax.scan(turn, row, x, reverse=True)
+    return lax.scan(body, row, x, reverse=True)
 
 
 def branched(x):
@@ -84,7 +84,7 @@ called_back.defjvp(
 
 
 def held_callback(x):
-    """A callback of a value without a tangent."""
+    """Return x times the result of a callback whose operand has no tangent."""
     return x * called_back(lax.stop_gradient(x))
 
 
@@ -98,7 +98,7 @@ def kernel(x):
 
 
 def on_devices(fun, check=False):
-    """A function of one device's part, on a mesh of one device."""
+    """Return the case of a function under `shard_map`, on a mesh of one device."""
 
     def make():
         mesh = Mesh(np.array(jax.devices()[:1]), ("i",))
@@ -172,7 +172,7 @@ COLLECTIVES = {
 
 
 def random(x):
-    """Every primitive of keys, beside a value that depends on a float."""
+    """Return x times random numbers by every primitive of keys."""
     key = jax.random.fold_in(jax.random.split(jax.random.key(0))[1], 3)
     again = jax.random.wrap_key_data(jax.random.key_data(key))
     return x * jax.random.uniform(again, x.shape, x.dtype)

@@ -12,7 +12,7 @@ from jax._src.interpreters import ad
 
 
 def _is_of_jax(rule: Any) -> bool:
-    """Whether a rule is JAX's own: other libraries that are imported register theirs, too."""
+    """Return True for a rule of JAX; other imported libraries register rules, too."""
     while isinstance(rule, functools.partial):
         rule = rule.func
     return getattr(rule, "__module__", "jax").partition(".")[0] == "jax"
@@ -27,10 +27,10 @@ class Case:
 
     Attributes:
       fun: takes an array of each of the shapes and returns a pytree of arrays.
-      shapes: of the operands.
-      low, high: the operands are drawn uniformly from this interval.
-      half: whether the operands may be of half precision.
-      mapped: whether JAX can vmap the derivative.
+      shapes: the shapes of the operands.
+      low, high: the interval from which operands are sampled uniformly.
+      half: True if the operands may be of half precision.
+      mapped: True if JAX can map the derivative by `vmap`.
     """
 
     fun: Callable[..., Any]
@@ -42,12 +42,12 @@ class Case:
 
 
 def bind(name: str) -> Callable[..., Any]:
-    """Return the function that binds the primitive of this name."""
+    """Return the `bind` method of the primitive of this name."""
     return PRIMITIVES[name].bind
 
 
 def known(cases: dict[str, Callable[[], Case]]) -> dict[str, Case]:
-    """Return the cases whose functions this version of JAX has: others raise AttributeError."""
+    """Return the cases whose functions exist in this version of JAX."""
     found = {}
     for name, make in cases.items():
         try:

@@ -26,7 +26,7 @@ def compared(name):
 
 
 def with_integers(fun):
-    """An operation of integers made of a float, which is scaled by its result."""
+    """Return the case of a float that is multiplied by a function of its rounded value."""
 
     def apply(x):
         whole = lax.convert_element_type(jnp.round(4 * x), jnp.int32)
@@ -76,7 +76,7 @@ UNARY = {
     "tan": unary(lambda: lax.tan, -1.0, 1.0),
     "tanh": unary(lambda: lax.tanh),
     "is_finite": unary(lambda: lambda x: jnp.where(lax.is_finite(x), x, 0)),
-    # Of a complex array only the modulus's derivative is real.
+    # Among complex functions only the modulus has a real derivative.
     "complex": unary(lambda: lambda x: lax.complex(x, 2 * x), half=False),
     "real, imag, conj": unary(
         lambda: lambda x: [f(lax.conj(lax.complex(x, 2 * x))) for f in (lax.real, lax.imag)],
@@ -120,14 +120,14 @@ SEVERAL = {
     "pow, an integer": lambda: Case(lambda x: lax.pow(x, jnp.int32(3)), **POSITIVE),
     "atan2": lambda: Case(lax.atan2, BINARY, **POSITIVE),
     "rem": lambda: Case(lax.rem, BINARY, **POSITIVE),
-    # Before JAX 0.12 it has no derivative.
+    # It has no derivative before JAX 0.12.
     "nextafter": lambda: (bind("nextafter"), Case(lax.nextafter, BINARY, half=False))[1],
     "complex of two": lambda: Case(lax.complex, BINARY, half=False),
     "igamma": lambda: Case(lax.igamma, BINARY, **POSITIVE),
     "igammac": lambda: Case(lax.igammac, BINARY, **POSITIVE),
-    # By its order it has no derivative.
+    # It has no derivative by its order.
     "polygamma": lambda: Case(lambda x: lax.polygamma(jnp.full_like(x, 2), x), **POSITIVE),
-    # By its first two operands it has none.
+    # It has no derivative by its first two operands.
     "regularized_incomplete_beta": lambda: Case(
         lambda x: lax.betainc(jnp.full_like(x, 2), jnp.full_like(x, 3), x),
         low=0.3, high=0.7, half=False,

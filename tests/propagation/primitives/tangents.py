@@ -1,4 +1,4 @@
-"""Tangents of operands in every form, drawn and written out by NumPy."""
+"""Tangents of operands in every form, sampled and materialised by NumPy."""
 
 import functools
 import itertools
@@ -27,30 +27,32 @@ def flat(fun):
 # Tangents of one operand, in a form: K of them, of its dtype.
 
 
-def dense_form(rng, x, number):
-    return rng.normal(size=(number, *x.shape)).astype(x.dtype)
+def dense_form(rng, x, num_tangents):
+    return rng.normal(size=(num_tangents, *x.shape)).astype(x.dtype)
 
 
-def factored_form(rng, x, number, rank=1):
-    """Factors that part the axes into the first and the others."""
+def factored_form(rng, x, num_tangents, rank=1):
+    """Return low-rank tangents whose rows are the first axis and whose columns are the others."""
     left, right = (x.shape[:1], (1,) * len(x.shape[1:])), ((1,) * len(x.shape[:1]), x.shape[1:])
-    factors = (rng.normal(size=(number, rank, *a, *b)).astype(x.dtype) for a, b in (left, right))
+    factors = (
+        rng.normal(size=(num_tangents, rank, *a, *b)).astype(x.dtype) for a, b in (left, right)
+    )
     return Factored(*factors, x.shape)
 
 
-def blocks_form(rng, x, number, axis):
+def blocks_form(rng, x, num_tangents, axis):
     if not x.ndim:
-        return dense_form(rng, x, number)
+        return dense_form(rng, x, num_tangents)
     value = rng.normal(size=x.shape).astype(x.dtype)
-    return Blocks(value, min(axis, x.ndim - 1), number)
+    return Blocks(value, min(axis, x.ndim - 1), num_tangents)
 
 
-def blocks_after_rows(rng, x, number, axis):
-    """Blocks, and a dense tangent before them."""
-    blocks = blocks_form(rng, x, number - 1, axis)
+def blocks_after_rows(rng, x, num_tangents, axis):
+    """Return blocks after a dense tangent of an earlier layer."""
+    blocks = blocks_form(rng, x, num_tangents - 1, axis)
     if not isinstance(blocks, Blocks):
-        return dense_form(rng, x, number)
-    return Blocks(blocks.value, blocks.axis, number - 1, dense_form(rng, x, 1))
+        return dense_form(rng, x, num_tangents)
+    return Blocks(blocks.value, blocks.axis, num_tangents - 1, dense_form(rng, x, 1))
 
 
 FORMS = {
@@ -63,7 +65,7 @@ FORMS = {
 
 
 def combinations(operands):
-    """(K, form of each operand or None) for all that one function is evaluated with."""
+    """Yield (K, the form of each operand or None) for all evaluations of a function."""
     n, axes = len(operands), max([1, *(x.ndim for x in operands)])
     of_blocks = [f"blocks of axis {i}" for i in range(axes)]
     yield 1, [of_blocks[-1]] * n
@@ -77,17 +79,17 @@ def combinations(operands):
         yield 3, [next(mixed) for _ in range(n)]
 
 
-def tangents_of(operands, number, forms):
-    rng = np.random.default_rng(number)
+def tangents_of(operands, num_tangents, forms):
+    rng = np.random.default_rng(num_tangents)
     return [
-        None if form is None else FORMS[form](rng, x, number)
+        None if form is None else FORMS[form](rng, x, num_tangents)
         for x, form in zip(operands, forms, strict=True)
     ]
 
 
-def write_out(tangent, number, like):
-    """The K tangents as an array of NumPy, by the definition of each form."""
-    shape = (number, *like.shape)
+def materialize(tangent, num_tangents, like):
+    """Return K tangents as a dense NumPy array, by the definition of each form."""
+    shape = (num_tangents, *like.shape)
     if tangent is None:
         return np.zeros(shape, like.dtype)
     if isinstance(tangent, Factored):
