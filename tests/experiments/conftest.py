@@ -38,7 +38,7 @@ def load_few(name, folder):
 
 @pytest.fixture(autouse=True)
 def few_examples(monkeypatch):
-    """What is trained or evaluated in this process is soon done; commands have all examples."""
+    """Train and evaluate on few examples in this process; commands have all examples."""
     for module in (from_config, overhead, divergence):
         monkeypatch.setattr(module, "load_dataset", load_few)
 

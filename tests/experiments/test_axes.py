@@ -109,7 +109,7 @@ def test_limits_that_are_none_change_nothing():
     plt.close(figure)
 
 
-def test_a_mean_of_logarithms_leaves_out_what_has_none():
+def test_a_mean_of_logarithms_leaves_out_numbers_without_one():
     figure, axis = plt.subplots()
     samples = np.array([[1.0, 0.0, 4.0], [4.0, 1.0, 9.0]])
     curves.plot(axis, np.arange(3), samples, "backprop", logarithmic=True)

@@ -1,4 +1,4 @@
-"""The benchmarks, small: what they leave."""
+"""The benchmarks, small: their files."""
 
 import csv
 

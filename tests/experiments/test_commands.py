@@ -151,7 +151,7 @@ def test_sweep_makes_a_folder_for_each_config_and_seed(sweep):
         )
 
 
-def test_sweep_that_is_started_again_runs_only_what_is_missing(sweep):
+def test_a_sweep_started_again_makes_the_missing_runs_alone(sweep):
     finished = {p: p.stat().st_mtime_ns for p in sweep.glob("*/seed-*/*")}
     result = call(
         "train", "-m", "seed=0,1,2", "estimator=backprop", "model=logistic",
@@ -182,7 +182,7 @@ def test_other_settings_of_jax_make_another_run(sweep):
     assert abs(losses[0] - losses[1]) > 1e-3  # another start
 
 
-def test_a_mistyped_key_is_refused_on_the_command_line(tmp_path):
+def test_an_unknown_key_on_the_command_line_is_an_error(tmp_path):
     result = call("train", "num_step=5", f"output.root={tmp_path}/runs")
     assert result.returncode == 1 and "Could not override 'num_step'" in result.stderr
     assert not (tmp_path / "runs").exists()

@@ -1,4 +1,4 @@
-"""Every config composes, resolves and instantiates; what is mistyped is refused."""
+"""Every config composes, resolves and instantiates; unknown keys raise an error."""
 
 from typing import NamedTuple
 
@@ -86,7 +86,7 @@ def test_every_command_has_a_module_of_its_name(compose, name):
         ("modl=mlp", "Could not override 'modl'"),
     ],
 )
-def test_mistyped_keys_and_groups(compose, override, message):
+def test_unknown_keys_and_groups_raise(compose, override, message):
     with pytest.raises(HydraException, match=message):
         compose("train", override)
 
@@ -99,7 +99,7 @@ def test_a_key_that_is_added_and_that_nothing_reads(compose, tmp_path, key):
     assert not (tmp_path / "runs").exists()
 
 
-def test_identity_is_of_what_decides_the_numbers(compose):
+def test_the_identity_depends_on_all_settings_that_decide_numbers(compose):
     def identity(*overrides):
         return from_config.config_identity(
             from_config.identity_config(compose("train", *overrides))
@@ -174,7 +174,7 @@ def test_a_target_that_was_renamed_names_the_new_one(compose, tmp_path):
     ],
     ids=["cnn", "adam-sphere", "lion", "clipped-guided"],
 )
-def test_what_the_readme_offers_trains(compose, tmp_path, overrides):
+def test_combinations_of_the_readme_train(compose, tmp_path, overrides):
     length = ["num_steps=3", "eval_every=2", "steps_per_call=2"]
     cfg = compose("train", *overrides, *length, f"output.root={tmp_path}")
     record = from_config.run(cfg)
@@ -200,7 +200,7 @@ def test_bad_values_leave_nothing_half_made(compose, tmp_path, override, kind, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_divergence_keeps_what_was_recorded(compose, tmp_path):
+def test_divergence_keeps_the_record_so_far(compose, tmp_path):
     cfg = compose(
         "train", "model=mlp", "model.make.widths=[8]", "num_steps=20", "estimator=backprop",
         "learning_rate=1e38", f"output.root={tmp_path}",
@@ -235,7 +235,7 @@ class Centred(NamedTuple):
         return getattr(self.problem, name)
 
 
-def test_a_loss_over_the_minibatch_is_refused_at_activities(compose, tmp_path, monkeypatch):
+def test_a_loss_that_mixes_examples_raises_with_activities(compose, tmp_path, monkeypatch):
     options = ("model=logistic", "num_steps=2", "eval_every=2", f"output.root={tmp_path}")
     cfg = compose("train", *options, "space=activities")
     plain = from_config._plain_problem(cfg)

@@ -1,4 +1,4 @@
-"""What the figures on differentiation claim, of their tables."""
+"""Claims of the figures on differentiation, checked on their tables."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def steps():
 
 
 def slope(rows, dtype, method, low, high):
-    """Of log error by log step, between two steps."""
+    """Return the slope of log error by log step, between two steps."""
     chosen = [(s, e) for d, m, s, e in rows if (d, m) == (dtype, method) and low <= s <= high]
     assert len(chosen) >= 4
     x, y = np.log(np.array(chosen)).T

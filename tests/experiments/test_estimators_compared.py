@@ -1,4 +1,4 @@
-"""The laboratory and the race, small: what they leave, and that their numbers are right."""
+"""The laboratory and the race, small: their files and their numbers."""
 
 import re
 
@@ -68,7 +68,7 @@ def test_activities_are_better_than_weights_and_guesses_help(small):
     assert max(of_weights) < 0.2 * min(plain) and max(plain) < min(guided)
 
 
-def test_what_is_found_with_a_seed_is_its_own(small):
+def test_results_of_a_seed_do_not_depend_on_other_seeds(small):
     """Its minibatch and its draws, too: seeds that are added later are new samples."""
     config, starts = small("tangents=rademacher")
     starts[1] = starts[0]
@@ -77,7 +77,7 @@ def test_what_is_found_with_a_seed_is_its_own(small):
     assert both["cosine"][1] == alone["cosine"][0] != both["cosine"][0]
 
 
-def test_what_was_wanted_is_judged():
+def test_targets_are_compared_with_intervals():
     stages = {
         0: {"a": {"time": Interval(1.1, 1.0, 1.3, 5), "cosine_over_dense": Interval(30, 26, 34, 5)}}
     }
@@ -188,7 +188,7 @@ def test_the_interval_of_a_time_is_that_of_the_means(tmp_path):
         assert found == pytest.approx(expected, rel=tolerance)
 
 
-def test_the_frontier_is_what_nothing_cheaper_is_as_good_as():
+def test_the_frontier_has_no_point_that_a_cheaper_one_equals():
     points = np.random.default_rng(0).random((50, 2)).tolist()
     frontier = figure.frontier_of([tuple(p) for p in points])
     for cost, value in frontier:

@@ -1,4 +1,4 @@
-"""What each experiment says of the paper's numbers, from tables made by hand."""
+"""Each experiment's findings on the paper's numbers, from tables made by hand."""
 
 import numpy as np
 import pytest

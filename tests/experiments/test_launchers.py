@@ -68,7 +68,7 @@ def run(*command, **env):
 
 
 def test_every_command_is_found_by_its_name_in_another_process(tmp_path):
-    """What a launcher pickles of `python -m experiments.NAME` is a reference, and no `__main__`."""
+    """A launcher pickles `python -m experiments.NAME` as a reference, and not as `__main__`."""
     pytest.importorskip("cloudpickle")
     file = str(tmp_path / "tasks")
     pickled = run("-c", PICKLE, file, *COMMANDS)
@@ -116,7 +116,7 @@ def test_a_search_by_optuna(tmp_path):
 
 
 def test_a_console_that_is_not_utf_8(tmp_path):
-    """What the console lacks is escaped; the files have it."""
+    """A character that the console lacks is escaped, and stands in the files."""
     result = run("-m", "experiments.modes.walkthrough", f"output.root={tmp_path}",
                  PYTHONIOENCODING="ascii")  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -126,7 +126,7 @@ def test_a_console_that_is_not_utf_8(tmp_path):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_prints_on_any_console(compose, monkeypatch, name):
-    """Of each the decorated function, with another in the place of what it does."""
+    """Each command, with another function in the place of its own."""
     command = importlib.import_module(name).command
     console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", console)

@@ -1,4 +1,4 @@
-"""The laws of the estimators' errors: against the mean over all that can be drawn, exactly."""
+"""The laws of the estimators' errors, against the exact mean over all possible draws."""
 
 import itertools
 import math
@@ -151,7 +151,7 @@ def test_of_a_projection_it_is_the_share_of_the_dimensions(small, tangents):
     ],
     ids=" ".join,
 )
-def test_what_has_none(small, overrides):
+def test_estimators_without_a_law_have_nan(small, overrides):
     config, starts = small(*overrides)
     params = starts[0]
     batch = jax.tree.map(lambda x: x[:8], from_config.problem(config).train)

@@ -1,4 +1,4 @@
-"""Every option of every group does what it says with every estimator, or is an error."""
+"""Every option of every group has its effect with every estimator, or raises an error."""
 
 import inspect
 import itertools
@@ -48,7 +48,7 @@ def test_the_tables_have_every_option():
 
 
 def value_of(made, argument):
-    """Of a partial the value of an argument, with its default."""
+    """Return the value of an argument of a partial, or its default."""
     return inspect.signature(made).parameters[argument].default
 
 

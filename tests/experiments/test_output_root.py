@@ -1,4 +1,4 @@
-"""`output.root`: the home, and any text."""
+"""`output.root`: the home, and any text as a path."""
 
 from pathlib import Path
 from unittest.mock import patch

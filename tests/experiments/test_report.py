@@ -1,4 +1,4 @@
-"""The statistics of curves, and how our numbers are held against the paper's."""
+"""Statistics of curves, and the comparison of our numbers with the paper's."""
 
 import math
 import re
@@ -25,7 +25,7 @@ from .conftest import CONFIGS
 
 
 def curve(*seeds):
-    """Of (seconds, losses) of each seed."""
+    """Return the curve of (seconds, losses) of each seed."""
     seconds, losses = zip(*seeds, strict=True)
     return {"seconds": np.array(seconds), "valid_loss": np.array(losses)}
 
@@ -131,7 +131,7 @@ def test_the_reason_is_of_the_side_on_which_ours_is():
     assert "none of the overhead" in lower.why and higher.why == "Ours is higher."
 
 
-def test_what_has_learnt_nothing_does_not_end_where_the_paper_does():
+def test_a_run_without_learning_does_not_reproduce_the_paper():
     """At η₀ = 2e-5 the loss falls from 2.30 to 2.2."""
     for key, loss in (("loss_f", 2.3), ("loss_b", 2.3), ("loss_ratio", 2.3 / 2.2)):
         found = compare(f"mlp_2e-5.{key}", interval(loss, loss - 0.01, loss + 0.01))

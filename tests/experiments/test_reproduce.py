@@ -1,4 +1,4 @@
-"""The main job, small: what it leaves, that nothing is done twice, and that figures redraw."""
+"""The main job, small: its files, no work done twice, figures drawn again."""
 
 import csv
 import math
@@ -141,7 +141,7 @@ def test_nothing_to_draw_is_one_error_and_leaves_nothing(tmp_path):
 
 
 def test_the_command_fails_if_an_experiment_does(compose, tmp_path, capsys):
-    """Of what is not recorded there is a line in the report, and no traceback."""
+    """An experiment without a record has a line in the report, and no traceback."""
     cfg = compose("reproduce", "preset=smoke", f"output.root={tmp_path}", "draw_only=true")
     for command in (lambda: reproduce.run(cfg), lambda: jobs.run_alone(cfg, trajectories)):
         with pytest.raises(FileNotFoundError, match=r"trajectories\.json.*leave draw_only out"):
@@ -169,7 +169,7 @@ def test_a_failure_is_reported_by_name(compose, tmp_path, monkeypatch):
 
 
 def test_after_a_failure_the_others_go_on(compose, tmp_path, monkeypatch):
-    """And what there is of an earlier time is marked as such; also if it cannot be read."""
+    """Results of an earlier run are marked as such, also if they cannot be read."""
 
     def fail(*args):
         raise RuntimeError("out of memory\nand a lot more")

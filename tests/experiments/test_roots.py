@@ -1,4 +1,4 @@
-"""Two processes at one root; and tables that are no longer those that were measured."""
+"""Two processes at one root, and tables that were changed after they were written."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_whose_root_is_in_use_is_refused(compose, tmp_path, monkeypatch, name):
+def test_a_command_raises_if_its_root_is_in_use(compose, tmp_path, monkeypatch, name):
     config, options = (name, ()) if name != "trajectories" else ("reproduce", ())
     if config == "reproduce":
         options = ("preset=smoke",)

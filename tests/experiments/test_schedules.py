@@ -48,7 +48,7 @@ def test_any_schedule_of_optax(compose, name, arguments):
         ("cosine_decay_schedule", {"init_value": 0.0, "decay_steps": 40}),
     ],
 )  # fmt: skip
-def test_a_schedule_that_does_not_change_is_refused(compose, name, arguments):
+def test_a_constant_schedule_raises(compose, name, arguments):
     cfg = with_schedule(compose, name, **arguments)
     message = rf"^optimizer.learning_rate: optax.{name} is 0(.1)? at all steps from 0 to 40\. "
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""No line and no entry of an experiment's table is lost without a word."""
+"""A line or an entry that is missing in an experiment's table raises an error."""
 
 import csv
 import shutil
@@ -70,7 +70,7 @@ def test_a_run_that_is_missing(tmp_path, name):
 
 @pytest.mark.parametrize("name", reproduce.EXPERIMENTS)
 def test_a_table_without_rows_or_with_an_entry_that_is_none(tmp_path, name):
-    """Of every experiment, in its figure or its section of the report."""
+    """For every experiment, in its figure or its section of the report."""
     for path in RESULTS.glob("*.json"):
         shutil.copy(path, tmp_path)
     for path in RESULTS.glob("*.csv"):

@@ -1,4 +1,4 @@
-"""Descent, step programs, memory, and measurements that are made once."""
+"""Step programs, memory, and measurements that are made once."""
 
 import functools
 import json
@@ -56,7 +56,7 @@ def test_descent_by_the_formula():
         np.testing.assert_allclose(paths[60][step + 1], x, rtol=1e-5)
 
 
-def test_descent_refuses_no_steps():
+def test_descent_of_no_steps_raises():
     with pytest.raises(ValueError, match="num_steps must be at least 1; found 0"):
         make_descend(
             quadratic, jnp.ones(2), fwdgrad.backprop_value_and_grad,
@@ -106,7 +106,7 @@ def test_relative_costs_are_medians_of_ratios(monkeypatch):
     assert costs["a"]["over_reference"].value == pytest.approx(1 / 3)
 
 
-def test_peak_memory_is_what_was_allocated():
+def test_peak_memory_is_the_allocated_memory():
     """64 MiB that are written and freed; what was in use before does not count."""
     before = np.ones(2**25, np.uint8)
     found = peak_bytes(lambda: np.ones(2**26, np.uint8).sum())

@@ -14,7 +14,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_second_hold_is_refused_with_the_name_of_the_first(tmp_path):
+def test_a_second_hold_raises_with_the_name_of_the_first(tmp_path):
     with hold(tmp_path) as held:
         with pytest.raises(FolderInUseError) as refused, hold(tmp_path):
             pass
@@ -29,7 +29,7 @@ def test_a_second_hold_is_refused_with_the_name_of_the_first(tmp_path):
         held.check()
 
 
-def test_the_refused_one_leaves_the_files_that_the_holder_is_writing(tmp_path):
+def test_a_failed_hold_leaves_the_files_of_the_holder(tmp_path):
     with hold(tmp_path), atomic_write(tmp_path / "metrics.csv") as file:
         file.write("step\n")
         with pytest.raises(FolderInUseError), hold(tmp_path):
@@ -47,7 +47,7 @@ def test_folders_beside_and_within_each_other_are_held_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("holder", ['{"pid": 1, "token": "old"}', "", "{", "[]"])
-def test_files_of_a_killed_holder_are_in_nobodys_way(tmp_path, holder):
+def test_files_of_a_killed_holder_do_not_block_a_hold(tmp_path, holder):
     (tmp_path / ".lock").touch()
     (tmp_path / ".holder.json").write_text(holder)
     (tmp_path / ".metrics.csv-abc.unfinished").write_text("half")

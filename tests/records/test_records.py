@@ -107,7 +107,7 @@ def test_provenance_is_plain(tmp_path):
 
 
 def test_mean_interval_covers_as_often_as_it_says():
-    """Of normal samples of size 5: 95 % of 4,000 intervals, within 4.4 σ (p = 1e-5)."""
+    """For normal samples of size 5: 95 % of 4,000 intervals, within 4.4 σ (p = 1e-5)."""
     samples = np.random.default_rng(0).normal(size=(4_000, 5))
     covered = np.mean([i.low < 0 < i.high for i in map(mean_interval, samples)])
     assert abs(covered - 0.95) < 4.4 * (0.95 * 0.05 / 4_000) ** 0.5

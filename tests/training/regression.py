@@ -1,4 +1,4 @@
-"""A small problem for the training loop, and what is compared of its runs."""
+"""A small problem for the training loop, and comparisons of its runs."""
 
 import functools
 import json

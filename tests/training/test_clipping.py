@@ -1,4 +1,4 @@
-"""Clipping at a running quantile: the bound by NumPy, the memory of it, and what it prevents."""
+"""Clipping at a running quantile: the bound against NumPy, the history, divergence without it."""
 
 import re
 from types import SimpleNamespace

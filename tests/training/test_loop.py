@@ -71,7 +71,7 @@ def test_forward_run_equals_a_plain_loop_with_a_tangent_of_its_own_every_step(pr
     np.testing.assert_allclose(record.metrics[-1].valid_loss, expected, rtol=1e-3)
 
 
-def test_folder_of_another_run_is_refused(problem, tmp_path):
+def test_the_folder_of_another_run_raises(problem, tmp_path):
     run(problem, tmp_path)
     with pytest.raises(ValueError, match=f"folder {tmp_path} holds another run, with seed 3"):
         run(problem, tmp_path, seed=4)
@@ -182,7 +182,7 @@ def test_seeds_differ_and_estimators_share_examples_and_start(problem, tmp_path)
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 7])
-def test_divergence_stops_the_run_and_keeps_what_was_recorded(problem, tmp_path, steps_per_call):
+def test_divergence_stops_the_run_and_keeps_the_record_so_far(problem, tmp_path, steps_per_call):
     settings = Settings(500, 8, 5, steps_per_call)
     message = (
         r"the training loss is (inf|nan) at step \d+ \(learning rate .*command of the run with "
@@ -235,7 +235,7 @@ def test_minibatch_larger_than_the_training_set(problem, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_parameters_that_somebody_else_has_are_not_donated(problem, key):
+def test_the_users_parameters_are_not_donated(problem, key):
     params = problem.init(key)
     stepper = make_stepper(
         problem.loss, lambda key: params, problem.train, fwdgrad.backprop_value_and_grad,

@@ -1,4 +1,4 @@
-"""What makes a run another one: settings of JAX, code, versions; and arguments of no use."""
+"""Identity of a run: settings of JAX, code and versions; and wrong arguments."""
 
 import copy
 import importlib
@@ -132,7 +132,7 @@ def test_a_finished_run_of_other_code_is_used_with_a_warning(problem, finished, 
     assert record == read_run(finished)
 
 
-def test_an_unfinished_run_of_other_code_is_refused_unless_it_is_accepted(
+def test_an_unfinished_run_of_other_code_raises_unless_accepted(
     problem, unfinished, alone, copied, other_code
 ):
     folder, before = copied(unfinished), json.loads((unfinished / "run.json").read_text())
@@ -241,7 +241,7 @@ def test_seeds_that_are_accepted_have_keys_of_their_own():
         ({"compiler_options": "fast"}, TypeError, "compiler_options must be a dict or None; found"),
     ],
 )
-def test_settings_of_no_use(change, kind, message):
+def test_wrong_settings_raise(change, kind, message):
     values = {"num_steps": 1, "batch_size": 1, "eval_every": 1, "steps_per_call": 1}
     with pytest.raises(kind, match=message):
         Settings(**{**values, **change})

@@ -30,6 +30,6 @@ def test_decay_is_the_papers_formula(rate):
         (1.0, float("inf"), ValueError, "rate must be 0 or positive and finite; found inf"),
     ],
 )
-def test_decay_refuses_what_would_be_silently_constant(initial, rate, kind, message):
+def test_a_decay_that_would_be_silently_constant_raises(initial, rate, kind, message):
     with pytest.raises(kind, match=message):
         exponential_decay(initial, rate)
