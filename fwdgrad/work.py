@@ -4,7 +4,7 @@ from typing import Any
 
 _NOW = {
     "fwdgrad.training": (
-        "ClippingState DivergedError GuidedProblem Settings TrainableProblem "
+        "ClippingState DivergedError Settings TrainableProblem "
         "clip_by_running_quantile clipped_sgd exponential_decay finished_run guided_optimizer train"
     ),
     "fwdgrad.measurement": (

@@ -1,7 +1,7 @@
 """Objects of a `train` config: problem, estimator, optimizer; its identity, folder and run."""
 
 import inspect
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,7 @@ from fwdgrad.records import (
 )
 from fwdgrad.training import (
     Batches,
-    GuidedProblem,
     Settings,
-    TrainableProblem,
     finished_run,
     guided_optimizer,
     make_stepper,
@@ -73,7 +71,7 @@ def run(cfg: DictConfig) -> RunRecord:
 def _check_examples(cfg: DictConfig) -> None:
     """Raise ValueError if examples change each other's loss, where the space asks that they not."""
     if isinstance(instantiate(cfg.estimator.value_and_grad.space), Activities):
-        made = _plain_problem(cfg)
+        made = problem(cfg)
         examples = jax.tree.map(lambda x: x[:: max(1, len(x) // 8)][:8], made.train)
         check_examples_independent(made.loss, made.init(jax.random.key(cfg.seed)), examples)
 
@@ -152,10 +150,17 @@ def estimator(cfg: DictConfig) -> Any:
     _check_choices(cfg, unread)
     with settings.named("estimator.value_and_grad"):
         made = instantiate(cfg.estimator.value_and_grad, _convert_="all")
-        is_guided = hasattr(made(lambda params: params), "guide")
-    if not is_guided and ("guess" in cfg or "guess_rate" in cfg.estimator):
+        can_be_guided = hasattr(made(lambda params: params), "guided")
+    if not can_be_guided and ("guess" in cfg or "guess_rate" in cfg.estimator):
         _check_choices(cfg, ["guess"])
-    return made
+    if cfg.estimator.get("guess_rate") is None:
+        return made
+
+    @wraps(made.func)
+    def guided(loss: Any, **options: Any) -> Any:
+        return made.func(loss, **options).guided()
+
+    return partial(guided, **made.keywords)
 
 
 def _check_choices(cfg: DictConfig, unread: list[str]) -> None:
@@ -246,15 +251,8 @@ class Training:
         return self.state.loss
 
 
-def problem(cfg: DictConfig) -> TrainableProblem:
+def problem(cfg: DictConfig) -> Problem:
     """The problem of a `train` config; its data are those from before if nothing has changed."""
-    plain = _plain_problem(cfg)
-    if cfg.estimator.get("guess_rate") is None:
-        return plain
-    return GuidedProblem(plain, estimator(cfg)(plain.loss).guide, cfg.batch_size)
-
-
-def _plain_problem(cfg: DictConfig) -> Problem:
     make = OmegaConf.to_yaml(cfg.model.make, resolve=True)
     return _problem(make, cfg.dataset.name, cfg.dataset.folder)
 

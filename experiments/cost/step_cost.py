@@ -29,7 +29,6 @@ from omegaconf import DictConfig, OmegaConf
 import fwdgrad
 from experiments.common import commands, from_config, settings, style, tables
 from experiments.cost import pytorch_step
-from fwdgrad import Drawn
 from fwdgrad.measurement import (
     Interval,
     Step,
@@ -61,24 +60,37 @@ _FORM_COLUMNS = ("model", "estimator", "steps_per_call", "form", "seconds", "cho
 
 
 def _steps(problem: TrainableProblem) -> dict[str, Step]:
-    """What a step of each estimator does; and drawing the tangents alone."""
+    """Return the step of each estimator, and drawing the tangents alone."""
     forward = partial(fwdgrad.forward_value_and_grad, problem.loss)
     backprop = fwdgrad.backprop_value_and_grad
     low_rank: Any = forward(tangents=fwdgrad.LowRank())
 
-    def read(source: PyTree, params: PyTree, batch: PyTree) -> tuple[PyTree, Array]:
-        """Reads what was drawn and does nothing with it."""
-        drawn = source if isinstance(source, Drawn) else low_rank.draw(source, params, batch)
-        return params, sum(x.sum() for x in jax.tree.leaves(drawn))
-
-    steps = {
+    return {
         "loss": loss_step(problem.loss),
         "backprop": sgd_step(backprop(problem.loss)),
         "backprop_checkpointed": sgd_step(backprop(jax.checkpoint(problem.loss))),
         "forward_dense": sgd_step(forward(tangents=fwdgrad.Normal())),
         "forward_lowrank": sgd_step(low_rank),
+        "drawing": Step(_Drawing(low_rank), lambda params, _: params),
     }
-    return {**steps, "drawing": steps["forward_lowrank"]._replace(make=read)}
+
+
+class _Drawing:
+    """The tangents of an estimator, drawn and summed, with the protocol of an estimator."""
+
+    draws_ahead = True
+
+    def __init__(self, value_and_grad: Any):
+        self.draw = value_and_grad.draw
+
+    def init(self, params: PyTree, batch: PyTree) -> PyTree:
+        return params
+
+    def along(self, drawn: PyTree, params: PyTree, batch: PyTree) -> tuple[Array, None]:
+        return sum(x.sum() for x in jax.tree.leaves(drawn)), None
+
+    def __call__(self, key: Array, params: PyTree, batch: PyTree) -> tuple[Array, None]:
+        return self.along(self.draw(key, params, batch), params, batch)
 
 
 def run(cfg: DictConfig) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import optax
 from omegaconf import DictConfig, OmegaConf
 
-import fwdgrad
 from experiments.common import from_config
 from experiments.quality.laws import expected_error, expected_squared_cosine
 from fwdgrad.training import first_params, guided_optimizer
@@ -84,7 +83,7 @@ def _sums(
 
     def draw(total: PyTree, key: Array) -> tuple[PyTree, dict[str, Array]]:
         found = value_and_grad(key, at, batch)[1]
-        found = found.params if isinstance(found, fwdgrad.Guided) else found
+        found = value_and_grad.params_of(found)
         error = jax.tree.map(jnp.subtract, found, target)
         cosine = _cosine(*(jax.tree.leaves(x) for x in (found, target)))
         hidden = [jax.tree.leaves(x)[:-_LAST_LEAVES] for x in (found, target)]
@@ -116,12 +115,11 @@ def _cosine(a: list[Array], b: list[Array]) -> Array:
 def _with_guess(
     config: DictConfig, value_and_grad: Any, params: PyTree, batch: PyTree, steps: int
 ) -> PyTree:
-    """The parameters, with a guess learnt at them if the estimator has one."""
+    """Return the estimator's state at the parameters, with a guess learnt there if it has one."""
     if (rate := config.estimator.get("guess_rate")) is None:
-        return params
-    guided = value_and_grad.guide(params, batch)
+        return value_and_grad.init(params, batch)
     optimizer = guided_optimizer(optax.set_to_zero(), rate)
-    learning = from_config.Training(config, init=lambda key: guided, transformation=optimizer)
+    learning = from_config.Training(config, init=lambda key: params, transformation=optimizer)
     learning.advance(steps)
     return learning.state.params
 

@@ -1,28 +1,27 @@
-"""How K directional derivatives d_k = ∇f·v_k become one estimate, g = Σ_k w_k v_k."""
+"""From K directional derivatives d_k = ∇f·v_k to one estimate, g = Σ_k w_k v_k: the weights w."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from fwdgrad.util.batched_linalg import least_squares
 from fwdgrad.util.trees import Array
 
 
 class Aggregation(Protocol):
-    """What `forward_value_and_grad(aggregation=...)` takes."""
+    """The protocol of `forward_value_and_grad(aggregation=...)`."""
 
-    def coefficients(self, derivatives: Array, gram: Callable[[], Array]) -> Array:
-        """The coefficients w (K,) of K tangents that are pushed forward together.
+    def coefficients(self, derivatives: Array, gram: Any) -> Array:
+        """Return the weights w (K,) of K tangents that are pushed forward together.
 
         Args:
           derivatives: d, (K,).
-          gram: makes the matrix of the products ⟨v_k, v_l⟩, (K, K).
+          gram: the matrix of the inner products ⟨v_k, v_l⟩, (K, K), or None unless `needs_gram`.
         """
         ...
 
     @property
-    def needs_all(self) -> bool:
-        """True if `coefficients` needs all tangents of an estimate: then none go in chunks."""
+    def needs_gram(self) -> bool:
+        """True if `coefficients` reads the Gram matrix: then all tangents go together."""
         ...
 
 
@@ -35,9 +34,10 @@ class Mean:
     [1.0, 2.0]
     """
 
-    needs_all = False
+    needs_gram = False
 
-    def coefficients(self, derivatives: Array, gram: Callable[[], Array]) -> Array:
+    def coefficients(self, derivatives: Array, gram: Any) -> Array:
+        del gram
         return derivatives / len(derivatives)
 
 
@@ -45,27 +45,27 @@ class Mean:
 class Projection:
     """The orthogonal projection of ∇f onto the span of the K tangents, w = (VᵀV)⁺ d.
 
-    The point of the span nearest to ∇f, which the directional derivatives determine: of d tangents
-    that are linearly independent it is ∇f itself, and cos² of its angle with ∇f has the mean K/d.
-    It is shorter than ∇f, E⟨g, ∇f⟩ = K/d ‖∇f‖², so it wants a learning rate d/K times that of the
-    mean. Nearly the same direction as the mean, if K is much smaller than d, since random tangents
-    are nearly orthogonal then.
+    The projection is the point of the span nearest to ∇f, and the directional derivatives determine
+    it: with d linearly independent tangents it is ∇f itself. The cosine of its angle with ∇f has
+    E cos² = K/d. It is shorter than ∇f, E⟨g, ∇f⟩ = K/d ‖∇f‖², so it wants a learning rate d/K times
+    that of the mean. For K much smaller than d it has nearly the direction of the mean, since then
+    random tangents are nearly orthogonal.
 
-    The condition of the Gram matrix is the square of V's, so close to K = d single precision loses
-    directions of the span that are hardly in it. Use `Orthogonal` tangents there, or float64.
+    The condition number of the Gram matrix is the square of V's. So close to K = d single precision
+    loses directions that are hardly in the span: use `Orthogonal` tangents there, or float64.
 
-    What is solved has forward derivatives alone: reverse mode through the estimate, as for learning
-    a learning rate, is an error of JAX here; use `jax.jvp`, or `Mean`.
+    The solution has forward derivatives alone: reverse mode through the estimate, as for learning a
+    learning rate, is an error of JAX here. Use `jax.jvp`, or `Mean`.
 
     >>> import jax.numpy as jnp
     >>> v = jnp.array([[1.0, 1.0], [1.0, -2.0]])
-    >>> w = Projection().coefficients(v @ jnp.array([3.0, 4.0]), lambda: v @ v.T)
+    >>> w = Projection().coefficients(v @ jnp.array([3.0, 4.0]), v @ v.T)
     >>> bool(jnp.allclose(w @ v, jnp.array([3.0, 4.0]), atol=1e-5))
     True
     """
 
-    needs_all = True
+    needs_gram = True
 
-    def coefficients(self, derivatives: Array, gram: Callable[[], Array]) -> Array:
+    def coefficients(self, derivatives: Array, gram: Any) -> Array:
         # Noise that is masked everywhere leaves rows of zeros, so not the inverse.
-        return least_squares(gram(), derivatives)
+        return least_squares(gram, derivatives)

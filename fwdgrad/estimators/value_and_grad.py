@@ -3,8 +3,49 @@
 import dataclasses
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+from fwdgrad.util.validation import check_callable
+
+R = TypeVar("R")
+
+
+class method_of_fun(Generic[R]):
+    """Decorate a method (self, a, b, /, *args, **kwargs) that passes *args, **kwargs to `fun`.
+
+    The signature of the method then has the arguments of `fun` by name, in which `jax.jit` finds
+    `static_argnames`.
+    """
+
+    def __init__(self, function: Callable[..., R]):
+        self._function = function
+
+    def __get__(self, instance: "ValueAndGrad | None", owner: Any = None) -> Callable[..., R]:
+        if instance is None:
+            return self._function
+        return instance.__dict__.setdefault(  # the same object each time, as `jax.jit` looks it up
+            self._function.__name__, _BoundMethod(self._function, instance)
+        )
+
+
+class _BoundMethod:
+    """A method of an estimator, with its documentation and a signature of its own."""
+
+    def __init__(self, function: Callable[..., Any], instance: "ValueAndGrad"):
+        self._function, self._instance = function, instance
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
+        self.__qualname__, self.__module__ = function.__qualname__, function.__module__
+        own = inspect.signature(function).parameters.values()
+        names = [x.name for x in own if x.kind is inspect.Parameter.POSITIONAL_ONLY]
+        if (signature := _signature(names[1:], instance.fun)) is not None:
+            self.__signature__ = signature
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(self._instance, *args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        return getattr, (self._instance, self.__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,8 +58,9 @@ class ValueAndGrad(ABC):
 
     Attributes:
       fun: the function.
-      draws_ahead: whether the object has a method `draw` of the same arguments, whose result may
-        be given in the place of the key.
+      draws_ahead: True if tangents can be drawn before they are used. Then the object has two more
+        methods: `draw(key, params, *args, **kwargs)` returns the tangents of a key, and
+        `along(drawn, params, *args, **kwargs)` the estimate by them.
 
     >>> class Zero(ValueAndGrad):
     ...     def __call__(self, key, params, /, *args, **kwargs):
@@ -26,12 +68,15 @@ class ValueAndGrad(ABC):
     >>> def loss(params, x, train=False): ...
     >>> print(inspect.signature(Zero(loss)))
     (key, params, /, x, train=False)
+    >>> print(inspect.signature(Zero(loss).init))
+    (params, /, x, train=False)
     """
 
     fun: Callable[..., Any]
     draws_ahead: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_callable(self.fun)
         fun, kind = self.fun, type(self)
         name = getattr(fun, "__name__", type(fun).__name__)
         doc = f"Return (value, gradient by the first argument after the key) of {name}."
@@ -41,26 +86,43 @@ class ValueAndGrad(ABC):
             "__module__": getattr(fun, "__module__", kind.__module__),
             "__doc__": f"{doc}\n\n{inspect.getdoc(fun) or ''}".rstrip(),
         }
-        if (signature := _signature(fun)) is not None:
+        if (signature := _signature(["key", "params"], fun)) is not None:
             told["__signature__"] = signature
         self.__dict__.update(told)
+
+    @method_of_fun
+    def init(self, params: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Return the state that training starts from, to be given to the call as its params.
+
+        For most estimators the state is the parameters themselves.
+        """
+        del args, kwargs
+        return params
+
+    def params_of(self, state: Any, /) -> Any:
+        """Return the parameters of `fun` in a state of `init`, or in its gradient."""
+        return state
 
     @abstractmethod
     def __call__(self, key: Any, params: Any, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Return (value, gradient), as the subclass describes."""
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        """The fields of the object by name, `fun` among them: the arguments that make its like."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     def __reduce__(self) -> Any:
         # Made anew from its options: a signature may hold annotations that cannot be pickled.
-        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return _make, (type(self), options)
+        return _make, (type(self), self._options)
 
 
 def _make(kind: type[ValueAndGrad], options: dict[str, Any]) -> ValueAndGrad:
     return kind(**options)
 
 
-def _signature(fun: Callable[..., Any]) -> inspect.Signature | None:
-    """(key, params, /, whatever comes after the first argument of fun), if that is known."""
+def _signature(names: Sequence[str], fun: Callable[..., Any]) -> inspect.Signature | None:
+    """Return (*names, /, the arguments of fun after its first), if these are known."""
     try:
         given = list(inspect.signature(fun).parameters.values())
     except Exception:  # of a function of C, or of a property that the object has of its own
@@ -70,7 +132,7 @@ def _signature(fun: Callable[..., Any]) -> inspect.Signature | None:
         given = given[1:]
     taken = {parameter.name for parameter in given}
     first = []
-    for name in ("key", "params"):
+    for name in names:
         while name in taken:  # the function has an argument of that name
             name += "_"
         taken.add(name)

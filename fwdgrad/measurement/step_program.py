@@ -23,32 +23,41 @@ _RATE = 1e-6  # small: however often the step is made, its numbers stay as they 
 
 
 class Step(NamedTuple):
-    """What a program does in a step.
+    """The operations of a step.
 
     Attributes:
-      draw: (keys of all steps, params, batch) -> what each step draws from, stacked.
-      make: (what it draws from, params, batch) -> (new params, a scalar).
+      value_and_grad: an estimator, or an object with its protocol, that returns a scalar and a
+        gradient; its tangents are drawn ahead of a loop as in training.
+      update: (its state, the gradient) -> the next state.
     """
 
-    draw: Callable[[Array, PyTree, PyTree], PyTree]
-    make: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, Array]]
+    value_and_grad: Any
+    update: Callable[[PyTree, PyTree], PyTree]
 
 
-def sgd_step(value_and_grad: Callable[..., Any]) -> Step:
-    """A training step with an estimator, (key, params, batch) -> (value, grad)."""
-
-    def make(source: PyTree, params: PyTree, batch: PyTree) -> tuple[PyTree, Array]:
-        value, grad = value_and_grad(source, params, batch)
-        return jax.tree.map(lambda p, g: p - _RATE * g, params, grad), value
-
-    return Step(partial(draw_ahead, value_and_grad), make)
+def sgd_step(value_and_grad: Any) -> Step:
+    """Return a training step with an estimator."""
+    return Step(value_and_grad, partial(jax.tree.map, lambda p, g: p - _RATE * g))
 
 
 def loss_step(loss: Callable[[PyTree, PyTree], Array]) -> Step:
-    """The loss alone, the unit of relative costs."""
-    return Step(
-        lambda keys, params, batch: keys, lambda _, params, batch: (params, loss(params, batch))
-    )
+    """Return a step that evaluates the loss alone, the unit of relative costs."""
+    return Step(Scalar(loss), lambda params, _: params)
+
+
+class Scalar:
+    """A scalar function of params and batch, with the protocol of an estimator but no gradient."""
+
+    draws_ahead = False
+
+    def __init__(self, function: Callable[[PyTree, PyTree], Array]):
+        self._function = function
+
+    def init(self, params: PyTree, batch: PyTree) -> PyTree:
+        return params
+
+    def __call__(self, key: Array, params: PyTree, batch: PyTree) -> tuple[Array, None]:
+        return self._function(params, batch), None
 
 
 class StepProgram:
@@ -88,19 +97,21 @@ class StepProgram:
                 return jax.tree.map(lambda x: x[i % num_batches], batches)
 
             if steps_per_call == 1:
-                return step.make(keys[0], params, batch(0))
-            sources = step.draw(keys, params, batch(0))
+                value, grad = step.value_and_grad(keys[0], params, batch(0))
+                return step.update(params, grad), value
+            estimate, sources = draw_ahead(step.value_and_grad, keys, params, batch(0))
 
             def body(carry: tuple[PyTree, Array], i: Array) -> tuple[tuple[PyTree, Array], None]:
                 params, total = carry
                 source = jax.tree.map(lambda x: x[i], sources)
-                params, value = step.make(source, params, batch(i))
-                return (params, total + value), None
+                value, grad = estimate(source, params, batch(i))
+                return (step.update(params, grad), total + value), None
 
             return jax.lax.scan(body, (params, jnp.float32(0)), jnp.arange(steps_per_call))[0]
 
         keys = jax.random.split(jax.random.key(1), steps_per_call)
-        self._params = jax.tree.map(jnp.copy, params)
+        first = jax.tree.map(lambda x: x[0], batches)
+        self._params = jax.tree.map(jnp.copy, step.value_and_grad.init(params, first))
         self._arguments = (batches, keys)
         start = time.perf_counter()
         lowered = jax.jit(run, donate_argnums=0).lower(self._params, *self._arguments)

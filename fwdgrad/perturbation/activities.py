@@ -1,21 +1,17 @@
-"""Perturbing what the layers compute, with other noise for every example.
+"""Activity perturbation (Ren et al. 2023): independent noise for each example.
 
-The loss is a mean of the losses ℓ_n of N examples. Noise ξ_n is put in at each site z of example n
-(`fwdgrad.perturbation.sites`), and pushed forward it gives the example's own directional derivative
-d_n = Σ_z ⟨∂ℓ_n/∂z, ξ_n⟩. So d_n ξ_n is an unbiased estimate of ∂ℓ_n/∂z, and pulled back through the
-line that made z of its weights, z = x W + b, the estimates for W and b are
+The loss is a mean of the losses ℓ_n of N examples. Noise ξ_n enters at each site z of example n
+(`fwdgrad.perturbation.sites`), a pre-activation. Pushed forward it gives the example's own
+directional derivative d_n = Σ_z ⟨∂ℓ_n/∂z, ξ_n⟩. So d_n ξ_n is an unbiased estimate of ∂ℓ_n/∂z.
+Pulled back through the one linear operation z = x W + b it is an estimate for W and b:
 
     (1/N) Σ_n x_nᵀ (d_n ξ_n)        (1/N) Σ_n d_n ξ_n
 
-Their variance goes with the number of units, not of weights. No derivative goes back through more
-than that line and the activation or pooling after it.
+The variance grows with the number of units, not of weights. Reverse mode goes no further than
+through that operation and the activation or pooling after it.
 
-Four things take more of the noise away. Where what follows is flat (a ReLU that is off) the
-derivative is known to be zero, and no noise goes in; where it is narrower (pooling) noise goes in
-there (`fwdgrad.perturbation.post_activation`). The noise of each site may be pushed forward for
-itself, so that sites do not disturb each other (`layerwise`). And what follows the last layer is a
-loss, whose derivative is at hand (`exact_last`). Of that, the derivatives of earlier layers may be
-guessed
+The variance is lowered further by `layerwise`, by `exact_last`, where a post-activation is flat or
+narrows (`fwdgrad.perturbation.post_activation`), and by a guess of the derivatives
 (`fwdgrad.perturbation.control_variates`).
 """
 
@@ -27,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.perturbation.control_variates import along, gradient_of_feedback
+from fwdgrad.perturbation.control_variates import feedback, gradient_of_feedback, inner_products
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.perturbation.minibatch import (
     check_own_losses,
@@ -38,7 +34,7 @@ from fwdgrad.perturbation.minibatch import (
 )
 from fwdgrad.perturbation.perturbed_loss import NoisyLoss, Pushed
 from fwdgrad.perturbation.sites import program
-from fwdgrad.perturbation.space import Estimate, Weigh
+from fwdgrad.perturbation.space import Derivatives, Estimate, PushedForward
 from fwdgrad.propagation.jaxprs import inlined
 from fwdgrad.propagation.record import current_record
 from fwdgrad.tangents.forms import gram, weighted_sum
@@ -51,31 +47,30 @@ from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
 
 @dataclass(frozen=True)
 class Activities:
-    """Tangents of what the layers compute, for every example its own.
+    """Activity perturbation: noise at pre-activations, independent for each example.
 
-    `fun` is as ever the mean loss over the examples of a minibatch, which all positional arguments
-    after the parameters have as their first axis; keyword arguments are the same for all. It is
-    evaluated for each example by itself, as a minibatch of one, and value and gradient are the mean
-    of that, also of a `fun` that sums. So examples must not change each other's loss, as in batch
-    normalisation, or with weights or masks that are normalised over the minibatch, and dropout
-    takes an array of keys, one for each example, by position; `check_examples_independent` compares
-    values to tell. Aux is stacked: an array that a
-    minibatch of one has of shape s comes as (N, *s).
+    `fun` is the mean loss over a minibatch. All positional arguments after the parameters have the
+    examples as their first axis; keyword arguments are the same for all. `fun` is evaluated for
+    each example by itself, as a minibatch of one, and value and gradient are the mean over these,
+    also of a `fun` that sums. So examples must not change each other's loss: no batch
+    normalisation, no weights or masks normalised over the minibatch, and for dropout an array of
+    keys, one for each example, by position. `check_examples_independent` compares values to find
+    out. Aux is stacked: an array that has shape s for a minibatch of one comes as (N, *s).
 
-    The model may be of any library, and is not touched: noise goes in where the loss's jaxpr has a
-    product, a convolution, a sum or a lookup with a parameter, or after the pooling of that. A
-    parameter that is used in another way (Σ W², weights that are scanned over) gets noise itself,
+    The model may be of any library and is not changed. Noise enters where the loss's jaxpr has a
+    product, a convolution, a sum or a lookup with a parameter, or after the pooling that follows. A
+    parameter that is used in another way (Σ W², weights that are scanned over) gets noise itself
     for that use, the same for all examples.
 
     Distributions sample the noise of an example, a list of arrays, one for each site.
 
     Args:
-      layerwise: push the noise of each site forward for itself, so that the derivative along each
-        is known alone. Takes as many tangents as there are sites, each from its site on.
-      exact_last: at the last sites, from which no way to the loss leads through another parameter,
-        take the derivative as it is: reverse mode through the loss alone (softmax minus one-hot).
-        What is multiplied by what another parameter decides, also where `stop_gradient` stands
-        before it, is not last. Elementwise products with fixed arrays count as the loss function.
+      layerwise: push the noise of each site forward separately, so that the derivative along it is
+        known alone. The cost is one tangent for each site, from that site on.
+      exact_last: take the exact derivative at the last sites, from which no way to the loss leads
+        through another parameter: reverse mode through the loss function alone (softmax minus
+        one-hot). A value is not last if it meets a value of another parameter in a product, even
+        behind `stop_gradient`. Elementwise products with fixed arrays count as the loss function.
 
     >>> import fwdgrad
     >>> def loss(params, x, y):
@@ -96,24 +91,26 @@ class Activities:
         return _AtActivities(self, loss, guess)
 
 
-class _OfExample(NamedTuple):
-    """What the estimate is made of, of one example, or stacked of all.
+class _Example(NamedTuple):
+    """An example, pushed forward; or all examples, each array with an axis of them in front.
 
     Attributes:
       outputs: of the loss, the loss first.
-      cotangents: site -> the estimate of ∂ℓ/∂z, but for noise that is one for all examples.
-      weights: for each group those of its tangents, (k,).
-      clip_rate: the share of the derivatives that was clipped.
-      errors: the exact derivatives that guesses are made of, flat.
-      residuals: site -> what noise has found besides the guess.
+      derivatives: one entry for each group of sites.
+      noise: site -> its tangents as they entered, of sites with noise of each example's own.
+      exact: site -> ∂ℓ/∂z, of sites whose derivative is exact.
+      errors: the exact derivatives that guesses are made of, flat; none without a guess.
+      guesses: site -> the guess of the derivative where its noise enters.
+      varying: the values that sites are pulled back with, of those that differ by example.
     """
 
     outputs: list[Array]
-    cotangents: dict[int, Array]
-    weights: list[Array]
-    clip_rate: Array
+    derivatives: list[Derivatives]
+    noise: dict[int, Any]
+    exact: dict[int, Array]
     errors: Array
-    residuals: dict[int, Array]
+    guesses: dict[int, Array]
+    varying: list[Array]
 
 
 class _AtActivities:
@@ -140,62 +137,36 @@ class _AtActivities:
         sites = self._loss.sites
         self._own = [i for i in self._loss.noisy if sites[i].per_example]
         self._shared = [i for i in self._loss.noisy if not sites[i].per_example]
+        read = self._loss.read
+        self._varying = [v for v in read if v in self._loss.varying]
+        self._fixed = [v for v in read if v not in self._loss.varying]
         if (record := current_record()) is not None:
-            record.sites = self.describe()
+            record.sites = self._loss.describe()
         self._guess: dict[int, Array] = {}
         if guess is not None:
             check_guess(guess, jax.eval_shape(self.first_guess))
             self._guess = dict(zip(self._own, guess, strict=True))
 
     def first_guess(self) -> PyTree:
-        """For each noisy site with noise of its own an array (exact derivatives, *its shape)."""
-        sites = self._loss.sites
-        number = sum(sites[i].variable.aval.size for i in self._exact)
+        """Return zeros (exact derivatives, *shape) for each site with its own noise by example."""
+        number = sum(self._loss.sites[i].variable.aval.size for i in self._exact)
         if not number:
-            remedy = (
-                "no last layer here has them of each example, see fwdgrad.explain"
-                if self._space.exact_last
-                else "say space=Activities(exact_last=True)"
-            )
+            remedy = "say space=Activities(exact_last=True)"
+            if self._space.exact_last:
+                remedy = "no last layer here has them of each example, see fwdgrad.explain"
             raise ValueError(
                 f"a guess at activities is made of the last layers' exact derivatives; {remedy}."
             )
         zeros = self._zeros(self._own)
         return [jnp.zeros((number, *z.shape), accumulation_dtype(z.dtype)) for z in zeros]
 
-    def describe(self) -> list[tuple[str, tuple[int, ...], list[int], str]]:
-        """Of each site its place, its shape, the indices of its parameters, and what it gets."""
-        loss = self._loss
-        inputs = {v: i for i, v in enumerate(loss.jaxpr.invars)}
-        rows = []
-        for i, site in enumerate(loss.sites):
-            kind = "noise of each example's own" if site.per_example else "noise, one for all"
-            if i in loss.exact:
-                kind = "its exact derivative"
-            parameters = sorted(inputs[v] for v in site.parameters)
-            rows.append(
-                (
-                    site.place,
-                    (loss.noisy[i].entry if i in loss.noisy else site.variable).aval.shape,
-                    parameters,
-                    kind,
-                )
-            )
-        return rows
-
     @property
     def _exact(self) -> list[int]:
-        """The sites whose exact derivatives feedback is made of."""
+        """The sites whose exact derivatives feedback reads."""
         return [i for i in self._loss.exact if self._loss.sites[i].per_example]
 
     def draw(self, distribution: TangentDistribution, keys: Array) -> Tangents:
-        """Of each noisy site, those that have their own noise first, with an axis of examples."""
-        with validation.error_note(
-            "space=Activities() samples tangents for each example by jax.vmap."
-        ):
-            return self._draw(distribution, keys)
-
-    def _draw(self, distribution: TangentDistribution, keys: Array) -> Tangents:
+        """Return the noise of each site: first sites with an axis of examples, then shared ones."""
         drawn: dict[int, Any] = {}
         for number, sites in enumerate(self._loss.groups):
             folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
@@ -203,7 +174,9 @@ class _AtActivities:
             if own := [i for i in sites if i in self._own]:
                 of_examples = jax.vmap(partial(keys_of_each, self._examples))(for_own)
                 sample = partial(sample_tangents, distribution, params=self._zeros(own))
-                drawn.update(zip(own, jax.vmap(sample, in_axes=1)(of_examples), strict=True))
+                note = "space=Activities() samples tangents for each example by jax.vmap."
+                with validation.error_note(note):
+                    drawn.update(zip(own, jax.vmap(sample, in_axes=1)(of_examples), strict=True))
             if shared := [i for i in sites if i in self._shared]:
                 noise = sample_tangents(distribution, for_shared, self._zeros(shared))
                 drawn.update(zip(shared, noise, strict=True))
@@ -217,83 +190,90 @@ class _AtActivities:
         sites = [self._loss.sites[i] for i in (*self._own, *self._shared)]
         check_drawn(found, expected, [f"the value at {site.place}" for site in sites])
 
-    def estimate(self, tangents: Tangents, weigh: Weigh) -> Estimate:
-        with noting_minibatches_of_one():
-            return self._estimate(tangents, weigh)
-
-    def _estimate(self, tangents: Tangents, weigh: Weigh) -> Estimate:
-        loss = self._loss
+    def push(self, tangents: Tangents, with_gram: bool) -> PushedForward:
         own, shared = tangents[: len(self._own)], tangents[len(self._own) :]
-        of_shared = dict(zip(self._shared, shared, strict=True))
-        varying = [v for v in loss.read if v in loss.varying]
-        fixed = [v for v in loss.read if v not in loss.varying]
+        shared_noise = dict(zip(self._shared, shared, strict=True))
 
-        def one(example: list[Array], own: list[Any]) -> tuple[_OfExample, list, list]:
-            noise = {**dict(zip(self._own, own, strict=True)), **of_shared}
-            pushed = loss.push(self._leaves, example, noise)
-            read = [[pushed.values[v] for v in of] for of in (varying, fixed)]
-            return self._of_example(pushed, weigh), read[0], read[1]
+        def of_example(example: list[Array], own: list[Any]) -> tuple[_Example, list[Array]]:
+            noise = {**dict(zip(self._own, own, strict=True)), **shared_noise}
+            pushed = self._loss.push(self._leaves, example, noise)
+            own_noise = {i: pushed.noise[i] for i in self._own}
+            errors, guesses = self._guesses(pushed)
+            derivatives = self._derivatives(pushed, guesses, with_gram)
+            varying, fixed = ([pushed.values[v] for v in x] for x in (self._varying, self._fixed))
+            found = pushed.outputs, derivatives, own_noise, pushed.exact, errors, guesses, varying
+            return _Example(*found), fixed
 
-        each, of_varying, of_fixed = jax.vmap(one, out_axes=(0, 0, None))(self._examples, own)
-        cotangents = each.cotangents
-        for sites, weights in zip(loss.groups, each.weights, strict=True):
-            for i in set(sites) & set(self._shared):
-                cotangents[i] = weighted_sum(of_shared[i], weights.sum(0), weights.dtype)
-        known = dict(zip(fixed, of_fixed, strict=True))
-        grad = self._pull_back(cotangents, known, dict(zip(varying, of_varying, strict=True)))
-        guess_grad = gradient_of_feedback(each.errors, each.residuals) if self._guess else []
-        losses, *aux = each.outputs
-        aux = self._flat.restore_aux(aux)
-        return Estimate(losses.mean(), aux, grad, each.clip_rate.mean(), guess_grad)
-
-    def _of_example(self, pushed: Pushed, weigh: Weigh) -> _OfExample:
-        cotangents = dict(pushed.exact)
-        errors, guesses = self._guesses(pushed)
-        of_groups, clip_rates, residuals = [], [jnp.zeros(0, jnp.float32)], {}
-        for sites, derivatives in zip(self._loss.groups, pushed.derivatives, strict=True):
-            put_in = {i: pushed.noise[i] for i in sites}
-            guessed = [i for i in sites if i in guesses]
-            if guessed:
-                known = along([put_in[i] for i in guessed], [guesses[i] for i in guessed])
-                derivatives = derivatives.astype(known.dtype) - known
-            size = self._size(sites, pushed.masks)
-            products = partial(gram, [*put_in.values()], accumulation_dtype(derivatives.dtype))
-            weights, clipped = weigh(derivatives, products, size)
-            of_groups.append(weights)
-            clip_rates.append(clipped[None] / len(self._loss.groups))
-            for i in set(sites) & set(self._own):
-                dtype = accumulation_dtype(weights.dtype)
-                cotangents[i] = weighted_sum(put_in[i], weights, dtype)
-                if i in guesses:
-                    residuals[i] = cotangents[i]
-                    cotangents[i] = cotangents[i] + guesses[i]
-                if i in pushed.pull_back:
-                    cotangents[i] = pushed.pull_back[i](cotangents[i])
-        clip_rate = jnp.concatenate(clip_rates).sum()
-        return _OfExample(pushed.outputs, cotangents, of_groups, clip_rate, errors, residuals)
-
-    def _size(self, sites: list[int], masks: dict[int, Array]) -> Any:
-        """How many entries of the sites' noise are put in, where that matters."""
-        entries = [self._loss.noisy[i].entry.aval for i in sites]
-        counts = [jnp.broadcast_to(masks[i], v.shape) for i, v in zip(sites, entries, strict=True)]
-        return sum(jnp.sum(mask, dtype=jnp.float32) for mask in counts)
+        with noting_minibatches_of_one():
+            each, fixed = jax.vmap(of_example, out_axes=(0, None))(self._examples, own)
+        value, aux = each.outputs[0].mean(), self._flat.restore_aux(each.outputs[1:])
+        residuals = each, fixed, shared_noise
+        return PushedForward(value, aux, each.derivatives, residuals)
 
     def _guesses(self, pushed: Pushed) -> tuple[Array, dict[int, Array]]:
-        """An example's exact derivatives e, and the guesses A e of the others, if there are any."""
+        """Return an example's exact derivatives e, and the guesses A e of the other derivatives."""
         if not self._guess:
             return jnp.zeros(0), {}
         errors = jnp.concatenate([pushed.exact[i].ravel() for i in self._exact])
-        return errors, {
-            i: jnp.where(pushed.masks[i], jnp.tensordot(errors.astype(matrix.dtype), matrix, 1), 0)
-            for i, matrix in self._guess.items()
-        }
+        return errors, {i: feedback(errors, a, pushed.masks[i]) for i, a in self._guess.items()}
+
+    def _derivatives(
+        self, pushed: Pushed, guesses: dict[int, Array], with_gram: bool
+    ) -> list[Derivatives]:
+        """Return an example's derivatives along the noise of each group, without guessed parts."""
+        found = []
+        for sites, along in zip(self._loss.groups, pushed.derivatives, strict=True):
+            if guessed := [i for i in sites if i in guesses]:
+                noise = [pushed.noise[i] for i in guessed]
+                known = inner_products(noise, [guesses[i] for i in guessed])
+                along = along.astype(known.dtype) - known
+            dtype = accumulation_dtype(along.dtype)
+            products = gram([pushed.noise[i] for i in sites], dtype) if with_gram else None
+            shapes = {i: self._loss.noisy[i].entry.aval.shape for i in sites}
+            masks = [jnp.broadcast_to(pushed.masks[i], shape) for i, shape in shapes.items()]
+            num_entries = sum(jnp.sum(mask, dtype=jnp.float32) for mask in masks)
+            found.append(Derivatives(along, products, num_entries))
+        return found
+
+    def combine(self, pushed: PushedForward, weights: Sequence[Array]) -> Estimate:
+        each, fixed, shared_noise = pushed.residuals
+        with noting_minibatches_of_one():
+            combined = jax.vmap(partial(self._combined, fixed))
+            own, residuals = combined(each, list(weights))
+        cotangents = dict(sorted({**each.exact, **own}.items()))
+        for sites, of_group in zip(self._loss.groups, weights, strict=True):
+            for i in [i for i in sites if i in shared_noise]:
+                cotangents[i] = weighted_sum(shared_noise[i], of_group.sum(0), of_group.dtype)
+        with noting_minibatches_of_one():
+            grad = self._pull_back(cotangents, fixed, each.varying)
+        return Estimate(grad, gradient_of_feedback(each.errors, residuals) if self._guess else [])
+
+    def _combined(
+        self, fixed: list[Array], example: _Example, weights: list[Array]
+    ) -> tuple[dict[int, Array], dict[int, Array]]:
+        """Return an example's estimates of ∂ℓ/∂z by site, and their parts besides the guess."""
+        values = self._values(fixed, example.varying)
+        cotangents, residuals = {}, {}
+        for sites, of_group in zip(self._loss.groups, weights, strict=True):
+            for i in [i for i in sites if i in example.noise]:
+                found = weighted_sum(example.noise[i], of_group, accumulation_dtype(of_group.dtype))
+                if i in example.guesses:
+                    residuals[i] = found
+                    found = found + example.guesses[i]
+                if (after := self._loss.noisy[i].post_activation) is not None:
+                    found = after.pull_back(values)(found)
+                cotangents[i] = found
+        return cotangents, residuals
+
+    def _values(self, fixed: list[Array], varying: list[Array]) -> dict[Any, Array]:
+        """Return the values that sites are pulled back with, by variable."""
+        return dict(zip([*self._fixed, *self._varying], [*fixed, *varying], strict=False))
 
     def _pull_back(
-        self, cotangents: dict[int, Array], fixed: dict[Any, Array], varying: dict[Any, Array]
+        self, cotangents: dict[int, Array], fixed: list[Array], varying: list[Array]
     ) -> list[Array]:
-        """From cotangents at sites to those of the parameters, each through its site's program."""
+        """Pull cotangents at sites back to the parameters, each through its site's program."""
         loss = self._loss
-        names = list(varying)
 
         def values_of_sites(leaves: list[Array]) -> list[Array]:
             values = []
@@ -301,13 +281,13 @@ class _AtActivities:
                 site = loss.sites[i]
                 run = program(loss.jaxpr, site)
 
-                def of_example(own: list[Array], run: Any = run) -> Array:
-                    return run(leaves, {**fixed, **dict(zip(names, own, strict=True))})
+                def of_example(varying: list[Array], run: Any = run) -> Array:
+                    return run(leaves, self._values(fixed, varying))
 
                 if site.per_example:
-                    values.append(jax.vmap(of_example)(list(varying.values())))
+                    values.append(jax.vmap(of_example)(varying))
                 else:
-                    values.append(run(leaves, fixed))
+                    values.append(run(leaves, self._values(fixed, [])))
             return values
 
         values, pull_back = jax.vjp(values_of_sites, self._leaves)

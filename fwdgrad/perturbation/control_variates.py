@@ -1,27 +1,26 @@
-"""Guesses of the gradient: what an estimator is told beforehand, and need not find by chance.
+"""Control variates: a guess of the gradient, which lowers the variance and keeps the mean.
 
-Any guess leaves the estimate unbiased, and a good one takes noise from it. It travels beside the
-parameters, `Guided(params, guess)`, and like them it has a gradient, that of the squared error of
-the guess: so one training loop learns both, and where a guess comes from is an optimizer's choice.
+Any guess leaves the estimate unbiased, and a good one lowers its variance. A guess stands beside
+the parameters, `Guided(params, guess)`, and has a gradient as they have, that of its squared error.
+So one training loop learns both, and the optimizer decides how the guess is learned.
 
 **At the parameters** a guess is a direction u, a pytree like them: an older gradient, a momentum.
-With û = u/‖u‖ its derivative s = ∇f·û is found exactly, by a pass of its own, and the K tangents
-only look for the rest of the gradient, ∇f − s û, in the directions v'_k = v_k − ⟨û, v_k⟩ û:
+The derivative along û = u/‖u‖, s = ∇f·û, is found exactly by one more pass. The K tangents estimate
+only the rest of the gradient, ∇f − s û, by their parts across û, v'_k = v_k − ⟨û, v_k⟩ û:
 
     g = s û + (1/K) Σ_k (d_k − s ⟨û, v_k⟩) v'_k        E[g] = ∇f
 
-whose error is about (1 − cos²(u, ∇f)) of that without a guess, if there are many dimensions. The
-gradient of the guess is u − g, so that steps of 1 make u the last estimate, and steps of 1 − β a
-momentum of decay β.
+In many dimensions its variance is about (1 − cos²(u, ∇f)) times that without a guess. The gradient
+of the guess is u − g: steps of 1 make u the last estimate, steps of 1 − β a momentum of decay β.
 
-**At activities** a guess is a feedback, a matrix A_z for each noisy site z: from e_n, the exact
-derivatives of example n's loss by what the last layers compute, it guesses those by what an earlier
-layer does, c_n = A_z e_n. It is a control variate: noise is only asked what is left of them,
+**At activities** a guess is a feedback, a matrix A_z for each noisy site z. From e_n, the exact
+derivatives of example n's loss by the pre-activations of the last layers, it predicts those by an
+earlier pre-activation, c_n = A_z e_n. The noise estimates only the rest:
 
     c_n + (1/K) Σ_k (d_nk − ⟨c_n, ξ_nk⟩) ξ_nk        of the expectation ∂ℓ_n/∂z
 
-The gradient of A_z is −mean_n r_n e_nᵀ / mean_n ‖e_n‖², with r_n the second term above: least mean
-squares, learned from the directional derivatives alone. No weights are transported back.
+The gradient of A_z is −mean_n r_n e_nᵀ / mean_n ‖e_n‖², with r_n the second term above: normalised
+least mean squares, learned from directional derivatives alone. No weights are transported back.
 """
 
 from typing import Any, NamedTuple
@@ -35,14 +34,14 @@ from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
 
 
 class Guided(NamedTuple):
-    """Parameters and a guess of the gradient, to be given to an estimator in the place of params.
+    """Parameters and a guess of the gradient: the params of `value_and_grad.guided()`.
 
-    The gradient then is a `Guided` too, and guess − rate · its guess is the next guess, for a rate
-    from 0 to 1: of a direction 1 makes it the last estimate, and 1 − β a momentum. A first guess,
-    zero, is made by `value_and_grad.guide`.
+    The gradient is a `Guided` too, and guess − rate · (its guess) is the next guess, for a rate
+    from 0 to 1: of a direction 1 makes it the last estimate, and 1 − β a momentum. The first guess,
+    zero, comes from `value_and_grad.guided().init(params, *args)`.
 
     Attributes:
-      params: what `fun` is called with.
+      params: the params of `fun`.
       guess: of the structure that the estimator's space asks for; at the parameters that of
         `params`, or of dicts, lists and tuples with None for leaves that have no gradient. Beside
         such leaves in any other class it is the list of the arrays.
@@ -52,25 +51,66 @@ class Guided(NamedTuple):
     guess: PyTree
 
 
+class ExactDirection(NamedTuple):
+    """A guess of the gradient as a direction û along which the derivative is known exactly.
+
+    Attributes:
+      direction: û, of about length 1, a list of arrays.
+      square: ‖û‖², or 1 if û is zero. (Rounded in half precision û is not quite of length 1.)
+      slope: ∇f·û / ‖û‖².
+      products: ⟨û, v_k⟩ with each of K tangents, (K,).
+    """
+
+    direction: list[Array]
+    square: Array
+    slope: Array
+    products: Array
+
+    def across(self, derivatives: Array, gram: Array | None) -> tuple[Array, Array | None]:
+        """Return the derivatives (K,) and the Gram matrix of the tangents' parts across û."""
+        rest = derivatives.astype(self.slope.dtype) - self.slope * self.products
+        if gram is not None:
+            gram = gram - jnp.outer(self.products, self.products) / self.square
+        return rest, gram
+
+    def completed(self, sums: list[Array], weights: Array) -> list[Array]:
+        """Return s û + Σ_k w_k v'_k, from the sums Σ_k w_k v_k of the whole tangents."""
+        length = self.slope - jnp.dot(weights, self.products) / self.square
+        return [
+            g + length.astype(g.dtype) * u.astype(g.dtype)
+            for g, u in zip(sums, self.direction, strict=True)
+        ]
+
+
+def exact_direction(
+    direction: list[Array], derivative: Array, tangents: list[Any], dtype: Any
+) -> ExactDirection:
+    """Return a direction of `unit` with the derivative ∇f·û, and its products with the tangents."""
+    length = _square(direction).astype(dtype)
+    length = jnp.where(length > 0, length, 1)
+    products = inner_products(tangents, direction).astype(dtype)
+    return ExactDirection(direction, length, derivative.astype(dtype) / length, products)
+
+
 def unit(direction: list[Array]) -> list[Array]:
-    """A direction over several arrays at about length 1, but for rounding; zero stays zero.
+    """Return a direction over several arrays at about length 1, up to rounding; zero stays zero.
 
     >>> [x.tolist() for x in unit([jnp.array([3.0]), jnp.array([0.0, 4.0])])]
     [[0.6000000238418579], [0.0, 0.800000011920929]]
     """
-    length = jnp.sqrt(square(direction))
+    length = jnp.sqrt(_square(direction))
     scale = 1 / jnp.where(length > 0, length, 1)
     return [(x.astype(scale.dtype) * scale).astype(x.dtype) for x in direction]
 
 
-def square(direction: list[Array]) -> Array:
-    """The squared length of a direction over several arrays."""
+def _square(direction: list[Array]) -> Array:
+    """Return the squared length of a direction over several arrays."""
     dtype = accumulation_dtype(*(x.dtype for x in direction))
     return jnp.stack([jnp.sum(jnp.square(x.astype(dtype))) for x in direction]).sum()
 
 
-def along(tangents: list[Any], cotangents: list[Array]) -> Array:
-    """Σ over the arrays of the products ⟨c, v_k⟩, (K,)."""
+def inner_products(tangents: list[Any], cotangents: list[Array]) -> Array:
+    """Return Σ over the arrays of the inner products ⟨c, v_k⟩, (K,)."""
     dtype = accumulation_dtype(*(c.dtype for c in cotangents))
     products = []
     for v, c in zip(tangents, cotangents, strict=True):
@@ -81,8 +121,19 @@ def along(tangents: list[Any], cotangents: list[Array]) -> Array:
     return sum(products[1:], products[0])
 
 
+def feedback(errors: Array, matrix: Array, mask: Array) -> Array:
+    """Return the guess A e of an example's derivative by a pre-activation, zero where masked.
+
+    Args:
+      errors: e, the exact derivatives, (E,).
+      matrix: A, (E, *shape of the pre-activation).
+      mask: True where noise enters.
+    """
+    return jnp.where(mask, jnp.tensordot(errors.astype(matrix.dtype), matrix, 1), 0)
+
+
 def gradient_of_feedback(errors: Array, residuals: dict[int, Array]) -> list[Array]:
-    """The gradients of feedback, −mean_n e_n r_n / mean_n ‖e_n‖² for each site.
+    """Return the gradients of feedback, −mean_n e_n r_n / mean_n ‖e_n‖² for each site.
 
     Args:
       errors: e, (N, E).

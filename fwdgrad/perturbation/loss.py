@@ -79,11 +79,11 @@ class Loss:
 
 
 def check_unguided(params: PyTree) -> None:
-    """Raises TypeError if there is a guess beside the parameters, where none is made use of."""
+    """Raise TypeError if there is a guess beside the parameters, where none is used."""
     if isinstance(params, Guided):
         raise TypeError(
-            "params is a Guided, parameters and a guess, which forward_value_and_grad alone makes "
-            "use of; pass its params alone."
+            "params is a Guided, parameters and a guess, which only the estimator that "
+            "forward_value_and_grad(...).guided() returns takes; pass its params alone."
         )
 
 

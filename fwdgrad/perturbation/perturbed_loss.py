@@ -1,6 +1,6 @@
 """One example pushed forward with noise at its sites, and exactly from its last ones on."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -34,8 +34,7 @@ class Pushed(NamedTuple):
       noise: site -> its k tangents, zero where the mask is.
       masks: site -> the entries at which noise goes in, a boolean or an array of its shape.
       exact: site -> ∂ℓ/∂z, of the sites whose derivative is exact.
-      pull_back: site -> from the derivative at the entry of its noise to that by its value.
-      values: variable -> value, of those that the sites' programs read.
+      values: variable -> value, of those that pulling back to the parameters reads.
     """
 
     outputs: list[Array]
@@ -43,7 +42,6 @@ class Pushed(NamedTuple):
     noise: dict[int, Any]
     masks: dict[int, Array]
     exact: dict[int, Array]
-    pull_back: dict[int, Callable[[Array], Array]]
     values: dict[Any, Array]
 
 
@@ -73,7 +71,7 @@ class NoisyLoss:
       exact: the sites whose derivative is taken exactly, if `exact_last` those that are last.
       noisy: the others, by index.
       groups: the indices of the noisy sites, parted by whose noise goes together.
-      read: the variables that the sites' programs read.
+      read: the variables that the sites' programs, and post-activations that narrow, read.
     """
 
     def __init__(self, jaxpr: Program, num_parameters: int, layerwise: bool, exact_last: bool):
@@ -86,7 +84,9 @@ class NoisyLoss:
         self.noisy = {i: self._noisy_site(i, plan) for i in noisy}
         in_head = set(plan.head) if self.exact else set()
         self._head = [self.jaxpr.eqns[i] for i in sorted(in_head)]
-        self.read = self._in_order({v for site in self.sites for v in site.read})
+        after = [x.post_activation for x in self.noisy.values() if x.post_activation is not None]
+        back: list[Any] = [*self.sites, *(x for x in after if x.narrows)]
+        self.read = self._in_order({v for x in back for v in x.read})
         made = {v for e in self._head for v in e.outvars}
         read = {v for e in self._head for v in e.reads} - made
         self._into_head = self._in_order(read | {self.sites[i].variable for i in self.exact})
@@ -144,6 +144,19 @@ class NoisyLoss:
             kept.update(v for e in step.equations for v in e.reads)
         return steps
 
+    def describe(self) -> list[tuple[str, tuple[int, ...], list[int], str]]:
+        """Return place, shape, indices of its parameters, and kind of derivative of each site."""
+        inputs = {v: i for i, v in enumerate(self.jaxpr.invars)}
+        rows = []
+        for i, site in enumerate(self.sites):
+            kind = "noise of each example's own" if site.per_example else "noise, one for all"
+            if i in self.exact:
+                kind = "its exact derivative"
+            entry = self.noisy[i].entry if i in self.noisy else site.variable
+            parameters = sorted(inputs[v] for v in site.parameters)
+            rows.append((site.place, entry.aval.shape, parameters, kind))
+        return rows
+
     def _in_order(self, chosen: Set[Any]) -> list[Any]:
         """Return variables in the order in which they are made, the same in every run."""
         made = [v for e in self.jaxpr.eqns for v in e.outvars]
@@ -193,11 +206,6 @@ class NoisyLoss:
             {i: put_in[i] for i in self.noisy},
             {i: masks[i] for i in self.noisy},
             exact,
-            {
-                i: site.post_activation.pull_back(values)
-                for i, site in self.noisy.items()
-                if site.post_activation is not None
-            },
             {v: values[v] for v in self.read},
         )
 

@@ -1,10 +1,15 @@
 """The protocol of a space: tangents of the parameters, or noise at pre-activations.
 
-A space evaluates a loss along K tangents and makes the estimate of them; how many there are, from
-which distribution, and how their derivatives become one estimate is none of its business.
+A space evaluates a loss along tangents. The estimator alone knows their distribution, how many
+there are in all, and how their derivatives become one estimate. It calls, one after the other,
+
+    evaluation = space.at(loss, guess)
+    tangents   = evaluation.draw(distribution, keys)
+    pushed     = evaluation.push(tangents, with_gram)    the loss, d_k = ∇f·v_k
+    estimate   = evaluation.combine(pushed, weights)     Σ_k w_k v_k
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from fwdgrad.perturbation.loss import Loss
@@ -12,26 +17,48 @@ from fwdgrad.tangents.independent import TangentDistribution
 from fwdgrad.tangents.sampling import Tangents
 from fwdgrad.util.trees import Array, PyTree
 
-# (derivatives (K,), a function that makes the Gram matrix of their tangents, the number of entries
-# of a tangent) -> their weights in the estimate (K,), and the share of them that was clipped.
-Weigh = Callable[[Array, Callable[[], Array], Any], tuple[Array, Array]]
+
+class Derivatives(NamedTuple):
+    """Directional derivatives along a group of K tangents, which are pushed forward together.
+
+    Where each example has tangents of its own, all arrays have an axis of examples in front.
+
+    Attributes:
+      along: the derivatives d_k, (K,).
+      gram: the inner products ⟨v_k, v_l⟩, (K, K), or None if they are not needed.
+      num_entries: the number of entries of a tangent, without masked ones.
+    """
+
+    along: Array
+    gram: Array | None
+    num_entries: Any
 
 
-class Estimate(NamedTuple):
-    """The loss, and the estimate of its gradient by K tangents.
+class PushedForward(NamedTuple):
+    """A loss, pushed forward along tangents.
 
     Attributes:
       value, aux: of the loss.
-      grad: for each leaf of the parameters, Σ_k w_k v_k and what is added to that, in accumulation
-        dtypes.
-      clip_rate: the share of the derivatives that was clipped.
-      guess_grad: for each leaf of the guess, if there is one, its gradient.
+      derivatives: one entry for each group of tangents.
+      residuals: the rest of what `combine` reads, as the space keeps it.
     """
 
     value: Array
     aux: PyTree
+    derivatives: list[Derivatives]
+    residuals: Any
+
+
+class Estimate(NamedTuple):
+    """The estimate of the gradient by some tangents.
+
+    Attributes:
+      grad: for each leaf of the parameters Σ_k w_k v_k, with exact parts and the guess added, in
+        accumulation dtypes.
+      guess_grad: for each leaf of the guess, if there is one, its gradient.
+    """
+
     grad: list[Array]
-    clip_rate: Array
     guess_grad: list[Array]
 
 
@@ -39,25 +66,29 @@ class Evaluation(Protocol):
     """A loss at given parameters and arguments, ready to be evaluated along tangents."""
 
     def first_guess(self) -> PyTree:
-        """A guess of zeros."""
+        """Return a guess of zeros."""
         ...
 
     def draw(self, distribution: TangentDistribution, keys: Array) -> Tangents:
-        """As many tangents as keys."""
+        """Return as many tangents as keys."""
         ...
 
     def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
-        """Raises ValueError unless `found` are tangents such as `draw` makes, `expected`."""
+        """Raise ValueError unless `found` are tangents such as `draw` returns, `expected`."""
         ...
 
-    def estimate(self, tangents: Tangents, weigh: Weigh) -> Estimate:
-        """The estimate by these tangents."""
+    def push(self, tangents: Tangents, with_gram: bool) -> PushedForward:
+        """Push the loss forward along the tangents of each group, with Gram matrices if asked."""
+        ...
+
+    def combine(self, pushed: PushedForward, weights: Sequence[Array]) -> Estimate:
+        """Return the estimate with these weights, of each group an array like its derivatives."""
         ...
 
 
 class Space(Protocol):
-    """What `forward_value_and_grad(space=...)` takes."""
+    """The protocol of `forward_value_and_grad(space=...)`."""
 
     def at(self, loss: Loss, guess: PyTree = None) -> Evaluation:
-        """The loss at its parameters and arguments."""
+        """Return an evaluation of the loss at its parameters and arguments."""
         ...

@@ -1,16 +1,16 @@
-"""Tangents of the parameters: the estimate from directional derivatives of the whole loss."""
+"""Weight perturbation: tangents of the parameters, directional derivatives of the whole loss."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.perturbation.control_variates import along, square, unit
+from fwdgrad.perturbation.control_variates import exact_direction, unit
 from fwdgrad.perturbation.layer_groups import Layers
 from fwdgrad.perturbation.loss import Loss
-from fwdgrad.perturbation.space import Estimate, Weigh
+from fwdgrad.perturbation.space import Derivatives, Estimate, PushedForward
 from fwdgrad.propagation.pushforward import Pushforward
 from fwdgrad.propagation.record import current_record
 from fwdgrad.tangents.forms import count_tangents, gram, weighted_sum
@@ -22,22 +22,22 @@ from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
 
 @dataclass(frozen=True)
 class Weights:
-    """Tangents of the parameters: one directional derivative of the whole loss for each.
+    """Weight perturbation: one directional derivative of the whole loss for each tangent.
 
-    E‖g‖² grows with the number of parameters, but nothing is asked of the loss. All parameters are
-    perturbed, and so those too of which the loss is independent get an estimate that is zero in the
-    mean alone: leave frozen ones out of `params`.
+    Any loss will do, and E‖g‖² grows with the number of parameters. All parameters are perturbed.
+    Parameters that the loss does not depend on get an estimate that is zero only in the mean: leave
+    frozen ones out of `params`.
 
     Args:
-      layerwise: push the tangents of each layer's parameters forward for themselves, so that layers
-        do not disturb each other: each has a derivative of its own, and E‖g‖² is the sum of what
-        each has alone. Takes as many tangents, and as many passes, as there are layers.
-      exact_last: take the gradient by the parameters that only the loss function follows as it is:
-        reverse mode through the last layer and the loss (softmax minus one-hot, times the layer's
-        input). The tangents are those of the other parameters. The loss is evaluated once more.
-        A guess is one of the other parameters' gradient alone. Arrays that are passed by position
-        count as data, and a product with data as part of the loss function; so give `fun` weights
-        that stay fixed as keyword arguments, or layers of them may count as part of it, too.
+      layerwise: push the tangents of each layer's parameters forward separately. Each layer has a
+        directional derivative of its own, without the noise of the others, and E‖g‖² is the sum of
+        the layers' own. The cost is one tangent and one pass for each layer.
+      exact_last: take the exact gradient by the last layer's parameters, those that only the loss
+        function follows: reverse mode through the last layer and the loss (softmax minus one-hot,
+        times the layer's input). The other parameters have tangents, and a guess is one of their
+        gradient alone. The loss is evaluated once more. Arrays that are passed by position count as
+        data, and a product with data as part of the loss function. So pass fixed weights to `fun`
+        as keyword arguments, or layers made of them may count as part of the loss function, too.
 
     >>> import fwdgrad
     >>> def loss(params, x, y):
@@ -57,12 +57,12 @@ class Weights:
 
 
 class _AtWeights:
-    """Evaluates a loss along tangents of its parameters.
+    """A loss, to be evaluated along tangents of its parameters.
 
     Attributes:
       leaves: the parameters that have tangents.
-      exact: the others, which have their exact gradient, by name.
-      pushforward: of the loss, along tangents of `theta`.
+      exact: the other parameters, by name: their gradient is exact.
+      pushforward: of the loss, along tangents of `leaves`.
     """
 
     def __init__(self, space: Weights, loss: Loss, guess: PyTree):
@@ -98,7 +98,7 @@ class _AtWeights:
             self._guess = jax.tree.leaves(guess)
 
     def _merged(self, leaves: Iterable[Any], exact: Iterable[Any]) -> list[Any]:
-        """One value for each leaf of the parameters, from those of both kinds."""
+        """Return one value for each leaf of the parameters, from those of both kinds."""
         parts = [iter(leaves), iter(exact)]
         return [next(parts[is_exact]) for is_exact in self._is_exact]
 
@@ -125,70 +125,55 @@ class _AtWeights:
     def check_drawn(self, found: Sequence[Any], expected: Sequence[Any]) -> None:
         check_drawn(found, expected, self.pushforward.names)
 
-    def estimate(self, tangents: Tangents, weigh: Weigh) -> Estimate:
+    def push(self, tangents: Tangents, with_gram: bool) -> PushedForward:
         if not tangents:
-            value, _, aux = self._push({})
-            return Estimate(value, aux, self._with_exact([]), jnp.zeros(()), [])
-        grad: dict[int, Array] = {}
-        guess_grad: dict[int, Array] = {}
-        clipped = []
+            value, _, aux = self._push([], [])
+            return PushedForward(value, aux, [], ([], []))
+        derivatives, directions = [], []
         for group in self._groups:
-            of_group = self._estimate(group, {i: tangents[i] for i in group}, weigh)
-            grad.update(zip(group, of_group.grad, strict=True))
-            guess_grad.update(zip(group, of_group.guess_grad, strict=False))
-            clipped.append(of_group.clip_rate)
-        return Estimate(
-            of_group.value,
-            of_group.aux,
-            self._with_exact([grad[i] for i in range(len(grad))]),
-            jnp.stack(clipped).mean(),
-            [guess_grad[i] for i in range(len(guess_grad))],
-        )
+            of_group = [tangents[i] for i in group]
+            value, along, aux = self._push(group, of_group)
+            dtype = accumulation_dtype(value.dtype)
+            products = gram(of_group, dtype) if with_gram else None
+            if self._guess is not None:
+                guess = unit([self._guess[i] for i in group])
+                _, (slope,), _ = self._push(group, [u[None] for u in guess])
+                direction = exact_direction(guess, slope, of_group, dtype)
+                along, products = direction.across(along, products)
+                directions.append(direction)
+            size = sum(self.leaves[i].size for i in group)
+            derivatives.append(Derivatives(along, products, size))
+        return PushedForward(value, aux, derivatives, (tangents, directions))
 
-    def _push(self, tangents: dict[int, Any]) -> tuple[Array, Array, PyTree]:
-        """The pushforward along tangents of some of the leaves."""
-        of_all = [tangents.get(i) for i in range(len(self.leaves))]
-        number = max(map(count_tangents, tangents.values()), default=1)
+    def _push(self, group: list[int], tangents: Tangents) -> tuple[Array, Array, PyTree]:
+        """Push the loss forward along tangents of the leaves in a group alone."""
+        of_all: list[Any] = [None] * len(self.leaves)
+        for i, v in zip(group, tangents, strict=True):
+            of_all[i] = v
+        number = max(map(count_tangents, tangents), default=1)
         return self.pushforward(of_all, num_tangents=number)
 
-    def _estimate(self, group: list[int], tangents: dict[int, Any], weigh: Weigh) -> Estimate:
-        """That of the leaves in a group, along tangents of these alone."""
-        value, derivatives, aux = self._push(tangents)
-        dtype = accumulation_dtype(value.dtype)
-        dtypes = [accumulation_dtype(self.leaves[i].dtype) for i in group]
-        size = sum(self.leaves[i].size for i in group)
-        along_each = list(tangents.values())
-
-        def weighed(derivatives: Array, matrix: Callable[[], Array]) -> tuple[Array, list, Array]:
-            weights, clip_rate = weigh(derivatives, matrix, size)
-            grad = [weighted_sum(v, weights, t) for v, t in zip(along_each, dtypes, strict=True)]
-            return weights, grad, clip_rate
-
-        if self._guess is None:
-            _, grad, clip_rate = weighed(derivatives, lambda: gram(along_each, dtype))
-            return Estimate(value, aux, grad, clip_rate, [])
-        guess = [self._guess[i] for i in group]
-        direction = unit(guess)
-        # Rounded in half precision û is not quite of length 1, so its square goes along.
-        length = square(direction).astype(dtype)
-        length = jnp.where(length > 0, length, 1)
-        _, (slope,), _ = self._push({i: u[None] for i, u in zip(group, direction, strict=True)})
-        slope = slope.astype(dtype) / length
-        products = along(along_each, direction).astype(dtype)  # ⟨û, v_k⟩
-        weights, grad, clip_rate = weighed(
-            derivatives.astype(dtype) - slope * products,
-            lambda: gram(along_each, dtype) - jnp.outer(products, products) / length,
-        )
-        length = slope - jnp.dot(weights, products) / length
-        grad = [
-            g + length.astype(g.dtype) * u.astype(g.dtype)
-            for g, u in zip(grad, direction, strict=True)
-        ]
-        guess_grad = [u.astype(g.dtype) - g for u, g in zip(guess, grad, strict=True)]
-        return Estimate(value, aux, grad, clip_rate, guess_grad)
+    def combine(self, pushed: PushedForward, weights: Sequence[Array]) -> Estimate:
+        tangents, directions = pushed.residuals
+        grad: dict[int, Array] = {}
+        guess_grad: dict[int, Array] = {}
+        for number, (group, of_group) in enumerate(zip(self._groups, weights, strict=False)):
+            sums = [
+                weighted_sum(tangents[i], of_group, accumulation_dtype(self.leaves[i].dtype))
+                for i in group
+            ]
+            if self._guess is not None:
+                sums = directions[number].completed(sums, of_group)
+                guess_grad.update(
+                    (i, self._guess[i].astype(g.dtype) - g)
+                    for i, g in zip(group, sums, strict=True)
+                )
+            grad.update(zip(group, sums, strict=True))
+        in_order = [grad[i] for i in range(len(grad))]
+        return Estimate(self._with_exact(in_order), [guess_grad[i] for i in range(len(guess_grad))])
 
     def _with_exact(self, grad: list[Array]) -> list[Array]:
-        """The gradients by all leaves: those by `theta`, and the exact ones."""
+        """Return the gradients by all leaves, from those by `leaves` and the exact ones."""
         if self._layers is None or not any(self._is_exact):
             return grad
         if (record := current_record()) is not None:

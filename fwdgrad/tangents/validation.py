@@ -79,7 +79,7 @@ def _shape_of_structured(
 
 def check_guess(found: PyTree, expected: PyTree) -> None:
     """Raise ValueError unless a guess has the structure, shapes and dtypes of the expected one."""
-    remedy = "Make it with the guide of the same estimator, for these parameters."
+    remedy = "Make it with the init of the same estimator, for these parameters."
     structures: list[Any] = [jax.tree.structure(x) for x in (found, expected)]
     if structures[0] != structures[1]:
         raise ValueError(
@@ -106,14 +106,13 @@ def check_drawn(found: Sequence[Any], expected: Sequence[Any], names: Sequence[s
     remedy = "Draw them by the draw of the same estimator, for these parameters."
     if len(found) != len(expected):
         raise ValueError(
-            f"key holds tangents drawn ahead for {len(found)} leaves; params has {len(expected)}. "
-            f"{remedy}"
+            f"drawn holds tangents for {len(found)} leaves; params has {len(expected)}. {remedy}"
         )
     for name, v, wanted in zip(names, found, expected, strict=True):
         if _shapes(v) != _shapes(wanted):
             raise ValueError(
-                f"key holds tangents drawn ahead for {name} that are {_described(v)}; they must be "
-                f"{_described(wanted)}. {remedy} If key holds a stack of draws, take one of them."
+                f"drawn holds tangents for {name} that are {_described(v)}; they must be "
+                f"{_described(wanted)}. {remedy} If drawn holds a stack of draws, take one of them."
             )
 
 

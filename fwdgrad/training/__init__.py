@@ -1,6 +1,7 @@
 """Training: the loop, its steps, optimizers and schedules.
 
-Knows an estimator by its call alone, and a problem as parameters, loss and examples.
+Knows an estimator by a protocol alone (`stepping.ValueAndGrad`), and a problem as parameters, loss
+and examples.
 """
 
 from fwdgrad.util.validation import missing_extra
@@ -8,7 +9,7 @@ from fwdgrad.util.validation import missing_extra
 try:
     from fwdgrad.training.clipping import ClippingState, clip_by_running_quantile, clipped_sgd
     from fwdgrad.training.descent import make_descend
-    from fwdgrad.training.guidance import GuidedProblem, guided_optimizer
+    from fwdgrad.training.guidance import guided_optimizer
     from fwdgrad.training.loop import TrainableProblem, train
     from fwdgrad.training.resuming import DivergedError, finished_run
     from fwdgrad.training.run_settings import Settings
@@ -21,7 +22,6 @@ __all__ = [
     "Batches",
     "ClippingState",
     "DivergedError",
-    "GuidedProblem",
     "Settings",
     "TrainableProblem",
     "clip_by_running_quantile",

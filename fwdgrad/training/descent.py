@@ -69,12 +69,14 @@ def make_descend(
         steps = first + jnp.arange(steps_per_call)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, steps)
 
+        estimate, sources = draw_ahead(value_and_grad, keys, x)
+
         def step(x: Array, source: Any) -> tuple[Array, Array]:
-            _, grad = value_and_grad(source, x)
+            _, grad = estimate(source, x)
             x = x - learning_rate * grad
             return x, x
 
-        return jax.lax.scan(step, x, draw_ahead(value_and_grad, keys, x))
+        return jax.lax.scan(step, x, sources)
 
     def descend(seed: int) -> Descent:
         key = jax.random.key(seed)

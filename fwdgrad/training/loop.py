@@ -1,11 +1,10 @@
 """The training loop: one for every estimator, every model and every optimizer.
 
-The loop knows an estimator by its call, (key, params, batch) -> (value, grad, report), and a
-problem as parameters, loss and examples. It can be killed at any moment: started again, it
-goes on from the last checkpoint, and ends with the same parameters and metrics to the bit,
-because everything random is a function of the seed and the number of the step. All that it goes on
-from is in the checkpoint, rows included: the other files are written, and not read, until the run
-has finished.
+The loop knows an estimator by a protocol, `fwdgrad.training.stepping.ValueAndGrad`, and a problem
+as parameters, loss and examples. It can be killed at any moment: started again, it goes on from the
+last checkpoint, and ends with the same parameters and metrics to the bit, because everything random
+is a function of the seed and the number of the step. All that it goes on from is in the checkpoint,
+rows included: the other files are written, and not read, until the run has finished.
 """
 
 import math
@@ -158,6 +157,7 @@ class _Run:
         self._settings = settings = identity.settings
         num_examples = jax.tree.leaves(problem.train)[0].shape[0]
         self._batches = Batches(num_examples, settings.batch_size, identity.seed)
+        self._params_of = stepper.value_and_grad.params_of
         self._evaluate = make_evaluate(problem.scores, settings.compiler_options)
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._opened = time.monotonic() - stepper.compile_seconds
@@ -219,7 +219,7 @@ class _Run:
     def _first_loss(self) -> float:
         indices = self._batches.indices(0, 1, capacity=1)[0]
         batch = jax.tree.map(lambda x: x[indices], self._problem.train)
-        return float(jax.jit(self._problem.loss)(self._state.params, batch))
+        return float(jax.jit(self._problem.loss)(self._params_of(self._state.params), batch))
 
     def _reset_losses(self) -> None:
         zero = jax.tree.map(np.zeros_like, (self._state.loss_sum, self._state.loss_count))
@@ -227,7 +227,7 @@ class _Run:
         self._state = self._state._replace(loss_sum=loss_sum, loss_count=loss_count)
 
     def _record_row(self, train_loss: float) -> None:
-        scores = self._evaluate(self._state.params, self._problem.valid)
+        scores = self._evaluate(self._params_of(self._state.params), self._problem.valid)
         row = Metrics(
             step=self._step,
             seconds=self._seconds,
@@ -268,7 +268,7 @@ class _Run:
 
     def _final_metrics(self) -> dict[str, float]:
         # The only place that looks at the test set.
-        test = self._evaluate(self._state.params, self._problem.test)
+        test = self._evaluate(self._params_of(self._state.params), self._problem.test)
         reports = {k: float(v) / self._step for k, v in self._state.report_sum.items()}
         return {
             **self._rows[-1]._asdict(),

@@ -15,7 +15,7 @@ little: in a step of microseconds the few operations of a draw would be seen.
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,34 @@ import optax
 
 from fwdgrad.util.trees import Array, PyTree
 
-# loss function, has_report=True -> (key, params, batch) -> (value, grad, report)
-Estimator = Callable[..., Callable[..., tuple[Any, ...]]]
+
+class ValueAndGrad(Protocol):
+    """The protocol of an estimator of a loss's gradient, by which training knows all of them."""
+
+    @property
+    def draws_ahead(self) -> bool:
+        """True if tangents can be drawn before they are used.
+
+        Then there are also `draw(key, state, batch)`, which returns tangents, a pytree of arrays,
+        and `along(drawn, state, batch)`, which returns the outputs of a call with them.
+        """
+        ...
+
+    def init(self, params: PyTree, batch: PyTree, /) -> PyTree:
+        """Return the state that a training of these parameters starts from."""
+        ...
+
+    def params_of(self, state: PyTree, /) -> PyTree:
+        """Return the parameters within a state, or within its gradient."""
+        ...
+
+    def __call__(self, key: Array, state: PyTree, batch: PyTree, /) -> tuple[Any, ...]:
+        """Return (value, gradient by the state), and a report if it was asked for."""
+        ...
+
+
+# loss function, has_report=True -> the estimator of its gradient
+Estimator = Callable[..., ValueAndGrad]
 
 _MOST_BYTES = 2**24  # drawn ahead: less than a few minibatches
 
@@ -34,7 +60,8 @@ class State(NamedTuple):
     """All that a run carries from one step to the next.
 
     Attributes:
-      params, opt_state: the parameters and the optimizer's state.
+      params, opt_state: the estimator's state (the parameters, and a guess if it has one) and the
+        optimizer's.
       step: the number of updates made, int32.
       loss: the last minibatch loss; once it is not finite, no further step is made.
       loss_sum, loss_count: of the minibatch losses since they were last reset.
@@ -54,6 +81,7 @@ class Stepper(NamedTuple):
     """A compiled training step and the state it starts from.
 
     Attributes:
+      value_and_grad: the estimator.
       state: the state before the first step.
       advance: (state, examples, indices, count) -> state after `count` steps, or fewer if a
         loss is not finite. `indices`, int32 (steps_per_call, batch_size), are the examples of
@@ -61,6 +89,7 @@ class Stepper(NamedTuple):
       compile_seconds: what compiling it took.
     """
 
+    value_and_grad: ValueAndGrad
     state: State
     advance: Callable[[State, PyTree, np.ndarray, int], State]
     compile_seconds: float
@@ -84,9 +113,11 @@ def make_stepper(
     # Some optimizers (optax.contrib.reduce_on_plateau) want to know the loss as well.
     update = optax.with_extra_args_support(optimizer).update
 
-    def step_once(state: State, examples: PyTree, indices: Array, source: PyTree) -> State:
+    def step_once(
+        state: State, examples: PyTree, indices: Array, estimate: Callable[..., Any], source: PyTree
+    ) -> State:
         batch = jax.tree.map(lambda x: x[indices], examples)
-        value, grad, report = value_and_grad(source, state.params, batch)
+        value, grad, report = estimate(source, state.params, batch)
         updates, opt_state = update(grad, state.opt_state, state.params, value=value, grad=grad)
         return State(
             params=optax.apply_updates(state.params, updates),
@@ -102,23 +133,23 @@ def make_stepper(
         steps = state.step + jnp.arange(steps_per_call)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(steps_key, steps)
         if steps_per_call == 1:
-            return step_once(state, examples, indices[0], keys[0])
+            return step_once(state, examples, indices[0], value_and_grad, keys[0])
         batch = jax.tree.map(lambda x: x[indices[0]], examples)
-        sources = draw_ahead(value_and_grad, keys, state.params, batch)
+        estimate, sources = draw_ahead(value_and_grad, keys, state.params, batch)
 
         def unfinished(carry: tuple[Array, State]) -> Array:
             return (carry[0] < count) & jnp.isfinite(carry[1].loss)
 
         def body(carry: tuple[Array, State]) -> tuple[Array, State]:
             i, state = carry
-            return i + 1, step_once(
-                state, examples, indices[i], jax.tree.map(lambda x: x[i], sources)
-            )
+            source = jax.tree.map(lambda x: x[i], sources)
+            return i + 1, step_once(state, examples, indices[i], estimate, source)
 
         return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 
+    batch = jax.tree.map(lambda x: x[:batch_size], examples)
+
     def initial_state(params: PyTree) -> State:
-        batch = jax.tree.map(lambda x: x[:batch_size], examples)
         value, _, report = jax.eval_shape(value_and_grad, steps_key, params, batch)
         zero = jnp.zeros((), value.dtype)
         return State(
@@ -132,7 +163,7 @@ def make_stepper(
         )
 
     # Compiled, so these are copies: the state is donated, and the parameters may be somebody's.
-    state = jax.jit(initial_state)(first_params(init, seed))
+    state = jax.jit(initial_state)(value_and_grad.init(first_params(init, seed), batch))
     indices = jax.ShapeDtypeStruct((steps_per_call, batch_size), jnp.int32)
     start = time.perf_counter()
     compiled = (
@@ -141,7 +172,10 @@ def make_stepper(
         .compile(dict(compiler_options or {}))
     )
     return Stepper(
-        state, lambda s, e, i, n: compiled(s, e, i, np.int32(n)), time.perf_counter() - start
+        value_and_grad,
+        state,
+        lambda s, e, i, n: compiled(s, e, i, np.int32(n)),
+        time.perf_counter() - start,
     )
 
 
@@ -155,22 +189,24 @@ def _keys(seed: int) -> Array:
     return jax.random.split(jax.random.key(seed))
 
 
-def draw_ahead(value_and_grad: Callable[..., Any], keys: Array, *args: PyTree) -> Any:
-    """What the steps of a loop draw from, stacked: draws of theirs if they are small, or `keys`.
+def draw_ahead(value_and_grad: Any, keys: Array, *args: PyTree) -> tuple[Callable[..., Any], Any]:
+    """Return the function that the steps of a loop call, and its first argument in each, stacked.
+
+    These are the estimator's `along` and the tangents of all steps if they are small, or else the
+    estimator and `keys`.
 
     Args:
-      value_and_grad: as an estimator makes it. If it says that it `draws_ahead`, what its method
-        `draw` of the same arguments returns may take the key's place.
+      value_and_grad: the estimator, a `ValueAndGrad`.
       keys: one for each step.
-      args: parameters and minibatch as a step has them; of the latter only the shapes matter.
+      args: state and minibatch of a step; of the minibatch only the shapes matter.
     """
-    if not getattr(value_and_grad, "draws_ahead", False):
-        return keys
-    draw = value_and_grad.draw  # type: ignore[attr-defined]
+    if not value_and_grad.draws_ahead:
+        return value_and_grad, keys
+    draw = value_and_grad.draw
     drawn = jax.eval_shape(draw, keys[0], *args)
     if len(keys) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(drawn)) > _MOST_BYTES:
-        return keys
-    return jax.vmap(lambda key: draw(key, *args))(keys)
+        return value_and_grad, keys
+    return value_and_grad.along, jax.vmap(lambda key: draw(key, *args))(keys)
 
 
 class Batches:

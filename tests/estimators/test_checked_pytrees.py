@@ -174,8 +174,8 @@ def test_guesses(name, key):
     """The guess has leaves of the parameters alone, and is learned by arithmetic on pytrees."""
 
     def twice(loss, params):
-        value_and_grad = estimator(name)(loss)
-        at = value_and_grad.guide(params, *ARGS)
+        value_and_grad = estimator(name)(loss).guided()
+        at = value_and_grad.init(params, *ARGS)
         for k in jax.random.split(key, 2):
             _, grad = jax.jit(value_and_grad)(k, at, *ARGS)
             assert jax.tree.structure(grad.guess) == jax.tree.structure(at.guess)
@@ -191,9 +191,9 @@ def test_a_guess_like_parameters_of_which_all_are_differentiated(key):
         return jnp.sum(scale.factor**2)
 
     scale = Scale(jnp.array([3.0, 4.0]), None)
-    estimate = fwdgrad.forward_value_and_grad(loss)
+    estimate = fwdgrad.forward_value_and_grad(loss).guided()
     _, grad = estimate(key, fwdgrad.Guided(scale, jax.grad(loss)(scale)))
-    assert isinstance(estimate.guide(scale).guess, Scale) and isinstance(grad.guess, Scale)
+    assert isinstance(estimate.init(scale).guess, Scale) and isinstance(grad.guess, Scale)
     # The guess is the gradient, so nothing is left to chance.
     np.testing.assert_allclose(grad.params.factor, [6.0, 8.0], rtol=1e-6)
 
@@ -211,7 +211,7 @@ def test_arguments_and_drawing_ahead(key):
         value_and_grad = make(loss_of_checked)
         drawn = value_and_grad.draw(key, checked(LEAVES), *ARGS)
         assert_same_bits(
-            value_and_grad(drawn, checked(LEAVES), *ARGS),
+            value_and_grad.along(drawn, checked(LEAVES), *ARGS),
             value_and_grad(key, checked(LEAVES), *ARGS),
         )
 

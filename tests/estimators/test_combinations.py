@@ -78,8 +78,8 @@ def test_the_mean_over_all_signs_is_the_gradient(space, name):
 )
 def test_and_so_it_is_with_any_guess(space, name):
     loss, params, args = network()
-    value_and_grad = estimator(loss, ALL[space], name)
-    guided = value_and_grad.guide(params, *args)
+    value_and_grad = estimator(loss, ALL[space], name).guided()
+    guided = value_and_grad.init(params, *args)
     guess = jax.tree.map(lambda x: normal(5, x.shape), guided.guess)
     assert jax.tree.leaves(guess)
     _, grad = averaged_over_signs(value_and_grad, guided._replace(guess=guess), args)

@@ -115,19 +115,41 @@ def test_aux_is_not_advised_where_there_is_none(key):
 @pytest.mark.parametrize(
     "estimator",
     [
+        fwdgrad.forward_value_and_grad,
         fwdgrad.backprop_value_and_grad,
         fwdgrad.spsa_value_and_grad,
         fwdgrad.evolution_value_and_grad,
         fwdgrad.explain,
     ],
 )
-def test_a_guess_where_none_is_made_use_of(estimator, key):
-    guided = fwdgrad.forward_value_and_grad(loss).guide(W)
+def test_a_guess_where_none_is_used(estimator, key):
+    guided = fwdgrad.forward_value_and_grad(loss).guided().init(W)
     call = (
         partial(estimator, loss) if estimator is fwdgrad.explain else partial(estimator(loss), key)
     )
-    with pytest.raises(TypeError, match=r"params is a Guided.*pass its params alone"):
+    with pytest.raises(TypeError, match=r"params is a Guided.*guided\(\).*its params alone"):
         call(guided)
+
+
+def test_each_method_names_the_one_that_takes_what_was_given(key):
+    estimate = fwdgrad.forward_value_and_grad(loss)
+    drawn = estimate.draw(key, W)
+    for method in (estimate, estimate.draw):
+        with pytest.raises(TypeError, match=r"found a Drawn.*value_and_grad.along\(drawn, params"):
+            method(drawn, W)
+    with pytest.raises(TypeError, match=r"drawn must be.*value_and_grad\.draw.*found .* key"):
+        estimate.along(key, W)
+    for method, source in [(estimate.draw, key), (estimate.along, drawn)]:
+        with pytest.raises(TypeError, match=r"params is a Guided.*guided\(\)"):
+            method(source, fwdgrad.Guided(W, W))
+    guided = estimate.guided()
+    for method, source in [(guided, key), (guided.draw, key), (guided.along, drawn)]:
+        with pytest.raises(
+            TypeError, match=r"params must be a Guided.*value_and_grad.init.*found Array"
+        ):
+            method(source, W)
+    with pytest.raises(TypeError, match="params is a Guided"):
+        guided.init(fwdgrad.Guided(W, W))
 
 
 @pytest.mark.parametrize(
@@ -201,8 +223,8 @@ def test_other_type_errors_of_the_loss_pass_through(key):
 
 def test_tangents_drawn_ahead_for_another_number(key):
     drawn = fwdgrad.forward_value_and_grad(loss, num_tangents=8).draw(key, W)
-    with pytest.raises(ValueError, match=r"key holds tangents.*\[8, .* they must be .*\[2, "):
-        fwdgrad.forward_value_and_grad(loss, num_tangents=2)(drawn, W)
+    with pytest.raises(ValueError, match=r"drawn holds tangents.*\[8, .* they must be .*\[2, "):
+        fwdgrad.forward_value_and_grad(loss, num_tangents=2).along(drawn, W)
 
 
 def test_tangents_drawn_ahead_for_other_parameters(key):
@@ -211,16 +233,16 @@ def test_tangents_drawn_ahead_for_other_parameters(key):
 
     estimate = fwdgrad.forward_value_and_grad(total, num_tangents=2)
     drawn, w = estimate.draw(key, jnp.ones((3, 4))), jnp.ones((3, 4))
-    with pytest.raises(ValueError, match="drawn ahead for 1 leaves; params has 2"):
-        estimate(drawn, {"w": w, "v": w})
+    with pytest.raises(ValueError, match="drawn holds tangents for 1 leaves; params has 2"):
+        estimate.along(drawn, {"w": w, "v": w})
     message = r"for params that are float32\[2, 3, 4\]; .* float32\[2, 2, 4\]"
     with pytest.raises(ValueError, match=message):
-        estimate(drawn, w[:-1])
+        estimate.along(drawn, w[:-1])
     stack = jax.vmap(lambda k: estimate.draw(k, w))(jax.random.split(key, 2))
     with pytest.raises(
-        ValueError, match=r"float32\[2, 2, 3, 4\].* If key holds a stack of draws, take one"
+        ValueError, match=r"float32\[2, 2, 3, 4\].* If drawn holds a stack of draws, take one"
     ):
-        estimate(stack, w)
+        estimate.along(stack, w)
 
 
 def test_factors_that_do_not_fit(key):

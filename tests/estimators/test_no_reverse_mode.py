@@ -102,16 +102,13 @@ def case(request, key):
         return -jax.nn.log_softmax(logits)[jnp.arange(len(y)), :, y].sum(1).mean()
 
     def products(estimator, guess=False):
-        def grad(params, x, y):
-            return estimator(key, params, x, y)[1]
-
         x, y = normal(1, (2, 28, 28)), jnp.array([3, 7])
         if not guess:
-            return transposed_products(grad, params, x, y)
-        guided = estimator.guide(params, x, y)
-        guess = jax.tree.map(jnp.ones_like, guided.guess)
+            return transposed_products(lambda *args: estimator(key, *args)[1], params, x, y)
+        guided = estimator.guided()
+        guess = jax.tree.map(jnp.ones_like, guided.init(params, x, y).guess)
         return transposed_products(
-            lambda params, x, y: grad(fwdgrad.Guided(params, guess), x, y), params, x, y
+            lambda params, x, y: guided(key, fwdgrad.Guided(params, guess), x, y)[1], params, x, y
         )
 
     return loss, products

@@ -60,7 +60,8 @@ sharded = lambda tree, *spec: jax.tree.map(lambda x: jax.device_put(x, P(*spec))
 for chosen in combinations:
     estimate = fwdgrad.forward_value_and_grad(loss, **chosen)
     has_guess = chosen["space"] == Activities(True, True)
-    guided = estimate.guide(params, x, y) if has_guess else params
+    estimate = estimate.guided() if has_guess else estimate
+    guided = estimate.init(params, x, y)
     expected = jax.jit(estimate)(key, guided, x, y)
     with jax.set_mesh(explicit):
         assert_same(jax.jit(estimate)(key, guided, *sharded((x, y), "d")), expected)
@@ -92,7 +93,8 @@ for chosen, guided in [
     ({}, True),
 ][part::2]:
     estimate = fwdgrad.forward_value_and_grad(loss, **chosen)
-    at = estimate.guide(params, x, y) if guided else params
+    estimate = estimate.guided() if guided else estimate
+    at = estimate.init(params, x, y)
     at = jax.tree.map(lambda x: x + 0.1, at)
 
     def own(keys, at, x, y):
@@ -140,7 +142,7 @@ def a_loss_that_communicates(keys, params, x, y):
 def drawn_without_own_keys(keys, params, x, y):
     params = jax.tree.map(lambda p: jax.lax.pcast(p, "d", to="varying"), params)
     estimate = fwdgrad.forward_value_and_grad(loss)
-    return jax.lax.pmean(estimate(estimate.draw(key, params, x, y), params, x, y), "d")
+    return jax.lax.pmean(estimate.along(estimate.draw(key, params, x, y), params, x, y), "d")
 
 refused(drawn_without_own_keys, "params['b'] varies by device along the mesh axis 'd'")
 refused(sharded_without_own_keys, "params['b'] varies by device along the mesh axis 'd'")

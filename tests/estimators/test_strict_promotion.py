@@ -100,8 +100,8 @@ def test_single_and_double_precision_together(key):
 def test_guesses(key, fun, space, chunk_size):
     estimate = fwdgrad.forward_value_and_grad(
         fun, space=space, num_tangents=2, chunk_size=chunk_size
-    )
-    _, grad = jax.eval_shape(estimate, key, jax.eval_shape(estimate.guide, PARAMS, X), X)
+    ).guided()
+    _, grad = jax.eval_shape(estimate, key, jax.eval_shape(estimate.init, PARAMS, X), X)
     assert_as_params(grad.params)
 
 

@@ -41,6 +41,7 @@ ESTIMATORS = {
     "activities": fwdgrad.forward_value_and_grad(
         squares, space=fwdgrad.Activities(layerwise=True, exact_last=True)
     ),
+    "guided": fwdgrad.forward_value_and_grad(squares, num_tangents=2, clip=0.5).guided(),
     "backprop": fwdgrad.backprop_value_and_grad(squares, checkpoint=True),
     "spsa": fwdgrad.spsa_value_and_grad(squares, num_tangents=2, step=1e-2),
     "evolution": fwdgrad.evolution_value_and_grad(squares, num_tangents=2),
@@ -66,11 +67,39 @@ def test_a_copy_has_the_same_options_and_estimates(name, again, key):
     for field in dataclasses.fields(estimator):
         assert getattr(found, field.name) == getattr(estimator, field.name)
     assert (found.__name__, found.__doc__) == ("squares", estimator.__doc__)
+    state = estimator.init(PARAMS, X)
     results = (
-        jax.jit(found)(key, PARAMS, X, scale=2.0),
-        jax.jit(estimator)(key, PARAMS, X, scale=2.0),
+        jax.jit(found)(key, state, X, scale=2.0),
+        jax.jit(estimator)(key, state, X, scale=2.0),
     )
     jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_has_the_protocol_of_training(name, key):
+    """A state to start from, a gradient like it, and where tangents are drawn ahead the same."""
+    estimator = ESTIMATORS[name]
+    state = estimator.init(PARAMS, X)
+    found = jax.jit(estimator)(key, state, X)
+    assert jax.tree.structure(found[1]) == jax.tree.structure(state)
+    assert estimator.draws_ahead == (name not in ("chunks", "backprop", "spsa", "evolution"))
+    if estimator.draws_ahead:
+        drawn = jax.jit(estimator.draw)(key, state, X)
+        again = jax.jit(estimator.along)(drawn, state, X)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), found, again)
+
+
+def test_a_guided_estimator_has_the_options_of_the_one_it_is_made_of(key):
+    """And a guess of zero, as every training starts with, changes no estimate."""
+    plain = ESTIMATORS["weights"]
+    guided = plain.guided()
+    for found in (guided, guided.guided()):
+        for field in dataclasses.fields(plain):
+            assert getattr(found, field.name) == getattr(plain, field.name)
+    state = guided.init(PARAMS, X)
+    assert state.params is PARAMS and not any(x.any() for x in jax.tree.leaves(state.guess))
+    (_, found, _), (_, expected, _) = jax.jit(guided)(key, state, X), jax.jit(plain)(key, PARAMS, X)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found.params, expected)
 
 
 def test_another_process_reads_it(tmp_path):
@@ -131,6 +160,34 @@ def test_static_arguments_are_found_by_name(make, key):
     for arguments, options in [((w, True), {}), ((w,), {"train": True}), ((w, False), {})]:
         found, _ = compiled(key, w, *arguments, **options)
         np.testing.assert_allclose(found, loss(w, *arguments, **options), rtol=1e-2)
+
+
+def test_static_arguments_of_methods_are_found_by_name(key):
+    def loss(params, x, train=False, *, scale=1.0):
+        return jnp.sum((params * x) ** 2) * scale if train else jnp.sum(params)
+
+    w, value_and_grad = jnp.ones(2), fwdgrad.forward_value_and_grad(loss)
+    after = "/, x, train=False, *, scale=1.0)"
+    for estimator in (value_and_grad, value_and_grad.guided()):
+        compiled = {}
+        for name, first in {"init": "", "draw": "key, ", "along": "drawn, "}.items():
+            method = getattr(estimator, name)
+            assert str(inspect.signature(method)) == f"({first}params, {after}"
+            assert method is getattr(estimator, name) and method.__name__ == name
+            assert method.__doc__ == getattr(type(estimator), name).__doc__
+            compiled[name] = jax.jit(method, static_argnames="train")
+        state = compiled["init"](w, w, True)
+        drawn = compiled["draw"](key, state, w, True)
+        found, _ = compiled["along"](drawn, state, w, True, scale=3.0)
+        assert found == loss(w, w, True, scale=3.0)
+
+
+def test_a_method_can_be_pickled():
+    estimator = ESTIMATORS["weights"]
+    found = pickle.loads(pickle.dumps(estimator.draw))
+    assert found.__name__ == "draw" and inspect.signature(found) == inspect.signature(
+        estimator.draw
+    )
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,10 @@ def test_inner_products_of_tangents_without_entries(tangents, key):
     )
     _, grad = jax.jit(value_and_grad)(key, params)
     np.testing.assert_allclose(grad["w"], jnp.cos(params["w"]), atol=1e-3)
-    value_and_grad = fwdgrad.forward_value_and_grad(loss, tangents=tangents, num_tangents=2)
-    guided = value_and_grad.guide(params)
+    value_and_grad = fwdgrad.forward_value_and_grad(
+        loss, tangents=tangents, num_tangents=2
+    ).guided()
+    guided = value_and_grad.init(params)
     _, grad = jax.jit(value_and_grad)(key, fwdgrad.Guided(params, jax.grad(loss)(params)))
     np.testing.assert_allclose(grad.params["w"], jnp.cos(params["w"]), atol=1e-5)
     assert grad.guess["empty"].shape == guided.guess["empty"].shape == (0, 4)

@@ -12,6 +12,7 @@ from experiments.common import from_config
 from experiments.quality import estimator_quality, figure
 from experiments.quality.gradient_quality import quality
 from experiments.races import race, results
+from fwdgrad.estimators.value_and_grad import ValueAndGrad
 from fwdgrad.measurement import Interval, mean_interval
 from fwdgrad.records import write_table
 
@@ -30,9 +31,9 @@ def test_backprop_is_exact(small):
 def test_bias_and_variance_are_told_apart(small, monkeypatch, factor, noise):
     """Of g = a ∇f + s n, n orthogonal to ∇f and as long but for a factor, s a random sign."""
 
-    def estimator(loss):
-        def value_and_grad(key, params, batch):
-            value, grad = jax.value_and_grad(loss)(params, batch)
+    class Estimator(ValueAndGrad):
+        def __call__(self, key, params, batch):
+            value, grad = jax.value_and_grad(self.fun)(params, batch)
             flat, unravel = ravel_pytree(grad)
             across = jnp.arange(flat.size) * 1.0
             across = across - (across @ flat) / (flat @ flat) * flat
@@ -40,10 +41,8 @@ def test_bias_and_variance_are_told_apart(small, monkeypatch, factor, noise):
             sign = jax.random.rademacher(key, (), flat.dtype)
             return value, unravel(factor * flat + noise * sign * across)
 
-        return value_and_grad
-
     config, starts = small("estimator=backprop")
-    monkeypatch.setattr(from_config, "estimator", lambda cfg: estimator)
+    monkeypatch.setattr(from_config, "estimator", lambda cfg: Estimator)
     n = 1000
     found = quality(config, starts, draws=n, guess_steps=0)
     cosine = factor / (factor**2 + noise**2) ** 0.5

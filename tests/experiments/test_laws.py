@@ -64,7 +64,7 @@ def test_at_activities_it_is_the_mean_over_all_noise(
             numbers[i:j].reshape(x.shape)
             for x, i, j in zip(leaves, ends[:-1], ends[1:], strict=True)
         ]
-        grad = value_and_grad(jax.tree.unflatten(structure, parts), params, batch)[1]
+        grad = value_and_grad.along(jax.tree.unflatten(structure, parts), params, batch)[1]
         errors = jax.tree.map(lambda g, t: jnp.sum((g - t) ** 2), grad, target)
         return jnp.stack(jax.tree.leaves(errors)).sum()
 

@@ -352,7 +352,7 @@ def averaged_over_signs(value_and_grad, params, args):
             (part * turn * abs(x)).astype(x.dtype)
             for part, turn, x in zip(parts, turns, leaves, strict=True)
         ]
-        value, grad = value_and_grad(jax.tree.unflatten(structure, parts), params, *args)
+        value, grad = value_and_grad.along(jax.tree.unflatten(structure, parts), params, *args)
         return value, fwdgrad.partition(grad)[0]
 
     every = np.array(list(itertools.product([-1.0, 1.0], repeat=sum(sizes))), np.float32)

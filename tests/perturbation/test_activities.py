@@ -83,8 +83,8 @@ def test_what_only_aux_reads_gets_no_noise(space):
     plain = fwdgrad.forward_value_and_grad(loss, **options)
     value_and_grad = fwdgrad.forward_value_and_grad(with_aux, **options, has_aux=True)
     drawn = plain.draw(jax.random.key(0), params, x, y)
-    _, expected = jax.jit(plain)(drawn, params, x, y)
-    (_, aux), found = jax.jit(value_and_grad)(drawn, params, x, y)
+    _, expected = jax.jit(plain.along)(drawn, params, x, y)
+    (_, aux), found = jax.jit(value_and_grad.along)(drawn, params, x, y)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
     assert (found["head"] == 0).all() and float(jnp.abs(found["w"]).max()) > 0
     np.testing.assert_allclose(aux[1], jnp.full(N, jnp.sum(params["w"] ** 2)), rtol=1e-5)
@@ -130,7 +130,7 @@ def test_a_convolution_as_by_hand(key):
     )
     drawn = value_and_grad.draw(key, params, x, y)
     (noise,) = drawn.tangents  # (N, K, 1, 2, 2, 2)
-    value, grad = value_and_grad(drawn, params, x, y)
+    value, grad = value_and_grad.along(drawn, params, x, y)
 
     def outputs(params):
         z = lax.conv_general_dilated(x, params["k"], (1, 1), "SAME")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fwdgrad
-from fwdgrad.estimators.forward_gradient import Drawn
+from fwdgrad import Drawn
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.tangents.forms import dense
 from tests.oracle import normal
@@ -98,17 +98,18 @@ def test_blocks_are_a_form_and_nothing_else(name, space, key):
         at = SPACES[space].at(Loss(loss, params, args, {}, False))
         drawn = at.draw(fwdgrad.BlockSparse(), jax.random.split(key, number))
 
-        def weigh(derivatives, gram, size, number=number):
-            return derivatives / number, jnp.zeros(())
-
         def written(v):
             per_example = v.value.ndim > v.axis + 1 and v.value.shape[0] == N
             return jax.vmap(dense)(v) if per_example else dense(v)
 
         @jax.jit
-        def both(drawn, at=at, number=number, weigh=weigh):
-            forms = drawn, [written(v) for v in drawn]
-            return [at.estimate(form, weigh).grad for form in forms]
+        def both(drawn, at=at, number=number):
+            grads = []
+            for form in (drawn, [written(v) for v in drawn]):
+                pushed = at.push(form, with_gram=False)
+                weights = [group.along / number for group in pushed.derivatives]
+                grads.append(at.combine(pushed, weights).grad)
+            return grads
 
         blocks, out = both(drawn)
         jax.tree.map(
@@ -133,11 +134,11 @@ def test_drawn_ahead(key):
     drawn = value_and_grad.draw(key, params, *args)
     jax.tree.map(
         np.testing.assert_array_equal,
-        value_and_grad(drawn, params, *args),
+        value_and_grad.along(drawn, params, *args),
         value_and_grad(key, params, *args),
     )
-    with pytest.raises(ValueError, match=r"drawn ahead for the value at .*; they must be"):
-        value_and_grad(Drawn([v[:2] for v in drawn.tangents]), params, *args)
+    with pytest.raises(ValueError, match=r"drawn holds tangents for the value at .*; they must be"):
+        value_and_grad.along(Drawn([v[:2] for v in drawn.tangents]), params, *args)
 
 
 def test_a_loss_must_be_a_jaxpr(key):

@@ -31,10 +31,10 @@ def close(found, expected, atol=1e-5):
 def test_at_the_parameters_as_by_its_formula(guess, num_tangents, key):
     value_and_grad = fwdgrad.forward_value_and_grad(
         loss, tangents=fwdgrad.Normal(), num_tangents=num_tangents
-    )
+    ).guided()
     guided = fwdgrad.Guided(PARAMS, guess)
     drawn = value_and_grad.draw(key, guided, X)
-    _, (grad, of_guess) = jax.jit(value_and_grad)(drawn, guided, X)
+    _, (grad, of_guess) = jax.jit(value_and_grad.along)(drawn, guided, X)
 
     def flat(tree):
         return jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
@@ -63,7 +63,7 @@ AGGREGATIONS = fwdgrad.Mean(), fwdgrad.Projection()
 def test_the_gradient_as_a_guess_is_the_estimate(tangents, aggregation, key):
     value_and_grad = fwdgrad.forward_value_and_grad(
         loss, tangents=tangents, num_tangents=2, aggregation=aggregation
-    )
+    ).guided()
     exact = jax.jit(jax.grad(loss))(PARAMS, X)
     scaled = jax.tree.map(lambda g: -3 * g, exact)
     _, (grad, _) = jax.jit(value_and_grad)(key, fwdgrad.Guided(PARAMS, scaled), X)
@@ -71,7 +71,7 @@ def test_the_gradient_as_a_guess_is_the_estimate(tangents, aggregation, key):
 
 
 def test_the_mean_over_all_signs_is_the_gradient():
-    value_and_grad = fwdgrad.forward_value_and_grad(loss, tangents=fwdgrad.Rademacher())
+    value_and_grad = fwdgrad.forward_value_and_grad(loss, tangents=fwdgrad.Rademacher()).guided()
     guided = fwdgrad.Guided(PARAMS, GUESS)
     _, (grad, of_guess) = averaged_over_signs(value_and_grad, guided, (X,))
     exact = jax.grad(loss)(PARAMS, X)
@@ -89,7 +89,7 @@ def test_in_half_precision_it_is_unbiased_too():
     params = {name: x.astype(dtypes[name]) for name, x in PARAMS.items()}
     exact = jax.grad(loss)(params, X)
     guess = jax.tree.map(lambda g: -3 * g, exact)
-    value_and_grad = fwdgrad.forward_value_and_grad(loss, tangents=fwdgrad.Rademacher())
+    value_and_grad = fwdgrad.forward_value_and_grad(loss, tangents=fwdgrad.Rademacher()).guided()
     _, (grad, _) = averaged_over_signs(value_and_grad, fwdgrad.Guided(params, guess), (X,))
     for name, found in grad.items():
         assert found.dtype == dtypes[name]
@@ -100,8 +100,8 @@ def test_in_half_precision_it_is_unbiased_too():
 
 
 def test_steps_of_one_make_the_guess_the_last_estimate(key):
-    value_and_grad = fwdgrad.forward_value_and_grad(loss)
-    guided = value_and_grad.guide(PARAMS, X)
+    value_and_grad = fwdgrad.forward_value_and_grad(loss).guided()
+    guided = value_and_grad.init(PARAMS, X)
     close(guided.guess, jax.tree.map(jnp.zeros_like, PARAMS))
     _, (grad, of_guess) = value_and_grad(key, guided, X)
     close(jax.tree.map(jnp.subtract, guided.guess, of_guess), grad)
@@ -120,8 +120,8 @@ def test_chunks_change_nothing(space, chunk_size, key):
     def estimate(chunk_size):
         value_and_grad = fwdgrad.forward_value_and_grad(
             mean_loss, num_tangents=3, space=space, chunk_size=chunk_size
-        )
-        first = value_and_grad.guide(params, *args)
+        ).guided()
+        first = value_and_grad.init(params, *args)
         guess = jax.tree.map(lambda x: jnp.full(x.shape, 0.3), first.guess)
         return jax.jit(value_and_grad)(key, fwdgrad.Guided(params, guess), *args)
 
@@ -136,9 +136,9 @@ def test_feedback_as_by_its_formula():
     mean_loss, params, (x, y) = mlp(jax.nn.relu)
     value_and_grad = fwdgrad.forward_value_and_grad(
         mean_loss, tangents=fwdgrad.Rademacher(), space=LAYERWISE
-    )
+    ).guided()
     feedback = normal(7, (1, 1, 2))  # to a minibatch of one example
-    assert [a.shape for a in value_and_grad.guide(params, x, y).guess] == [(1, 1, 2)]
+    assert [a.shape for a in value_and_grad.init(params, x, y).guess] == [(1, 1, 2)]
     guided = fwdgrad.Guided(params, [feedback])
     _, (grad, (of_feedback,)) = averaged_over_signs(value_and_grad, guided, (x, y))
     close(grad, jax.grad(mean_loss)(params, x, y))
@@ -155,7 +155,7 @@ def test_the_transposed_weights_as_feedback_are_exact(num_tangents, key):
     for tangents in (fwdgrad.Normal(), fwdgrad.BlockSparse()):
         value_and_grad = fwdgrad.forward_value_and_grad(
             mean_loss, tangents=tangents, num_tangents=num_tangents, space=LAYERWISE
-        )
+        ).guided()
         guided = fwdgrad.Guided(params, [params["u"].T[None]])
         _, (grad, _) = jax.jit(value_and_grad)(key, guided, *args)
         close(grad, jax.grad(mean_loss)(params, *args))
@@ -170,7 +170,7 @@ def test_feedback_learns_what_is_fed_back():
     params = {**params, "b": jnp.array([5.0, 5.0])}  # all units are on
     value_and_grad = fwdgrad.forward_value_and_grad(
         mean_loss, tangents=fwdgrad.Rademacher(), space=LAYERWISE
-    )
+    ).guided()
 
     def step(guess, key):
         keys = jax.random.split(key, 3)
@@ -183,13 +183,13 @@ def test_feedback_learns_what_is_fed_back():
 
 
 def test_errors(key):
-    value_and_grad = fwdgrad.forward_value_and_grad(loss)
+    value_and_grad = fwdgrad.forward_value_and_grad(loss).guided()
     with pytest.raises(ValueError, match=r"guess\['b'\] is float32\[2\]; it must be float32\[3\]"):
         value_and_grad(key, fwdgrad.Guided(PARAMS, {**GUESS, "b": jnp.ones(2)}), X)
     with pytest.raises(ValueError, match="the guess of params has the structure"):
         value_and_grad(key, fwdgrad.Guided(PARAMS, [jnp.ones(2)]), X)
-    value_and_grad = fwdgrad.forward_value_and_grad(loss, space=fwdgrad.Activities())
+    value_and_grad = fwdgrad.forward_value_and_grad(loss, space=fwdgrad.Activities()).guided()
     with pytest.raises(
         ValueError, match=r"the last layers' exact derivatives; say .*exact_last=True"
     ):
-        value_and_grad.guide(PARAMS, X)
+        value_and_grad.init(PARAMS, X)

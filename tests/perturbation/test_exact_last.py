@@ -38,7 +38,7 @@ def estimates(num_tangents=1, **options):
 
     def estimate(signs):
         one = jax.tree.map(lambda v: signs.reshape(v.shape).astype(v.dtype), drawn)
-        return value_and_grad(one, params, *args)
+        return value_and_grad.along(one, params, *args)
 
     return jax.jit(jax.vmap(estimate))(every), jax.jit(jax.value_and_grad(loss))(params, *args)
 
@@ -69,8 +69,8 @@ def test_in_chunks(chunk_size, key):
 def test_a_guess_is_of_the_other_parameters(key):
     """With the gradient itself as the guess all of the estimate is exact."""
     loss, params, args = network()
-    value_and_grad = fwdgrad.forward_value_and_grad(loss, space=SPACE)
-    guided = value_and_grad.guide(params, *args)
+    value_and_grad = fwdgrad.forward_value_and_grad(loss, space=SPACE).guided()
+    guided = value_and_grad.init(params, *args)
     expected = jax.grad(loss)(params, *args)
     assert guided.guess == {"w": pytest.approx(0), "u": None, "c": None}
     exact = guided._replace(guess={**guided.guess, "w": expected["w"]})

@@ -91,7 +91,7 @@ def test_the_gradient_as_a_guess_is_the_estimate(key):
     loss, params, args = mlp(jnp.tanh)
     exact = jax.grad(loss)(params, *args)
     guess = {n: g * (3.0 if n in LAYERS[0] else -0.5) for n, g in exact.items()}
-    _, grad = estimator(loss)(key, fwdgrad.Guided(params, guess), *args)
+    _, grad = estimator(loss).guided()(key, fwdgrad.Guided(params, guess), *args)
     assert_same(grad.params, exact)
 
 

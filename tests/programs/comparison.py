@@ -108,7 +108,7 @@ def mean_over_signs(value_and_grad, params, *args):
             (row[i:j].reshape(x.shape[k:]) * flip * abs(x)).astype(x.dtype)
             for x, k, i, j, flip in zip(leaves, own, ends[:-1], ends[1:], flips, strict=True)
         ]
-        value, grad = value_and_grad(jax.tree.unflatten(structure, parts), params, *args)
+        value, grad = value_and_grad.along(jax.tree.unflatten(structure, parts), params, *args)
         return value, fwdgrad.partition(grad)[0]
 
     values, grads = jax.jit(lambda signs: jax.lax.map(estimate, signs))(signs)

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 
 import fwdgrad
-from fwdgrad.perturbation.space import Estimate
+from fwdgrad.perturbation.space import Derivatives, Estimate, PushedForward
 
 X = jnp.ones((5, 20))
 W, U = jnp.ones((20, 30)), jnp.ones((30, 30))
@@ -138,15 +138,16 @@ def test_a_users_space_without_the_interpreter_has_no_forms():
         def draw(self, distribution, keys):
             return [jnp.ones((len(keys), *x.shape), x.dtype) for x in self.loss.theta]
 
-        def estimate(self, tangents, weigh):
+        def push(self, tangents, with_gram):
             (value, derivative) = jax.jvp(
                 lambda theta: self.loss.at(theta)[0],
                 (self.loss.theta,),
                 ([t[0] for t in tangents],),
             )
-            weights, clipped = weigh(derivative[None], None, 0)
-            grad = [weights[0] * t[0] for t in tangents]
-            return Estimate(value, None, grad, clipped, [])
+            return PushedForward(value, None, [Derivatives(derivative[None], None, 0)], tangents)
+
+        def combine(self, pushed, weights):
+            return Estimate([weights[0][0] * t[0] for t in pushed.residuals], [])
 
     loss, params = deep(jnp.tanh)
     explanation = fwdgrad.explain(loss, params, X, space=Own())

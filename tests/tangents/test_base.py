@@ -236,7 +236,8 @@ def test_tangents_of_a_new_form_drawn_ahead_give_the_estimate_of_their_key(name,
     estimate = ESTIMATORS[name](tangents=Mixed(), num_tangents=3)
     drawn = estimate.draw(key, PARAMS, X)
     assert any(isinstance(v, Parallel) for v in drawn.tangents)
-    found, expected = (jax.jit(estimate)(k, PARAMS, X) for k in (drawn, key))
+    found = jax.jit(estimate.along)(drawn, PARAMS, X)
+    expected = jax.jit(estimate)(key, PARAMS, X)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
@@ -244,8 +245,9 @@ def test_a_form_with_integer_parts_takes_a_control_variate(key):
     """The estimate with a guess of zero is the estimate without a guess."""
     estimate = fwdgrad.forward_value_and_grad(loss, tangents=Mixed(), num_tangents=2)
     plain = estimate(key, W, X)[1]
-    guided = fwdgrad.Guided(W, jnp.zeros_like(W))
-    np.testing.assert_allclose(estimate(key, guided, X)[1].params, plain, rtol=1e-5, atol=1e-7)
+    guided = estimate.guided()
+    found = guided(key, guided.init(W, X), X)[1].params
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-7)
 
 
 class Unregistered(Diagonal):

@@ -91,7 +91,7 @@ def test_the_projection_by_as_many_tangents_as_parameters_is_the_gradient(tangen
         drawn = value_and_grad.draw(key, params)
         v = jnp.concatenate([dense(v).reshape(31, -1) for v in drawn.tangents], 1)
         differences = jax.tree.map(
-            jnp.subtract, value_and_grad(drawn, params)[1], jax.grad(quadratic)(params)
+            jnp.subtract, value_and_grad.along(drawn, params)[1], jax.grad(quadratic)(params)
         )
         worst = jnp.stack([jnp.abs(x).max() for x in jax.tree.leaves(differences)]).max()
         return worst, jnp.linalg.cond(v) ** 2
@@ -108,7 +108,7 @@ def test_the_projection_is_the_nearest_point_of_the_span(tangents, key):
         quadratic, tangents=tangents, num_tangents=num_tangents, aggregation=fwdgrad.Projection()
     )
     drawn = value_and_grad.draw(key, PARAMS)
-    _, grad = jax.jit(value_and_grad)(drawn, PARAMS)
+    _, grad = jax.jit(value_and_grad.along)(drawn, PARAMS)
     rest = jax.tree.leaves(jax.tree.map(jnp.subtract, jax.grad(quadratic)(PARAMS), grad))
     for k in range(num_tangents):
         products = [jnp.vdot(dense(v)[k], r) for v, r in zip(drawn.tangents, rest, strict=True)]
@@ -145,7 +145,7 @@ def test_blocks_are_materialised_by_a_jvp_rule_that_mixes_entries(key):
     drawn = value_and_grad.draw(key, w, x)
     tangents = dense(drawn.tangents[0])
     (expected,) = by_jvp(lambda of: loss(*of, x), [w], [tangents])
-    found = jax.jit(value_and_grad)(drawn, w, x)[1]
+    found = jax.jit(value_and_grad.along)(drawn, w, x)[1]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -163,7 +163,7 @@ def test_blocks_have_the_derivatives_of_their_dense_arrays(key):
     )
     drawn = value_and_grad.draw(key, params)
     assert all(isinstance(v, fwdgrad.Blocks) for v in drawn.tangents)
-    value, grad = jax.jit(value_and_grad)(drawn, params)
+    value, grad = jax.jit(value_and_grad.along)(drawn, params)
     tangents = [dense(v) for v in drawn.tangents]
     np.testing.assert_allclose(value, loss(params), rtol=1e-5)
     for g, expected in zip(grad, by_jvp(loss, params, tangents), strict=True):
@@ -188,7 +188,7 @@ def test_blocks_of_channels_through_a_flattening(channels, num_tangents, key):
         loss, tangents=fwdgrad.BlockSparse(), num_tangents=num_tangents
     )
     drawn = value_and_grad.draw(key, params)
-    _, grad = jax.jit(value_and_grad)(drawn, params)
+    _, grad = jax.jit(value_and_grad.along)(drawn, params)
     tangents = [dense(v) for v in drawn.tangents]
     for g, expected in zip(grad, by_jvp(loss, params, tangents), strict=True):
         np.testing.assert_allclose(g, expected, rtol=1e-3, atol=1e-5)
@@ -209,7 +209,7 @@ def test_blocks_of_channels_through_a_convolution(channels, key):
         loss, tangents=fwdgrad.BlockSparse(), num_tangents=2
     )
     drawn = value_and_grad.draw(key, params)
-    _, grad = jax.jit(value_and_grad)(drawn, params)
+    _, grad = jax.jit(value_and_grad.along)(drawn, params)
     tangents = [dense(v) for v in drawn.tangents]
     for g, expected in zip(grad, by_jvp(loss, params, tangents), strict=True):
         np.testing.assert_allclose(g, expected, rtol=1e-3, atol=1e-5)
@@ -229,5 +229,5 @@ def test_invalid_arguments_are_errors(key):
             fwdgrad.forward_value_and_grad(quadratic, num_tangents=4, chunk_size=2, **options)
     with pytest.raises(TypeError, match="space must be an object, found the class Activities"):
         fwdgrad.forward_value_and_grad(quadratic, space=fwdgrad.Activities)
-    with pytest.raises(TypeError, match="aggregation must have coefficients and needs_all, as"):
+    with pytest.raises(TypeError, match="aggregation must have coefficients and needs_gram, as"):
         fwdgrad.forward_value_and_grad(quadratic, aggregation="mean")

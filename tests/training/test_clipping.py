@@ -13,7 +13,6 @@ import fwdgrad
 from fwdgrad.records import load_checkpoint, save_checkpoint
 from fwdgrad.training import (
     Batches,
-    GuidedProblem,
     clip_by_running_quantile,
     clipped_sgd,
     guided_optimizer,
@@ -169,7 +168,7 @@ def test_resuming_from_a_checkpoint_gives_the_same_bits(tmp_path):
 def test_a_guess_is_not_clipped_with_the_parameters():
     plain = heavy(jax.random.key(1))
     value_and_grad = fwdgrad.forward_value_and_grad(plain.loss, tangents=fwdgrad.Rademacher())
-    guided = GuidedProblem(plain, value_and_grad.guide, batch_size=4).init(jax.random.key(0))
+    guided = value_and_grad.guided().init(plain.init(jax.random.key(0)), plain.train[:4])
     optimizer = guided_optimizer(clipped_sgd(1.0, multiple=1.0, warmup=1), 0.5)
     state = optimizer.init(guided)
     for scale in (1.0, 10.0):
