@@ -92,17 +92,9 @@ def run_on_references(x):
     return pl.run_state(body)((x, jnp.zeros_like(x)))[1]
 
 
-ACTIVATIONS = {
-    f.__name__: f
-    for f in (
-        elementwise, with_a_loop, on_a_grid, with_forward_rule, with_reverse_rule
-    )
-}  # fmt: skip
-TANGENTS = [
-    (fwdgrad.Normal(), 1),
-    (fwdgrad.LowRank(), 3),
-    (fwdgrad.BlockSparse(), 2),
-]
+_KERNELS = elementwise, with_a_loop, on_a_grid, with_forward_rule, with_reverse_rule
+ACTIVATIONS = {f.__name__: f for f in _KERNELS}
+TANGENTS = [(fwdgrad.Normal(), 1), (fwdgrad.LowRank(), 3), (fwdgrad.BlockSparse(), 2)]
 
 
 def loss_with(activation, params, x):
@@ -246,9 +238,7 @@ def _with_integers(x):
 @pytest.mark.parametrize("activation", [_aliased, _with_integers])
 @pytest.mark.parametrize("space", [fwdgrad.Weights(), fwdgrad.Activities()], ids=repr)
 @pytest.mark.parametrize("num_tangents", [1, 3])
-def test_a_kernel_without_a_derivative_is_an_error_that_names_it(
-    activation, space, num_tangents, key
-):
+def test_the_error_of_a_kernel_without_a_derivative_names_it(activation, space, num_tangents, key):
     value_and_grad = fwdgrad.forward_value_and_grad(
         partial(loss_with, activation), num_tangents=num_tangents, space=space
     )
