@@ -23,7 +23,6 @@ from fwdgrad.util.layouts import cond_branches, is_platform_dependent, scan_part
 from fwdgrad.util.source_info import context_of
 
 MAX_ITERATIONS = 10_000  # of a loop; the search evaluates them one by one
-_RULES = Context(RULES, record=None)
 
 
 class NonFinite(NamedTuple):
@@ -84,7 +83,7 @@ class _Search:
             read = equation.reads
             known, moving = {v: values[v] for v in read}, {v: duals.get(v) for v in read}
             everything = {*read, *equation.outvars}
-            propagate_equations(_RULES, [equation], known, moving, everything)
+            propagate_equations(Context(RULES, record=None), [equation], known, moving, everything)
             bad = [v for v in equation.outvars if _is_bad(known[v], moving.get(v))]
             if bad:
                 inherited = _joined(causes[v] for v in read if v in causes)
@@ -198,7 +197,7 @@ def _compiled(jaxpr: Any) -> Any:
 
 def _pushed(jaxpr: Any, primals: list[Any], tangents: list[Any]) -> tuple[list[Any], list[Any]]:
     """Return the outputs of a ClosedJaxpr and their dense tangents."""
-    outputs, pushed = propagate(_RULES, read_program(jaxpr), primals, tangents)
+    outputs, pushed = propagate(Context(RULES, record=None), read_program(jaxpr), primals, tangents)
     return outputs, [None if t is None else dense(t) for t in pushed]
 
 

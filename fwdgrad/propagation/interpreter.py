@@ -28,9 +28,10 @@ from fwdgrad.propagation.jaxprs import has_staged_rule, variables
 from fwdgrad.propagation.record import Record, current_record, described, reason_of_loss
 from fwdgrad.propagation.tracing import derivative_of_kernel, raise_for_custom_vjp
 from fwdgrad.tangents.base import StructuredTangent
-from fwdgrad.tangents.forms import Tangent, dense
+from fwdgrad.tangents.forms import Tangent
 from fwdgrad.util.jax_internals import Equation, Program, bind, function_name
 from fwdgrad.util.programs import evaluate_equation, map_over, run_compiled
+from fwdgrad.util.sharding import has_explicit_axes
 from fwdgrad.util.source_info import context_of, place
 from fwdgrad.util.trees import Array
 
@@ -57,10 +58,12 @@ class Context:
       rules: of each primitive (`fwdgrad.propagation.rules.registry`), by the name of one of JAX,
         and by the object of any other.
       record: of the equations that read a structured tangent of a parameter, if one is kept.
+      explicit_axes: True on a mesh with explicit axes, where rules that reshape may fail.
     """
 
     rules: Mapping[Any, Any]
     record: Record | None = field(default_factory=current_record)
+    explicit_axes: bool = field(default_factory=has_explicit_axes)
 
     def rules_of(self, equation: Any) -> Any:
         """Return the rules of a primitive of the user's own, or of one of JAX; None if none."""
@@ -81,7 +84,8 @@ class Context:
         """Return the dense tangent, and record that its structure is lost."""
         if isinstance(tangent, StructuredTangent):
             self.observe_loss(equation, tangent, reason)
-        return None if tangent is None else dense(tangent)
+            return tangent.dense()
+        return tangent
 
 
 def propagate(

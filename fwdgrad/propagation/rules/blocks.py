@@ -20,7 +20,6 @@ from fwdgrad.tangents.blocks import Blocks, split_into_blocks
 from fwdgrad.tangents.forms import Tangent, add, dense, is_structured
 from fwdgrad.util.jax_internals import bind
 from fwdgrad.util.shapes import merge_axes
-from fwdgrad.util.sharding import has_explicit_axes
 from fwdgrad.util.trees import Array
 
 
@@ -28,7 +27,7 @@ def keep_blocks(context: Context, equation: Any, primals: list[Any], tangents: l
     """Push blocks forward through an operation that treats the entries along the axis apart."""
     cut = {i: t for i, t in enumerate(tangents) if is_structured(t)}
     first = next(iter(cut.values()))
-    if len(cut) < sum(t is not None for t in tangents) or has_explicit_axes():
+    if len(cut) < sum(t is not None for t in tangents) or context.explicit_axes:
         return NotImplemented
     if len({(t.num_blocks, t.num_tangents, t.shape[t.axis]) for t in cut.values()}) > 1:
         return NotImplemented
@@ -86,7 +85,7 @@ def _axis_after(equation: Any, operand: int, axis: int, number: int) -> int | No
 
 
 def _dot_general(context: Context, equation: Any, primals: list[Any], tangents: list[Any]) -> Any:
-    sharded = equation.params.get("out_sharding") is not None or has_explicit_axes()
+    sharded = equation.params.get("out_sharding") is not None or context.explicit_axes
     if sharded:
         return NotImplemented
     dot = Dot(equation)
@@ -104,7 +103,10 @@ def _dot_general(context: Context, equation: Any, primals: list[Any], tangents: 
             outputs, of_rows = [both[0]], both[1:]
         else:
             of_rows = dot.with_rows(side, rows, other)
-        total = add(total, _product(dot, side, v, other, of_rows) if is_structured(v) else of_rows)
+        total = add(
+            total,
+            _product(dot, side, v, other, of_rows) if is_structured(v) else of_rows,
+        )
     return bind(equation, primals) if outputs is None else outputs, [total]
 
 
@@ -138,7 +140,7 @@ def _conv_general_dilated(
     grouped = (
         equation.params["feature_group_count"] != 1 or equation.params["batch_group_count"] != 1
     )
-    if grouped or has_explicit_axes():
+    if grouped or context.explicit_axes:
         return NotImplemented
     if v is None and is_structured(kernel_tangent) and kernel_tangent.axis == rhs[0]:
         if kernel_tangent.earlier is not None:

@@ -24,14 +24,13 @@ from fwdgrad.tangents.forms import Tangent, add, dense, is_structured
 from fwdgrad.util.backend import choices
 from fwdgrad.util.jax_internals import bind
 from fwdgrad.util.shapes import merge_axes, surely_at_most
-from fwdgrad.util.sharding import has_explicit_axes
 from fwdgrad.util.trees import Array, accumulation_dtype
 
 
 def _dot_general(
     context: Context, equation: Any, primals: list[Any], tangents: list[Any]
 ) -> tuple[list[Any], list[Tangent]]:
-    if equation.params.get("out_sharding") is not None or has_explicit_axes():
+    if equation.params.get("out_sharding") is not None or context.explicit_axes:
         return NotImplemented
     dot = Dot(equation)
     arrays: list[Array | None] = [None, None]
@@ -159,7 +158,7 @@ def _conv_general_dilated(
 ) -> tuple[list[Any], list[Tangent]]:
     x, kernel = primals
     x_tangent, kernel_tangent = tangents
-    if not is_structured(kernel_tangent) or has_explicit_axes():
+    if not is_structured(kernel_tangent) or context.explicit_axes:
         return NotImplemented
     product: Tangent = _Convolution(equation).with_factors(x, kernel_tangent)
     if product is None:

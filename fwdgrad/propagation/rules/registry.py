@@ -13,7 +13,7 @@ from fwdgrad.propagation.rules import blocks, contractions, control_flow, picks,
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.factored import Factored
-from fwdgrad.tangents.forms import count_tangents, is_structured
+from fwdgrad.tangents.forms import count_tangents
 from fwdgrad.util.jax_internals import is_jax_primitive, is_published
 
 
@@ -290,7 +290,7 @@ def _check(kind: str, name: str, found: Sequence[Any], expected: Sequence[Any]) 
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    return (count_tangents(x), *x.shape) if is_structured(x) else jnp.shape(x)
+    return (count_tangents(x), *x.shape) if isinstance(x, StructuredTangent) else jnp.shape(x)
 
 
 def _listed(types: Sequence[Any]) -> str:
