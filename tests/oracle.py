@@ -6,9 +6,8 @@ import numpy as np
 from jax.tree_util import tree_leaves_with_path
 
 import fwdgrad
-from fwdgrad.propagation.pushforward import Pushforward
+from fwdgrad.propagation.pushforward import Pushforward, trace
 from fwdgrad.propagation.record import recording
-from fwdgrad.propagation.tracing import trace
 from fwdgrad.tangents.factored import Factored
 from fwdgrad.tangents.forms import dense, is_structured
 

@@ -17,9 +17,8 @@ from fwdgrad.perturbation.noisy_site import site_name
 from fwdgrad.perturbation.space import Space
 from fwdgrad.perturbation.weights import Weights
 from fwdgrad.propagation.matrix_axes import Use
-from fwdgrad.propagation.pushforward import Pushforward
+from fwdgrad.propagation.pushforward import Pushforward, trace
 from fwdgrad.propagation.record import Record, recording
-from fwdgrad.propagation.tracing import trace
 from fwdgrad.tangents.independent import TangentDistribution
 from fwdgrad.tangents.low_rank import LowRank
 from fwdgrad.util.trees import Array, PyTree

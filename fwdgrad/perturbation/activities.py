@@ -131,9 +131,8 @@ class _AtActivities:
             program = traced.required(needed_by="space=Activities()")
         check_own_losses(one, program.outvars[0].aval)
         self._flat = traced.flat
-        self._loss = NoisyLoss(
-            inlined(program), len(self._leaves), space.layerwise, space.exact_last
-        )
+        program, number = inlined(program), len(self._leaves)
+        self._loss = NoisyLoss(program, number, space.layerwise, space.exact_last)
         sites = self._loss.sites
         self._own = [i for i in self._loss.noisy if sites[i].per_example]
         self._shared = [i for i in self._loss.noisy if not sites[i].per_example]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fwdgrad.perturbation.control_variates import Guided
-from fwdgrad.propagation.tracing import Trace, trace
+from fwdgrad.propagation.pushforward import Trace, trace
 from fwdgrad.util.trees import (
     Array,
     PyTree,

@@ -24,12 +24,16 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.propagation.jaxprs import has_staged_rule, variables
+from fwdgrad.propagation.jaxprs import (
+    check_staged_rule,
+    derivative_of_kernel,
+    raise_for_custom_vjp,
+    variables,
+)
 from fwdgrad.propagation.record import Record, current_record, described, reason_of_loss
-from fwdgrad.propagation.tracing import derivative_of_kernel, raise_for_custom_vjp
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.forms import Tangent
-from fwdgrad.util.jax_internals import Equation, Program, bind, function_name
+from fwdgrad.util.jax_internals import Equation, Program, bind
 from fwdgrad.util.programs import evaluate_equation, map_over, run_compiled
 from fwdgrad.util.sharding import has_explicit_axes
 from fwdgrad.util.source_info import context_of, place
@@ -38,16 +42,6 @@ from fwdgrad.util.trees import Array
 # rule(context, equation, primals, tangents) -> (outputs, their tangents), or NotImplemented.
 # It is called only where some tangent is not zero.
 Rule = Callable[["Context", Any, list[Any], list[Tangent]], Any]
-
-
-class CannotBeStagedError(TypeError):
-    """A part of the loss has a derivative that cannot be had from the loss's jaxpr.
-
-    The rule of a `custom_jvp` function may use a value of its surroundings, such as a key or an
-    array that is mapped over, that is no argument of it; and it may give its output a tangent of
-    another shape where it is mapped. JAX can differentiate such a loss while it runs, and not from
-    its jaxpr, by `jax.grad(jax.jit(loss))` neither.
-    """
 
 
 @dataclass(frozen=True)
@@ -194,14 +188,8 @@ def _differentiated(
 
     if equation.custom_vjp is not None:
         raise_for_custom_vjp(equation.custom_vjp)
-    if equation.primitive is primitives.custom_jvp_call_p and not has_staged_rule(equation):
-        raise CannotBeStagedError(
-            f"the rule of the custom_jvp function {function_name(equation)}, called at "
-            f"{place(equation)}, cannot be applied after fun was traced: it uses a value that is "
-            "no argument of the function, or gives a tangent of another shape where it is mapped. "
-            "Pass what the rule uses as arguments; or use space=Weights(), which then pushes the "
-            "whole of fun forward by jax.jvp."
-        )
+    if equation.primitive is primitives.custom_jvp_call_p:
+        check_staged_rule(equation)
     number = next(len(t) for t in tangents if t is not None)
     if equation.has_loops:
         return run_compiled(lambda xs, ts: jvp(fun, xs, ts, number), primals, tangents)

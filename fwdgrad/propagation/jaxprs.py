@@ -6,6 +6,7 @@ writing interpreters uses.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -13,17 +14,21 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
+from fwdgrad.util import validation
 from fwdgrad.util.jax_internals import (
     Equation,
     Program,
     bind,
+    called_jaxpr,
+    find_custom_vjp,
+    function_name,
     is_custom_vjp,
     is_inexact,
     read_program,
     uses_references,
 )
 from fwdgrad.util.programs import evaluate_equation
-from fwdgrad.util.source_info import context_of
+from fwdgrad.util.source_info import context_of, place
 from fwdgrad.util.tracers import is_leaked, trace_state
 
 
@@ -192,3 +197,73 @@ def carried(
         if after == active:
             return active
         active = after
+
+
+def without_custom_vjp(equation: Any) -> Any:
+    """Return the equation with each such call replaced by one of what the function computes."""
+    if find_custom_vjp(equation) is None:
+        return equation
+    if (body := called_jaxpr(equation)) is not None and not _is_plain(equation):
+        params = {"call_jaxpr": _without_custom_vjp(body)}
+        return equation.replace(primitive=primitives.closed_call_p, params=params)
+    params = jax.tree.map(_without_custom_vjp, equation.params, is_leaf=_is_jaxpr)
+    return equation.replace(params=params)
+
+
+def _is_plain(equation: Any) -> bool:
+    """Return True for a call that has its jaxpr among its parameters, to be replaced there."""
+    return not is_custom_vjp(equation) and any(map(_is_jaxpr, equation.params.values()))
+
+
+def _is_jaxpr(x: Any) -> bool:
+    return isinstance(x, (jex_core.Jaxpr, jex_core.ClosedJaxpr))
+
+
+def _without_custom_vjp(x: Any) -> Any:
+    """Return a jaxpr without custom_vjp calls, and any other parameter of an equation unchanged."""
+    if not _is_jaxpr(x):
+        return x
+    if isinstance(x, jex_core.Jaxpr):  # in JAX 0.11 and later closed ones, too
+        return x.replace(eqns=[*map(without_custom_vjp, x.eqns)])
+    return jex_core.ClosedJaxpr(_without_custom_vjp(x.jaxpr), x.consts)
+
+
+def raise_for_custom_vjp(equation: Any) -> None:
+    """Raise the TypeError that names the `custom_vjp` function of an equation, and its place."""
+    raise TypeError(
+        "fun calls a function that is defined by jax.custom_vjp and so has no forward-mode "
+        f"rule: {function_name(equation)}, called at {place(equation)}. Define it by "
+        "jax.custom_jvp instead (JAX derives the reverse mode from that), or leave "
+        "enter_custom_vjp=False out, to differentiate what it computes."
+    )
+
+
+def derivative_of_kernel(equation: Any) -> AbstractContextManager[None]:
+    """Return a context that notes of errors inside of it which kernel has no derivative."""
+    return validation.error_note(
+        f"JAX cannot differentiate the Pallas kernel at {place(equation)}, which a tangent "
+        "reaches: kernels that read integers, write to scratch memory, branch, alias their "
+        "operands or run on a mesh have no forward mode. Give it a rule by jax.custom_jvp."
+    )
+
+
+class CannotBeStagedError(TypeError):
+    """A part of the loss has a derivative that cannot be had from the loss's jaxpr.
+
+    The rule of a `custom_jvp` function may use a value of its surroundings, such as a key or an
+    array that is mapped over, that is no argument of it; and it may give its output a tangent of
+    another shape where it is mapped. JAX can differentiate such a loss while it runs, and not from
+    its jaxpr, by `jax.grad(jax.jit(loss))` neither.
+    """
+
+
+def check_staged_rule(equation: Equation) -> None:
+    """Raise CannotBeStagedError unless the rule of a custom_jvp can be applied after tracing."""
+    if not has_staged_rule(equation):
+        raise CannotBeStagedError(
+            f"the rule of the custom_jvp function {function_name(equation)}, called at "
+            f"{place(equation)}, cannot be applied after fun was traced: it uses a value that is "
+            "no argument of the function, or gives a tangent of another shape where it is mapped. "
+            "Pass what the rule uses as arguments; or use space=Weights(), which then pushes the "
+            "whole of fun forward by jax.jvp."
+        )

@@ -1,19 +1,106 @@
-"""The pushforward of a loss: traced once, then evaluated with tangents in any form."""
+"""A loss, traced once (`trace`), and pushed forward along tangents in any form (`Pushforward`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax.extend.core import primitives
 
-from fwdgrad.propagation.interpreter import CannotBeStagedError, Context, jvp, propagate
+from fwdgrad.propagation.interpreter import Context, jvp, propagate
+from fwdgrad.propagation.jaxprs import CannotBeStagedError, without_custom_vjp
 from fwdgrad.propagation.matrix_axes import Use, choose_split, find_uses
 from fwdgrad.propagation.record import current_record
 from fwdgrad.propagation.rules.registry import RULES
-from fwdgrad.propagation.tracing import Trace
 from fwdgrad.tangents.factored import Split
 from fwdgrad.tangents.forms import Tangent, dense, with_origin
-from fwdgrad.util.trees import Array, PyTree
+from fwdgrad.util.jax_internals import (
+    Equation,
+    Program,
+    is_inexact,
+    read_program,
+    uses_references,
+)
+from fwdgrad.util.trees import Array, FlatAux, PyTree
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A loss, traced at its parameters.
+
+    Attributes:
+      flat: the loss as a function of the parameters, a list, and what else it was traced at; it
+        returns the loss and the arrays of aux.
+      program: its jaxpr, whose first inputs are the parameters and first output the loss. None if
+        the loss cannot be traced, or works with mutable arrays.
+      why_none: the reason why there is no program, or ''.
+      uses_references: True if the loss works with mutable arrays.
+      error: the error of a loss that cannot be traced.
+    """
+
+    flat: FlatAux
+    program: Program | None
+    why_none: str = ""
+    uses_references: bool = False
+    error: Exception | None = None
+
+    def required(self, needed_by: str) -> Program:
+        """Return the program; raise TypeError if there is none, with the option that needs it."""
+        remedy = "Write it with jax.numpy.where or jax.lax.cond, or use space=Weights()"
+        if self.error is not None:
+            raise TypeError(
+                f"fun cannot be traced, which {needed_by} needs: its Python code asks for the "
+                f"value of an array (see the error above). {remedy}."
+            ) from self.error
+        if self.uses_references:
+            raise TypeError(
+                f"fun works with mutable arrays (jax.new_ref), through which {needed_by} does not "
+                f"follow noise. {remedy}."
+            )
+        assert self.program is not None
+        return self.program
+
+
+def trace(
+    fun: Callable[..., Any], leaves: Sequence[Array], *others: Any, enter_custom_vjp: bool = True
+) -> Trace:
+    """Trace a loss.
+
+    Args:
+      fun: `fun(leaves, *others)` returns (loss, aux).
+      leaves: the parameters.
+      others: pytrees of arrays.
+      enter_custom_vjp: replace calls of `custom_vjp` functions that tangents of the parameters
+        reach by what the functions compute. If not, they stay, and are an error where a tangent is
+        pushed through them.
+    """
+    flat = FlatAux(fun)
+    try:
+        jaxpr = jax.make_jaxpr(lambda *args: flat(*args))(leaves, *others)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        return Trace(flat, None, "its Python code asks for the value of a parameter", error=error)
+    if any(map(uses_references, jaxpr.jaxpr.eqns)):
+        return Trace(flat, None, "it works with mutable arrays", uses_references=True)
+    program = read_program(jaxpr)
+    return Trace(flat, _entered(program, len(leaves)) if enter_custom_vjp else program)
+
+
+def _entered(program: Program, num_leaves: int) -> Program:
+    """Return a program without the custom_vjp calls that tangents of its first inputs reach."""
+    if not any(equation.custom_vjp for equation in program.eqns):
+        return program
+    reached = set(program.invars[:num_leaves])
+    equations = []
+    for equation in program.eqns:
+        if equation.primitive is not primitives.stop_gradient_p and not reached.isdisjoint(
+            equation.reads
+        ):
+            reached.update(filter(is_inexact, equation.outvars))
+            equation = Equation(without_custom_vjp(equation.source))
+        equations.append(equation)
+    return program._replace(eqns=equations)
 
 
 class Pushforward:

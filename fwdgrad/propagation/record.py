@@ -89,9 +89,7 @@ def recording() -> Iterator[Record]:
         _current.reset(token)
 
 
-def current_record() -> Record | None:
-    """Return the record that is open, or None."""
-    return _current.get()
+current_record = _current.get  # () -> the record that is open, or None
 
 
 def described(equation: Any) -> str:

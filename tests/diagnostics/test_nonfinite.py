@@ -11,7 +11,7 @@ from jax import lax
 
 import fwdgrad
 from fwdgrad.diagnostics.nonfinite import find_nonfinite
-from fwdgrad.propagation.tracing import trace
+from fwdgrad.propagation.pushforward import trace
 
 pytestmark = pytest.mark.thorough
 

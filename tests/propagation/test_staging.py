@@ -10,8 +10,7 @@ import pytest
 from jax.custom_batching import custom_vmap, sequential_vmap
 
 import fwdgrad
-from fwdgrad.propagation.pushforward import Pushforward
-from fwdgrad.propagation.tracing import trace
+from fwdgrad.propagation.pushforward import Pushforward, trace
 from fwdgrad.tangents.forms import dense
 from tests.oracle import normal
 from tests.sweeps import thorough_but

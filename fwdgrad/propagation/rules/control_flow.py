@@ -14,8 +14,7 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
 from fwdgrad.propagation.interpreter import Context, Rule, propagate
-from fwdgrad.propagation.jaxprs import carried, reached
-from fwdgrad.propagation.tracing import raise_for_custom_vjp
+from fwdgrad.propagation.jaxprs import carried, raise_for_custom_vjp, reached
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.forms import Tangent, count_tangents, dense
 from fwdgrad.util import programs
