@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fwdgrad.propagation.facts import FACTS
@@ -140,3 +141,24 @@ def test_every_layout_primitive_keeps_factors():
         if name in CASES and isinstance(forms_after(name, "rank 1")[0], Factored)
     }  # fmt: skip
     assert names - not_here - kept == set()
+
+
+def test_a_reduction_of_several_operands_keeps_blocks():
+    """Products of rows, and the sums of these with those before them."""
+
+    def fun(x, y):
+        def step(a, b):
+            return a[0] * b[0], a[1] + b[1] * a[0]
+
+        one, zero = jnp.ones((), x.dtype), jnp.zeros((), x.dtype)
+        return jax.lax.reduce((x, y), (one, zero), step, (1,))
+
+    x = jnp.linspace(0.5, 1.5, 24).reshape(4, 6)
+    operands, tangents = (x, x + 1), (Blocks(x - 1, 0, 2), Blocks(x * x, 0, 2))
+    jaxpr = jax.make_jaxpr(fun)(*operands)
+    pushed = propagate(Context(RULES), read_program(jaxpr), operands, tangents)[1]
+    assert all(isinstance(v, Blocks) and v.axis == 0 for v in pushed)
+    for k in range(2):
+        expected = jax.jvp(fun, operands, tuple(v.dense()[k] for v in tangents))[1]
+        for v, t in zip(pushed, expected, strict=True):
+            np.testing.assert_allclose(v.dense()[k], t, rtol=1e-5)
