@@ -177,7 +177,7 @@ def _narrows(equation: Any) -> bool:
         return any(v.aval.shape == () for v in equation.invars)
     # Where slopes are very unequal there may be more noise in what is narrower: entries that matter
     # little get as much of it as others, and some pull it back by more than others.
-    if fact.selects or fact.even:
+    if fact.selects or fact.even_slopes:
         return True
     return _all_inside(_narrows, equation)
 

@@ -4,6 +4,9 @@ Each primitive has one row of `FACTS`. Rows go by name, since not every version 
 primitives, and some are not public. A primitive without a row is treated as a function of which
 nothing is known: its tangents are materialised, and noise enters before it. Tests hold each column
 against the derivatives of every primitive that JAX has.
+
+The search for matrices reads `linear`, `axes` and `matrix`; rules of factors and blocks read
+`axes`; sites read `linear`; post-activations read `elementwise`, `selects` and `even_slopes`.
 """
 
 import enum
@@ -38,7 +41,7 @@ class Fact:
       elementwise: each entry of the outputs depends on the same entry of the operands alone.
       linear: in which operands, or None.
       selects: each entry of the outputs is an entry of an operand, or a constant.
-      even: slopes are about the same at all entries, or zero.
+      even_slopes: slopes are about the same at all entries, or zero.
       axes: the function of an equation and an operand's position that returns its axes in the
         outputs; None if nothing is known of them.
       matrix: for products, the function that returns the axes of an operand that are contracted,
@@ -48,7 +51,7 @@ class Fact:
     elementwise: bool = False
     linear: Linear | None = None
     selects: bool = False
-    even: bool = False
+    even_slopes: bool = False
     axes: AxesOf | None = None
     matrix: MatrixOf | None = None
 
@@ -167,12 +170,14 @@ FACTS: dict[Any, Fact] = {
     # … choices
     **_entrywise("clamp max min select_n", selects=True),
     # … sums and products
-    **_entrywise("convert_element_type neg", linear=_FIRST, even=True),
-    **_entrywise("add add_any sub", linear=Linear.ALL, even=True),
+    **_entrywise("convert_element_type neg", linear=_FIRST, even_slopes=True),
+    **_entrywise("add add_any sub", linear=Linear.ALL, even_slopes=True),
     **_entrywise("mul", linear=Linear.PRODUCT),
     **_entrywise("div", linear=Linear.QUOTIENT),
     # … functions with slopes of at most about one, and comparisons
-    **_entrywise("abs atan erf erfc logistic tanh eq eq_to ge gt le le_to lt lt_to ne", even=True),
+    **_entrywise(
+        "abs atan eq eq_to erf erfc ge gt le le_to logistic lt lt_to ne tanh", even_slopes=True
+    ),
     # … powers, exponentials, trigonometric and hyperbolic functions, and their inverses
     **_entrywise(
         "acos acosh asin asinh atan2 atanh cbrt cos cosh exp exp2 expm1 integer_pow log log1p log2 "
@@ -215,13 +220,13 @@ FACTS: dict[Any, Fact] = {
     "conv_general_dilated": Fact(linear=Linear.PRODUCT, matrix=axes.matrix_of_kernel),
     "fft": Fact(axes=axes.kept(axes.transformed)),
     # Reductions
-    "reduce_sum": Fact(linear=_FIRST, even=True, axes=axes.removed),
+    "reduce_sum": Fact(linear=_FIRST, even_slopes=True, axes=axes.removed),
     "reduce_max": Fact(selects=True, axes=axes.removed),
     "reduce_min": Fact(selects=True, axes=axes.removed),
     "reduce_prod": Fact(axes=axes.removed),
     "reduce": Fact(axes=axes.removed),
     # … over windows
-    "reduce_window_sum": Fact(linear=_FIRST, even=True, axes=axes.kept(axes.windowed)),
+    "reduce_window_sum": Fact(linear=_FIRST, even_slopes=True, axes=axes.kept(axes.windowed)),
     "reduce_window_max": Fact(selects=True, axes=axes.kept(axes.windowed)),
     "reduce_window_min": Fact(selects=True, axes=axes.kept(axes.windowed)),
     "reduce_window": Fact(axes=axes.kept(axes.windowed)),

@@ -236,7 +236,7 @@ def test_selecting_rows_select_entries_and_no_other_primitive_does():
 
 def test_even_rows_have_slopes_of_at_most_about_one():
     for name, of_name in by_name().items():
-        if fact_of(of_name[0].equation.primitive).even:
+        if fact_of(of_name[0].equation.primitive).even_slopes:
             assert max(np.abs(j).max() for e in of_name for j in e.jacobians.values()) < 1.2, name
 
 
