@@ -22,4 +22,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     found = [package for package, names in _NOW.items() if name in names.split()]
     remedy = f"Use {found[0]}.{name}" if found else f"Its packages are {', '.join(_NOW)}"
+    if name == "GuidedProblem":
+        remedy = "Use the method `guided` of fwdgrad.forward_value_and_grad(loss)"
     raise ImportError(f"fwdgrad.work.{name} is no more. {remedy}.")

@@ -37,7 +37,7 @@ SETTINGS = ("num_steps", "batch_size", "eval_every", "steps_per_call", "compiler
 
 
 def run(cfg: DictConfig) -> RunRecord:
-    """Runs a composed `train` config, or goes on with it, or returns what is already there.
+    """Run a composed `train` config, resume it, or return its finished run.
 
     Raises:
       ValueError: a key has a wrong value, or nothing reads it.
@@ -69,7 +69,7 @@ def run(cfg: DictConfig) -> RunRecord:
 
 
 def _check_examples(cfg: DictConfig) -> None:
-    """Raise ValueError if examples change each other's loss, where the space asks that they not."""
+    """Raise ValueError if examples change each other's loss and the space is `Activities`."""
     if isinstance(instantiate(cfg.estimator.value_and_grad.space), Activities):
         made = problem(cfg)
         examples = jax.tree.map(lambda x: x[:: max(1, len(x) // 8)][:8], made.train)
@@ -77,7 +77,7 @@ def _check_examples(cfg: DictConfig) -> None:
 
 
 def recorded_info(cfg: DictConfig) -> dict[str, Any]:
-    """The information of a run that was begun, also of one that diverged."""
+    """Return the content of a run's `run.json`, also of a run that diverged."""
     info = read_info(folder(cfg))
     if info is None:
         raise RecordError(f"{folder(cfg)} has lost its run.json. Start the command once more.")
@@ -85,7 +85,7 @@ def recorded_info(cfg: DictConfig) -> dict[str, Any]:
 
 
 def summary(record: RunRecord) -> str:
-    """A finished run in one line."""
+    """Describe a finished run in one line."""
     final = record.info["final"]
     label = record.folder.parent.name.rpartition("-")[0]
     return (
@@ -98,14 +98,14 @@ def summary(record: RunRecord) -> str:
 def folder(cfg: DictConfig) -> Path:
     """Return the folder of a run, named after its choices, its identity and its seed.
 
-    Settings of JAX that decide numbers change the name, where they are not JAX's own.
+    Settings of JAX that decide numbers are part of the name if they are not JAX's own.
     """
     identity = config_identity(with_changed_settings(identity_config(cfg)))
     return run_folder(settings.root(cfg), label(cfg), identity, cfg.seed)
 
 
 def label(cfg: DictConfig) -> str:
-    """The choices of a config: model and estimator, data set and optimizer where not the default.
+    """Return the choices of a config: model, estimator; data set and optimizer if not the default.
 
     Options that are not choices of a group, such as the number of tangents, are in the identity.
     """
@@ -114,7 +114,7 @@ def label(cfg: DictConfig) -> str:
 
 
 def _optimizer_names(cfg: DictConfig) -> list[str]:
-    """The optimizer and its schedule; none if they are the default's."""
+    """Return the names of the optimizer and its schedule; none for the defaults."""
     rate = cfg.optimizer.get("learning_rate")
     schedule = rate.get("_target_") if isinstance(rate, DictConfig) else "constant"
     short = {
@@ -127,7 +127,7 @@ def _optimizer_names(cfg: DictConfig) -> list[str]:
 
 
 def identity_config(cfg: DictConfig) -> dict[str, Any]:
-    """The part of a config that decides a run's numbers: all but the seed and the names."""
+    """Return the part of a config that decides a run's numbers: all but the seed and the names."""
     config: Any = settings.canonical(OmegaConf.to_container(cfg, resolve=True))
     return {
         "model": config["model"]["make"],
@@ -140,10 +140,10 @@ def identity_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def estimator(cfg: DictConfig) -> Any:
-    """The estimator of a `train` config: loss function, has_report=... -> value and gradient.
+    """Return the estimator of a `train` config: loss, has_report=... -> value and gradient.
 
     Raises:
-      ValueError: it does not read a group that was chosen, or an argument is wrong.
+      ValueError: the estimator does not read a chosen group, or an argument is wrong.
     """
     arguments = inspect.signature(get_object(cfg.estimator.value_and_grad._target_)).parameters
     unread = [x for x in ("tangents", "space", "aggregation") if x in cfg and x not in arguments]
@@ -174,10 +174,10 @@ def _check_choices(cfg: DictConfig, unread: list[str]) -> None:
 
 
 def optimizer(cfg: DictConfig) -> optax.GradientTransformation:
-    """The optimizer of a `train` config, that of a guess included if it has one.
+    """Return the optimizer of a `train` config, with that of a guess if it has one.
 
     Raises:
-      ValueError: it cannot make a step.
+      ValueError: the optimizer cannot make a step.
     """
     rate = _learning_rate(cfg)
     with settings.named("optimizer"):
@@ -217,15 +217,15 @@ def _learning_rate(cfg: DictConfig) -> Any:
 
 
 class Training:
-    """A training that can be taken further step by step, and is not recorded.
+    """A training in steps, not recorded.
 
     Args:
       cfg: a `train` config.
-      init: key -> the first parameters; None: those of the config's problem.
-      transformation: the optimizer; None: that of the config.
+      init: key -> the first parameters; None: the config's.
+      transformation: the optimizer; None: the config's.
 
     Attributes:
-      state: as `fwdgrad.training.stepping` has it.
+      state: a `fwdgrad.training.stepping.State`.
     """
 
     def __init__(self, cfg: DictConfig, init: Any = None, transformation: Any = None):
@@ -242,7 +242,7 @@ class Training:
         self._batches, self._step = Batches(number, cfg.batch_size, cfg.seed), 0
 
     def advance(self, num_steps: int) -> Any:
-        """Makes so many steps, and returns the last loss."""
+        """Make `num_steps` steps and return the last loss."""
         for first in range(0, num_steps, self._capacity):
             count = min(self._capacity, num_steps - first)
             indices = self._batches.indices(self._step, count, capacity=self._capacity)
@@ -252,7 +252,7 @@ class Training:
 
 
 def problem(cfg: DictConfig) -> Problem:
-    """The problem of a `train` config; its data are those from before if nothing has changed."""
+    """Return the problem of a `train` config; its data are cached."""
     make = OmegaConf.to_yaml(cfg.model.make, resolve=True)
     return _problem(make, cfg.dataset.name, cfg.dataset.folder)
 

@@ -1,4 +1,4 @@
-"""What a training step costs, beside the loss alone: python -m experiments.cost.step_cost
+"""Time and memory of a training step, beside the loss alone: python -m experiments.cost.step_cost
 
 For each model of the paper: the loss, backprop, checkpointed backprop, and forward gradients with
 dense normal and with low-rank tangents. Each is tried in several forms (steps in one compiled
@@ -8,8 +8,8 @@ are separate measurements, so that choosing the fastest does not flatter it.
 
 Leaves in `output.root`: `step_cost.csv` (a row for each model and estimator: medians with 95 %
 intervals; `relative_cost` is R, over the loss alone, a median of the ratios of each turn, and
-`relative_to_backprop` the same over the fastest backprop), `step_cost_forms.csv` (what each form
-took), `step_cost.json` (the share of drawing the tangents, provenance), the figure `step_cost`,
+`relative_to_backprop` the same over the fastest backprop), `step_cost_forms.csv` (the time of each
+form), `step_cost.json` (the share of drawing the tangents, provenance), the figure `step_cost`,
 and README.md.
 """
 
@@ -94,7 +94,7 @@ class _Drawing:
 
 
 def run(cfg: DictConfig) -> None:
-    """Times every model and writes the tables."""
+    """Time every model and write the tables."""
     folder = settings.root(cfg)
     rows, form_rows = [], []
     shares: dict[str, dict] = {}
@@ -143,7 +143,7 @@ def run(cfg: DictConfig) -> None:
 def _fastest(
     cfg: DictConfig, overrides: list[str], forms: list[dict[str, Any]]
 ) -> tuple[TrainableProblem, dict[str, StepProgram], list[tuple[Any, ...]]]:
-    """The problem, each estimator's program in its fastest form, and what every form took."""
+    """Return the problem, each estimator's fastest program, and the times of all forms."""
     problems = []
     for form in forms:
         config = hydra.compose("train", overrides=[*overrides, *form.get("overrides", ())])
@@ -184,7 +184,7 @@ def _pytorch(problem: TrainableProblem, batch_size: int) -> dict[str, Callable[[
 
 
 def draw(folder: Path) -> None:
-    """Draws the figure from the table in `folder`: time and memory, a column for each model."""
+    """Draw the figure from the table in `folder`: time and memory, a column for each model."""
     rows = tables.read(folder / f"{NAME}.csv", ("seconds", "relative_cost", "temp_bytes"))
     models = list(dict.fromkeys(r["model"] for r in rows))
     figure, axes = plt.subplots(
@@ -235,7 +235,7 @@ _NAMES = {name: style.label(label) if label else "Loss alone" for name, label in
 
 
 def describe(folder: Path) -> str:
-    """The table in Markdown, with what is not in it."""
+    """Return the table in Markdown, with the share of drawing tangents and the provenance."""
     rows = tables.read(folder / f"{NAME}.csv", ("seconds", "relative_cost", "temp_bytes"))
     information = read_json(folder / f"{NAME}.json")
     lines = [

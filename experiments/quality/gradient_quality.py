@@ -1,4 +1,4 @@
-"""What an estimator's gradients are like beside the exact one: cosine, bias, variance."""
+"""Cosine, bias and variance of gradient estimates, against the exact gradient."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -21,28 +21,28 @@ _LAST_LEAVES = 2  # of the parameters: the last layer's weight and bias
 def quality(
     config: DictConfig, starts: Mapping[int, PyTree], *, draws: int, guess_steps: int
 ) -> dict[str, list[float]]:
-    """The quality of a config's estimator at some parameters, each with a minibatch of its own.
+    """Return the quality of a config's estimator at parameters, each with its own minibatch.
 
     Args:
       config: a `train` config.
-      starts: seed -> parameters of its model. The seed is also that of the draws, and the number
-        of the minibatch.
-      draws: how often the estimate g is drawn at each of them, at least 2.
-      guess_steps: for how many minibatches a guess is learnt at these parameters first, if the
-        estimator has one.
+      starts: seed -> parameters of its model. The seed is also the seed of the draws and the
+        number of the minibatch.
+      draws: the number of estimates g at each start, at least 2.
+      guess_steps: the number of minibatches for which a guess is learnt at these parameters
+        first, if the estimator has one.
 
     Returns:
       Quantity -> a number for each of `starts`, an average over the draws:
 
         cosine           ⟨g, ∇f⟩ / ‖g‖ ‖∇f‖
         hidden_cosine    the same of all layers but the last
-        squared_cosine   of all
-        slope            ⟨g, ∇f⟩ / ‖∇f‖², 1 without bias: of less noise than what follows
-        error            ‖g − ∇f‖² / ‖∇f‖², which is the sum of the next two:
-        bias             ‖E g − ∇f‖² / ‖∇f‖², without bias itself, so that it may be below zero
+        squared_cosine   the square of `cosine`
+        slope            ⟨g, ∇f⟩ / ‖∇f‖², 1 without bias
+        error            ‖g − ∇f‖² / ‖∇f‖², the sum of bias and variance
+        bias             ‖E g − ∇f‖² / ‖∇f‖², estimated without bias: it may be below zero
         variance         E‖g − E g‖² / ‖∇f‖²
-        law              what theory expects of the error, nan where it is not known
-        squared_cosine_law  and of the squared cosine
+        law              the error by theory, nan where it is not known
+        squared_cosine_law  the squared cosine by theory
     """
     problem, size = from_config.problem(config), config.batch_size
     value_and_grad, gradient, sums = _programs(OmegaConf.to_yaml(config, resolve=True), draws)
@@ -67,7 +67,7 @@ def quality(
 
 @lru_cache(maxsize=1)  # the stages of a line follow one another
 def _programs(config: str, draws: int) -> tuple[Any, Any, Any]:
-    """The estimator of a `train` config; and, compiled once, ∇f and `_sums`."""
+    """Return the estimator of a `train` config, and ∇f and `_sums`, compiled once."""
     made: Any = OmegaConf.create(config)
     loss = from_config.problem(made).loss
     value_and_grad = from_config.estimator(made)(loss)
@@ -78,7 +78,7 @@ def _programs(config: str, draws: int) -> tuple[Any, Any, Any]:
 def _sums(
     value_and_grad: Any, draws: int, key: Array, at: PyTree, batch: PyTree, target: PyTree
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The means over the draws, and the square of the sum of the errors, over the target's."""
+    """Return means over the draws, and the squared sum of the errors, relative to the target."""
     norm = _product(target, target)
 
     def draw(total: PyTree, key: Array) -> tuple[PyTree, dict[str, Array]]:
@@ -125,7 +125,7 @@ def _with_guess(
 
 
 def trained(config: DictConfig, num_steps: int) -> PyTree:
-    """The parameters after so many steps of a `train` config."""
+    """Return the parameters after `num_steps` steps of a `train` config."""
     return _trained(OmegaConf.to_yaml(config, resolve=True), num_steps)
 
 

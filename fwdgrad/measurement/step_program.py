@@ -1,8 +1,8 @@
-"""A training step as a program that can be called again and again, to be timed and measured.
+"""A training step as a compiled program, to be called repeatedly, timed and measured.
 
-It makes steps as training does (`fwdgrad.training.stepping`: draws ahead of the loop, parameters
-donated), on minibatches that are at hand and with plain SGD, so that what is measured is the
-derivative and the update.
+The program makes steps as training does (`fwdgrad.training.stepping`: draws ahead of the loop,
+parameters donated), on minibatches in memory and with plain SGD, so that derivative and update are
+measured.
 """
 
 import time
@@ -19,7 +19,7 @@ from fwdgrad.measurement.timing import interleaved_seconds
 from fwdgrad.training import draw_ahead
 from fwdgrad.util.trees import Array, PyTree
 
-_RATE = 1e-6  # small: however often the step is made, its numbers stay as they are
+_RATE = 1e-6  # so small that parameters hardly change, however often the step is made
 
 
 class Step(NamedTuple):
@@ -64,10 +64,10 @@ class StepProgram:
     """A compiled call of one or more steps.
 
     Attributes:
-      compile_seconds: what compiling took.
+      compile_seconds: the time of compiling.
       temp_bytes: memory besides parameters and arguments, by XLA's account.
       operations: floating-point operations of a call, by XLA's account, which counts a loop's body
-        once: so those of a step, whatever `steps_per_call`.
+        once: the operations of a step, for any `steps_per_call`.
     """
 
     def __init__(
@@ -79,15 +79,15 @@ class StepProgram:
         steps_per_call: int = 1,
         compiler_options: Mapping[str, Any] | None = None,
     ):
-        """Compiles the program.
+        """Compile the program.
 
         Args:
-          step: what to do.
+          step: the step.
           params: parameters; a copy is kept and updated.
           batches: minibatches, stacked, which the steps take in turns; two at least if there is
-            a loop, or XLA takes what does not depend on the parameters' updates out of it.
+            a loop, or XLA moves operations that no update changes out of it.
           steps_per_call: with 1 there is no loop.
-          compiler_options: XLA's.
+          compiler_options: XLA's options, by name.
         """
         self._steps_per_call = steps_per_call
         num_batches = len(jax.tree.leaves(batches)[0])
@@ -126,17 +126,17 @@ class StepProgram:
         return total
 
     def seconds_per_step(self, samples: np.ndarray) -> np.ndarray:
-        """What a step took, from what calls took."""
+        """Return the seconds of a step, from the seconds of calls."""
         return samples / self._steps_per_call
 
 
 def relative_costs(
     programs: Mapping[str, StepProgram], *, rounds: int, unit: str, reference: str
 ) -> dict[str, dict[str, Interval]]:
-    """Times programs in turns: for each its `seconds`, and what they are over two others'.
+    """Time programs in turns; return for each its `seconds` and two ratios.
 
-    Medians with 95 % intervals; `relative_cost` is over the program named `unit` and
-    `over_reference` over that named `reference`, each the median of the ratios of a turn.
+    All are medians with 95 % intervals. `relative_cost` is the ratio to the program named `unit`,
+    `over_reference` to the program named `reference`, within a turn.
     """
     timed = interleaved_seconds(programs, rounds=rounds)
     seconds = {name: programs[name].seconds_per_step(x) for name, x in timed.items()}

@@ -1,7 +1,6 @@
 """Training: the loop, its steps, optimizers and schedules.
 
-Knows an estimator by a protocol alone (`stepping.ValueAndGrad`), and a problem as parameters, loss
-and examples.
+Knows an estimator and a problem by protocols alone (`ValueAndGrad`, `TrainableProblem`).
 """
 
 from fwdgrad.util.validation import missing_extra
@@ -10,7 +9,8 @@ try:
     from fwdgrad.training.clipping import ClippingState, clip_by_running_quantile, clipped_sgd
     from fwdgrad.training.descent import make_descend
     from fwdgrad.training.guidance import guided_optimizer
-    from fwdgrad.training.loop import TrainableProblem, train
+    from fwdgrad.training.loop import train
+    from fwdgrad.training.protocols import TrainableProblem, ValueAndGrad
     from fwdgrad.training.resuming import DivergedError, finished_run
     from fwdgrad.training.run_settings import Settings
     from fwdgrad.training.schedules import exponential_decay
@@ -24,6 +24,7 @@ __all__ = [
     "DivergedError",
     "Settings",
     "TrainableProblem",
+    "ValueAndGrad",
     "clip_by_running_quantile",
     "clipped_sgd",
     "draw_ahead",

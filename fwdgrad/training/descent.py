@@ -38,7 +38,7 @@ def make_descend(
     learning_rate: float,
     num_steps: int,
 ) -> Callable[[int], Descent]:
-    """Makes a function, seed of the tangents -> descent by x ← x − η g, g the estimated gradient.
+    """Return a function, seed of the tangents -> descent by x ← x − η g, g the estimated gradient.
 
     Args:
       function: (n,) -> a scalar.
@@ -65,7 +65,7 @@ def make_descend(
 
     @jax.jit
     def advance(x: Array, key: Array, first: Array) -> tuple[Array, Array]:
-        """(where the steps of a call lead, the points on the way)."""
+        """Return the last point of a call's steps, and all points of them."""
         steps = first + jnp.arange(steps_per_call)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, steps)
 

@@ -1,10 +1,10 @@
-"""The training loop: one for every estimator, every model and every optimizer.
+"""The training loop of every estimator, model and optimizer.
 
-The loop knows an estimator by a protocol, `fwdgrad.training.stepping.ValueAndGrad`, and a problem
+The loop knows an estimator by a protocol, `fwdgrad.training.ValueAndGrad`, and a problem
 as parameters, loss and examples. It can be killed at any moment: started again, it goes on from the
 last checkpoint, and ends with the same parameters and metrics to the bit, because everything random
-is a function of the seed and the number of the step. All that it goes on from is in the checkpoint,
-rows included: the other files are written, and not read, until the run has finished.
+is a function of the seed and the number of the step. It resumes from the checkpoint alone, rows
+included: the other files are written, and not read, until the run has finished.
 """
 
 import math
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,29 +35,10 @@ from fwdgrad.records import (
     write_metrics,
 )
 from fwdgrad.training.evaluation import make_evaluate
+from fwdgrad.training.protocols import Estimator, TrainableProblem
 from fwdgrad.training.resuming import DivergedError, check_checkpoint, finished_run
 from fwdgrad.training.run_settings import Identity, Settings, check_arguments, finite_rate
-from fwdgrad.training.stepping import Batches, Estimator, Stepper, make_stepper
-from fwdgrad.util.trees import Array, PyTree
-
-
-class TrainableProblem(Protocol):
-    """What the loop needs of a problem; `fwdgrad.problems.Problem` is one."""
-
-    @property
-    def train(self) -> PyTree: ...
-
-    @property
-    def valid(self) -> PyTree: ...
-
-    @property
-    def test(self) -> PyTree: ...
-
-    def init(self, key: Array) -> PyTree: ...
-
-    def scores(self, params: PyTree, batch: PyTree) -> dict[str, Array]: ...
-
-    def loss(self, params: PyTree, batch: PyTree) -> Array: ...
+from fwdgrad.training.stepping import Batches, Stepper, make_stepper
 
 
 def train(
@@ -75,7 +56,7 @@ def train(
     sources: Sequence[Path] = (),
     accept_other_code: bool = False,
 ) -> RunRecord:
-    """Trains, or goes on training, and returns the record of the finished run.
+    """Train, or resume training, and return the record of the finished run.
 
     Args:
       problem: parameters, loss and examples.
@@ -84,24 +65,23 @@ def train(
       optimizer: any optax optimizer; its update is given the loss as `value` too, but not the
         loss function, so line searches and L-BFGS do not work.
       learning_rate: step -> rate, only for the record; the optimizer has its own.
-      settings: how long and in what pieces.
-      seed: for the initial parameters, the order of the examples and the tangents.
-      folder: where the run is recorded. If it holds a finished run, that is returned as it is;
-        if it holds an unfinished one, training goes on from its last checkpoint. One process
-        holds it at a time.
+      settings: the length and the pieces of the training.
+      seed: the seed of the initial parameters, the order of the examples and the tangents.
+      folder: the folder of the run's record. A finished run in it is returned; an unfinished one is
+        resumed from its last checkpoint. One process holds the folder at a time.
       config: the text of `config.yaml`, for the record.
       checkpoint_seconds: the least time between two checkpoints.
-      show_progress: whether to draw a progress bar; None: if the output is a terminal.
+      show_progress: draw a progress bar; None: if the output is a terminal.
       sources: Python files besides those of fwdgrad whose code makes the numbers.
-      accept_other_code: whether to go on with a run that was begun with other code or other
-        versions of the packages that compute. The record names both.
+      accept_other_code: resume a run that was begun with other code or other versions of the
+        packages that compute. The record names both.
 
     Raises:
-      DivergedError: a loss is not finite. What was recorded before stays in `folder`.
+      DivergedError: a loss is not finite. The record so far stays in `folder`.
       CheckpointError: the checkpoint in `folder` is damaged.
       RecordError: another file in `folder` is damaged, and cannot be made again.
       FolderInUseError: another process holds `folder`.
-      TypeError, ValueError: an argument is of no use, or `folder` holds a run of another seed,
+      TypeError, ValueError: an argument is wrong, or `folder` holds a run of another seed,
         other settings or settings of JAX, or an unfinished one of other code.
 
     Warns:
@@ -140,7 +120,7 @@ def train(
 
 
 class _Run:
-    """A run under way: the state, the rows so far, and the clock."""
+    """A run in progress: the state, the rows so far, and the clock."""
 
     def __init__(
         self,
@@ -257,7 +237,7 @@ class _Run:
         save_checkpoint(self._folder, self._state, about)
 
     def _about(self) -> dict[str, Any]:
-        """Return what run.json and checkpoint both say."""
+        """Return the entries that `run.json` and the checkpoint share."""
         return {
             **self._identity.plain(),
             "resumed_at": self._resumed_at,
@@ -278,7 +258,7 @@ class _Run:
         }
 
     def write_files(self) -> None:
-        """Write all that is known before the next step, whatever has become of the files."""
+        """Write `config.yaml`, `metrics.csv` and `run.json` anew, before the next step."""
         with atomic_write(self._folder / "config.yaml") as file:
             file.write(self._identity.config)
         write_metrics(self._folder, self._rows)

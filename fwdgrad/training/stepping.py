@@ -7,65 +7,37 @@ evaluation, at a checkpoint, at the end) changes no bit of the result.
 
 With `steps_per_call=1` there is no loop. That is for the programs that XLA compiles badly
 inside one: on a CPU, convolutions, in forward and in reverse mode. `compiler_options` are for
-such cases too. What is fastest is measured by `experiments.cost.step_cost`.
+such cases too. `experiments.cost.step_cost` measures the fastest form.
 
-What the steps of a call draw at random is drawn before its loop, for all of them at once, if it is
-little: in a step of microseconds the few operations of a draw would be seen.
+The tangents of all steps of a call are drawn at once, before its loop, if they are small: in a step
+of microseconds the few operations of a draw would count.
 """
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fwdgrad.training.protocols import Estimator, ValueAndGrad
 from fwdgrad.util.trees import Array, PyTree
-
-
-class ValueAndGrad(Protocol):
-    """The protocol of an estimator of a loss's gradient, by which training knows all of them."""
-
-    @property
-    def draws_ahead(self) -> bool:
-        """True if tangents can be drawn before they are used.
-
-        Then there are also `draw(key, state, batch)`, which returns tangents, a pytree of arrays,
-        and `along(drawn, state, batch)`, which returns the outputs of a call with them.
-        """
-        ...
-
-    def init(self, params: PyTree, batch: PyTree, /) -> PyTree:
-        """Return the state that a training of these parameters starts from."""
-        ...
-
-    def params_of(self, state: PyTree, /) -> PyTree:
-        """Return the parameters within a state, or within its gradient."""
-        ...
-
-    def __call__(self, key: Array, state: PyTree, batch: PyTree, /) -> tuple[Any, ...]:
-        """Return (value, gradient by the state), and a report if it was asked for."""
-        ...
-
-
-# loss function, has_report=True -> the estimator of its gradient
-Estimator = Callable[..., ValueAndGrad]
 
 _MOST_BYTES = 2**24  # drawn ahead: less than a few minibatches
 
 
 class State(NamedTuple):
-    """All that a run carries from one step to the next.
+    """The state that a run carries from one step to the next.
 
     Attributes:
       params, opt_state: the estimator's state (the parameters, and a guess if it has one) and the
         optimizer's.
       step: the number of updates made, int32.
       loss: the last minibatch loss; once it is not finite, no further step is made.
-      loss_sum, loss_count: of the minibatch losses since they were last reset.
-      report_sum: the sum over all steps of what the estimator reports.
+      loss_sum, loss_count: sum and number of the minibatch losses since the last reset.
+      report_sum: the sum over all steps of the estimator's report.
     """
 
     params: PyTree
@@ -78,15 +50,15 @@ class State(NamedTuple):
 
 
 class Stepper(NamedTuple):
-    """A compiled training step and the state it starts from.
+    """A compiled training step and its first state.
 
     Attributes:
       value_and_grad: the estimator.
       state: the state before the first step.
       advance: (state, examples, indices, count) -> state after `count` steps, or fewer if a
         loss is not finite. `indices`, int32 (steps_per_call, batch_size), are the examples of
-        each step. The state that goes in is donated.
-      compile_seconds: what compiling it took.
+        each step. The given state is donated.
+      compile_seconds: the time of compiling.
     """
 
     value_and_grad: ValueAndGrad
@@ -107,7 +79,7 @@ def make_stepper(
     steps_per_call: int,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Stepper:
-    """Initialises the state from `seed` and compiles the step, with XLA's options if given."""
+    """Initialise the state from `seed` and compile the step, with XLA's options if given."""
     steps_key = _keys(seed)[1]
     value_and_grad = estimator(loss, has_report=True)
     # Some optimizers (optax.contrib.reduce_on_plateau) want to know the loss as well.
@@ -185,7 +157,7 @@ def first_params(init: Callable[[Array], PyTree], seed: int) -> PyTree:
 
 
 def _keys(seed: int) -> Array:
-    """The keys of the start and of the steps."""
+    """Return the keys of the start and of the steps."""
     return jax.random.split(jax.random.key(seed))
 
 
@@ -231,7 +203,7 @@ class Batches:
         self._epoch, self._order = -1, np.empty(0, np.int32)
 
     def indices(self, first: int, count: int, *, capacity: int) -> np.ndarray:
-        """The examples of `count` steps from step `first` on, int32 (capacity, batch_size).
+        """Return the examples of `count` steps from step `first` on, int32 (capacity, batch_size).
 
         The rows after the first `count` are zero.
         """

@@ -25,45 +25,6 @@ def quadratic(x):
     return jnp.sum(x**2) / 2
 
 
-def test_descent_of_a_quadratic_is_known():
-    """x ← (1 − η) x, whatever the numbers of steps that calls are cut into."""
-    path = make_descend(
-        quadratic, jnp.array([1.0, -2.0]), fwdgrad.backprop_value_and_grad,
-        learning_rate=0.1, num_steps=130,
-    )(0)  # fmt: skip
-    expected = 0.9 ** np.arange(131)[:, None] * [1, -2]
-    np.testing.assert_allclose(path.points, expected, rtol=1e-5)
-    np.testing.assert_allclose(path.values, (expected**2).sum(1) / 2, rtol=1e-5)
-    assert path.seconds[0] == 0 and (np.diff(path.seconds) > 0).all()
-
-
-def test_descent_by_the_formula():
-    """x ← x − η (∇f·v) v with the tangents of the key, however many steps follow."""
-    start, rate = jnp.array([1.0, 2.0]), 0.05
-    paths = {}
-    for num_steps in (30, 60):
-        descend = make_descend(
-            quadratic, start, fwdgrad.forward_value_and_grad,
-            learning_rate=rate, num_steps=num_steps,
-        )  # fmt: skip
-        paths[num_steps] = descend(5).points
-        assert (descend(6).points[-1] != paths[num_steps][-1]).all()
-    np.testing.assert_array_equal(paths[30], paths[60][:31])
-    x = start
-    for step in range(3):
-        v = fwdgrad.Normal().sample(jax.random.fold_in(jax.random.key(5), step), x, None)
-        x = x - rate * (x @ v) * v
-        np.testing.assert_allclose(paths[60][step + 1], x, rtol=1e-5)
-
-
-def test_descent_of_no_steps_raises():
-    with pytest.raises(ValueError, match="num_steps must be at least 1; found 0"):
-        make_descend(
-            quadratic, jnp.ones(2), fwdgrad.backprop_value_and_grad,
-            learning_rate=0.1, num_steps=0,
-        )  # fmt: skip
-
-
 def loss(params, x):
     return jnp.mean((x @ params["w"]) ** 2)
 
@@ -81,6 +42,46 @@ def test_a_step_program_makes_the_steps_and_keeps_the_users_parameters(steps_per
     np.testing.assert_allclose(total, expected, rtol=1e-4)  # the rate is tiny
     assert not PARAMS["w"].is_deleted() and program.temp_bytes >= 0 and program.operations > 0
     assert program.seconds_per_step(np.array([8.0])) == 8 / steps_per_call
+
+
+class SignDescent:
+    """An estimator with the protocol alone: the signs of the gradient, times a drawn scale."""
+
+    draws_ahead = True
+
+    def __init__(self, function):
+        self.function = function
+
+    def init(self, params, *args):
+        return params
+
+    def draw(self, key, params, *args):
+        return jax.random.uniform(key)
+
+    def along(self, scale, params, *args):
+        value, grad = jax.value_and_grad(self.function)(params, *args)
+        return value, jax.tree.map(lambda g: scale * jnp.sign(g), grad)
+
+    def __call__(self, key, params, *args):
+        return self.along(self.draw(key, params, *args), params, *args)
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_measurement_knows_an_estimator_by_its_protocol_alone(steps_per_call):
+    """Made into a program, timed beside the loss, and followed along a descent."""
+    programs = {
+        name: StepProgram(step, PARAMS, BATCHES, steps_per_call=steps_per_call)
+        for name, step in (("loss", loss_step(loss)), ("own", sgd_step(SignDescent(loss))))
+    }
+    assert programs["own"].operations > programs["loss"].operations > 0
+    assert programs["own"].temp_bytes >= 0 and jnp.isfinite(programs["own"]())
+    costs = relative_costs(programs, rounds=6, unit="loss", reference="loss")
+    assert costs["loss"]["relative_cost"].value == 1 and costs["own"]["seconds"].value > 0
+    start, rate = jnp.array([1.0, -2.0]), 0.1
+    path = make_descend(quadratic, start, SignDescent, learning_rate=rate, num_steps=40)(3)
+    scales = [jax.random.uniform(jax.random.fold_in(jax.random.key(3), i)) for i in range(3)]
+    expected = start - rate * jnp.sign(start) * jnp.cumsum(jnp.stack([*scales]))[:, None]
+    np.testing.assert_allclose(path.points[1:4], expected, rtol=1e-5)
 
 
 def test_operations_are_those_of_one_step():
