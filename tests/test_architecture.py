@@ -54,7 +54,7 @@ EXTERNAL = {  # what a floor may import besides the standard library
     **{
         name: {
             *("jax", "numpy", "optax", "sympy", "torch"),
-            *("hydra", "omegaconf", "matplotlib", "tqdm"),
+            *("hydra", "omegaconf", "matplotlib", "pandas", "tqdm"),
         }
         for name in ("experiments.common", *_KINDS)
     },

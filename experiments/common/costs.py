@@ -22,6 +22,7 @@ from fwdgrad.measurement import (
 )
 from fwdgrad.records import write_table
 
+_COLUMNS: tables.Columns = {"panel": str, "estimator": str, "quantity": str}
 _NUM_BATCHES = 4  # at hand, which the steps take in turns
 
 
@@ -121,14 +122,9 @@ def write_costs(path: Path, costs: Mapping[str, Mapping[str, Any]]) -> None:
         for estimator, quantities in record["result"].items()
         for quantity, interval in quantities.items()
     ]
-    write_table(path, ("panel", "estimator", "quantity", *Interval._fields), rows)
+    write_table(path, [*_COLUMNS, *tables.INTERVAL], rows)
 
 
 def read_costs(path: Path) -> dict[str, dict[str, dict[str, Interval]]]:
     """Return panel -> estimator (or `loss`) -> quantity -> interval."""
-    costs: dict[str, dict[str, dict[str, Interval]]] = {}
-    for row in tables.read(path, ("value", "low", "high", "n")):
-        value, low, high = (float(row[field]) for field in ("value", "low", "high"))
-        of_estimator = costs.setdefault(row["panel"], {}).setdefault(row["estimator"], {})
-        of_estimator[row["quantity"]] = Interval(value, low, high, int(row["n"]))
-    return costs
+    return tables.read_intervals(path, _COLUMNS)

@@ -13,31 +13,24 @@ from fwdgrad.records import Metrics, RunRecord, write_table
 
 # From a column of `Metrics` to an array (seeds, rows).
 Curve = dict[str, np.ndarray]
+_COLUMNS: tables.Columns = {
+    "panel": str, "estimator": str, "seed": int, "step": int,
+    **dict.fromkeys(Metrics._fields[1:], float),
+}  # fmt: skip
 
 
 def write_curves(path: Path, records: Iterable[tuple[str, str, int, RunRecord]]) -> None:
     """Write the metrics of runs (panel, estimator, seed, record), a row for each evaluation."""
     write_table(
         path,
-        ("panel", "estimator", "seed", *Metrics._fields),
+        _COLUMNS,
         [(*names, *row) for *names, record in records for row in record.metrics],
     )
 
 
 def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
     """Return panel -> estimator -> curve."""
-    runs: dict[tuple[str, str, str], list[list[float]]] = {}
-    for row in tables.read(path, Metrics._fields):
-        key = (row["panel"], row["estimator"], row["seed"])
-        runs.setdefault(key, []).append([float(row[column]) for column in Metrics._fields])
-    tables.check_same_steps(path, {run: [row[0] for row in rows] for run, rows in runs.items()})
-    tables.check_paired(path, runs)
-    curves: dict[str, dict[str, Curve]] = {}
-    for panel, estimator in dict.fromkeys(key[:2] for key in runs):
-        table = np.stack([np.array(v) for k, v in runs.items() if k[:2] == (panel, estimator)])
-        columns = {column: table[:, :, i] for i, column in enumerate(Metrics._fields)}
-        curves.setdefault(panel, {})[estimator] = columns
-    return curves
+    return tables.read_lines(path, "panel", _COLUMNS)
 
 
 def mean_over_seeds(curve: Curve) -> Curve:

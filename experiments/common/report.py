@@ -4,8 +4,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.common import tables
 from experiments.common.paper_facts import FACTS, TOLERANCE, WIDEST, Finding, not_found
 from fwdgrad.records import JAX_DEFAULTS, atomic_write, read_json
+
+_SHOWN = (
+    "figure", "quantity", "paper", "mark", "ours, the paper's estimator", "ours, low-rank",
+    "verdict", "why",
+)  # fmt: skip
 
 
 def write(
@@ -46,6 +52,11 @@ def _information(folder: Path, name: str) -> dict[str, Any]:
 
 def _numbers_of_the_paper(findings: list[Finding]) -> str:
     of_fact = {finding.key: finding for finding in findings}
+    rows = []
+    for key, fact in FACTS.items():
+        found = of_fact.get(key) or not_found(key)
+        known = (fact.where, fact.quantity, fact.value, fact.mark)
+        rows.append((*known, found.ours, found.low_rank, found.verdict, found.why))
     lines = [
         "## The numbers of the paper",
         "",
@@ -60,16 +71,8 @@ def _numbers_of_the_paper(findings: list[Finding]) -> str:
         "checked. A one-sided claim ('above 1') has no tolerance, and all of our interval must be "
         "on its side. Low-rank tangents are beside it.",
         "",
-        "| figure | quantity | paper | mark | ours, the paper's estimator | ours, low-rank "
-        "| verdict | why |",
-        "|---|---|---|---|---|---|---|---|",
+        *tables.markdown(_SHOWN, rows),
     ]
-    for key, fact in FACTS.items():
-        found = of_fact.get(key) or not_found(key)
-        lines.append(
-            f"| {fact.where} | {fact.quantity} | {fact.value} | {fact.mark} | {found.ours} "
-            f"| {found.low_rank} | {found.verdict} | {found.why} |"
-        )
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import pandas as pd
 from omegaconf import DictConfig
 
 from experiments.common import from_config
@@ -136,25 +137,16 @@ class Rates(NamedTuple):
         return f"{self.chosen:g}{edge}{''.join(lost)}"
 
 
-def read_rates(rows: Iterable[Mapping[str, str]], minimised: str) -> dict[str, Rates]:
+def read_rates(rows: pd.DataFrame, minimised: str) -> dict[str, Rates]:
     """Return estimator -> `Rates`, from rows with the columns of `Tuned.columns`.
 
     Args:
       rows: with the columns estimator, learning_rate, failed_seeds, and
       minimised: the name of the other one.
     """
-    tried: dict[str, dict[float, float]] = {}
-    failed: dict[str, dict[float, int]] = {}
-    for row in rows:
-        rate, estimator = float(row["learning_rate"]), row["estimator"]
-        tried.setdefault(estimator, {})[rate] = float(row[minimised])
-        if row["failed_seeds"]:
-            failed.setdefault(estimator, {})[rate] = int(row["failed_seeds"])
-    return {
-        estimator: Rates(
-            of_rates,
-            next(rate for rate, n in failed[estimator].items() if n == 0),
-            {rate: n for rate, n in failed[estimator].items() if n > 0},
-        )
-        for estimator, of_rates in tried.items()
-    }
+    found = {}
+    for estimator, line in rows.set_index("learning_rate").groupby("estimator", sort=False):
+        failed = line["failed_seeds"].dropna().astype(int)
+        given_up = failed[failed > 0].to_dict()
+        found[str(estimator)] = Rates(line[minimised].to_dict(), failed.idxmin(), given_up)
+    return found

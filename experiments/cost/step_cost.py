@@ -22,6 +22,7 @@ import hydra
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from jax import Array
 from matplotlib.axes import Axes
 from omegaconf import DictConfig, OmegaConf
@@ -44,18 +45,16 @@ from fwdgrad.util.trees import PyTree
 
 NAME = "step_cost"
 ESTIMATORS = ("loss", "backprop", "backprop_checkpointed", "forward_dense", "forward_lowrank")
-_COLUMNS = (
-    "model",
-    "estimator",
-    "batch_size",
-    "seconds",
-    "seconds_low",
-    "seconds_high",
-    "relative_cost",
-    "relative_to_backprop",
-    "temp_bytes",
-    "compile_seconds",
-)
+_COLUMNS: tables.Columns = {
+    "model": str, "estimator": str, "batch_size": int, **dict.fromkeys(("seconds", "seconds_low",
+    "seconds_high", "relative_cost"), float), **dict.fromkeys(("relative_to_backprop", "temp_bytes",
+    "compile_seconds"), float),
+}  # fmt: skip
+# Of the report's table.
+_SHOWN = (
+    "model", "estimator", "ms a step", "R", "over the best backprop", "temporary MiB",
+    "compilation (s)",
+)  # fmt: skip
 _FORM_COLUMNS = ("model", "estimator", "steps_per_call", "form", "seconds", "chosen")
 
 
@@ -185,42 +184,41 @@ def _pytorch(problem: TrainableProblem, batch_size: int) -> dict[str, Callable[[
 
 def draw(folder: Path) -> None:
     """Draw the figure from the table in `folder`: time and memory, a column for each model."""
-    rows = tables.read(folder / f"{NAME}.csv", ("seconds", "relative_cost", "temp_bytes"))
-    models = list(dict.fromkeys(r["model"] for r in rows))
+    rows = tables.read(folder / f"{NAME}.csv", _COLUMNS, grid=("model", "estimator"))
+    models = rows.groupby("model", sort=False)
     figure, axes = plt.subplots(
         2, len(models), figsize=(7.2, 3.4), squeeze=False, sharey=True, sharex="row"
     )
-    for i, model in enumerate(models):
-        of_model = [r for r in rows if r["model"] == model][::-1]
+    for i, (model, line) in enumerate(models):
+        of_model = line[::-1]
         axes[0, i].set_title(model, loc="left", fontweight="bold")
         _bars(axes[0, i], of_model, "time")
         _bars(axes[1, i], of_model, "memory")
         axes[0, i].set_xlabel("R: time over the loss alone")
         axes[1, i].set_xlabel("temporary memory (MiB)")
-    longest = max(float(r["relative_cost"]) for r in rows)
-    style.set_limits(axes[0, 0], "x", 0, 1.7 * longest)
-    memory = [float(r["temp_bytes"]) / 2**20 for r in rows]
+    style.set_limits(axes[0, 0], "x", 0, 1.7 * rows["relative_cost"].max())
+    memory = rows["temp_bytes"] / 2**20
     style.log_scale(axes[1, 0], "x")
-    least = min((x for x in memory if x > 0), default=0.0)
-    style.set_limits(axes[1, 0], "x", least / 3, max(memory) * 8)
+    least = min(memory[memory > 0], default=0.0)
+    style.set_limits(axes[1, 0], "x", least / 3, memory.max() * 8)
     style.save(figure, folder, NAME)
 
 
-def _bars(axes: Axes, rows: list[dict[str, str]], quantity: str) -> None:
-    base = next(float(r["seconds"]) for r in rows if r["estimator"] == "loss") or np.nan
-    for i, row in enumerate(rows):
+def _bars(axes: Axes, rows: pd.DataFrame, quantity: str) -> None:
+    base = rows["seconds"][rows["estimator"] == "loss"].iloc[0] or np.nan
+    for i, row in enumerate(rows.itertuples()):
         if quantity == "time":
-            value = float(style.finite(float(row["relative_cost"])))
-            low, high = (float(row[k]) / base for k in ("seconds_low", "seconds_high"))
+            value = float(style.finite(row.relative_cost))
+            low, high = row.seconds_low / base, row.seconds_high / base
             error = np.maximum(style.finite([[value - low], [high - value]]), 0)
-            text, end = f"{value:.2f}  ({1e3 * float(row['seconds']):.3g} ms)", max(value, high)
+            text, end = f"{value:.2f}  ({1e3 * row.seconds:.3g} ms)", max(value, high)
         else:
-            value, error = float(style.finite(float(row["temp_bytes"]))) / 2**20, None
+            value, error = float(style.finite(row.temp_bytes)) / 2**20, None
             text, end = f"{value:.3g}", value
-        colour = style.colour(_LABELS[row["estimator"]])
+        colour = style.colour(_LABELS[row.estimator])
         axes.barh(i, value, color=colour, height=0.7, xerr=error, error_kw={"lw": 0.8})
         axes.annotate(text, (end, i), (3, 0), textcoords="offset points", va="center", fontsize=6)
-    axes.set_yticks(range(len(rows)), [_NAMES[r["estimator"]] for r in rows])
+    axes.set_yticks(range(len(rows)), [_NAMES[name] for name in rows["estimator"]])
     axes.grid(axis="y", visible=False)
 
 
@@ -236,8 +234,16 @@ _NAMES = {name: style.label(label) if label else "Loss alone" for name, label in
 
 def describe(folder: Path) -> str:
     """Return the table in Markdown, with the share of drawing tangents and the provenance."""
-    rows = tables.read(folder / f"{NAME}.csv", ("seconds", "relative_cost", "temp_bytes"))
     information = read_json(folder / f"{NAME}.json")
+    table = tables.read(folder / f"{NAME}.csv", _COLUMNS, grid=("model", "estimator"))
+    rows = [
+        (r.model, r.estimator,
+         f"{1e3 * r.seconds:.4g} [{1e3 * r.seconds_low:.4g}, {1e3 * r.seconds_high:.4g}]",
+         f"{r.relative_cost:.2f}",
+         Interval(**information["relative_to_backprop"][r.model][r.estimator]),
+         f"{r.temp_bytes / 2**20:.3g}", f"{r.compile_seconds:.2f}")
+        for r in table.itertuples()
+    ]  # fmt: skip
     lines = [
         "## The cost of a training step",
         "",
@@ -247,19 +253,8 @@ def describe(folder: Path) -> str:
         "to the loss alone of the same turn. Each estimator in its fastest form "
         f"([{NAME}_forms.csv]({NAME}_forms.csv)).",
         "",
-        "| model | estimator | ms a step | R | over the best backprop | temporary MiB "
-        "| compilation (s) |",
-        "|---|---|---|---|---|---|---|",
+        *tables.markdown(_SHOWN, rows),
     ]
-    for r in rows:
-        value, low, high = (
-            f"{1e3 * float(r[k]):.4g}" for k in ("seconds", "seconds_low", "seconds_high")
-        )
-        lines.append(
-            f"| {r['model']} | {r['estimator']} | {value} [{low}, {high}] | "
-            f"{float(r['relative_cost']):.2f} | {_ratio(information, r)} | "
-            f"{float(r['temp_bytes']) / 2**20:.3g} | {float(r['compile_seconds']):.2f} |"
-        )
     shares = [
         f"{model} {s['value']:.1%} [{s['low']:.1%}, {s['high']:.1%}] (n = {s['n']})"
         for model, s in information["drawing_share"].items()
@@ -273,10 +268,6 @@ def describe(folder: Path) -> str:
             f"{1e3 * milliseconds.high:.4g}]; a low-rank step over it: {ratio}."
         )
     return "\n".join(lines)
-
-
-def _ratio(information: dict, row: dict[str, str]) -> Interval:
-    return Interval(**information["relative_to_backprop"][row["model"]][row["estimator"]])
 
 
 @commands.with_config("step_cost")

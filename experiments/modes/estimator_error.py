@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 
 import fwdgrad
 from experiments.common import style, tables
@@ -20,7 +21,11 @@ from fwdgrad.util.trees import Array, PyTree
 
 NAME = "estimator_error"
 # The square of the error is relative to ‖∇f‖²; `theory` is its expectation.
-COLUMNS = ("estimator", "num_tangents", "n", "squared", "squared_low", "squared_high", "theory")
+COLUMNS: tables.Columns = {
+    "estimator": str, "num_tangents": int, "n": int, "squared": float, "squared_low": float,
+    "squared_high": float, "theory": float,
+}  # fmt: skip
+_GRID = ("estimator", "num_tangents")
 DISTRIBUTIONS: dict[str, fwdgrad.TangentDistribution] = {
     "forward-normal": fwdgrad.Normal(),
     "forward-rademacher": fwdgrad.Rademacher(),
@@ -82,14 +87,13 @@ def _squared_error(found: PyTree, exact: PyTree) -> Array:
 
 def draw(folder: Path) -> None:
     """Draw the figure from the table in `folder`."""
-    rows = tables.read(folder / f"{NAME}.csv", ("num_tangents", "squared", "theory"))
+    rows = tables.read(folder / f"{NAME}.csv", COLUMNS, grid=_GRID)
     figure, panel = plt.subplots(figsize=(3.6, 3.2))
     for i, estimator in enumerate(DISTRIBUTIONS):
-        line = [r for r in rows if r["estimator"] == estimator]
-        numbers = np.array([int(r["num_tangents"]) for r in line])
+        line = rows[rows["estimator"] == estimator]
+        numbers = line["num_tangents"].to_numpy()
         value, low, high, theory = (
-            np.sqrt(np.maximum([float(r[c]) for r in line], 0))
-            for c in ("squared", "squared_low", "squared_high", "theory")
+            np.sqrt(np.maximum(line[column].to_numpy(), 0)) for column in [*COLUMNS][3:]
         )
         colour = style.colour(estimator)
         panel.plot(numbers, theory, color=colour, lw=0.8)
@@ -109,9 +113,14 @@ def draw(folder: Path) -> None:
 
 def describe(folder: Path) -> str:
     """Return this part of the report, in Markdown."""
-    rows = tables.read(folder / f"{NAME}.csv", ("num_tangents", "squared", "theory"))
-    numbers = sorted({int(r["num_tangents"]) for r in rows})
+    table = tables.read(folder / f"{NAME}.csv", COLUMNS, grid=_GRID)
+    numbers = sorted(table["num_tangents"].unique())
     shown = [numbers[0], numbers[len(numbers) // 2], numbers[-1]]
+    table = table.set_index([*_GRID])
+    rows = [
+        [style.label(estimator), *(_cell(table.loc[estimator, number]) for number in shown)]
+        for estimator in DISTRIBUTIONS
+    ]
     lines = [
         "### The forward gradient's error falls as 1/√K",
         "",
@@ -121,18 +130,11 @@ def describe(folder: Path) -> str:
         "the squares). In the table the mean of the squared error, and after the stroke its "
         "expectation.",
         "",
-        f"| tangents | {' | '.join(f'K = {k}' for k in shown)} |",
-        f"|---|{'---|' * len(shown)}",
+        *tables.markdown(["tangents", *(f"K = {k}" for k in shown)], rows),
     ]
-    for estimator in DISTRIBUTIONS:
-        cells = []
-        for number in shown:
-            (row,) = (
-                r for r in rows if (r["estimator"], int(r["num_tangents"])) == (estimator, number)
-            )
-            low, high = float(row["squared_low"]), float(row["squared_high"])
-            cells.append(
-                f"{float(row['squared']):.4g} [{low:.4g}, {high:.4g}] / {float(row['theory']):.4g}"
-            )
-        lines.append(f"| {style.label(estimator)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(row: pd.Series) -> str:
+    low, high = row["squared_low"], row["squared_high"]
+    return f"{row['squared']:.4g} [{low:.4g}, {high:.4g}] / {row['theory']:.4g}"

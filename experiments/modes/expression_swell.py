@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
+import pandas as pd
 
 from experiments.common import style, tables
 from fwdgrad import apply_chain, pull_back, push_forward
@@ -22,7 +23,7 @@ from fwdgrad.util.jax_internals import called_jaxpr
 from fwdgrad.util.trees import Array
 
 NAME = "expression_swell"
-COLUMNS = ("depth", "kind", "operations")
+COLUMNS: tables.Columns = {"depth": int, "kind": str, "operations": int}
 KINDS = {
     "function": ("The function's formula", "#777777"),
     "symbolic": ("Symbolic derivative", "#D55E00"),
@@ -73,15 +74,19 @@ def _operations(jaxpr: Any) -> int:
     )
 
 
+def _read(folder: Path) -> pd.DataFrame:
+    """The operations: a row for each depth, a column for each kind."""
+    rows = tables.read(folder / f"{NAME}.csv", COLUMNS, grid=("depth", "kind"))
+    return rows.pivot(index="depth", columns="kind", values="operations")
+
+
 def draw(folder: Path) -> None:
     """Draw the figure from the table in `folder`."""
-    rows = tables.read(folder / f"{NAME}.csv", ("depth", "operations"))
+    counts = _read(folder)
     figure, panel = plt.subplots(figsize=(4.4, 3.8))
     for kind, (label, colour) in KINDS.items():
-        chosen = [r for r in rows if r["kind"] == kind]
-        depths, counts = ([int(r[c]) for r in chosen] for c in ("depth", "operations"))
         ls = "--" if kind == "reverse" else "-"  # the two programs are of one length
-        panel.plot(depths, counts, color=colour, ls=ls, marker=".", ms=4, label=label)
+        panel.plot(counts[kind], color=colour, ls=ls, marker=".", ms=4, label=label)
     panel.set(xlabel="layers", ylabel="operations")
     style.log_scale(panel)
     handles = panel.get_legend_handles_labels()
@@ -91,18 +96,15 @@ def draw(folder: Path) -> None:
 
 def describe(folder: Path) -> str:
     """Return this part of the report, in Markdown."""
-    rows = tables.read(folder / f"{NAME}.csv", ("depth", "operations"))
-    depths = sorted({int(r["depth"]) for r in rows})
-    shown = [d for d in depths if d in (1, 2, 4, 8, depths[-1])]
+    counts = _read(folder)
+    shown = [d for d in counts.index if d in (1, 2, 4, 8, counts.index[-1])]
+    heading = ["operations", *(f"{d} layers" for d in shown)]
+    rows = [[label, *counts[kind][shown]] for kind, (label, _) in KINDS.items()]
     lines = [
         "### Symbolic derivatives swell, programs do not",
         "",
         f"![Operations against depth]({NAME}.png)",
         "",
-        f"| operations | {' | '.join(f'{d} layers' for d in shown)} |",
-        f"|---|{'---|' * len(shown)}",
+        *tables.markdown(heading, rows),
     ]
-    for kind, (label, _) in KINDS.items():
-        counts = {int(r["depth"]): r["operations"] for r in rows if r["kind"] == kind}
-        lines.append(f"| {label} | {' | '.join(counts[d] for d in shown)} |")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
@@ -21,10 +22,11 @@ from fwdgrad.measurement import interleaved_seconds, median_interval
 from fwdgrad.util.trees import Array
 
 NAME = "jacobian_modes"
-COLUMNS = (
-    *("inputs", "outputs", "method", "seconds", "seconds_low", "seconds_high", "temp_bytes"),
-    "operations",
-)
+COLUMNS: tables.Columns = {
+    "inputs": int, "outputs": int, "method": str, "seconds": float, "seconds_low": float,
+    "seconds_high": float, "temp_bytes": float, "operations": float,
+}  # fmt: skip
+_GRID = ("inputs", "outputs", "method")
 METHODS = {
     "columns": ("By columns (forward)", "#0072B2"),
     "rows": ("By rows (reverse)", "#000000"),
@@ -80,25 +82,20 @@ def _measure(inputs: int, outputs: int, width: int, rounds: int) -> list[tuple[A
 
 def draw(folder: Path) -> None:
     """Draw the figure from the table in `folder`: the fastest mode, and time along two cuts."""
-    rows = tables.read(folder / f"{NAME}.csv", ("inputs", "outputs", "seconds", "temp_bytes"))
-    sizes = sorted({int(r["inputs"]) for r in rows})
+    rows = tables.read(folder / f"{NAME}.csv", COLUMNS, grid=_GRID)
+    sizes = sorted(rows["inputs"].unique())
     figure, (ratios, (tall, memory)) = plt.subplots(2, 2, figsize=(7.2, 6))
     for panel, quantity, label in zip(
         ratios, ("seconds", "temp_bytes"), ("time", "temporary memory"), strict=True
     ):
-        _draw_ratio(panel, log_ratios(rows, sizes, quantity), sizes, label)
+        _draw_ratio(panel, log_ratios(rows, quantity), sizes, label)
     middle = sizes[len(sizes) // 2]
     for name, (label, colour) in METHODS.items():
-        line = [r for r in rows if r["method"] == name and int(r["inputs"]) == middle]
-        outputs = [int(r["outputs"]) for r in line]
-        value, low, high = (
-            np.array([1e3 * float(r[f"seconds{end}"]) for r in line])
-            for end in ("", "_low", "_high")
-        )
-        tall.plot(outputs, value, color=colour, marker=".", ms=4, label=label)
-        tall.fill_between(outputs, low, high, color=colour, alpha=0.2, lw=0)
-        mebibytes = [float(r["temp_bytes"]) / 2**20 for r in line]
-        memory.plot(outputs, mebibytes, color=colour, marker=".", ms=4)
+        line = rows[(rows["method"] == name) & (rows["inputs"] == middle)].set_index("outputs")
+        tall.plot(1e3 * line["seconds"], color=colour, marker=".", ms=4, label=label)
+        low, high = 1e3 * line["seconds_low"], 1e3 * line["seconds_high"]
+        tall.fill_between(line.index, low, high, color=colour, alpha=0.2, lw=0)
+        memory.plot(line["temp_bytes"] / 2**20, color=colour, marker=".", ms=4)
     for panel, label in ((tall, "time (ms)"), (memory, "temporary memory (MiB)")):
         panel.axvline(middle, color="#777777", lw=0.6, ls="--")
         panel.set(xlabel=f"outputs m, of {middle} inputs", ylabel=label)
@@ -128,40 +125,34 @@ def _draw_ratio(panel: Axes, ratios: np.ndarray, sizes: list[int], label: str) -
     panel.figure.colorbar(mesh, ax=panel, label=f"log₂ of {label}\nby rows over by columns")
 
 
-def log_ratios(
-    rows: list[dict[str, str]], sizes: list[int], quantity: str = "seconds"
-) -> np.ndarray:
+def log_ratios(rows: pd.DataFrame, quantity: str = "seconds") -> np.ndarray:
     """Return log₂ of a quantity by rows over that by columns, an array (outputs, inputs)."""
-    values = {
-        (int(r["outputs"]), int(r["inputs"]), r["method"]): float(r[quantity]) or 1.0  # byte
-        for r in rows
-    }
-    return np.log2([[values[m, n, "rows"] / values[m, n, "columns"] for n in sizes] for m in sizes])
+    by_rows, by_columns = (
+        rows[rows["method"] == method].pivot(index="outputs", columns="inputs", values=quantity)
+        for method in ("rows", "columns")
+    )
+    return np.log2(by_rows.replace(0, 1) / by_columns.replace(0, 1)).to_numpy()  # of no byte, one
 
 
 def describe(folder: Path) -> str:
     """Return this part of the report, in Markdown."""
-    rows = tables.read(folder / f"{NAME}.csv", ("inputs", "outputs", "seconds", "temp_bytes"))
-    sizes = sorted({int(r["inputs"]) for r in rows})
-    small, large = sizes[0], sizes[-1]
+    table = tables.read(folder / f"{NAME}.csv", COLUMNS, grid=_GRID)
+    small, large = table["inputs"].min(), table["inputs"].max()
+    table = table.set_index([*_GRID])
+    rows = []
+    for shape in ((small, large), (large, large), (large, small)):
+        for name, (label, _) in METHODS.items():
+            row = table.loc[(*shape, name)]
+            value, low, high = (1e3 * row[f"seconds{end}"] for end in ("", "_low", "_high"))
+            time = f"{value:.3g} [{low:.3g}, {high:.3g}]"
+            rows.append((*shape, label, time, f"{row['temp_bytes'] / 2**20:.3g}"))
     lines = [
         "### Columns for tall Jacobians, rows for wide ones",
         "",
         f"![Time of the Jacobian]({NAME}.png)",
         "",
-        "| inputs | outputs | method | time (ms) | temporary memory (MiB) |",
-        "|---|---|---|---|---|",
+        *tables.markdown(
+            ("inputs", "outputs", "method", "time (ms)", "temporary memory (MiB)"), rows
+        ),
     ]
-    for inputs, outputs in ((small, large), (large, large), (large, small)):
-        for name, (label, _) in METHODS.items():
-            (row,) = (
-                r
-                for r in rows
-                if (int(r["inputs"]), int(r["outputs"]), r["method"]) == (inputs, outputs, name)
-            )
-            value, low, high = (1e3 * float(row[f"seconds{end}"]) for end in ("", "_low", "_high"))
-            lines.append(
-                f"| {inputs} | {outputs} | {label} | {value:.3g} [{low:.3g}, {high:.3g}] "
-                f"| {float(row['temp_bytes']) / 2**20:.3g} |"
-            )
     return "\n".join(lines)

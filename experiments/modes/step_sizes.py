@@ -21,7 +21,8 @@ from fwdgrad.problems.symbolic import evaluate, expressions, symbolic_jacobian
 from fwdgrad.util.trees import Array, Layer
 
 NAME = "step_sizes"
-COLUMNS = ("dtype", "method", "step", "error")  # without a step: those that have none
+# `step` is nan of a method without one.
+COLUMNS: tables.Columns = {"dtype": str, "method": str, "step": float, "error": float}
 METHODS = {
     "forward": "Forward difference",
     "central": "Central difference",
@@ -89,18 +90,17 @@ def _error(found: Any, exact: np.ndarray) -> float:
 
 def draw(folder: Path) -> None:
     """Draw the figure from the table in `folder`: a panel for each dtype."""
-    rows = tables.read(folder / f"{NAME}.csv", ("step", "error"))
+    rows = tables.read(folder / f"{NAME}.csv", COLUMNS).set_index(["dtype", "method"])
     figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), sharey=True)
     for panel, dtype in zip(panels, ("float32", "float64"), strict=True):
         for (method, label), colour in zip(METHODS.items(), _COLOURS, strict=True):
-            chosen = [r for r in rows if (r["dtype"], r["method"]) == (dtype, method)]
-            errors = np.array([float(r["error"]) for r in chosen])
-            floor = np.finfo(dtype).eps / 10  # an error of 0 is drawn here
+            chosen = rows.loc[[(dtype, method)]]
+            # An error of 0 is drawn at a tenth of the dtype's precision.
+            errors = np.maximum(chosen["error"], np.finfo(dtype).eps / 10)
             if len(chosen) > 1:
-                steps = [float(r["step"]) for r in chosen]
-                panel.plot(steps, np.maximum(errors, floor), color=colour, label=label)
+                panel.plot(chosen["step"], errors, color=colour, label=label)
             else:
-                panel.axhline(max(errors[0], floor), color=colour, ls="--", lw=0.9, label=label)
+                panel.axhline(errors.iloc[0], color=colour, ls="--", lw=0.9, label=label)
         panel.set_title(dtype, loc="left", fontweight="bold")
         panel.set(xlabel="step h")
         style.log_scale(panel, "xy")
@@ -113,19 +113,19 @@ def draw(folder: Path) -> None:
 
 def describe(folder: Path) -> str:
     """Return this part of the report, in Markdown."""
-    rows = tables.read(folder / f"{NAME}.csv", ("step", "error"))
+    table = tables.read(folder / f"{NAME}.csv", COLUMNS).set_index(["dtype", "method"])
+    rows = []
+    for dtype in ("float32", "float64"):
+        for method, label in METHODS.items():
+            chosen = table.loc[[(dtype, method)]]
+            best = chosen.iloc[chosen["error"].argmin()]
+            step = f"{best['step']:.1e}" if len(chosen) > 1 else "–"
+            rows.append((dtype, label, f"{best['error']:.1e}", step))
     lines = [
         "### Differences have a best step, and lose digits at it; a complex step loses none",
         "",
         f"![Error against the step]({NAME}.png)",
         "",
-        "| dtype | method | least error | at the step |",
-        "|---|---|---|---|",
+        *tables.markdown(("dtype", "method", "least error", "at the step"), rows),
     ]
-    for dtype in ("float32", "float64"):
-        for method, label in METHODS.items():
-            chosen = [r for r in rows if (r["dtype"], r["method"]) == (dtype, method)]
-            best = min(chosen, key=lambda r: float(r["error"]))
-            step = f"{float(best['step']):.1e}" if len(chosen) > 1 else "–"
-            lines.append(f"| {dtype} | {label} | {float(best['error']):.1e} | {step} |")
     return "\n".join(lines)

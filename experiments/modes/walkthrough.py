@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
-from experiments.common import commands, settings, style
+from experiments.common import commands, settings, style, tables
 from fwdgrad import Pass, jacobian, layer_jacobians, pull_back, push_forward
 from fwdgrad.records import atomic_write, hold
 from fwdgrad.util.trees import Array, Layer
@@ -61,6 +61,12 @@ def describe(walked: Walk) -> str:
     """Describe the walk in words and numbers, in Markdown."""
     forward, reverse = walked.forward, walked.reverse
     products = [float(jnp.vdot(c, v)) for c, v in zip(reverse.v, forward.v, strict=True)]
+    columns = (forward.x, forward.v, reverse.v)
+    vectors = zip(*(map(_text, column) for column in columns), strict=True)
+    rows = [
+        (i, *texts, f"{product:.5f}")
+        for i, (texts, product) in enumerate(zip(vectors, products, strict=True), start=1)
+    ]
     lines = [
         "# Both modes, layer by layer",
         "",
@@ -69,12 +75,8 @@ def describe(walked: Walk) -> str:
         "The tangent goes down the table, v^{i+1} = J^i v^i; the cotangent comes up it, "
         "c^i = (J^i)ᵀ c^{i+1}. Their product is the same number wherever they meet.",
         "",
-        "| i | x^i | tangent v^i ↓ | cotangent c^i ↑ | ⟨c^i, v^i⟩ |",
-        "|---|---|---|---|---|",
+        *tables.markdown(("i", "x^i", "tangent v^i ↓", "cotangent c^i ↑", "⟨c^i, v^i⟩"), rows),
     ]
-    columns = (forward.x, forward.v, reverse.v, products)
-    for i, (x, v, c, product) in enumerate(zip(*columns, strict=True), start=1):
-        lines.append(f"| {i} | {_text(x)} | {_text(v)} | {_text(c)} | {product:.5f} |")
     for i, (name, matrix) in enumerate(zip(LAYERS, walked.layers, strict=True), start=1):
         lines += ["", f"Layer {i}, {name}, has the Jacobian J^{i} =", "", *_matrix(matrix)]
     lines += [

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
@@ -33,11 +33,17 @@ NAME = "depth_scaling"
 _LINE_STYLES = {"backprop-checkpointed": "--"}  # it often lies upon backprop's
 _QUANTITIES = ("seconds", "relative_cost", "over_reference")
 _BYTES = ("parameter_bytes", "temp_bytes", "peak_bytes")
-_COLUMNS = (
-    *("axis", "depth", "batch_size", "width", "estimator"),
-    *(f"{quantity}{end}" for quantity in _QUANTITIES for end in ("", "_low", "_high")),
-    *("rounds", *_BYTES),
-)
+_COLUMNS: tables.Columns = {
+    "axis": str, "depth": int, "batch_size": int, "width": int, "estimator": str,
+    **{f"{quantity}{end}": float for quantity in _QUANTITIES for end in ("", "_low", "_high")},
+    "rounds": int, "parameter_bytes": float, "temp_bytes": float,
+    "peak_bytes": tables.gaps,  # not known on every system
+}  # fmt: skip
+# Of the report's table.
+_SHOWN = (
+    "layers", "minibatch", "estimator", "ms a step", "R", "over backprop", "MiB, XLA",
+    "MiB, resident",
+)  # fmt: skip
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
@@ -65,21 +71,20 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 def draw(folder: Path) -> None:
     """Draw the figure from the table in `folder`: a column for each axis."""
-    rows = tables.read(folder / f"{NAME}.csv", ("depth", "batch_size", "seconds", "temp_bytes"))
-    axes_drawn = [axis for axis in ("depth", "batch_size") if any(r["axis"] == axis for r in rows)]
+    rows = tables.read(folder / f"{NAME}.csv", _COLUMNS)
+    axes_drawn = [axis for axis in ("depth", "batch_size") if (rows["axis"] == axis).any()]
     figure, panels = plt.subplots(
         3, len(axes_drawn), figsize=(3.6 * len(axes_drawn), 6.2), squeeze=False, sharex="col"
     )
     for column, axis in zip(panels.T, axes_drawn, strict=True):
-        of_axis = [r for r in rows if r["axis"] == axis]
+        of_axis = rows[rows["axis"] == axis]
         cost, ratio, memory = column
         for name in ESTIMATORS:
-            line = [r for r in of_axis if r["estimator"] == name]
-            x = np.array([float(r[axis]) for r in line])
-            _line(cost, x, line, "relative_cost", name)
+            line = of_axis[of_axis["estimator"] == name].set_index(axis)
+            _line(cost, line, "relative_cost", name)
             if name != "backprop":
-                _line(ratio, x, line, "over_reference", name)
-            _memory_lines(memory, x, line, name)
+                _line(ratio, line, "over_reference", name)
+            _memory_lines(memory, line, name)
         ratio.axhline(1, color=style.colour("backprop"), lw=0.8)
         cost.set_ylim(0)
         ratio.set_ylim(0)
@@ -87,7 +92,7 @@ def draw(folder: Path) -> None:
         if memory.get_yscale() == "log":
             memory.yaxis.set_major_locator(LogLocator())
             memory.yaxis.set_minor_formatter(NullFormatter())
-        fixed = of_axis[0]
+        fixed = of_axis.iloc[0]
         if axis == "depth":
             cost.set_title(f"minibatch {fixed['batch_size']}", loc="left", fontweight="bold")
             memory.set_xlabel(f"layers of width {fixed['width']}")
@@ -113,27 +118,32 @@ def draw(folder: Path) -> None:
     style.save(figure, folder, NAME)
 
 
-def _line(panel: Axes, x: np.ndarray, rows: list[dict[str, str]], quantity: str, name: str) -> None:
+def _line(panel: Axes, line: pd.DataFrame, quantity: str, name: str) -> None:
     """Draw a median against x, with its interval shaded."""
-    value, low, high = (
-        np.array([float(r[f"{quantity}{end}"]) for r in rows]) for end in ("", "_low", "_high")
-    )
+    value, low, high = (line[f"{quantity}{end}"] for end in ("", "_low", "_high"))
     colour, ls = style.colour(name), _LINE_STYLES.get(name, "-")
-    panel.plot(x, value, color=colour, ls=ls, label=style.label(name), marker=".", ms=4)
-    panel.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+    panel.plot(value, color=colour, ls=ls, label=style.label(name), marker=".", ms=4)
+    panel.fill_between(line.index, low, high, color=colour, alpha=0.2, lw=0)
 
 
-def _memory_lines(panel: Axes, x: np.ndarray, rows: list[dict[str, str]], name: str) -> None:
+def _memory_lines(panel: Axes, line: pd.DataFrame, name: str) -> None:
     colour = style.colour(name)
-    ls = _LINE_STYLES.get(name, "-")
-    panel.plot(x, [float(r["temp_bytes"]) / 2**20 for r in rows], color=colour, ls=ls)
-    if all(r["peak_bytes"] for r in rows):  # known on this system
-        peaks = [float(r["peak_bytes"]) / 2**20 for r in rows]
-        panel.plot(x, peaks, "o", color=colour, mfc="none", ms=4)
+    panel.plot(line["temp_bytes"] / 2**20, color=colour, ls=_LINE_STYLES.get(name, "-"))
+    if line["peak_bytes"].notna().all():
+        panel.plot(line["peak_bytes"] / 2**20, "o", color=colour, mfc="none", ms=4)
 
 
 def describe(folder: Path) -> str:
     """Return the section of the report in Markdown: the figure, and a table."""
+    points = tables.read(folder / f"{NAME}.csv", _COLUMNS)
+    points = points.drop_duplicates(["depth", "batch_size", "estimator"])  # one is on both axes
+    rows = [
+        (row["depth"], row["batch_size"], style.label(row["estimator"]),
+         f"{1e3 * row['seconds']:.4g}", _interval(row, "relative_cost"),
+         _interval(row, "over_reference"), f"{row['temp_bytes'] / 2**20:.4g}",
+         "unknown" if pd.isna(row["peak_bytes"]) else f"{row['peak_bytes'] / 2**20:.4g}")
+        for _, row in points.iterrows()
+    ]  # fmt: skip
     lines = [
         "## Scaling with depth and minibatch (the paper's figure 6)",
         "",
@@ -146,42 +156,24 @@ def describe(folder: Path) -> str:
         "which has some MiB of the process's own in it. Checkpointed backprop keeps the ends of "
         "√depth segments.",
         "",
-        "| layers | minibatch | estimator | ms a step | R | over backprop | MiB, XLA "
-        "| MiB, resident |",
-        "|---|---|---|---|---|---|---|---|",
+        *tables.markdown(_SHOWN, rows),
     ]
-    points = {  # one of them is on both axes
-        (int(row["depth"]), int(row["batch_size"]), row["estimator"]): row
-        for row in tables.read(
-            folder / f"{NAME}.csv", ("depth", "batch_size", "seconds", "temp_bytes")
-        )
-    }
-    for row in points.values():
-        resident = f"{float(row['peak_bytes']) / 2**20:.4g}" if row["peak_bytes"] else "unknown"
-        lines.append(
-            f"| {row['depth']} | {row['batch_size']} | {style.label(row['estimator'])} "
-            f"| {1e3 * float(row['seconds']):.4g} | {_interval(row, 'relative_cost')} "
-            f"| {_interval(row, 'over_reference')} "
-            f"| {float(row['temp_bytes']) / 2**20:.4g} | {resident} |"
-        )
     return "\n".join(lines)
 
 
-def _interval(row: dict[str, str], quantity: str) -> Interval:
+def _interval(row: pd.Series, quantity: str) -> Interval:
     value, low, high = (float(row[f"{quantity}{end}"]) for end in ("", "_low", "_high"))
     return Interval(value, low, high, int(row["rounds"]))
 
 
 def findings(folder: Path) -> list[Finding]:
     """Compare the table with the paper's numbers."""
-    table = tables.read(folder / f"{NAME}.csv", ("depth", "batch_size", "seconds", "temp_bytes"))
-    of_paper = {"width": "1024", "batch_size": "64"}
+    table = tables.read(folder / f"{NAME}.csv", _COLUMNS)
+    of_paper = {"width": 1024, "batch_size": 64}
     found: list[Finding | None] = []
-    for depth in sorted({int(r["depth"]) for r in table if r["axis"] == "depth"}):
-        rows = {
-            r["estimator"]: r for r in table if (r["axis"], int(r["depth"])) == ("depth", depth)
-        }
-        backprop, checkpointed, dense, low_rank = (rows[name] for name in ESTIMATORS)
+    for depth, rows in table[table["axis"] == "depth"].groupby("depth"):
+        by_name = rows.set_index("estimator")
+        backprop, checkpointed, dense, low_rank = (by_name.loc[name] for name in ESTIMATORS)
         changed = [f"{k} {backprop[k]}, not {v}" for k, v in of_paper.items() if backprop[k] != v]
         forward = (dense, low_rank)
         numbers: dict[str, list[Interval]] = {
@@ -191,7 +183,7 @@ def findings(folder: Path) -> list[Finding]:
             "bytes": [exact(_used(row)) for row in forward],
             "memory": [exact(_used(row) / _used(backprop)) for row in forward],
             "checkpointed": [
-                exact(_bytes(checkpointed, "temp") / _bytes(row, "temp")) for row in forward
+                exact(checkpointed["temp_bytes"] / row["temp_bytes"]) for row in forward
             ],
         }
         found += [
@@ -201,12 +193,8 @@ def findings(folder: Path) -> list[Finding]:
     return [f for f in found if f is not None]
 
 
-def _used(row: dict[str, str]) -> float:
-    return _bytes(row, "parameter") + _bytes(row, "temp")
-
-
-def _bytes(row: dict[str, str], of: str) -> float:
-    return float(row[f"{of}_bytes"])
+def _used(row: pd.Series) -> float:
+    return row["parameter_bytes"] + row["temp_bytes"]
 
 
 @commands.with_config("reproduce")

@@ -32,6 +32,15 @@ from fwdgrad.records import read_json, write_table
 from fwdgrad.training import DivergedError
 
 NAME = "fair_comparison"
+_TUNING_COLUMNS: tables.Columns = {
+    "panel": str, "estimator": str, "learning_rate": float, "num_steps": int, "valid_loss": float,
+    "failed_seeds": tables.gaps,
+}  # fmt: skip
+# Of the report's table.
+_SHOWN = (
+    "model", "estimator", "rates tried, steps each", "best rate", "seeds", "steps",
+    "validation loss", "test accuracy", "training time (s)", "10⁹ operations",
+)  # fmt: skip
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
@@ -66,7 +75,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     )
     write_table(
         folder / f"{NAME}_tuning.csv",
-        ("panel", "estimator", "learning_rate", "num_steps", "valid_loss", "failed_seeds"),
+        _TUNING_COLUMNS,
         [
             (panel, name, rate, experiment.panels[panel].tuning_steps, *rest)
             for (panel, name), line in lines.items()
@@ -127,8 +136,8 @@ def draw(folder: Path) -> None:
 
 def _rates(folder: Path, panel: str) -> dict[str, Rates]:
     """Return estimator -> the rates tried and the one chosen."""
-    rows = tables.read(folder / f"{NAME}_tuning.csv", ("learning_rate", "valid_loss"))
-    return read_rates((row for row in rows if row["panel"] == panel), "valid_loss")
+    rows = tables.read(folder / f"{NAME}_tuning.csv", _TUNING_COLUMNS)
+    return read_rates(rows[rows["panel"] == panel], "valid_loss")
 
 
 def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
@@ -150,9 +159,9 @@ def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
 def describe(folder: Path) -> str:
     """Return the section of the report in Markdown: the winners, the figure, and a table."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
-    table = tables.read(folder / f"{NAME}_tuning.csv", ("learning_rate", "valid_loss"))
-    tuning_steps = {row["panel"]: row["num_steps"] for row in table}
-    lines = [
+    table = tables.read(folder / f"{NAME}_tuning.csv", _TUNING_COLUMNS)
+    tuning_steps = dict(zip(table["panel"], table["num_steps"], strict=True))
+    text = [
         "## At the best rate of each (not in the paper)",
         "",
         f"![Each method at its best rate]({NAME}.png)",
@@ -164,11 +173,8 @@ def describe(folder: Path) -> str:
         "train at the next best. The figure has geometric means, with 95 % intervals of the "
         "logarithms; the table and the winners are by arithmetic means.",
         "",
-        "| model | estimator | rates tried, steps each | best rate | seeds | steps "
-        "| validation loss | test accuracy | training time (s) | 10⁹ operations |",
-        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    verdicts = []
+    rows, verdicts = [], []
     for panel, by_estimator in panels.items():
         title, rates = information["titles"][panel], _rates(folder, panel)
         for estimator, line in by_estimator.items():
@@ -176,16 +182,16 @@ def describe(folder: Path) -> str:
             grid = f"{len(tried)} from {min(tried):g} to {max(tried):g}, {tuning_steps[panel]}"
             accuracy = mean_interval(information["test_accuracy"][panel][estimator])
             operations = steps * information["operations"][panel][estimator] / 1e9
-            lines.append(
-                f"| {title} | {style.label(estimator)} | {grid} | {rates[estimator]} "
-                f"| {len(line['step'])} | {steps} | {final_value(line, 'valid_loss')} | {accuracy} "
-                f"| {final_value(line, 'seconds')} | {operations:.4g} |"
-            )
+            rows.append([
+                title, style.label(estimator), grid, rates[estimator], len(line["step"]), steps,
+                final_value(line, "valid_loss"), accuracy, final_value(line, "seconds"),
+                f"{operations:.4g}",
+            ])  # fmt: skip
         verdicts.append(f"{title}: {_winners(by_estimator, information['operations'][panel])}")
     for panel, name in information["failed"]:
         title = information["titles"][panel]
         verdicts.append(f"{title}: {style.label(name)} fails at every rate and is left out.")
-    return "\n".join([*lines, "", *verdicts])
+    return "\n".join([*text, *tables.markdown(_SHOWN, rows), "", *verdicts])
 
 
 def _winners(lines: dict[str, Curve], operations: dict[str, float]) -> str:

@@ -37,19 +37,16 @@ from fwdgrad.records import RunRecord, read_json, write_table
 from fwdgrad.training import DivergedError
 
 NAME = "learning_curves"
-_RUN_COLUMNS = (
-    "panel",
-    "estimator",
-    "seed",
-    "num_steps",
-    "seconds",
-    "milliseconds_per_step",
-    "compile_seconds",
-    "train_loss",
-    "valid_loss",
-    "valid_accuracy",
-    "test_accuracy",
-)
+_RUN_COLUMNS: tables.Columns = {
+    "panel": str, "estimator": str, "seed": int, "num_steps": int, "seconds": float,
+    **dict.fromkeys(("milliseconds_per_step", "compile_seconds", "train_loss"), float),
+    **dict.fromkeys(("valid_loss", "valid_accuracy", "test_accuracy"), float),
+}  # fmt: skip
+# Of the report's table.
+_SHOWN = (
+    "model", "estimator", "seeds", "steps", "ms a step", "R", "R / R_b", "T / T_b", "both reach",
+    "validation loss", "test accuracy",
+)  # fmt: skip
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
@@ -118,7 +115,7 @@ def _write_tables(
             "compile_seconds": record.info["compile_seconds"],
             **final,
         }
-        runs.append((*names, *(values[column] for column in _RUN_COLUMNS[3:])))
+        runs.append((*names, *(values[column] for column in [*_RUN_COLUMNS][3:])))
     write_table(folder / f"{NAME}_runs.csv", _RUN_COLUMNS, runs)
     write_costs(folder / f"{NAME}_costs.csv", costs)
     experiment = cfg.experiments[NAME]
@@ -160,10 +157,8 @@ def describe(folder: Path) -> str:
     """Return the section of the report in Markdown: the figure, and a table of final numbers."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
     costs = read_costs(folder / f"{NAME}_costs.csv")
-    runs = tables.read(
-        folder / f"{NAME}_runs.csv", ("milliseconds_per_step", "valid_loss", "test_accuracy")
-    )
-    lines = [
+    runs = tables.read(folder / f"{NAME}_runs.csv", _RUN_COLUMNS)
+    text = [
         "## Learning curves (the paper's figures 3, 4 and 5)",
         "",
         f"![Learning curves]({NAME}.png)",
@@ -179,31 +174,27 @@ def describe(folder: Path) -> str:
         "the loss alone on the same minibatch, timed in turns: the median of the ratios, with its "
         "95 % interval.",
         "",
-        "| model | estimator | seeds | steps | ms a step | R | R / R_b | T / T_b | both reach "
-        "| validation loss | test accuracy |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    rows = []
     for panel, by_estimator in panels.items():
         title = information["titles"][panel]
         for estimator in by_estimator:
-            chosen = [r for r in runs if (r["panel"], r["estimator"]) == (panel, estimator)]
-            samples = {c: [float(r[c]) for r in chosen] for c in _RUN_COLUMNS[3:]}
-            common = mean_time(ratios_to_common_loss(by_estimator, estimator, "backprop"))
-            lines.append(
-                f"| {title} | {style.label(estimator)} | {len(chosen)} | {chosen[0]['num_steps']} "
-                f"| {mean_interval(samples['milliseconds_per_step'])} "
-                f"| {costs[panel][estimator]['relative_cost']} "
-                f"| {costs[panel][estimator]['over_reference']} "
-                f"| {_ratio(by_estimator, estimator)} | {common} "
-                f"| {mean_interval(samples['valid_loss'])} "
-                f"| {mean_interval(samples['test_accuracy'])} |"
-            )
+            chosen = runs[(runs["panel"] == panel) & (runs["estimator"] == estimator)]
+            cost = costs[panel][estimator]
+            rows.append([
+                title, style.label(estimator), len(chosen), chosen["num_steps"].iloc[0],
+                mean_interval(chosen["milliseconds_per_step"]), cost["relative_cost"],
+                cost["over_reference"], _ratio(by_estimator, estimator),
+                mean_time(ratios_to_common_loss(by_estimator, estimator, "backprop")),
+                mean_interval(chosen["valid_loss"]), mean_interval(chosen["test_accuracy"]),
+            ])  # fmt: skip
+    text += tables.markdown(_SHOWN, rows)
     for panel, steps in information["shortened"].items():
-        lines += ["", f"{information['titles'][panel]} is shortened to {steps} iterations."]
+        text += ["", f"{information['titles'][panel]} is shortened to {steps} iterations."]
     for panel, line, seed in information["diverged"]:
         title = information["titles"][panel]
-        lines += ["", f"{title}: {style.label(line)} diverged with seed {seed}, left out of all."]
-    return "\n".join(lines)
+        text += ["", f"{title}: {style.label(line)} diverged with seed {seed}, left out of all."]
+    return "\n".join(text)
 
 
 def _ratio(lines: dict[str, Curve], estimator: str) -> Interval | Unreached:

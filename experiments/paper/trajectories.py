@@ -41,6 +41,11 @@ _SETTINGS = ("function", "start", "learning_rate", "num_steps")
 _NUM_ROWS = 60  # that are recorded of a path, and as many again, close at its start
 # Of each recorded point: x and y are its first two entries, distance is that from the minimum.
 _RECORDED = ("step", "seconds", "value", "x", "y", "distance")
+_COLUMNS: tables.Columns = {
+    "function": str, "estimator": str, "seed": int, "step": int,
+    **dict.fromkeys(_RECORDED[1:], float),
+}  # fmt: skip
+_SHOWN = ("function", "estimator", "runs", "iterations", "final − minimum", "time / backprop")
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
@@ -70,7 +75,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
             for seed, columns in enumerate(seeds)
             for row in zip(*columns, strict=True)
         ]
-        write_table(folder / f"{figure}.csv", ("function", "estimator", "seed", *_RECORDED), rows)
+        write_table(folder / f"{figure}.csv", _COLUMNS, rows)
         chosen = {name: experiment["functions"][name] for name in names}
         sources = jobs.provenance_of(records[name] for name in names)
         jobs.write_information(folder, figure, [figure], {"functions": chosen, **sources})
@@ -107,25 +112,7 @@ _Paths = dict[str, dict[str, dict[str, np.ndarray]]]
 
 
 def _read(folder: Path, figure: str) -> _Paths:
-    paths: Any = {}
-    path = folder / f"{figure}.csv"
-    runs: dict[tuple[str, str, str], list[float]] = {}
-    for row in tables.read(path, _RECORDED):
-        run = (row["function"], row["estimator"], row["seed"])
-        runs.setdefault(run, []).append(float(row["step"]))
-        seeds = paths.setdefault(row["function"], {}).setdefault(row["estimator"], {})
-        seeds.setdefault(row["seed"], []).append([float(row[column]) for column in _RECORDED])
-    tables.check_same_steps(path, runs)
-    tables.check_paired(path, runs)
-    return {
-        function: {
-            estimator: dict(
-                zip(_RECORDED, np.moveaxis(np.array([*seeds.values()]), 2, 0), strict=True)
-            )
-            for estimator, seeds in lines.items()
-        }
-        for function, lines in paths.items()
-    }
+    return tables.read_lines(folder / f"{figure}.csv", "function", _COLUMNS)
 
 
 def _figures(folder: Path) -> list[str]:
@@ -209,10 +196,10 @@ def _draw_contours(axis: Axes, objective: Any) -> None:
 
 def describe(folder: Path) -> str:
     """Return the section of the report in Markdown: the figures, and a table of the ends."""
-    lines = ["## Test functions (the paper's figure 2)"]
+    text = ["## Test functions (the paper's figure 2)"]
     for name in _figures(folder):
         functions = read_json(folder / f"{name}.json")["functions"]
-        lines += [
+        text += [
             "",
             f"![Descent on test functions]({name}.png)",
             "",
@@ -220,18 +207,16 @@ def describe(folder: Path) -> str:
             "runs with 95 % intervals (Student's t of the logarithms); time is that of all "
             "iterations, over that of backprop with the same seed.",
             "",
-            "| function | estimator | runs | iterations | final − minimum | time / backprop |",
-            "|---|---|---|---|---|---|",
         ]
-        for function, by_estimator in _read(folder, name).items():
-            for estimator, line in by_estimator.items():
-                n, steps = len(line["value"]), int(line["step"][0, -1])
-                lines.append(
-                    f"| {functions[function]['title']} | {style.label(estimator)} | {n} | {steps} "
-                    f"| {_final_gap(line, functions[function])} "
-                    f"| {_time_ratio(by_estimator, estimator)} |"
-                )
-    return "\n".join(lines)
+        rows = [
+            (functions[function]["title"], style.label(estimator), len(line["value"]),
+             line["step"][0, -1], _final_gap(line, functions[function]),
+             _time_ratio(lines, estimator))
+            for function, lines in _read(folder, name).items()
+            for estimator, line in lines.items()
+        ]  # fmt: skip
+        text += tables.markdown(_SHOWN, rows)
+    return "\n".join(text)
 
 
 def _final_gap(line: dict[str, np.ndarray], settings: dict[str, Any]) -> Interval:

@@ -16,18 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 from hydra.utils import instantiate
 from jax import Array
 from omegaconf import DictConfig
 
 import fwdgrad
-from experiments.common import commands, settings
+from experiments.common import commands, settings, tables
 from fwdgrad.measurement import median_interval, proportion_interval
 from fwdgrad.problems import Problem, image_classification, load_dataset
-from fwdgrad.records import atomic_write, hold, provenance, read_table, write_json, write_table
+from fwdgrad.records import atomic_write, hold, provenance, write_json, write_table
 
 NAME = "divergence"
-_COLUMNS = ("line", "learning_rate", "seed", "first_loss", "last_loss", "steps")
+_COLUMNS: tables.Columns = {
+    "line": str, "learning_rate": float, "seed": int, "first_loss": float, "last_loss": float,
+    "steps": int,
+}  # fmt: skip
 
 
 def run(cfg: DictConfig) -> None:
@@ -46,7 +50,7 @@ def run(cfg: DictConfig) -> None:
             found = [np.asarray(x) for x in outcomes(jnp.arange(cfg.num_seeds), rate)]
             seeds = range(cfg.num_seeds)
             rows += [(name, rate, seed, *(x[seed] for x in found)) for seed in seeds]
-            failed = sum(_has_failed(*losses) for losses in zip(*found[:2], strict=True))
+            failed = _has_failed(*found[:2]).sum()
             print(f"{name:28} rate {rate:g}: {failed} of {cfg.num_seeds} fail")
     folder = settings.root(cfg)
     write_table(folder / f"{NAME}.csv", _COLUMNS, rows)
@@ -85,39 +89,36 @@ def _outcomes(
     return lambda seeds, rate: jax.lax.map(lambda seed: outcome(seed, rate), seeds)
 
 
-def _has_failed(first_loss: float, last_loss: float) -> bool:
-    return not last_loss <= first_loss  # NaN is not
+def _has_failed(first_loss: Any, last_loss: Any) -> Any:
+    return ~(last_loss <= first_loss)  # NaN is not
 
 
 def describe(folder: Path) -> str:
     """Describe failures, losses and provenance of every line, in Markdown."""
-    rows = read_table(folder / f"{NAME}.csv")
-    rates = list(dict.fromkeys(row["learning_rate"] for row in rows))
-    by_cell: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for row in rows:
-        losses = (float(row["first_loss"]), float(row["last_loss"]))
-        by_cell.setdefault((row["line"], row["learning_rate"]), []).append(losses)
+    table = tables.read(folder / f"{NAME}.csv", _COLUMNS, grid=("line", "learning_rate", "seed"))
+    rates = table["learning_rate"].unique()
+    cells = {key: _cell(runs) for key, runs in table.groupby(["line", "learning_rate"])}
+    rows = [
+        [name.replace("_", " "), *(cells[name, rate] for rate in rates)]
+        for name in table["line"].unique()
+    ]
     lines = [
         "## Divergence",
         "",
         "Failed runs with Wilson's 95 % interval of their share, then the median of the last "
         "validation losses of the others with its interval (6 and more). Columns: learning rates.",
         "",
-        f"| line | {' | '.join(f'{float(rate):g}' for rate in rates)} |",
-        f"|---|{'---|' * len(rates)}",
+        *tables.markdown(["line", *(f"{rate:g}" for rate in rates)], rows),
     ]
-    for name in dict.fromkeys(row["line"] for row in rows):
-        cells = [_cell(by_cell[name, rate]) for rate in rates]
-        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *_EXPLANATION])
 
 
-def _cell(losses: list[tuple[float, float]]) -> str:
-    last = [loss for first, loss in losses if not _has_failed(first, loss)]
-    failed, n = len(losses) - len(last), len(losses)
+def _cell(runs: pd.DataFrame) -> str:
+    last = runs["last_loss"][~_has_failed(runs["first_loss"], runs["last_loss"])]
+    failed, n = len(runs) - len(last), len(runs)
     share = proportion_interval(failed, n)
     text = f"{failed} of {n} [{share.low:.2f}, {share.high:.2f}]"
-    return f"{text}; {median_interval(last)}" if last else text
+    return f"{text}; {median_interval(last)}" if len(last) else text
 
 
 _EXPLANATION = [

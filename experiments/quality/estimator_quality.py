@@ -38,7 +38,12 @@ from fwdgrad.measurement import Interval, exact, mean_interval, measured_once
 from fwdgrad.records import read_json, write_table
 
 NAME = "estimator_quality"
-COLUMNS = ("stage", "line", "quantity", "value", "low", "high", "n")
+_COLUMNS: tables.Columns = {"stage": int, "line": str, "quantity": str}
+# Of the report's tables.
+_SHOWN = (
+    "estimator", "seeds", "derivatives", "cosine", "of the hidden layers", "root mean square",
+    "by theory", "slope", "bias", "variance", "error over theory's", "time", "operations",
+)  # fmt: skip
 # stage -> quantity -> a number for each seed
 Samples = dict[str, dict[str, list[float]]]
 
@@ -66,7 +71,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         for stage in map(str, experiment.stages):
             found = _intervals(measured[stage], dense[stage])
             rows += [(stage, name, q, *interval) for q, interval in {**found, **costs}.items()]
-    write_table(folder / f"{NAME}.csv", COLUMNS, rows)
+    write_table(folder / f"{NAME}.csv", [*_COLUMNS, *tables.INTERVAL], rows)
     information = {
         **{
             key: {name: experiment.lines[name].get(key) for name in shown}
@@ -139,12 +144,7 @@ def _intervals(found: dict[str, list[float]], dense: dict[str, list[float]]) -> 
 
 def _read(folder: Path) -> dict[int, dict[str, dict[str, Interval]]]:
     """Return stage -> line -> quantity -> interval."""
-    found: dict[int, dict[str, dict[str, Interval]]] = {}
-    for row in tables.read(folder / f"{NAME}.csv", ("stage", "value", "low", "high", "n")):
-        value, low, high = (float(row[end]) for end in ("value", "low", "high"))
-        of_line = found.setdefault(int(row["stage"]), {}).setdefault(row["line"], {})
-        of_line[row["quantity"]] = Interval(value, low, high, int(row["n"]))
-    return found
+    return tables.read_intervals(folder / f"{NAME}.csv", _COLUMNS)
 
 
 def draw(folder: Path) -> None:
@@ -192,24 +192,17 @@ def describe(folder: Path) -> str:
     ]
     for stage, found in stages.items():
         after = "At the start" if stage == 0 else f"After {stage:,} steps of backprop"
-        text += [
-            "",
-            f"{after}:",
-            "",
-            "| estimator | seeds | derivatives | cosine | of the hidden layers | root mean square "
-            "| by theory | slope | bias | variance | error over theory's | time | operations |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-        ]
+        rows = []
         for name, q in found.items():
             value, low, high = (max(x, 0.0) ** 0.5 for x in q["squared_cosine"][:3])
             root = Interval(value, low, high, q["squared_cosine"].n)
             laws = [_or_dash(q[law]) for law in ("law_cosine", "error_over_law")]
-            cells = [
+            rows.append([
                 style.label(name), q["cosine"].n, information["derivatives"][name], q["cosine"],
                 q["hidden_cosine"], root, laws[0], q["slope"], q["bias"], q["variance"], laws[1],
                 q["time"], q["operations"],
-            ]  # fmt: skip
-            text.append(f"| {' | '.join(map(str, cells))} |")
+            ])  # fmt: skip
+        text += ["", f"{after}:", "", *tables.markdown(_SHOWN, rows)]
     return "\n".join(text)
 
 

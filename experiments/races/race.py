@@ -23,13 +23,13 @@ from experiments.common.costs import operations_of_a_step, training_costs
 from experiments.common.paper_facts import Finding
 from experiments.common.tuning import Tuned, read_rates, tune_and_train
 from experiments.races.figure import race_figure
-from experiments.races.results import comparisons, markdown_table, read
+from experiments.races.results import COLUMNS, comparisons, markdown_table, read
 from fwdgrad.measurement import exact
 from fwdgrad.records import read_json, write_table
 
-COLUMNS = (
-    "family", "estimator", "seed", "step", "seconds", "flops", "valid_accuracy", "test_accuracy"
-)  # fmt: skip
+_TUNING_COLUMNS: tables.Columns = {
+    "estimator": str, "learning_rate": float, "valid_error": float, "failed_seeds": tables.gaps,
+}  # fmt: skip
 # Of a line, for the record.
 _ABOUT = (
     "like", "operations", "derivatives", "overrides", "wanted", "behind", "times", "ablates",
@@ -100,7 +100,7 @@ class Race:
         )  # fmt: skip
         write_table(
             folder / f"{self._name}_tuning.csv",
-            ("estimator", "learning_rate", "valid_error", "failed_seeds"),
+            _TUNING_COLUMNS,
             [(name, *columns) for name, tuned in trained.items() for columns in tuned.columns()],
         )
         sources = [record for cost in costs.values() for record in cost.records]
@@ -139,8 +139,7 @@ class Race:
         information = read_json(folder / f"{self._name}.json")
         lines, about = read(folder / f"{self._name}.csv"), information["lines"]
         rates = read_rates(
-            tables.read(folder / f"{self._name}_tuning.csv", ("learning_rate", "valid_error")),
-            "valid_error",
+            tables.read(folder / f"{self._name}_tuning.csv", _TUNING_COLUMNS), "valid_error"
         )
         text = [
             f"## {self._title} (not in the paper)",

@@ -6,11 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiments.common import style, tables
 from experiments.common.targets import verdict
 from experiments.common.tuning import Rates
 from fwdgrad.measurement import Interval, mean_interval
+
+COLUMNS: tables.Columns = {
+    "family": str, "estimator": str, "seed": int, "step": int, "seconds": float, "flops": float,
+    "valid_accuracy": float, "test_accuracy": tables.gaps,
+}  # fmt: skip
+# Of the report's table.
+_SHOWN = (
+    "family", "estimator", "training (s)", "10¹² operations", "derivatives", "minibatch", "rates",
+    "best rate", "seeds", "steps", "a step's time over backprop's", "validation accuracy (%)",
+    "test accuracy (%)",
+)  # fmt: skip
 
 
 class Line:
@@ -22,16 +34,10 @@ class Line:
       test_accuracy: array (seeds,), from the last rows.
     """
 
-    def __init__(self, rows: list[dict[str, str]]):
-        self.family = rows[0]["family"]
-        runs: dict[str, list[dict[str, str]]] = {}
-        for row in rows:
-            runs.setdefault(row["seed"], []).append(row)
-        self.columns = {
-            column: np.array([[float(row[column]) for row in run] for run in runs.values()])
-            for column in ("step", "seconds", "flops", "valid_accuracy")
-        }
-        self.test_accuracy = np.array([float(run[-1]["test_accuracy"]) for run in runs.values()])
+    def __init__(self, rows: pd.DataFrame):
+        self.family = rows["family"].iloc[0]
+        self.columns = tables.by_seed(rows, ("step", "seconds", "flops", "valid_accuracy"))
+        self.test_accuracy = tables.by_seed(rows, ["test_accuracy"])["test_accuracy"][:, -1]
 
     @property
     def seconds(self) -> float:
@@ -50,38 +56,27 @@ About = Mapping[str, Mapping[str, Any]]  # line -> the other entries of the reco
 
 def read(table: Path) -> dict[str, Line]:
     """Return estimator -> its results, from the table of a race."""
-    rows: dict[str, list[dict[str, str]]] = {}
-    runs: dict[tuple[str, ...], list[float]] = {}
-    for row in tables.read(table, ("step", "seconds", "flops", "valid_accuracy")):
-        rows.setdefault(row["estimator"], []).append(row)
-        runs.setdefault((row["estimator"], row["seed"]), []).append(float(row["step"]))
-    tables.check_same_steps(table, runs)
-    return {estimator: Line(of_estimator) for estimator, of_estimator in rows.items()}
+    rows = tables.read(table, COLUMNS)
+    tables.check_same_steps(table, rows, ["estimator"])
+    return {estimator: Line(line) for estimator, line in rows.groupby("estimator", sort=False)}
 
 
 def markdown_table(lines: Lines, about: About, rates: Mapping[str, Rates]) -> list[str]:
     """Return a table of all lines, in Markdown."""
-    text = [
-        "| family | estimator | training (s) | 10¹² operations | derivatives | minibatch | rates "
-        "| best rate | seeds | steps | a step's time over backprop's | validation accuracy (%) "
-        "| test accuracy (%) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    shown = []
     for name, line in lines.items():
         tried, steps = rates[name].tried, line.columns["step"]
         ratio = about[name]["over_backprop"]
         value, low, high = (float(ratio[end]) for end in ("value", "low", "high"))
         clock = np.mean([float(seconds) for seconds in about[name]["clock_seconds"]])
-        text.append(
-            f"| {line.family} | {style.label(name)} | {line.seconds:.3g} ({clock:.3g}) "
-            f"| {line.columns['flops'][0, -1] / 1e12:.3g} | {about[name]['derivatives']} "
-            f"| {about[name]['batch_size']} "
-            f"| {_range(tried)} | {rates[name]} | {len(steps)} "
-            f"| {steps[0, -1]:.0f} | {Interval(value, low, high, ratio['n'])} "
-            f"| {_percent(line.columns['valid_accuracy'][:, -1])} "
-            f"| {_percent(line.test_accuracy)} |"
-        )
-    return text
+        shown.append([
+            line.family, style.label(name), f"{line.seconds:.3g} ({clock:.3g})",
+            f"{line.columns['flops'][0, -1] / 1e12:.3g}", about[name]["derivatives"],
+            about[name]["batch_size"], _range(tried), rates[name], len(steps),
+            steps[0, -1], Interval(value, low, high, ratio["n"]),
+            _percent(line.columns["valid_accuracy"][:, -1]), _percent(line.test_accuracy),
+        ])  # fmt: skip
+    return tables.markdown(_SHOWN, shown)
 
 
 def comparisons(lines: Lines, about: About) -> list[str]:

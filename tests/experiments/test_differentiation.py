@@ -1,6 +1,7 @@
 """Claims of the figures on differentiation, checked on their tables."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiments.modes import (
@@ -69,17 +70,17 @@ def test_columns_for_tall_and_rows_for_wide():
     """
     sizes = [2, 16, 128]
     measured = jacobian_modes.measure({"sizes": sizes, "width": 64, "rounds": 15})
-    rows = [dict(zip(jacobian_modes.COLUMNS, row, strict=True)) for row in measured]
-    found = jacobian_modes.log_ratios(rows, sizes, "operations")
+    rows = pd.DataFrame(measured, columns=[*jacobian_modes.COLUMNS])
+    found = jacobian_modes.log_ratios(rows, "operations")
     for i, m in enumerate(sizes):
         for j, n in enumerate(sizes):
             low, high = np.log2(m / (n + 2)), np.log2((m + 2) / n)
             assert low - 0.2 < found[i, j] < high + 0.2  # activations are not counted here
     np.testing.assert_allclose(np.diag(found), 0, atol=0.5)
     assert (np.diff(found, axis=0) > 0).all() and (np.diff(found, axis=1) < 0).all()
-    times = jacobian_modes.log_ratios(rows, sizes)  # log₂ of rows over columns
+    times = jacobian_modes.log_ratios(rows)  # log₂ of rows over columns
     assert times[0, -1] < 0 < times[-1, 0]
-    memory = {(r["inputs"], r["outputs"], r["method"]): r["temp_bytes"] for r in rows}
+    memory = rows.set_index(["inputs", "outputs", "method"])["temp_bytes"]
     assert memory[2, 128, "columns"] < memory[2, 128, "rows"]
     assert memory[128, 2, "rows"] < memory[128, 2, "columns"]
 

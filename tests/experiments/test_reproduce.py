@@ -75,7 +75,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     for name in (*FIGURES, *(part.NAME for part in differentiation.PARTS)):
         assert f"]({name}.png)" in report
     for part in differentiation.PARTS:
-        assert tuple(table(tmp_path / f"{part.NAME}.csv")[0]) == part.COLUMNS
+        assert tuple(table(tmp_path / f"{part.NAME}.csv")[0]) == tuple(part.COLUMNS)
 
     rows = table(tmp_path / "depth_scaling.csv")
     assert [(r["axis"], r["depth"], r["batch_size"]) for r in rows[::4]] == [
@@ -87,7 +87,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
         assert int(row["parameter_bytes"]) == 4 * int(row["depth"]) * 16**2
 
     raced = table(tmp_path / "accuracy_race.csv")
-    assert tuple(raced[0]) == race.COLUMNS
+    assert tuple(raced[0]) == tuple(race.COLUMNS)
     last = [row for row in raced if row["test_accuracy"]]
     assert [(row["family"], row["estimator"]) for row in last] == [
         ("backprop", "backprop"), ("activity", "activity-blocks"), ("backprop", "backprop-equal")

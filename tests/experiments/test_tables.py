@@ -8,6 +8,8 @@ import pytest
 from experiments import reproduce
 from experiments.common import tables
 from experiments.common.curves import read_curves
+from experiments.cost import step_cost
+from experiments.modes import estimator_error, expression_swell, jacobian_modes
 from experiments.races.results import read as read_race
 from fwdgrad.records import RecordError
 
@@ -83,7 +85,8 @@ def test_a_table_without_rows_or_with_an_entry_that_is_none(tmp_path, name):
         module.describe(tmp_path)
     column = next(i for i, x in enumerate(header) if x in ("step", "value", "seconds", "error"))
     write(main, [header, [*rows[0][:column], "", *rows[0][column + 1 :]], *rows[1:]])
-    message = rf"{main}, row 1: {header[column]} is '', not a number\. Restore the file"
+    kind = "(a number|an integer)"
+    message = rf"{main}, row 1: {header[column]} is '', not {kind}\. Restore the file"
     with pytest.raises(RecordError, match=message):
         module.describe(tmp_path)
     write(main, [[*header[:column], "other", *header[column + 1 :]], *rows])
@@ -91,9 +94,20 @@ def test_a_table_without_rows_or_with_an_entry_that_is_none(tmp_path, name):
         module.describe(tmp_path)
 
 
+@pytest.mark.parametrize("part", [expression_swell, estimator_error, jacobian_modes])
+def test_a_row_of_a_grid_that_is_missing_or_twice(tmp_path, part):
+    path = tmp_path / f"{part.NAME}.csv"
+    header, *rows = rows_of(RESULTS / path.name)
+    for wrong in (rows[:1] + rows[2:], [rows[0], *rows]):
+        write(path, [header, *wrong])
+        for call in (part.draw, part.describe):
+            with pytest.raises(RecordError, match=rf"{path}: rows are missing, or there twice: "):
+                call(tmp_path)
+
+
 def test_every_committed_table_is_whole(tmp_path):
     for preset in ("quick", "paper"):
         for name, reader in READ.items():
             assert reader(CONFIGS.parent / "results" / preset / f"{name}.csv")
     path = CONFIGS.parent / "results" / "step_cost" / "step_cost.csv"
-    assert tables.read(path, ("seconds", "relative_cost", "temp_bytes"))
+    assert len(tables.read(path, step_cost._COLUMNS, grid=("model", "estimator"))) == 15
