@@ -2,6 +2,7 @@
 
 import copy
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from experiments.common import settings
+from experiments.common import commands, settings
 from fwdgrad.records import RecordError, hold, read_json, read_table, table_sum, write_json
 
 _SOURCES = ("code", "jax", "versions", "hardware")  # "jax" is not in old records
@@ -69,6 +70,20 @@ def differences(settings: Mapping[str, Any], but_for: Iterable[str] = ()) -> str
             texts = (f"{x:,}" if isinstance(x, int) else str(x) for x in (value, expected))
             found.append("{} is {}, not {}".format(key.replace("_", " "), *texts))
     return "; ".join(found)
+
+
+def command_of(module: str) -> commands.Command:
+    """Return the command that runs and draws one experiment of a `reproduce` config.
+
+    Args:
+      module: the name of the experiment's module, which has `NAME`, `run` and `draw`.
+    """
+
+    def command(cfg: DictConfig) -> None:
+        run_alone(cfg, sys.modules[module])
+
+    command.__module__, command.__qualname__ = module, "command"  # where a launcher finds it
+    return commands.with_config("reproduce")(command)
 
 
 def run_alone(cfg: DictConfig, experiment: Any) -> None:

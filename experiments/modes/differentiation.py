@@ -9,7 +9,6 @@ Leaves a CSV and a figure for each part, and `differentiation.json`. What has be
 measured again.
 """
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import commands, jobs
-from experiments.common.paper_facts import Finding
 from experiments.modes import estimator_error, expression_swell, jacobian_modes, step_sizes
 from fwdgrad.measurement import measured_once
 from fwdgrad.records import write_table
@@ -56,14 +54,7 @@ def describe(folder: Path) -> str:
     return "\n\n".join([heading, *(part.describe(folder) for part in PARTS)])
 
 
-def findings(folder: Path) -> list[Finding]:
-    """Return no findings: the paper has no such numbers."""
-    return []
-
-
-@commands.with_config("reproduce")
-def command(cfg: DictConfig) -> None:
-    jobs.run_alone(cfg, sys.modules[__name__])
+command = jobs.command_of(__name__)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ that runs it. Leaves `depth_scaling.csv` (a row for each point and estimator),
 `depth_scaling.json` and the figure `depth_scaling`. Each point is measured once.
 """
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -197,9 +196,7 @@ def _used(row: pd.Series) -> float:
     return row["parameter_bytes"] + row["temp_bytes"]
 
 
-@commands.with_config("reproduce")
-def command(cfg: DictConfig) -> None:
-    jobs.run_alone(cfg, sys.modules[__name__])
+command = jobs.command_of(__name__)
 
 
 if __name__ == "__main__":

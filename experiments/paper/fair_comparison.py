@@ -12,7 +12,6 @@ tried), `fair_comparison.json` and the figure `fair_comparison`.
 
 import itertools
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -239,9 +238,7 @@ def findings(folder: Path) -> list[Finding]:
     return [f for f in found if f is not None]
 
 
-@commands.with_config("reproduce")
-def command(cfg: DictConfig) -> None:
-    jobs.run_alone(cfg, sys.modules[__name__])
+command = jobs.command_of(__name__)
 
 
 if __name__ == "__main__":

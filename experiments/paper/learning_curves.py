@@ -11,7 +11,6 @@ Leaves in the preset's folder `learning_curves.csv` (a row an evaluation),
 beside the loss alone), `learning_curves.json` and the figure `learning_curves`.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -245,9 +244,7 @@ def findings(folder: Path) -> list[Finding]:
     return [f for f in found if f is not None]
 
 
-@commands.with_config("reproduce")
-def command(cfg: DictConfig) -> None:
-    jobs.run_alone(cfg, sys.modules[__name__])
+command = jobs.command_of(__name__)
 
 
 if __name__ == "__main__":

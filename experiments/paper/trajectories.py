@@ -13,7 +13,6 @@ the config's `figures`. Each descent is made once.
 """
 
 import math
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -257,9 +256,7 @@ def findings(folder: Path) -> list[Finding]:
     return [f for f in found if f is not None]
 
 
-@commands.with_config("reproduce")
-def command(cfg: DictConfig) -> None:
-    jobs.run_alone(cfg, sys.modules[__name__])
+command = jobs.command_of(__name__)
 
 
 if __name__ == "__main__":

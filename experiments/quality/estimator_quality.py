@@ -21,7 +21,6 @@ each of which is a start, a training and a minibatch:
 """
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from omegaconf import DictConfig
 
 from experiments.common import commands, from_config, jobs, style, tables
 from experiments.common.costs import operations_of_a_step, step_costs
-from experiments.common.paper_facts import Finding
 from experiments.common.targets import verdict
 from experiments.quality.figure import quality_figure
 from experiments.quality.gradient_quality import quality, trained
@@ -240,14 +238,7 @@ def _targets(stages: dict[int, Any], wanted: list[dict[str, Any]]) -> list[str]:
     return text
 
 
-def findings(folder: Path) -> list[Finding]:
-    """Return no findings: the paper has no such numbers."""
-    return []
-
-
-@commands.with_config("reproduce")
-def command(cfg: DictConfig) -> None:
-    jobs.run_alone(cfg, sys.modules[__name__])
+command = jobs.command_of(__name__)
 
 
 if __name__ == "__main__":

@@ -6,21 +6,13 @@ A race (`race`) on MNIST, with backprop and controls among the lines. Part of
     python -m experiments.races.accuracy_race preset=quick
 """
 
-import sys
-
-from omegaconf import DictConfig
-
 from experiments.common import commands, jobs
 from experiments.races.race import Race
 
 NAME = "accuracy_race"
 _race = Race(NAME, "Accuracy in equal time: the MLP")
-run, draw, describe, findings = _race.run, _race.draw, _race.describe, _race.findings
-
-
-@commands.with_config("reproduce")
-def command(cfg: DictConfig) -> None:
-    jobs.run_alone(cfg, sys.modules[__name__])
+run, draw, describe = _race.run, _race.draw, _race.describe
+command = jobs.command_of(__name__)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from omegaconf import DictConfig
 
 from experiments.common import jobs, style, tables
 from experiments.common.costs import operations_of_a_step, training_costs
-from experiments.common.paper_facts import Finding
 from experiments.common.tuning import Tuned, read_rates, tune_and_train
 from experiments.races.figure import race_figure
 from experiments.races.results import COLUMNS, comparisons, markdown_table, read
@@ -64,7 +63,7 @@ _HOW = (
 
 
 class Race:
-    """A race, with the functions of an experiment's module: run, draw, describe, findings.
+    """A race, with the functions of an experiment's module: run, draw, describe.
 
     Args:
       name: the name of the experiment, of its config and its files.
@@ -156,10 +155,6 @@ class Race:
             *comparisons(lines, about),
         ]
         return "\n".join(text)
-
-    def findings(self, folder: Path) -> list[Finding]:
-        """Return no findings: the paper has no such numbers."""
-        return []
 
 
 class _Configs:
