@@ -39,8 +39,7 @@ from fwdgrad.propagation.jaxprs import inlined
 from fwdgrad.propagation.record import current_record
 from fwdgrad.tangents.forms import gram, weighted_sum
 from fwdgrad.tangents.independent import TangentDistribution
-from fwdgrad.tangents.sampling import Tangents, sample_tangents
-from fwdgrad.tangents.validation import check_drawn, check_guess
+from fwdgrad.tangents.sampling import Tangents, check_drawn, check_guess, sample_tangents
 from fwdgrad.util import validation
 from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
 

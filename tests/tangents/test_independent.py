@@ -19,8 +19,7 @@ from jax.flatten_util import ravel_pytree
 
 import fwdgrad
 from fwdgrad.tangents.forms import dense, is_structured
-from fwdgrad.tangents.sampling import check_tangents
-from fwdgrad.tangents.validation import validated_sample
+from fwdgrad.tangents.sampling import check_tangents, validated_sample
 from tests.sweeps import thorough_but
 
 FAILURE = 1e-8
