@@ -18,10 +18,13 @@ _NOW = {
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("__"):  # of Python's own protocols
-        raise AttributeError(name)
-    found = [package for package, names in _NOW.items() if name in names.split()]
-    remedy = f"Use {found[0]}.{name}" if found else f"Its packages are {', '.join(_NOW)}"
     if name == "GuidedProblem":
-        remedy = "Use the method `guided` of fwdgrad.forward_value_and_grad(loss)"
-    raise ImportError(f"fwdgrad.work.{name} is no more. {remedy}.")
+        raise ImportError(
+            "fwdgrad.work.GuidedProblem is no more. Use the method `guided` of the estimator, "
+            "fwdgrad.forward_value_and_grad(loss)."
+        )
+    for package, names in _NOW.items():
+        if name in names.split():
+            raise ImportError(f"fwdgrad.work.{name} is no more. Use {package}.{name}.")
+    # Not an ImportError: Python and pytest look for names of their own.
+    raise AttributeError(f"fwdgrad.work has no {name}. Its names are in {', '.join(_NOW)}.")

@@ -145,8 +145,10 @@ def test_a_name_of_the_former_package_is_an_error_that_names_the_new_one():
         for name in names.split():
             with pytest.raises(ImportError, match=rf"Use {package}\.{name}\."):
                 getattr(work, name)
-    with pytest.raises(ImportError, match=r"Its packages are fwdgrad\.training, "):
-        from fwdgrad.work import stepping  # noqa: F401
+    with pytest.raises(ImportError, match=r"Use the method `guided` of the estimator"):
+        from fwdgrad.work import GuidedProblem  # noqa: F401
+    with pytest.raises(AttributeError, match=r"Its names are in fwdgrad\.training, "):
+        work.stepping  # noqa: B018
 
 
 def test_importing_the_library_needs_jax_alone():
