@@ -209,8 +209,8 @@ def _checked_layers(layers: Any) -> list[Layer]:
     """Return the layers as a list; raise TypeError unless they are a sequence of callables."""
     if callable(layers) or not isinstance(layers, Sequence):
         raise TypeError(
-            f"layers must be a list of callables; found {_name(layers)}. For one function f that "
-            "is [f]."
+            f"layers must be a list of callables; found {_name(layers)}. For one function f pass "
+            "[f]."
         )
     for i, layer in enumerate(layers):
         if not callable(layer):
@@ -240,7 +240,7 @@ def _check_like(name: str, v: PyTree, other: str, x: PyTree) -> None:
     for (path, a), b in pairs:
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} must have shape and dtype of {other}, "
+                f"{name}{jax.tree_util.keystr(path)} must have the shape and dtype of {other}, "
                 f"{b.dtype}{list(b.shape)}; found {a.dtype}{list(a.shape)}."
             )
 

@@ -168,7 +168,10 @@ def _find(name: str, folder: Path, file: str) -> Path:
     for path in candidates:
         if path.exists():
             return path
-    raise DataError(f"{candidates[0]} is missing: expected it, or {file}, in the folder of {name}.")
+    raise DataError(
+        f"{candidates[0]} is missing: expected it, or {file}, in the folder of {name}. Put it "
+        "there, or name another folder (dataset.folder=...)."
+    )
 
 
 def _download(name: str, source: _Source, index: int) -> Path:

@@ -130,7 +130,8 @@ class StructuredTangent(ABC):
 
         A form that overrides `scan_inputs` overrides this method, too.
         """
-        raise TypeError(f"{type(self).__name__} overrides scan_inputs but not from_scan_slice.")
+        name = type(self).__name__
+        raise TypeError(f"{name} overrides scan_inputs alone. Override from_scan_slice, too.")
 
     def reason_not_kept(self, primitive: str, others: "Sequence[StructuredTangent]") -> str:
         """Return why the rule of a primitive could not keep this form, for `explain`, or ''.
