@@ -22,9 +22,9 @@ from experiments.quality import estimator_quality
 from experiments.races import accuracy_race, cnn_race
 from fwdgrad.records import hold
 
-# In the order of the report. Each has run(cfg, folder), and of what that leaves in the folder
-# draw(folder) and describe(folder), a section of the report; where the paper has such numbers, also
-# findings(folder).
+# In the order of the report. Each has run(cfg, folder), which leaves files in the folder, and from
+# them draw(folder) and describe(folder), a section of the report; where the paper has such numbers,
+# also findings(folder).
 EXPERIMENTS = {
     module.NAME: module
     for module in (
@@ -60,10 +60,10 @@ def _run(cfg: DictConfig, folder: Path) -> dict[str, str]:
         elif not (folder / f"{name}.json").exists():
             failures[name] = f"nothing of it is recorded, {name}.json is missing"
             continue
-        is_old = bool(failed)  # what there is then is of the last time that it ran
+        is_old = bool(failed)  # the files are then of an earlier run
         wrong: list[str] = []
         _attempt(wrong, "its tables: ", jobs.check_tables, folder, name)
-        if wrong:  # nothing is drawn or said of them
+        if wrong:  # they are neither drawn nor reported
             failures[name] = "; ".join([*failed, *wrong])
             continue
         _attempt(failed, "drawing: ", module.draw, folder)

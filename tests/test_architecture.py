@@ -174,6 +174,16 @@ def test_every_public_name_is_documented_and_exported():
             assert not callable(value) or value.__doc__
 
 
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    """None defines a thing by "what …"; above the library."""
+    riddle = re.compile(r"(What|Whether|Where|How|Which|Those|Of|Who|When|It|Its|That)\b")
+    above = [path for path in MODULES if floor_of(name_of(path)) not in LIBRARY]
+    for path in above:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                assert not riddle.match(ast.get_docstring(node) or ""), f"{path}: {node}"
+
+
 README = (ROOT / "README.md").read_text()
 
 

@@ -65,7 +65,7 @@ _SCALE = "it depends on how the pixels are scaled and the weights initialised, w
 _ORDER = "the order of magnitude is read off a plot"
 _RIGHT_SCALE = {"below": _SCALE, "above": _SCALE}
 _ABSOLUTE = {"unchecked": "absolute times belong to the paper's machine"}
-# The quantities of a panel: what each is called, how it is written, and why ours may differ.
+# The quantities of a panel: name, format, and reasons why ours may differ.
 _OF_PANELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "R_f": ("R_f", "{:g}", {"above": _DENSE, "below": _ENGINE}),
     "R_b": ("R_b", "{:g}", {"below": _ENGINE}),

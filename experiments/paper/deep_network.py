@@ -128,7 +128,7 @@ def _checkpoint(function: Callable[[PyTree, Array], Array]) -> Callable[[PyTree,
 def _memory(config: dict[str, Any], name: str) -> dict[str, int | None]:
     """Return a step's bytes besides parameters and minibatches: XLA's account, and resident."""
     all_steps, params, batches = steps(config)
-    StepProgram(all_steps["loss"], params, batches)()  # what the first call of any program needs
+    StepProgram(all_steps["loss"], params, batches)()  # what any first call allocates
     program = StepProgram(all_steps[name], params, batches)
     return {"temp_bytes": program.temp_bytes, "peak_bytes": peak_bytes(program)}
 

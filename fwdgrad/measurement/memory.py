@@ -26,8 +26,8 @@ def peak_bytes(call: Callable[[], Any]) -> int | None:
         peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
         return None if before is None or peak is None else peak - before
     try:
-        # What has been freed goes back to the kernel, so that using it again is counted: large
-        # arrays when they are freed, and the rest now.
+        # Freed memory goes back to the kernel, so that its next use is counted: large arrays when
+        # they are freed, and the rest now.
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 2**16)
         libc.malloc_trim(0)

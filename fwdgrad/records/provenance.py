@@ -92,7 +92,7 @@ def _commit(code: Mapping[str, Any]) -> str:
     return f"commit {commit or 'unknown'}{changed} (sum {code.get('sum') or 'not recorded'})"
 
 
-@lru_cache  # the code that runs is that of the beginning, whatever is done to the files
+@lru_cache  # the process runs the code that it started with, even if files change
 def _code(sources: tuple[Path, ...]) -> dict[str, Any]:
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--", ".", ":!results")
