@@ -252,3 +252,17 @@ def test_each_question_is_answered_by_a_file():
     rows = page.partition("# Ten questions")[2].partition("\n# ")[0]
     files = re.findall(r"\? \| `(.*?)` \|$", rows, re.M)
     assert len(files) == 10 and all((ROOT / file).is_file() for file in files)
+
+
+def test_docstrings_begin_with_a_verb_or_the_name_of_the_thing():
+    """A definition by "what …" is a riddle, and "Returns" is no imperative."""
+    riddles = re.compile(
+        r"(What|Whether|Where|How|Which|Those|Such|Of|From|As) |Returns|Raises|Makes"
+    )
+    found = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            documented = isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module))
+            if documented and riddles.match(ast.get_docstring(node) or ""):
+                found.append(f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}")
+    assert not found

@@ -1,4 +1,4 @@
-"""From K directional derivatives d_k = ∇f·v_k to one estimate, g = Σ_k w_k v_k: the weights w."""
+"""Weights w of K tangents in an estimate g = Σ_k w_k v_k, from the derivatives d_k = ∇f·v_k."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -50,7 +50,7 @@ def backprop_value_and_grad(
     has_aux: bool = False,
     has_report: bool = False,
 ) -> ValueAndGrad:
-    """Makes a function that evaluates `fun` and its exact gradient by reverse mode.
+    """Return a function that evaluates `fun` and its exact gradient by reverse mode.
 
     g = ∇f(θ), with the call and the outputs of `forward_value_and_grad`, so that one can
     stand for the other: the key is ignored (it may be None), and the report is empty.

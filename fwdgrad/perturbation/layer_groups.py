@@ -1,4 +1,4 @@
-"""Which parameters make a layer, which the last one, and the exact gradient by those."""
+"""Layers of a loss: groups of parameters, the last group, and its exact gradient."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,11 @@ from fwdgrad.util.trees import Array, PyTree, extract_leaves
 
 
 class Layers:
-    """The layers of a loss, as its parameters make them.
+    """The layers of a loss.
 
-    Parameters that make one value together, such as weights and bias, are of one layer; and they
-    are of the last one if nothing but the loss function follows any value that they make. The
-    arrays among the loss's positional arguments are what tells data from what is fixed. Functions
-    defined by `jax.custom_vjp` are entered here too.
+    Parameters that make one value together, such as weights and bias, are one layer. A layer is the
+    last one if only the loss function follows its values. The arrays among the loss's positional
+    arguments count as data, all other arrays as fixed.
 
     Args:
       loss: the loss, at its parameters.
@@ -52,7 +51,7 @@ class Layers:
         )
 
     def gradient_of_last(self) -> list[Array]:
-        """The gradients by the last layer's leaves, of which there must be one, and no others."""
+        """Return the gradients by the leaves of the last layer; there must be one."""
         jaxpr = self._jaxpr
 
         def value(chosen: Sequence[Array]) -> Array:
@@ -69,7 +68,7 @@ class Layers:
 
 
 def _joined(together: Sequence[Sequence[int]], number: int) -> list[list[int]]:
-    """The numbers below `number` in groups, those in one where they are together somewhere.
+    """Return the numbers below `number` in groups; numbers that are listed together share one.
 
     >>> _joined([[3, 4], [0, 1], [1], [3]], 5)
     [[0, 1], [3, 4], [2]]

@@ -52,7 +52,7 @@ class Loss:
         self._fun, self._has_aux, self._enter_custom_vjp = fun, has_aux, enter_custom_vjp
 
     def replace(self, theta: list[Array]) -> "Loss":
-        """The same at other values of the leaves."""
+        """Return the same loss at other values of the leaves."""
         other = copy.copy(self)
         other.theta = theta
         return other
@@ -88,7 +88,7 @@ def check_unguided(params: PyTree) -> None:
 
 
 def check_loss(fun: Callable[..., Any], output: Any, has_aux: bool | None) -> tuple[Array, PyTree]:
-    """Takes `fun`'s output apart into (loss, aux); raises unless the loss is a real scalar."""
+    """Return (loss, aux) of the output of `fun`; raise unless the loss is a real scalar."""
     if has_aux:
         if not (isinstance(output, tuple) and len(output) == 2):
             raise TypeError(

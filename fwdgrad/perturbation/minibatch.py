@@ -64,14 +64,14 @@ def noting_minibatches_of_one() -> AbstractContextManager[None]:
 
 
 def types_of_one(examples: Sequence[Array]) -> list[Any]:
-    """The types of one example's arrays, as they are where examples are mapped over."""
+    """Return the types of one example's arrays inside of the map over examples."""
     types: list[Any] = []
     jax.eval_shape(jax.vmap(lambda *one: types.extend(map(jax.typeof, one))), *examples)
     return types
 
 
 def check_own_losses(types: Sequence[Any], type_of_loss: Any) -> None:
-    """Raises ValueError if examples differ among devices and the loss does not, by their types."""
+    """Raise ValueError if examples differ by device, and the loss of one does not."""
     known = varying_axes(type_of_loss)
     if missing := sorted(axis for x in types for axis in varying_axes(x) if axis not in known):
         raise ValueError(
@@ -82,7 +82,7 @@ def check_own_losses(types: Sequence[Any], type_of_loss: Any) -> None:
 
 
 def keys_of_each(examples: Sequence[Array], key: Array) -> Array:
-    """A key for each example, sharded as the examples are."""
+    """Return a key for each example, sharded as the examples are."""
     keys = jax.random.split(key, examples[0].shape[:1])
     if not has_explicit_axes():
         return keys

@@ -212,7 +212,7 @@ class NoisyLoss:
     def _exactly(
         self, values: dict[Any, Any], duals: dict[Any, Tangent]
     ) -> tuple[Tangent, dict[int, Array]]:
-        """The derivatives of the loss along what reaches the head, and by the sites before it.
+        """Return the derivatives of the loss along tangents, and by the sites before the head.
 
         With c = ∂ℓ/∂x for each x that goes into the head, the derivative along tangents is Σ_x ⟨c,
         ẋ⟩. (The head's values are computed twice, which XLA finds.)

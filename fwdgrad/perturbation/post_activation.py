@@ -1,11 +1,14 @@
-"""What a layer's outputs go through before the next layer: where noise goes in, and where not.
+"""Post-activations: parameter-free operations between a pre-activation and the next layer.
 
-Between a layer and the next stand operations without parameters. Some narrow: a pooling layer, a
-mean over positions. Where all entries weigh about the same in it there is less noise in the fewer
-that come out, so it goes in there, and what is found there is pulled back through these few
-operations exactly. And many pick: a ReLU lets nothing through where it is off, a maximum over a
-window one entry of it. An entry with no way through has the derivative zero, as is known from the
-values alone, and noise in it would be nothing but noise.
+They lower the variance of activity perturbation in two ways.
+
+Some narrow, such as pooling or a mean over positions. If all entries have about the same weight in
+the narrower value, noise enters there: it has fewer entries. The estimate is pulled back exactly
+through these few operations.
+
+Many select: a ReLU passes nothing where it is off, a maximum over a window passes one entry. An
+entry that nothing passes has the derivative zero. The values alone tell, so the noise of such an
+entry is masked.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,13 +29,13 @@ from fwdgrad.util.trees import Array
 
 @dataclass(frozen=True)
 class PostActivation:
-    """What a layer's outputs z go through.
+    """Parameter-free operations between a pre-activation z and the next layer.
 
     Attributes:
       variable: z.
       equations: the operations, in order.
-      outputs: what they make that others read.
-      narrows: whether that is one value with fewer entries than z, so that noise goes in there.
+      outputs: the results that other equations read.
+      narrows: True if there is one output, with fewer entries than z. Noise enters there.
     """
 
     variable: Variable
@@ -42,28 +45,28 @@ class PostActivation:
 
     @property
     def noisy(self) -> Variable:
-        """Where noise goes in."""
+        """The variable at which noise enters."""
         return self.outputs[0] if self.narrows else self.variable
 
     @property
     def read(self) -> set[Variable]:
-        """What has to be known, z included."""
+        """The variables that the operations read, z included."""
         made = {v for e in self.equations for v in e.outvars}
         return {v for e in self.equations for v in e.reads} - made
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether each entry of z goes its own way."""
+        """True if each entry of an output depends on the same entry of z alone."""
         return all(map(is_elementwise, self.equations)) and all(
             v.aval.shape == self.variable.aval.shape for v in self.outputs
         )
 
     def has_effect(self, values: Mapping[Variable, Any]) -> Array:
-        """Of each entry with noise whether there is a way from z through it.
+        """Return the mask of the noise: False at entries whose derivative is zero.
 
         A derivative along random tangents, or pulled back from random cotangents, is zero where
-        every way is flat, and hardly ever elsewhere. (In half precision there are few numbers, and
-        two of them may cancel, so that there it takes several draws.)
+        every path through the operations is flat, and almost never elsewhere. Half precision has
+        few numbers, and two may cancel: there several draws are made.
         """
         z, run = values[self.variable], self.run(values)
         if self.is_elementwise:  # then none can cancel
@@ -82,14 +85,14 @@ class PostActivation:
         return jnp.stack(effects).any(0)
 
     def pull_back(self, values: Mapping[Variable, Any]) -> Callable[[Array], Array]:
-        """From an estimate of the derivative where noise goes in to one by z."""
+        """Return the function from the derivative at the entry of the noise to that by z."""
         if not self.narrows:
             return lambda cotangent: cotangent
         (output,), pull_back = jax.vjp(self.run(values), values[self.variable])
         return lambda cotangent: pull_back([cotangent.astype(output.dtype)])[0]
 
     def run(self, values: Mapping[Variable, Any]) -> Callable[[Array], list[Array]]:
-        """The function from z to the outputs."""
+        """Return the function from z to the outputs."""
 
         def run(z: Array) -> list[Array]:
             reached = {**values, self.variable: z}
@@ -100,10 +103,10 @@ class PostActivation:
 
 
 def find_post_activation(jaxpr: Any, site: Site, plan: Plan) -> PostActivation | None:
-    """What follows a site's value, or None if nothing is to be had of it.
+    """Return the post-activation of a site, or None if it neither narrows nor masks.
 
-    A last site's is not narrowed: that would end in the loss itself. Nor is another's within what
-    the last ones reach, where no noise goes in.
+    Noise of a last site is not moved to a narrower value: that would be the loss itself. Nor is
+    noise moved into the head, which the noise of last sites reaches.
 
     Args:
       jaxpr: a Jaxpr without calls.
@@ -130,7 +133,10 @@ def find_post_activation(jaxpr: Any, site: Site, plan: Plan) -> PostActivation |
 def _passed(
     jaxpr: Any, variable: Variable, start: int, plan: Plan, passes: Callable[[Any], bool]
 ) -> tuple[list[Any], list[Variable]]:
-    """The equations that a value goes through, and what others read of it, nothing if it itself."""
+    """Return the equations that a value passes, and their outputs that other equations read.
+
+    There are none if another equation reads the value itself.
+    """
     known = {*jaxpr.constvars, *jaxpr.invars, *(v for e in jaxpr.eqns[:start] for v in e.outvars)}
     known -= plan.with_parameters
     made, equations, read_outside = {variable}, [], set(variables(jaxpr.outvars[:1]))
@@ -150,7 +156,7 @@ def _passed(
 
 
 def _making(outputs: Sequence[Variable], equations: Sequence[Any]) -> list[Any]:
-    """Those of the equations that the outputs are made by."""
+    """Return the equations that contribute to the outputs."""
     wanted, making = set(outputs), []
     for equation in reversed(equations):
         if wanted.intersection(equation.outvars):
@@ -164,14 +170,14 @@ def _is_complex(equation: Any) -> bool:
 
 
 def _keeps_apart(equation: Any) -> bool:
-    """Whether an equation treats entries for themselves, moves them or picks among them."""
+    """Return True if an equation is elementwise, or moves or selects entries."""
     if is_elementwise(equation) or fact_of(equation.primitive).selects:
         return True
     return _all_inside(_keeps_apart, equation)
 
 
 def _narrows(equation: Any) -> bool:
-    """Whether an equation moves, picks or sums, or its slopes are about the same at all entries."""
+    """Return True if an equation moves, selects or sums, or its slopes are about equal."""
     fact = fact_of(equation.primitive)
     if fact.multiplies and fact.elementwise:
         return any(v.aval.shape == () for v in equation.invars)
@@ -189,7 +195,7 @@ def _all_inside(passes: Callable[[Equation], bool], equation: Equation) -> bool:
 
 
 def _goes_back(found: PostActivation) -> bool:
-    """Whether it can be differentiated in reverse, which a custom_jvp need not provide for."""
+    """Return True if reverse mode works; the rule of a custom_jvp may have no transpose."""
     if found.is_elementwise and not found.narrows:
         return True
     read = list(found.read)

@@ -1,17 +1,18 @@
-"""Where to put in noise for parameters: at values that are linear in them.
+"""Sites: the pre-activations of a loss, at which activity perturbation puts noise in.
 
-In z = x W + b the gradient by W and b is that by z, pulled back through this one line. So to
-estimate both it is enough to perturb z, which has fewer entries than W, and other noise for every
-example. This finds these values, the *sites*, in the jaxpr of one example's loss, whatever the
-model's library. A variable is *linear* if it is a parameter, or is made of linear ones by
-operations that are linear in them, with everything else held: products with other values, sums,
-rearrangements. Where a linear value meets any other operation, such as an activation, or is read
-more than once, it is a site: noise goes in there, and what made it of its parameters, its
-*program*, is what the estimate is pulled back through. That is at most one layer.
+In z = x W + b the gradient by W and b is the gradient by z, pulled back through this one line. So
+it is enough to perturb z, which has fewer entries than W, with independent noise for each example.
+`find_sites` finds such values in the jaxpr of one example's loss, of a model of any library.
 
-Parameters themselves, or rearranged, are linear but no data is in them. Where one meets an
-operation that is not linear in it (sin W, Σ W², a loop) noise goes into the parameter, for this use
-alone, and is the same for all examples.
+A variable is *linear* if it is a parameter, or the result of an operation that is linear in linear
+variables with all else held: a product with another value, a sum, a rearrangement. A linear value
+is a *site* if another operation reads it, such as an activation, or if it is read more than once.
+Noise enters there. The equations that make the site of its parameters are its *program*: the
+estimate is pulled back through them, at most one layer.
+
+A parameter that is only rearranged is linear, and holds no data. If an operation is not linear in
+it (sin W, Σ W², a loop), noise enters the parameter itself, for this use, the same for all
+examples.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -34,14 +35,14 @@ class Site(NamedTuple):
     Attributes:
       variable: the value.
       equations: its program: the indices of the equations that make it of parameters, in order.
-      parameters: these.
-      read: what else the program reads.
-      per_example: whether it depends on the example, so that each has its own noise.
-      place: where in the user's code it is made.
+      parameters: the parameters that the program reads.
+      read: the other variables that the program reads.
+      per_example: True if the value depends on the example, so that each has its own noise.
+      place: the place in the user's code that makes the value.
       operand: (index of the equation, position) of the one reader with the noise, or None if all
-        readers are.
-      is_last: whether what lies between it and the loss is the loss function alone: no site that
-        is not last, no product with what another parameter decides, and nothing that may be layers,
+        readers have it.
+      is_last: True if only the loss function lies between the value and the loss: no site that is
+        not last, no product with a value of another parameter, and nothing that may hold layers,
         such as a loop.
     """
 
@@ -56,7 +57,7 @@ class Site(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What `find_sites` found.
+    """The sites of a loss, as `find_sites` returns them.
 
     Attributes:
       sites: in the order in which their values are made or read.
@@ -75,7 +76,7 @@ class Plan(NamedTuple):
 
 
 class _Linear(NamedTuple):
-    """How a variable is linear in parameters; the fields are those of `Site`."""
+    """A variable that is linear in parameters; the fields are those of `Site`."""
 
     equations: frozenset[int]
     parameters: frozenset[Variable]
@@ -84,10 +85,10 @@ class _Linear(NamedTuple):
 
 
 def find_sites(jaxpr: Any, num_parameters: int) -> Plan:
-    """The sites of a Jaxpr without calls: first inputs are parameters, the first output the loss.
+    """Return the sites of a program whose first inputs are parameters and first output the loss.
 
     Args:
-      jaxpr: of one example's loss, `fwdgrad.propagation.jaxprs.inlined`.
+      jaxpr: the program of one example's loss, inlined (`fwdgrad.propagation.jaxprs`).
       num_parameters: how many of its inputs are parameters; the others are the example.
     """
     return _Search(jaxpr, num_parameters).plan()
@@ -132,9 +133,9 @@ class _Search:
         return Plan(self.sites, head, self.varying, set(self.linear), self.needed)
 
     def _exclude_joined(self) -> None:
-        """Where another site, that is not last, joins a last one's way, that is not last either.
+        """Mark a last site as not last if another site joins its way to the loss.
 
-        Noise does not go into what the last sites reach: that is differentiated as a whole.
+        No noise enters what the last sites reach: the head is differentiated as a whole.
         """
         joined = True
         while joined:
@@ -171,7 +172,7 @@ class _Search:
                 self._add_linear(v, self._joined(index, kept))
 
     def _is_more_than_a_loss(self, equation: Any) -> bool:
-        """Whether an equation may be layers: a loop, a branch, a product with something fixed."""
+        """Return True if an equation may hold layers: a loop, a branch, a product with weights."""
         if fact_of(equation.primitive).contracts:
             return any(v not in self.varying for v in equation.reads)
         bodies = inner_jaxprs(equation)
@@ -181,14 +182,14 @@ class _Search:
         return any(fact_of(e.primitive).contracts or is_opaque(e) for e in flattened)
 
     def _is_gated(self, i: int, equation: Any) -> bool:
-        """Whether the noise of a site is multiplied by what other parameters decide."""
+        """Return True if the noise of a site is multiplied by a value of other parameters."""
         if not fact_of(equation.primitive).multiplies:
             return False
         others = (v for v in equation.reads if i not in self._reaching([v]))
         return any(v in self.depending for v in others)
 
     def _meets_itself(self, linear: "_Linear") -> bool:
-        """Whether a program would both hold a value and make it of parameters."""
+        """Return True if a program would both hold a value and make it of parameters."""
         made = {v for i in linear.equations for v in self.jaxpr.eqns[i].outvars}
         return bool(linear.read & (linear.parameters | made))
 
@@ -196,7 +197,7 @@ class _Search:
         return frozenset().union(*(self.reached.get(v, frozenset()) for v in read))
 
     def _joined(self, index: int, kept: Sequence[int]) -> _Linear:
-        """How the outputs of an equation are linear that is so in the operands `kept`."""
+        """Return the linearity of the outputs of an equation, linear in the operands `kept`."""
         equation = self.jaxpr.eqns[index]
         known = [self.linear[equation.invars[i]] for i in kept]
         others = [x for i, x in enumerate(equation.invars) if i not in kept]
@@ -210,7 +211,7 @@ class _Search:
         )
 
     def _add_linear(self, v: Variable, linear: _Linear) -> None:
-        """Notes that a value is linear; one that is read twice is a site."""
+        """Record that a value is linear; one that is read twice is a site."""
         if v is self.loss or (linear.has_data and self.readers.get(v, 0) > 1):
             self.reached[v] |= self._add_site(v, linear, None)
         else:
@@ -219,7 +220,7 @@ class _Search:
     def _add_site(
         self, v: Variable, linear: _Linear, operand: tuple[int, int] | None
     ) -> frozenset[int]:
-        """Adds a site, and returns what reaches those that read it because of that: the site."""
+        """Add a site; return the set of its index, which reaches all readers of the value."""
         for i in self._reaching([v]):
             self.sites[i] = self.sites[i]._replace(is_last=False)
         equations = tuple(sorted(linear.equations))
@@ -231,7 +232,7 @@ class _Search:
 
 
 def _flattened(jaxpr: Any) -> Iterable[Any]:
-    """The equations of a jaxpr, and of what it calls."""
+    """Yield the equations of a jaxpr and of its bodies."""
     for equation in jaxpr.eqns:
         yield equation
         for body in inner_jaxprs(equation):
@@ -252,7 +253,7 @@ def _reaching_the_loss(jaxpr: Any) -> list[bool]:
 
 
 def program(jaxpr: Any, site: Site) -> Callable[[Sequence[Any], dict[Variable, Any]], Any]:
-    """The program of a site, a function (parameters, what else it reads) -> its value."""
+    """Return the program of a site: a function of the parameters and of its other variables."""
     equations = [jaxpr.eqns[i] for i in site.equations]
 
     def run(parameters: Sequence[Any], others: dict[Variable, Any]) -> Any:

@@ -106,9 +106,9 @@ def _entered(program: Program, num_leaves: int) -> Program:
 class Pushforward:
     """A loss at given parameters, ready to be evaluated along tangents.
 
-    A loss that cannot be traced, because its Python code asks for the value of a parameter, or that
-    works with mutable arrays, or of which a part has a derivative only while it runs, is pushed
-    forward by `jax.jvp` as a whole, with its tangents written out.
+    Three kinds of losses are pushed forward by `jax.jvp` as a whole, with dense tangents: one that
+    cannot be traced, because its Python code asks for the value of a parameter; one that works with
+    mutable arrays; and one with a part that has a derivative only while it runs.
 
     Args:
       traced: the loss, traced at its parameters.
@@ -118,8 +118,8 @@ class Pushforward:
     Attributes:
       names: of the leaves.
       program: of the loss, or None if it cannot be traced or works with mutable arrays.
-      why_whole: why the loss is pushed forward as a whole, '' if it is not. Where a part is not
-        known to need that before it is evaluated, it is '' until then.
+      why_whole: the reason why the loss is pushed forward as a whole, or ''. A part may show its
+        need only when it is evaluated; until then it is ''.
     """
 
     def __init__(self, traced: Trace, leaves: Sequence[Array], names: Sequence[str]):
@@ -128,18 +128,23 @@ class Pushforward:
 
     @cached_property
     def uses(self) -> list[list[Use]]:
-        """How the loss uses each leaf of theta."""
+        """The uses of each leaf of theta in the loss."""
         return [[] for _ in self._leaves] if self.program is None else find_uses(self.program)
 
     @property
     def splits(self) -> list[Split | None]:
-        """For each leaf of theta, how to part its axes for factors, or None."""
+        """The split of each leaf of theta into rows and columns, or None."""
         return [choose_split(uses) for uses in self.uses]
 
     def __call__(
         self, tangents: Sequence[Tangent], *, num_tangents: int = 1
     ) -> tuple[Array, Array, PyTree]:
-        """(loss, the K derivatives ∇loss·v_k, aux) for a tangent (K, ...) of each leaf, or None."""
+        """Return (loss, the K derivatives ∇loss·v_k, aux).
+
+        Args:
+          tangents: for each leaf K tangents, or None for zero.
+          num_tangents: K.
+        """
         pushed: Sequence[Tangent]
         record = current_record()
         if record is not None:

@@ -36,7 +36,7 @@ class Form(NamedTuple):
 
 @dataclass
 class Record:
-    """What was recorded, by the name of a leaf (`params['w']`) or of a site (`site 0`).
+    """A record, by the name of a leaf (`params['w']`) or of a site (`site 0`).
 
     Attributes:
       forms: in which form the tangents came in.
