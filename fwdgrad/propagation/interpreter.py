@@ -136,8 +136,10 @@ def _aligned(context: Context, equation: Any, tangents: list[Tangent]) -> list[T
     tangents = [
         t.dense() if isinstance(t, StructuredTangent) and 0 in t.shape else t for t in tangents
     ]
+    if sum(t is not None for t in tangents) <= 1:
+        return tangents
     numbers = {_number(t) for t in tangents if t is not None}
-    if len(numbers) <= 1:
+    if len(numbers) == 1:
         return tangents
     reason = "its operands have tangents of different layers"
     arrays = [context.materialize(equation, t, reason) for t in tangents]

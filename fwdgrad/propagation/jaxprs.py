@@ -108,7 +108,8 @@ def inlined(program: Program) -> Program:
 
     def inline(program: Program, names: dict[Any, Any], is_body: bool) -> None:
         for equation in program.eqns:
-            operands, outputs = read(equation.invars, names), equation.outvars
+            operands, made = read(equation.invars, names), equation.outvars
+            outputs: Sequence[Any] = made
             if equation.body is not None and not is_custom_vjp(equation):
                 inner = read_program(equation.body, equation)
                 own = {v: _Variable(v.aval) for v in inner.constvars}
@@ -119,8 +120,11 @@ def inlined(program: Program) -> Program:
             else:
                 if is_body:  # its variables are the same in each call
                     outputs = [_Variable(v.aval) for v in outputs]
-                equations.append(equation.renamed(operands, outputs))
-            names.update(zip(equation.outvars, outputs, strict=True))
+                if is_body or names:
+                    equation = equation.renamed(operands, outputs)
+                equations.append(equation)
+            if is_body or equation.body is not None:
+                names.update(zip(made, outputs, strict=True))
 
     names: dict[Any, Any] = {}
     inline(program, names, is_body=False)
