@@ -238,9 +238,9 @@ class Centred(NamedTuple):
 def test_a_loss_that_mixes_examples_raises_with_activities(compose, tmp_path, monkeypatch):
     options = ("model=logistic", "num_steps=2", "eval_every=2", f"output.root={tmp_path}")
     cfg = compose("train", *options, "space=activities")
-    plain = from_config._plain_problem(cfg)
+    plain = from_config.problem(cfg)
     from_config._check_examples(cfg)  # the model as it is passes
-    monkeypatch.setattr(from_config, "_plain_problem", lambda cfg: Centred(plain))
+    monkeypatch.setattr(from_config, "problem", lambda cfg: Centred(plain))
     with pytest.raises(ValueError, match=r"fun mixes the examples.*space=Weights\(\)"):
         from_config.run(cfg)
     assert not list(tmp_path.glob("*/*"))
