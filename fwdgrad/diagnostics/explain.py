@@ -195,7 +195,7 @@ def _custom_rules(loss_at: Callable[..., Loss], call: Call) -> tuple[CustomRule,
 
     def walk(params: PyTree, *args: Any) -> None:
         loss = loss_at(params, *args)
-        program = trace(loss.at, loss.theta, enter_custom_vjp=False).program
+        program = trace(loss.at, loss.theta).program
         if program is not None:  # or it is JAX's own error if there is one
             values = loss.theta if call.is_concrete else None
             found.extend(entered_custom_rules(program, values))

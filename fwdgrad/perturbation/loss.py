@@ -68,7 +68,8 @@ class Loss:
 
     def trace(self, fun: Callable[..., Any], leaves: Sequence[Array], *others: Any) -> Trace:
         """Trace `fun(leaves, *others)`, which evaluates the loss and returns (loss, aux)."""
-        return trace(fun, leaves, *others, enter_custom_vjp=self._enter_custom_vjp)
+        traced = trace(fun, leaves, *others)
+        return traced.entered(len(leaves)) if self._enter_custom_vjp else traced
 
     def gradient(self, of_leaves: Sequence[Array]) -> PyTree:
         """Return the gradient, a pytree like the parameters, from those by the leaves.

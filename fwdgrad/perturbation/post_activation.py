@@ -115,10 +115,10 @@ def find_post_activation(jaxpr: Any, site: Site, plan: Plan) -> PostActivation |
     """
     start = site.operand[0] if site.operand else site.equations[-1] + 1
     if not site.is_last:
-        head = {id(jaxpr.eqns[i]) for i in plan.head}
+        head = {jaxpr.eqns[i] for i in plan.head}
 
         def narrows(equation: Any) -> bool:
-            return id(equation) not in head and _narrows(equation)
+            return equation not in head and _narrows(equation)
 
         equations, outputs = _passed(jaxpr, site.variable, start, plan, narrows)
         if len(outputs) == 1 and surely_less(outputs[0].aval.size, site.variable.aval.size):

@@ -1,7 +1,7 @@
 """A loss, traced once (`trace`), and pushed forward along tangents in any form (`Pushforward`)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -46,6 +46,16 @@ class Trace:
     uses_references: bool = False
     error: Exception | None = None
 
+    def entered(self, num_leaves: int) -> "Trace":
+        """Return the trace with the bodies of `custom_vjp` functions in the place of their calls.
+
+        Only calls that tangents of the parameters reach are replaced. A call that stays is an error
+        where a tangent is pushed through it.
+        """
+        if self.program is None:
+            return self
+        return replace(self, program=_entered(self.program, num_leaves))
+
     def required(self, needed_by: str) -> Program:
         """Return the program; raise TypeError if there is none, with the option that needs it."""
         remedy = "Write it with jax.numpy.where or jax.lax.cond, or use space=Weights()"
@@ -63,18 +73,13 @@ class Trace:
         return self.program
 
 
-def trace(
-    fun: Callable[..., Any], leaves: Sequence[Array], *others: Any, enter_custom_vjp: bool = True
-) -> Trace:
+def trace(fun: Callable[..., Any], leaves: Sequence[Array], *others: Any) -> Trace:
     """Trace a loss.
 
     Args:
       fun: `fun(leaves, *others)` returns (loss, aux).
       leaves: the parameters.
       others: pytrees of arrays.
-      enter_custom_vjp: replace calls of `custom_vjp` functions that tangents of the parameters
-        reach by what the functions compute. If not, they stay, and are an error where a tangent is
-        pushed through them.
     """
     flat = FlatAux(fun)
     try:
@@ -83,8 +88,7 @@ def trace(
         return Trace(flat, None, "its Python code asks for the value of a parameter", error=error)
     if any(map(uses_references, jaxpr.jaxpr.eqns)):
         return Trace(flat, None, "it works with mutable arrays", uses_references=True)
-    program = read_program(jaxpr)
-    return Trace(flat, _entered(program, len(leaves)) if enter_custom_vjp else program)
+    return Trace(flat, read_program(jaxpr))
 
 
 def _entered(program: Program, num_leaves: int) -> Program:
