@@ -91,8 +91,8 @@ def ratios_to_common_loss(
 ) -> np.ndarray:
     """Return for each seed the ratio of the times to the lowest loss that both reach.
 
-    That is the reference's lowest, and so the ratio that of T, if the estimator reaches it; else it
-    is the estimator's lowest.
+    That loss is the reference's lowest if the estimator reaches it, and then the ratio is that of
+    T; else it is the estimator's lowest.
     """
     both = [curves[name] for name in (estimator, reference)]
     losses = np.maximum(*(curve["valid_loss"].min(1) for curve in both))

@@ -1,6 +1,6 @@
 """A step of backprop of the paper's CNN in PyTorch, for comparison where it is installed.
 
-Not a dependency of anything; `experiments.cost.step_cost` takes it along if `import torch` works.
+PyTorch is no dependency; `experiments.cost.step_cost` times it too if `import torch` works.
 """
 
 import importlib.util

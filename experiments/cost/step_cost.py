@@ -2,9 +2,9 @@
 
 For each model of the paper: the loss, backprop, checkpointed backprop, and forward gradients with
 dense normal and with low-rank tangents. Each is tried in several forms (steps in one compiled
-call, XLA's options) and timed in its fastest, all in turns in one process, on minibatches that
-are at hand, parameters donated and updated by SGD, compilation apart. The choice and the timing
-are separate measurements, so that choosing the fastest does not flatter it.
+call, XLA's options) and timed in its fastest, all in turns in one process, on minibatches in
+memory, with parameters donated and updated by SGD, without compilation. The choice and the timing
+are separate measurements, so that the choice does not bias the time.
 
 Leaves in `output.root`: `step_cost.csv` (a row for each model and estimator: medians with 95 %
 intervals; `relative_cost` is R, over the loss alone, a median of the ratios of each turn, and

@@ -1,12 +1,13 @@
 """Three ways to a derivative, and both modes of automatic differentiation: four figures.
 
-The accuracy of numerical differentiation, the size of symbolic derivatives, which mode when, and
-the error of the forward gradient, each a module of its own. Part of `reproduce`; alone:
+The accuracy of numerical differentiation, the size of symbolic derivatives, the cheaper mode by
+shape of the Jacobian, and the error of the forward gradient, each a module of its own. Part of
+`reproduce`; alone:
 
     python -m experiments.modes.differentiation preset=quick
 
-Leaves a CSV and a figure for each part, and `differentiation.json`. What has been measured is not
-measured again.
+Leaves a CSV and a figure for each part, and `differentiation.json`. Each part is
+measured once.
 """
 
 from functools import partial

@@ -1,8 +1,8 @@
 """The size of symbolic derivatives, beside the programs of automatic differentiation.
 
-The function is the logistic map, l_{i+1} = 4 l_i (1 − l_i), of which every layer uses its input
-twice: so the formula of the derivative has twice the terms with each layer, unless what repeats is
-found again. The programs of both modes have as many operations more with each layer.
+The function is the logistic map, l_{i+1} = 4 l_i (1 − l_i). Every layer uses its input twice, so
+the formula of the derivative doubles with each layer, unless common subexpressions are shared. The
+programs of both modes grow by the same number of operations with each layer.
 Baydin, Pearlmutter, Radul, Siskind, Automatic differentiation in machine learning: a survey (2018),
 table 1.
 """
@@ -42,7 +42,7 @@ def measure(config: dict[str, Any]) -> list[tuple[int, str, int]]:
     """Return rows of `COLUMNS`.
 
     Args:
-      config: `depth`, the greatest.
+      config: `depth`, the greatest number of layers.
     """
     rows = []
     for depth in range(1, config["depth"] + 1):

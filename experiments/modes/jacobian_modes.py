@@ -1,7 +1,8 @@
 """The full Jacobian by columns, by rows and numerically, over a grid of shapes.
 
-The network is R^n → R^width → R^m. Columns take n passes forward, rows m passes back, central
-differences 2 n values; all of a kind at once. Times are taken in turns, memory is XLA's account.
+The network is R^n → R^width → R^m. Columns take n forward passes, rows m backward passes, central
+differences 2 n values; all passes of a kind are batched. Times are taken in turns, memory is XLA's
+account.
 """
 
 from functools import partial
@@ -38,7 +39,7 @@ def measure(config: dict[str, Any]) -> list[tuple[Any, ...]]:
     """Return rows of `COLUMNS`.
 
     Args:
-      config: `sizes`, of inputs and of outputs; `width`; `rounds`, how often each is timed.
+      config: `sizes` of inputs and of outputs; `width`; `rounds`, the number of timed turns.
     """
     return [
         row

@@ -1,8 +1,8 @@
 """The error of numerical differentiation against its step, beside automatic and symbolic.
 
 The function is a small network of analytic layers, so that the complex step applies; the exact
-Jacobian is its symbolic one, evaluated with thirty digits. The error is the largest of an entry,
-over the largest entry.
+Jacobian is its symbolic one, evaluated with thirty digits. The error is the largest error
+of an entry over the largest entry.
 """
 
 from functools import partial

@@ -1,8 +1,8 @@
 """Both modes of a small network in numbers: python -m experiments.modes.walkthrough
 
 A network of three layers small enough to print. Every value x^i, tangent, cotangent and Jacobian
-J^i is written out and drawn: how a tangent is pushed forward from the left, a cotangent pulled back
-from the right, and how they meet in one number, ⟨c, J v⟩ = ⟨Jᵀ c, v⟩, at every layer. Leaves the
+J^i is printed and drawn: a tangent is pushed forward from the left, a cotangent is pulled back from
+the right, and at every layer they have the same inner product, ⟨c, J v⟩ = ⟨Jᵀ c, v⟩. Leaves the
 figure `walkthrough` and the same as text, `README.md`.
 """
 

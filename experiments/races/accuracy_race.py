@@ -1,7 +1,6 @@
 """The race of the paper's MLP: the accuracy that each family of estimators trains to.
 
-A race (`race`) on MNIST, with backprop and controls among the lines. Part of
-`reproduce`; alone:
+On MNIST, with backprop and controls among the lines. Part of `reproduce`; alone:
 
     python -m experiments.races.accuracy_race preset=quick
 """

@@ -1,6 +1,6 @@
 """The race of the paper's CNN: accuracy by activity perturbation, and its control.
 
-A race as of the MLP, with fewer lines and seeds. Part of `reproduce`; alone:
+Like the race of the MLP, with fewer lines and seeds. Part of `reproduce`; alone:
 
     python -m experiments.races.cnn_race preset=quick
 """
