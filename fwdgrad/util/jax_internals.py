@@ -1,4 +1,4 @@
-"""Layout of JAX's equations by version: the only file that reads what may change between versions.
+"""Layout of JAX's equations by version, with `layouts` (loops) and `tracers` beside this file.
 
 The primitives of a jaxpr keep their meaning for years. The parameters in which an equation keeps
 its bodies, and the number of operands that a loop carries, have changed. Each question that the
@@ -8,7 +8,8 @@ tested versions (`.ci/run` tests the oldest and the newest).
 
 import copy
 import functools
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -58,7 +59,7 @@ def called_jaxpr(equation: JaxprEqn) -> Any | None:
     A call of a `custom_vjp` function counts: its jaxpr is the function without its rule. A call of
     a `custom_jvp` function does not count, because forward mode uses its rule.
     """
-    name = equation.primitive.name
+    name = jax_name(equation)
     if name == _OBJECT:
         called = equation.params["_prim"]
         return _expanded(called) if type(called).__name__ in _CALLING_OBJECTS else None
@@ -117,7 +118,7 @@ def is_opaque(equation: JaxprEqn) -> bool:
 
 def is_kernel(equation: JaxprEqn) -> bool:
     """Return True for an equation that runs a Pallas kernel."""
-    return equation.primitive.name in _KERNELS
+    return jax_name(equation) in _KERNELS
 
 
 def entered_jaxprs(equation: JaxprEqn) -> Sequence[Any]:
@@ -147,28 +148,27 @@ def jax_name(equation: JaxprEqn) -> str:
 
 
 def is_jax_primitive(primitive: Any) -> bool:
-    """Return True if a primitive is the one that JAX publishes under its name.
-
-    Also True for a name that JAX does not publish: JAX's private primitives are known by name only.
-    """
-    published = _PUBLISHED.get(primitive.name)
-    return published is None or any(primitive is known for known in published)
+    """Return True if a module of JAX defines the primitive, published or not."""
+    if primitive not in _IS_JAX_PRIMITIVE:  # its module may have been imported just now
+        _IS_JAX_PRIMITIVE.update(dict.fromkeys(_defined_by_jax(), True))
+        _IS_JAX_PRIMITIVE.setdefault(primitive, False)
+    return _IS_JAX_PRIMITIVE[primitive]
 
 
 def is_published(name: str) -> bool:
-    """Return True if `jax.extend.core.primitives` has a primitive of this name."""
-    return name in _PUBLISHED
+    """Return True if a module of JAX defines a primitive of this name."""
+    return any(primitive.name == name for primitive in _defined_by_jax())
 
 
-def _published_primitives() -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for name in dir(primitives):
-        if isinstance(primitive := getattr(primitives, name), jex_core.Primitive):
-            found.setdefault(primitive.name, []).append(primitive)
-    return found
+_IS_JAX_PRIMITIVE: dict[Any, bool] = {}
 
 
-_PUBLISHED = _published_primitives()
+def _defined_by_jax() -> Iterator[Any]:
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "jax" and module is not None:
+            for value in list(vars(module).values()):
+                if isinstance(value, jex_core.Primitive):
+                    yield value
 
 
 def bind(equation: JaxprEqn, values: Sequence[Any]) -> list[Any]:

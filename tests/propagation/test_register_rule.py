@@ -51,20 +51,20 @@ def test_an_unknown_name_is_an_error():
         fwdgrad.register_rule("dot_genral", lambda *_: NotImplemented)
 
 
-@pytest.mark.parametrize("name", ["neg", "transpose", "tanh", "dot_general"])
+@pytest.mark.parametrize(
+    "name",
+    ["neg", "transpose", "tanh", "dot_general", "tile", "polynomial", "split", "pallas_call"],
+)
 def test_a_users_primitive_with_the_name_of_one_of_jax_has_no_rule_of_it(name, key):
-    """The primitive multiplies by three, whatever its name says."""
-    triple = jex_core.Primitive(name)
-    triple.def_impl(lambda x: 3 * x)
-    triple.def_abstract_eval(lambda x: x)
-    ad.deflinear2(triple, lambda ct, x: [3 * ct])
-    batching.defvectorized(triple)
+    """The primitive is a cumulative sum, whatever its name says."""
 
-    def of_user(w, x):
-        return jnp.mean(jnp.square(triple.bind(x @ w)))
-
-    def of_jax(w, x):
-        return jnp.mean(jnp.square(3 * (x @ w)))
+    def loss_of(name):
+        cumulative = jex_core.Primitive(name)
+        cumulative.def_impl(lambda x: jnp.cumsum(x, -1))
+        cumulative.def_abstract_eval(lambda x: x)
+        ad.deflinear2(cumulative, lambda ct, x: [jnp.cumsum(ct[..., ::-1], -1)[..., ::-1]])
+        batching.defvectorized(cumulative)
+        return lambda w, x: jnp.mean(jnp.square(cumulative.bind(x @ cumulative.bind(w))))
 
     for options in (
         {"tangents": fwdgrad.LowRank()},
@@ -72,7 +72,8 @@ def test_a_users_primitive_with_the_name_of_one_of_jax_has_no_rule_of_it(name, k
         {"space": fwdgrad.Activities(), "tangents": fwdgrad.Rademacher()},
     ):
         found, expected = (
-            fwdgrad.forward_value_and_grad(fun, **options)(key, W, X) for fun in (of_user, of_jax)
+            fwdgrad.forward_value_and_grad(loss_of(each), **options)(key, W, X)
+            for each in (name, "of_a_user")
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
