@@ -15,7 +15,8 @@ import numpy as np
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.propagation.jaxprs import carried, without_custom_vjp
+from fwdgrad.propagation.custom_functions import without_custom_vjp
+from fwdgrad.propagation.jaxprs import carried
 from fwdgrad.util.jax_internals import (
     Program,
     bind,

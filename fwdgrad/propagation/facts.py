@@ -20,7 +20,7 @@ from jax.extend.core import primitives
 
 from fwdgrad.propagation import axes
 from fwdgrad.propagation.axes import Axes, AxesOf, MatrixOf
-from fwdgrad.propagation.jaxprs import custom_jvp_rule
+from fwdgrad.propagation.custom_functions import custom_jvp_rule
 from fwdgrad.util.jax_internals import Equation, Program, is_jax_primitive, read_program
 
 

@@ -24,12 +24,8 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
-from fwdgrad.propagation.jaxprs import (
-    check_staged_rule,
-    derivative_of_kernel,
-    raise_for_custom_vjp,
-    variables,
-)
+from fwdgrad.propagation.custom_functions import check_staged_rule, raise_for_custom_vjp
+from fwdgrad.propagation.jaxprs import derivative_of_kernel, variables
 from fwdgrad.propagation.record import Record, current_record, described, reason_of_loss
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.forms import Tangent

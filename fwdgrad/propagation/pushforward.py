@@ -7,19 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import primitives
 
+from fwdgrad.propagation.custom_functions import CannotBeStagedError, entered
 from fwdgrad.propagation.interpreter import Context, jvp, propagate
-from fwdgrad.propagation.jaxprs import CannotBeStagedError, without_custom_vjp
 from fwdgrad.propagation.matrix_axes import Use, choose_split, find_uses
 from fwdgrad.propagation.record import current_record
 from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.factored import Split
 from fwdgrad.tangents.forms import Tangent, dense, with_origin
 from fwdgrad.util.jax_internals import (
-    Equation,
     Program,
-    is_inexact,
     read_program,
     uses_references,
 )
@@ -52,9 +49,9 @@ class Trace:
         Only calls that tangents of the parameters reach are replaced. A call that stays is an error
         where a tangent is pushed through it.
         """
-        if self.program is None:
+        if self.program is None or not any(e.custom_vjp for e in self.program.eqns):
             return self
-        return replace(self, program=_entered(self.program, num_leaves))
+        return replace(self, program=entered(self.program, num_leaves))
 
     def required(self, needed_by: str) -> Program:
         """Return the program; raise TypeError if there is none, with the option that needs it."""
@@ -89,22 +86,6 @@ def trace(fun: Callable[..., Any], leaves: Sequence[Array], *others: Any) -> Tra
     if any(map(uses_references, jaxpr.jaxpr.eqns)):
         return Trace(flat, None, "it works with mutable arrays", uses_references=True)
     return Trace(flat, read_program(jaxpr))
-
-
-def _entered(program: Program, num_leaves: int) -> Program:
-    """Return a program without the custom_vjp calls that tangents of its first inputs reach."""
-    if not any(equation.custom_vjp for equation in program.eqns):
-        return program
-    reached = set(program.invars[:num_leaves])
-    equations = []
-    for equation in program.eqns:
-        if equation.primitive is not primitives.stop_gradient_p and not reached.isdisjoint(
-            equation.reads
-        ):
-            reached.update(filter(is_inexact, equation.outvars))
-            equation = Equation(without_custom_vjp(equation.source))
-        equations.append(equation)
-    return program._replace(eqns=equations)
 
 
 class Pushforward:

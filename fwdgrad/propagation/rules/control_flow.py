@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
+from fwdgrad.propagation.custom_functions import raise_for_custom_vjp
 from fwdgrad.propagation.interpreter import Context, Rule, propagate
-from fwdgrad.propagation.jaxprs import carried, raise_for_custom_vjp, reached
+from fwdgrad.propagation.jaxprs import carried, reached
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.forms import Tangent, count_tangents, dense
 from fwdgrad.util import programs
