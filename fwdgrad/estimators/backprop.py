@@ -9,7 +9,6 @@ import jax
 from fwdgrad.estimators.value_and_grad import ValueAndGrad
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.propagation.jaxprs import evaluated_by_equations
-from fwdgrad.util import validation
 from fwdgrad.util.trees import Array, FlatAux, PyTree
 
 
@@ -20,10 +19,6 @@ class ReverseGradient(ValueAndGrad):
     checkpoint: bool
     has_aux: bool
     has_report: bool
-
-    def __post_init__(self) -> None:
-        validation.check_callable(self.fun)
-        super().__post_init__()
 
     def __call__(self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         del key

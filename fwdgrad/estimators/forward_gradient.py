@@ -26,8 +26,8 @@ class Drawn(NamedTuple):
     tangents: Tangents
 
 
-class _Mean(NamedTuple):
-    """The mean over all tangents of an estimate, and the fraction of clipped derivatives."""
+class _ChunkMean(NamedTuple):
+    """The estimate and the fraction of clipped derivatives, each a mean over some tangents."""
 
     estimate: Estimate
     clip_rate: Array
@@ -87,10 +87,10 @@ class ForwardGradient(ValueAndGrad):
         return GuidedGradient(**self._options)
 
     def __call__(self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        loss, guess, at, keys = self._at_key(key, params, args, kwargs)
+        loss, guess, evaluation, keys = self._at_key(key, params, args, kwargs)
 
-        def of_chunk(keys: Array) -> tuple[tuple[Array, PyTree], _Mean]:
-            return self._estimate(at, at.draw(self.tangents, keys))
+        def of_chunk(keys: Array) -> tuple[tuple[Array, PyTree], _ChunkMean]:
+            return self._estimate(evaluation, evaluation.draw(self.tangents, keys))
 
         return self._outputs(loss, guess, *_mean_over_chunks(of_chunk, keys, self.chunk_size))
 
@@ -106,8 +106,8 @@ class ForwardGradient(ValueAndGrad):
                 f"with chunk_size={self.chunk_size} below num_tangents={self.num_tangents} no "
                 "tangents are drawn ahead: give the key itself, or leave chunk_size out."
             )
-        _, _, at, keys = self._at_key(key, params, args, kwargs)
-        return Drawn(at.draw(self.tangents, keys))
+        _, _, evaluation, keys = self._at_key(key, params, args, kwargs)
+        return Drawn(evaluation.draw(self.tangents, keys))
 
     @method_of_fun
     def along(self, drawn: Drawn, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -117,10 +117,12 @@ class ForwardGradient(ValueAndGrad):
                 "drawn must be the tangents that value_and_grad.draw(key, params, ...) returns; "
                 f"found {type(drawn).__name__}. With a key call value_and_grad itself."
             )
-        loss, guess, at = self._evaluation(params, args, kwargs, drawn)
+        loss, guess, evaluation = self._evaluation(params, args, kwargs, drawn)
         keys = _keys_of_tangents(jax.random.key(0), self.num_tangents)
-        at.check_drawn(drawn.tangents, jax.eval_shape(lambda: at.draw(self.tangents, keys)))
-        return self._outputs(loss, guess, *self._estimate(at, drawn.tangents))
+        evaluation.check_drawn(
+            drawn.tangents, jax.eval_shape(lambda: evaluation.draw(self.tangents, keys))
+        )
+        return self._outputs(loss, guess, *self._estimate(evaluation, drawn.tangents))
 
     def _params_and_guess(self, params: PyTree) -> tuple[PyTree, PyTree]:
         return params, None
@@ -147,13 +149,15 @@ class ForwardGradient(ValueAndGrad):
                 "value_and_grad.along(drawn, params, ...)."
             )
         validation.check_key(key)
-        loss, guess, at = self._evaluation(params, args, kwargs, key)
+        loss, guess, evaluation = self._evaluation(params, args, kwargs, key)
         check_keys_per_device(key, loss.theta, loss.names)
-        return loss, guess, at, _keys_of_tangents(key, self.num_tangents)
+        return loss, guess, evaluation, _keys_of_tangents(key, self.num_tangents)
 
-    def _estimate(self, at: Evaluation, tangents: Tangents) -> tuple[tuple[Array, PyTree], _Mean]:
+    def _estimate(
+        self, evaluation: Evaluation, tangents: Tangents
+    ) -> tuple[tuple[Array, PyTree], _ChunkMean]:
         """Return (loss, aux), and the estimate by these tangents."""
-        pushed = at.push(tangents, self.aggregation.needs_gram)
+        pushed = evaluation.push(tangents, self.aggregation.needs_gram)
         weights, clip_rates = [], []
         for derivatives in pushed.derivatives:
             weigh = self._weights
@@ -162,9 +166,9 @@ class ForwardGradient(ValueAndGrad):
             of_group, clip_rate = weigh(derivatives)
             weights.append(of_group)
             clip_rates.append(clip_rate)
-        estimate = at.combine(pushed, weights)
+        estimate = evaluation.combine(pushed, weights)
         clip_rate = jnp.stack(clip_rates).mean() if clip_rates else jnp.zeros((), jnp.float32)
-        return (pushed.value, pushed.aux), _Mean(estimate, clip_rate)
+        return (pushed.value, pushed.aux), _ChunkMean(estimate, clip_rate)
 
     def _weights(self, derivatives: Derivatives) -> tuple[Array, Array]:
         """Return the weights (K,) of a group of tangents, and the fraction that is clipped."""
@@ -183,7 +187,7 @@ class ForwardGradient(ValueAndGrad):
         return weights, clip_rate
 
     def _outputs(
-        self, loss: Loss, guess: PyTree, value_and_aux: tuple[Array, PyTree], mean: _Mean
+        self, loss: Loss, guess: PyTree, value_and_aux: tuple[Array, PyTree], mean: _ChunkMean
     ) -> tuple[Any, ...]:
         grads = zip(mean.estimate.grad, loss.theta, strict=True)
         grad = loss.gradient([as_gradient(g, x) for g, x in grads])
@@ -227,8 +231,8 @@ def _keys_of_tangents(key: Array, num_tangents: int) -> Array:
 
 
 def _mean_over_chunks(
-    of_chunk: Callable[[Array], tuple[PyTree, _Mean]], keys: Array, chunk_size: int | None
-) -> tuple[PyTree, _Mean]:
+    of_chunk: Callable[[Array], tuple[PyTree, _ChunkMean]], keys: Array, chunk_size: int | None
+) -> tuple[PyTree, _ChunkMean]:
     """Return the outputs of `of_chunk`: the first of one chunk, the second averaged over all keys.
 
     The tangents of a chunk go through the loss together, with the primal evaluated once.
@@ -244,11 +248,11 @@ def _mean_over_chunks(
     if head == number:
         return outputs, mean
 
-    def part(mean: _Mean, keys: Array) -> _Mean:
+    def part(mean: _ChunkMean, keys: Array) -> _ChunkMean:
         share = len(keys) / number
         return jax.tree.map(lambda x: share * x, mean)
 
-    def add_chunk(sums: _Mean, keys: Array) -> tuple[_Mean, None]:
+    def add_chunk(sums: _ChunkMean, keys: Array) -> tuple[_ChunkMean, None]:
         return jax.tree.map(jnp.add, sums, part(of_chunk(keys)[1], keys)), None
 
     sums, _ = scan(add_chunk, part(mean, keys[:head]), keys[head:].reshape(-1, chunk))

@@ -24,9 +24,12 @@ class method_of_fun(Generic[R]):
     def __get__(self, instance: "ValueAndGrad | None", owner: Any = None) -> Callable[..., R]:
         if instance is None:
             return self._function
-        return instance.__dict__.setdefault(  # the same object each time, as `jax.jit` looks it up
-            self._function.__name__, _BoundMethod(self._function, instance)
-        )
+        # The same object each time, as `jax.jit` looks it up. By function, not by name: a subclass
+        # may override the method and call this one by `super()`.
+        methods = instance.__dict__.setdefault("_methods", {})
+        if self._function not in methods:
+            methods[self._function] = _BoundMethod(self._function, instance)
+        return methods[self._function]
 
 
 class _BoundMethod:

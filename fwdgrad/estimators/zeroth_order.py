@@ -34,11 +34,10 @@ class _FromValues(ValueAndGrad):
     has_report: bool
 
     def __post_init__(self) -> None:
-        validation.check_callable(self.fun)
+        super().__post_init__()
         check_tangents(self.tangents)
         validation.check_positive_integer("num_tangents", self.num_tangents)
         object.__setattr__(self, "step", validation.checked_step(self.step))
-        super().__post_init__()
 
     @abstractmethod
     def _weights(self, ahead: Array, behind: Array, step: Array) -> Array:

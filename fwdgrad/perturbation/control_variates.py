@@ -10,6 +10,9 @@ only the rest of the gradient, ∇f − s û, by their parts across û, v'_k = v
 
     g = s û + (1/K) Σ_k (d_k − s ⟨û, v_k⟩) v'_k        E[g] = ∇f
 
+It is unbiased because, with P = I − û ûᵀ, v'_k = P v_k and d_k − s ⟨û, v_k⟩ = (P ∇f)·v_k. So each
+term has the mean P E[v vᵀ] P ∇f = P ∇f, and s û is the rest.
+
 In many dimensions its variance is about (1 − cos²(u, ∇f)) times that without a guess. The gradient
 of the guess is u − g: steps of 1 make u the last estimate, steps of 1 − β a momentum of decay β.
 

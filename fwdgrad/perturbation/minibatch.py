@@ -44,7 +44,8 @@ def number_of_examples(args: PyTree, kwargs: PyTree) -> int:
         )
     number = next(iter(sizes.values()))
     for path, leaf in jax.tree_util.tree_leaves_with_path(kwargs):
-        if number != 1 and jnp.shape(leaf)[:1] == (number,):
+        shape = getattr(leaf, "shape", None)  # a leaf may be any object, such as a function
+        if number != 1 and isinstance(shape, tuple) and shape[:1] == (number,):
             raise ValueError(
                 f"the keyword argument{jax.tree_util.keystr(path)} has {number} entries in front, "
                 "as many as there are examples; with space=Activities() keyword arguments are the "

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import fwdgrad
-from fwdgrad.estimators.value_and_grad import ValueAndGrad
+from fwdgrad.estimators.forward_gradient import GuidedGradient
+from fwdgrad.estimators.value_and_grad import ValueAndGrad, method_of_fun
 from tests.estimators.test_forward import VALUE_AND_GRADS
 
 
@@ -46,6 +47,9 @@ ESTIMATORS = {
     "spsa": fwdgrad.spsa_value_and_grad(squares, num_tangents=2, step=1e-2),
     "evolution": fwdgrad.evolution_value_and_grad(squares, num_tangents=2),
 }
+
+
+assert_equal = partial(jax.tree.map, np.testing.assert_array_equal)
 
 
 def kinds(kind=ValueAndGrad):
@@ -188,6 +192,31 @@ def test_a_method_can_be_pickled():
     assert found.__name__ == "draw" and inspect.signature(found) == inspect.signature(
         estimator.draw
     )
+
+
+class Doubled(GuidedGradient):
+    """Overrides `init` as a plain method, and `draw` as a method of `fun`."""
+
+    def init(self, params, /, *args, **kwargs):
+        state = super().init(params, *args, **kwargs)
+        return state._replace(params=jax.tree.map(lambda x: 2 * x, state.params))
+
+    @method_of_fun
+    def draw(self, key, params, /, *args, **kwargs):
+        return jax.tree.map(lambda v: 2 * v, super().draw(key, params, *args, **kwargs))
+
+
+def test_a_subclass_may_override_a_method_and_call_its_parent(key):
+    plain = ESTIMATORS["guided"]
+    doubled = Doubled(**{x.name: getattr(plain, x.name) for x in dataclasses.fields(plain)})
+    for found in (doubled, copy.copy(doubled), pickle.loads(pickle.dumps(doubled))):
+        for _ in range(2):  # the first call must not change the second
+            state = found.init(PARAMS, X)
+            assert_equal(state.params, jax.tree.map(lambda x: 2 * x, PARAMS))
+            drawn, of_plain = found.draw(key, state, X), plain.draw(key, state, X)
+            assert_equal(drawn, jax.tree.map(lambda v: 2 * v, of_plain))
+        assert found.draw is found.draw and found.draw.__doc__ is None
+        assert str(inspect.signature(found.draw)) == "(key, params, /, x, *, scale=1.0)"
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,23 @@ def test_examples_by_keyword_are_refused(key):
     with pytest.raises(ValueError, match=r"keyword argument\['y'\] has 3 entries in front.*close"):
         value_and_grad(key, w, x, y=jnp.zeros(3))
     assert value_and_grad(key, w, x, y=jnp.zeros(()), scale=jnp.ones(2))[0] == 8
+    with pytest.raises(ValueError, match=r"keyword argument\['y'\]\[0\] has 3 entries in front"):
+        value_and_grad(key, w, x, y=[np.zeros(3)])
+
+
+class NoArray:
+    """An object with a `shape` that is not one of an array."""
+
+    shape = None
+
+
+@pytest.mark.parametrize("option", [jnp.tanh, NoArray(), "mean", None])
+def test_keyword_arguments_may_be_any_objects(option, key):
+    def loss(w, x, *, option):
+        return jnp.mean((x @ w) ** 2)
+
+    value_and_grad = fwdgrad.forward_value_and_grad(loss, space=fwdgrad.Activities())
+    assert value_and_grad(key, jnp.ones(2), jnp.ones((3, 2)), option=option)[0] == 4
 
 
 @pytest.mark.parametrize("layerwise", [False, True])
