@@ -242,7 +242,7 @@ def test_each_recipe_counts_the_files_that_it_touches():
     most = {"a distribution of tangents": 4, "a rule": 2, "a model": 3}
     for name, count, text in found:
         files = set(re.findall(r"`((?:fwdgrad|tests|configs|experiments)/[^`]*)`", text))
-        assert len(files) == int(count) <= most.get(name, 5), (name, files)
+        assert len(files) == int(count) <= most.get(name, 6), (name, files)
         for file in files:
             assert "<" in file or (ROOT / file).exists(), file
 
@@ -280,5 +280,5 @@ def test_three_files_know_of_enter_custom_vjp():
         for path in MODULES
         if path.is_relative_to(ROOT / "fwdgrad") and "enter_custom_vjp" in path.read_text()
     }
-    message = "jaxprs.py"
+    message = "custom_functions.py"
     assert naming - {message} == {"forward.py", "forward_gradient.py", "loss.py"}

@@ -30,6 +30,7 @@ from experiments.common.kinds import (
     one_of,
     optional,
 )
+from fwdgrad.problems import DATASET_NAMES
 
 CONSTRUCTOR = Kind("a mapping with _target_, a text", lambda x: isinstance(x, dict))
 
@@ -68,7 +69,7 @@ _MODEL = {
     "steps_per_call": {"default": POSITIVE_INTEGER, f"{EACH}?": POSITIVE_INTEGER},
     "compiler_options?": OPTIONS,
 }
-_DATASET = {"name": one_of(["mnist", "fashion_mnist", "kmnist"]), "folder": optional(PATH)}
+_DATASET = {"name": one_of(DATASET_NAMES), "folder": optional(PATH)}
 _ROOT = {"root": PATH}
 _OUTPUT = {
     **_ROOT,

@@ -18,7 +18,7 @@ from fwdgrad.perturbation.space import Space
 from fwdgrad.perturbation.weights import Weights
 from fwdgrad.propagation.matrix_axes import Use
 from fwdgrad.propagation.pushforward import Pushforward, trace
-from fwdgrad.propagation.record import Record, recording
+from fwdgrad.propagation.record import Form, Record, recording
 from fwdgrad.tangents.independent import TangentDistribution
 from fwdgrad.tangents.low_rank import LowRank
 from fwdgrad.util.trees import Array, PyTree
@@ -150,9 +150,8 @@ def _leaves(
         if form is None and record.sites is not None:
             continue
         used, lost = (tuple(events.get(leaf.name, {})) for events in (record.used, record.lost))
-        rank, blocks, size = form or (None, None, 0)
-        is_structured = rank is not None or blocks is not None
-        if record.why_whole and is_structured:
+        known = form or Form()
+        if record.why_whole and known.parts:
             lost = ("jax.jvp of the whole loss",)
         if leaf.name in record.exact:
             reason = "the last layer: its exact gradient"
@@ -161,10 +160,19 @@ def _leaves(
         elif record.why_whole and not leaf.uses:  # without a jaxpr its uses are unknown
             reason = "the loss is pushed forward as a whole"
         else:
-            reason = "" if is_structured else _reason(tangents, leaf.uses)
+            reason = "" if known.parts else _reason(tangents, leaf.uses)
         explained.append(
             LeafExplanation(
-                leaf.name, leaf.shape, leaf.dtype, rank, blocks, size, used, lost, reason
+                leaf.name,
+                leaf.shape,
+                leaf.dtype,
+                known.rank,
+                known.blocks,
+                known.size,
+                used,
+                lost,
+                reason,
+                str(known),
             )
         )
     return tuple(explained)
@@ -175,10 +183,11 @@ def _sites(leaves: Sequence[_Leaf], record: Record) -> tuple[SiteExplanation, ..
     sites = []
     for i, (at, shape, parameters, kind) in enumerate(record.sites or ()):
         name = site_name(i)
-        rank, blocks, _ = record.forms.get(name, (None, None, 0))
+        form = record.forms.get(name, Form())
         used, lost = (tuple(events.get(name, {})) for events in (record.used, record.lost))
         names = tuple(leaves[j].name for j in parameters)
-        sites.append(SiteExplanation(at, shape, names, kind, rank, blocks, used, lost))
+        fields = form.rank, form.blocks, used, lost, str(form) if form.parts else ""
+        sites.append(SiteExplanation(at, shape, names, kind, *fields))
     return tuple(sites)
 
 

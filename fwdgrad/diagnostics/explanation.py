@@ -18,6 +18,7 @@ class LeafExplanation:
       used: "operation at place" of each equation that used or kept the structure.
       lost: "operation at place: reason" of each equation that materialised the tangent.
       reason: the reason for which the tangent is dense or missing, else "".
+      form: the form as text, such as "rank 1", "8 blocks" or "dense".
     """
 
     name: str
@@ -29,6 +30,7 @@ class LeafExplanation:
     used: tuple[str, ...]
     lost: tuple[str, ...]
     reason: str
+    form: str = "dense"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class SiteExplanation:
       parameters: the names of the parameters that learn by the site.
       kind: the noise as text: independent for each example, one for all, or an exact derivative.
       rank, blocks, used, lost: the form of the noise, as in `LeafExplanation`.
+      form: the form as text, or "" of dense noise.
     """
 
     place: str
@@ -51,6 +54,7 @@ class SiteExplanation:
     blocks: int | None = None
     used: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    form: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,7 @@ def _rows_of_leaves(leaves: Iterable[LeafExplanation]) -> list[tuple[str, ...]]:
     for leaf in leaves:
         where = _where(leaf.used, leaf.lost)
         where += [leaf.reason] if leaf.reason else []
-        form = "dense" if leaf.blocks is None else f"{leaf.blocks} blocks"
-        form = form if leaf.rank is None else f"rank {leaf.rank}"
-        form = form if leaf.size else "none"
+        form = leaf.form if leaf.size else "none"
         shape = f"{leaf.dtype}{list(leaf.shape)}"
         rows.append((leaf.name, shape, form, f"{leaf.size:,}", where[0] if where else ""))
         rows += [("", "", "", "", line) for line in where[1:]]
@@ -147,9 +149,7 @@ def _rows_of_sites(sites: Iterable[SiteExplanation]) -> list[tuple[str, ...]]:
     """Return the rows of the table of sites, with a row for each place."""
     rows: list[tuple[str, ...]] = [("value at", "shape", "gets", "for")]
     for site in sites:
-        form = "" if site.blocks is None else f", {site.blocks} blocks"
-        form = form if site.rank is None else f", rank {site.rank}"
-        kind = site.kind + form
+        kind = f"{site.kind}, {site.form}" if site.form else site.kind
         rows.append((site.place, str(list(site.shape)), kind, ", ".join(site.parameters)))
         rows += [("", "", line, "") for line in _where(site.used, site.lost)]
     return rows

@@ -8,7 +8,7 @@ from fwdgrad.util.validation import missing_extra
 
 try:
     from fwdgrad.problems.blockwise import Frozen, LocalHeads
-    from fwdgrad.problems.datasets import Dataset, Examples, load_dataset
+    from fwdgrad.problems.datasets import DATASET_NAMES, Dataset, Examples, load_dataset
     from fwdgrad.problems.functions import (
         TEST_FUNCTIONS,
         beale,
@@ -24,6 +24,7 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "CNN",
+    "DATASET_NAMES",
     "MLP",
     "TEST_FUNCTIONS",
     "DataError",

@@ -90,6 +90,7 @@ _SOURCES = {
         ),
     ),
 }
+DATASET_NAMES = tuple(_SOURCES)
 
 
 def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:

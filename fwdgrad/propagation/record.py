@@ -26,12 +26,19 @@ class Form(NamedTuple):
     Attributes:
       rank: of the factors, or None.
       blocks: the number of blocks, or None.
-      size: how many numbers all K tangents are made of.
+      size: the number of entries of all K tangents in this form.
+      parts: the parts of a structured tangent, such as "factors"; None of a dense one.
     """
 
-    rank: int | None
-    blocks: int | None
-    size: int
+    rank: int | None = None
+    blocks: int | None = None
+    size: int = 0
+    parts: str | None = None
+
+    def __str__(self) -> str:
+        if self.rank is not None:
+            return f"rank {self.rank}"
+        return f"{self.blocks} blocks" if self.blocks is not None else self.parts or "dense"
 
 
 @dataclass
@@ -59,9 +66,9 @@ class Record:
         """Record the form of the tangents of a leaf or a site."""
         if isinstance(tangent, StructuredTangent):
             rank, blocks = (getattr(tangent, name, None) for name in ("rank", "num_blocks"))
-            form = Form(rank, blocks, tangent.num_entries)
+            form = Form(rank, blocks, tangent.num_entries, tangent.parts)
         else:
-            form = Form(None, None, tangent.size)
+            form = Form(size=tangent.size)
         self.forms[name] = form
 
     def use(self, names: Sequence[str], operation: str) -> None:

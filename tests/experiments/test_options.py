@@ -15,20 +15,16 @@ from tests.sweeps import thorough_but
 from .test_configs import GROUPS
 
 # What an option of a group is in the made estimator; a group that is not named has its default.
-TANGENTS = {
-    "normal": fwdgrad.Normal(),
-    "rademacher": fwdgrad.Rademacher(),
-    "sphere": fwdgrad.Sphere(),
-    "low_rank": fwdgrad.LowRank(),
-    "orthogonal": fwdgrad.Orthogonal(),
-    "block_sparse": fwdgrad.BlockSparse(),
-}
+# Options and classes have the same names, so that a new class needs no row here.
+TANGENTS, AGGREGATIONS = (
+    {name: getattr(fwdgrad, name.title().replace("_", ""))() for name in GROUPS[group]}
+    for group in ("tangents", "aggregation")
+)
 SPACES = {
     "weights": fwdgrad.Weights(),
     "weights_exact_last": fwdgrad.Weights(exact_last=True),
     "activities": fwdgrad.Activities(),
 }
-AGGREGATIONS = {"mean": fwdgrad.Mean(), "projection": fwdgrad.Projection()}
 OF_GROUP = {"tangents": TANGENTS, "space": SPACES, "aggregation": AGGREGATIONS}
 GUESSES = ("isotropic", "learned")
 # The groups that an estimator reads.

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from fwdgrad.problems import DataError, datasets, load_dataset, read_idx
+from fwdgrad.problems import DATASET_NAMES, DataError, datasets, load_dataset, read_idx
 
 MNIST = datasets.Path(datasets.__file__).parent / "data" / "mnist"
 
@@ -164,7 +164,7 @@ def test_labels_out_of_range_are_an_error(tmp_path):
 
 def test_an_unknown_name_is_an_error():
     with pytest.raises(
-        ValueError, match="name must be one of mnist, fashion_mnist, kmnist; found 'x'"
+        ValueError, match=f"name must be one of {', '.join(DATASET_NAMES)}; found 'x'"
     ):
         load_dataset("x")
 

@@ -91,6 +91,7 @@ def test_a_form_needs_no_change_of_the_library(has_rule, num_tangents, register,
     np.testing.assert_allclose(grad, sum(terms) / num_tangents, rtol=1e-5, atol=1e-7)
     (leaf,) = fwdgrad.explain(loss, W, X, **options).leaves
     assert bool(leaf.used) == has_rule and bool(leaf.lost) == (not has_rule)
+    assert leaf.form == "diagonals" and leaf.reason == ""
     text = "used by dot_general" if has_rule else "no rule for `dot_general` keeps diagonals"
     assert has_rule or text in str(leaf.lost)
 
