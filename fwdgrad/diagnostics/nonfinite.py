@@ -16,7 +16,6 @@ from jax.extend.core import primitives
 
 from fwdgrad.propagation.interpreter import Context, propagate, propagate_equations
 from fwdgrad.propagation.record import described
-from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.forms import Tangent, dense
 from fwdgrad.util.jax_internals import Program, called_jaxpr, read_program
 from fwdgrad.util.layouts import cond_branches, is_platform_dependent, scan_parts, while_parts
@@ -83,7 +82,7 @@ class _Search:
             read = equation.reads
             known, moving = {v: values[v] for v in read}, {v: duals.get(v) for v in read}
             everything = {*read, *equation.outvars}
-            propagate_equations(Context(RULES, record=None), [equation], known, moving, everything)
+            propagate_equations(Context(record=None), [equation], known, moving, everything)
             bad = [v for v in equation.outvars if _is_bad(known[v], moving.get(v))]
             if bad:
                 inherited = _joined(causes[v] for v in read if v in causes)
@@ -197,7 +196,7 @@ def _compiled(jaxpr: Any) -> Any:
 
 def _pushed(jaxpr: Any, primals: list[Any], tangents: list[Any]) -> tuple[list[Any], list[Any]]:
     """Return the outputs of a ClosedJaxpr and their dense tangents."""
-    outputs, pushed = propagate(Context(RULES, record=None), read_program(jaxpr), primals, tangents)
+    outputs, pushed = propagate(Context(record=None), read_program(jaxpr), primals, tangents)
     return outputs, [None if t is None else dense(t) for t in pushed]
 
 

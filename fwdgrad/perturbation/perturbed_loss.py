@@ -11,7 +11,6 @@ from fwdgrad.perturbation.post_activation import find_post_activation
 from fwdgrad.perturbation.sites import Plan, find_sites
 from fwdgrad.propagation.interpreter import Context, padded, propagate_equations
 from fwdgrad.propagation.jaxprs import evaluate, read_atoms, variables
-from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.forms import (
     Tangent,
     add,
@@ -174,7 +173,7 @@ class NoisyLoss:
         """
         values = self.jaxpr.environment([*leaves, *example])
         duals: dict[Any, Tangent] = {}
-        context = Context(RULES)
+        context = Context()
         put_in: dict[int, Any] = {}
         masks: dict[int, Array] = {}
         for step in self._steps:

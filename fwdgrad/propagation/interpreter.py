@@ -39,26 +39,29 @@ from fwdgrad.util.trees import Array
 # It is called only where some tangent is not zero.
 Rule = Callable[["Context", Any, list[Any], list[Tangent]], Any]
 
+# The rules of each primitive, by the name of one of JAX and by the object of any other.
+# `fwdgrad.propagation.rules.registry` fills the table.
+RULES: dict[Any, Any] = {}
+
+
+def rules_of(equation: Any, rules: Mapping[Any, Any] = RULES) -> Any:
+    """Return the rules of an equation's primitive, None if there are none."""
+    return rules.get(equation.name or equation.primitive)
+
 
 @dataclass(frozen=True)
 class Context:
     """Settings shared by all rules in a propagation.
 
     Attributes:
-      rules: of each primitive (`fwdgrad.propagation.rules.registry`), by the name of one of JAX,
-        and by the object of any other.
+      rules: a copy of `RULES`, so that an evaluation keeps the rules with which it began.
       record: of the equations that read a structured tangent of a parameter, if one is kept.
       explicit_axes: True on a mesh with explicit axes, where rules that reshape may fail.
     """
 
-    rules: Mapping[Any, Any]
+    rules: Mapping[Any, Any] = field(default_factory=RULES.copy)
     record: Record | None = field(default_factory=current_record)
     explicit_axes: bool = field(default_factory=has_explicit_axes)
-
-    def rules_of(self, equation: Any) -> Any:
-        """Return the rules of a primitive of the user's own, or of one of JAX; None if none."""
-        own = self.rules.get(equation.primitive)
-        return self.rules.get(equation.name) if own is None else own
 
     def observe(self, equation: Any, tangent: StructuredTangent) -> None:
         """Record that an equation used or kept the structure, if the tangent is a parameter's."""
@@ -76,6 +79,17 @@ class Context:
             self.observe_loss(equation, tangent, reason)
             return tangent.dense()
         return tangent
+
+    def materialize_operand(
+        self, equation: Any, tangents: Sequence[Tangent], lost: Tangent
+    ) -> Array | None:
+        """Return the dense tangent of an operand, and record why no rule keeps its structure."""
+        reason = ""
+        if self.record is not None and isinstance(lost, StructuredTangent):
+            rules = rules_of(equation, self.rules)
+            has_rule = rules is not None and type(lost) in rules.by_form
+            reason = reason_of_loss(equation, tangents, lost, has_rule=has_rule)
+        return self.materialize(equation, lost, reason)
 
 
 def propagate(
@@ -157,7 +171,7 @@ def _evaluate(
 ) -> tuple[list[Any], Sequence[Tangent]]:
     if all(t is None for t in tangents):
         return evaluate_equation(equation, primals), [None] * len(equation.outvars)
-    rules, structured = context.rules_of(equation), any(map(_is_structured, tangents))
+    rules, structured = rules_of(equation, context.rules), any(map(_is_structured, tangents))
     if rules is not None and (structured or rules.takes_dense):
         result = rules(context, equation, primals, tangents)
         if result is not NotImplemented:
@@ -166,9 +180,7 @@ def _evaluate(
     if not equation.is_inexact:  # a comparison: no tangent goes on from here
         return evaluate_equation(equation, primals), [None] * len(equation.outvars)
     if structured:
-        reasons = [_reason(context, equation, tangents, t) for t in tangents]
-        both = zip(tangents, reasons, strict=True)
-        tangents = [context.materialize(equation, t, reason) for t, reason in both]
+        tangents = [context.materialize_operand(equation, tangents, t) for t in tangents]
     return _differentiated(equation, primals, tangents)  # type: ignore[arg-type]
 
 
@@ -210,15 +222,6 @@ def _with_zeros(
         else t
         for x, t in zip(primals, tangents, strict=True)
     ]
-
-
-def _reason(context: Context, equation: Any, tangents: Sequence[Tangent], lost: Tangent) -> str:
-    """Return why no rule could keep the structure of a tangent, if a record wants to know."""
-    if context.record is None or not isinstance(lost, StructuredTangent):
-        return ""
-    rules = context.rules_of(equation)
-    has_rule = rules is not None and type(lost) in rules.forms
-    return reason_of_loss(equation, tangents, lost, has_rule=has_rule)
 
 
 def _check_shapes(equation: Any, tangents: Sequence[Tangent], pushed: Sequence[Tangent]) -> None:

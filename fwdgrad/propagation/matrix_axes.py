@@ -15,8 +15,8 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
 from fwdgrad.propagation.facts import axes_of, fact_of, linear_operands
-from fwdgrad.propagation.rules.registry import keeps_factors
-from fwdgrad.tangents.factored import Split
+from fwdgrad.propagation.interpreter import rules_of
+from fwdgrad.tangents.factored import Factored, Split
 from fwdgrad.util.jax_internals import Equation, Program, read_program
 from fwdgrad.util.layouts import cond_branches, scan_parts, while_parts
 from fwdgrad.util.source_info import place
@@ -143,7 +143,8 @@ def _followed(equation: Any, operands: list[Known]) -> list[Known]:
         return operands
     fact = fact_of(equation.primitive)
     rearranges = fact.matrix is None and (fact.selects or fact.elementwise)
-    if not rearranges or not keeps_factors(equation):
+    rules = rules_of(equation) if rearranges else None
+    if rules is None or Factored not in rules.by_form:
         return []
     kept = linear_operands(equation, [False if known else None for known in operands])
     held = [i for i in range(len(operands)) if i not in kept]

@@ -12,7 +12,6 @@ from fwdgrad.propagation.custom_functions import CannotBeStagedError, entered
 from fwdgrad.propagation.interpreter import Context, jvp, propagate
 from fwdgrad.propagation.matrix_axes import Use, choose_split, find_uses
 from fwdgrad.propagation.record import current_record
-from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.factored import Split
 from fwdgrad.tangents.forms import Tangent, dense, with_origin
 from fwdgrad.util.jax_internals import (
@@ -139,7 +138,7 @@ class Pushforward:
         if self.program is None:
             outputs, pushed = self._as_a_whole(tangents, num_tangents)
         else:
-            context = Context(RULES)
+            context = Context()
             named = [with_origin(v, (name,)) for v, name in zip(tangents, self.names, strict=True)]
             try:
                 outputs, pushed = propagate(context, self.program, self._leaves, named)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from fwdgrad.propagation.interpreter import Context, propagate
-from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.forms import is_structured
 from fwdgrad.util.jax_internals import inner_jaxprs, read_program
 from tests.propagation.primitives import CASES, elementwise
@@ -65,7 +64,7 @@ def evaluated(programs):
         results = []
         for (fun, _, _, mapped), (operands, drawn, arrays) in zip(programs, inputs, strict=True):
             jaxpr = jax.make_jaxpr(fun)(*operands)
-            pushed = [propagate(Context(RULES), read_program(jaxpr), operands, v) for v in drawn]
+            pushed = [propagate(Context(), read_program(jaxpr), operands, v) for v in drawn]
             expected = by_jax(fun, operands, arrays, mapped)
             results.append((pushed[0][0], fun(*operands), [t for _, t in pushed], expected))
         return results
@@ -156,7 +155,7 @@ def test_tangents_of_operands_without_entries_are_those_of_jvp(empty):
         variations = [(3, [form] * len(operands)) for form in forms]
         for each in variations:
             outputs, found = jax.eval_shape(
-                lambda x, v, j=jaxpr: propagate(Context(RULES), read_program(j), x, v),
+                lambda x, v, j=jaxpr: propagate(Context(), read_program(j), x, v),
                 operands,
                 tangents_of(operands, *each),
             )

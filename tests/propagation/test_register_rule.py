@@ -8,6 +8,7 @@ from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
 import fwdgrad
+from fwdgrad.propagation.facts import fact_of
 from tests.tangents.test_base import Diagonal, Diagonals, W, X, loss
 
 
@@ -174,3 +175,100 @@ def test_a_parameter_is_followed_through_a_primitive_with_facts_and_a_rule(regis
 def test_facts_of_what_is_no_primitive_of_the_user_are_an_error(primitive):
     with pytest.raises(TypeError, match="primitive must be a primitive of your own; found"):
         fwdgrad.register_facts(primitive, elementwise=True)
+
+
+def rules_that(calls, *names):
+    """Rules that add their names to a dict, and decline."""
+    return [lambda *_, name=name: calls.setdefault(name) or NotImplemented for name in names]
+
+
+@pytest.mark.parametrize("kept", ["A", "B"])
+def test_each_undo_takes_away_its_own_rule(kept):
+    def asked():
+        calls.clear()
+        (leaf,) = fwdgrad.explain(loss, W, X).leaves
+        assert leaf.rank == 1 and leaf.used and not leaf.lost  # by the rule that is built in
+        return [*calls]
+
+    calls = {}
+    rules = rules_that(calls, "A", "B")
+    undone = {n: fwdgrad.register_rule("dot_general", r) for n, r in zip("AB", rules, strict=True)}
+    found = [asked()]
+    undo = undone.pop("A" if kept == "B" else "B")
+    for each in (undo, undo, undone[kept]):  # the second time nothing is left to take away
+        each()
+        found.append(asked())
+    assert found == [["B", "A"], [kept], [kept], []]
+
+
+@pytest.mark.parametrize("facts_first", [True, False])
+def test_an_undo_of_facts_leaves_rules_and_an_undo_of_rules_leaves_facts(facts_first):
+    cube, calls = primitive_of(lambda x: x**3), {}
+    (rule,) = rules_that(calls, "rule")
+
+    def found():
+        calls.clear()
+        options = {"tangents": fwdgrad.BlockSparse(), "num_tangents": 2}
+        of = fwdgrad.explain(lambda w, x: jnp.sum(cube.bind(x @ w) @ w.T), W, X, **options)
+        keeps_blocks = not any("of_a_user" in each for each in of.leaves[0].lost)
+        return {*calls, *(["facts"] if keeps_blocks else [])}
+
+    undone = {
+        "facts": lambda: fwdgrad.register_facts(cube, elementwise=True),
+        "rule": lambda: fwdgrad.register_rule(cube, rule, form=fwdgrad.Blocks),
+    }
+    first, second = undone if facts_first else reversed(undone)
+    undone[first], undone[second] = undone[first](), undone[second]()
+    assert found() == {"facts", "rule"}
+    undone[first]()
+    assert found() == {second}
+    undone[second]()
+    assert found() == set()
+
+
+def test_facts_that_are_stated_twice_hold_until_both_are_taken_away():
+    cube = primitive_of(lambda x: x**3)
+    undone = [fwdgrad.register_facts(cube, elementwise=True) for _ in range(2)]
+    found = [fact_of(cube).elementwise]
+    for undo in undone:
+        undo()
+        found.append(fact_of(cube).elementwise)
+    assert found == [True, True, False]
+
+
+def test_an_evaluation_keeps_the_rules_with_which_it_began(key):
+    calls, undone = [], []
+
+    def new(*_):
+        calls.append("new")
+        return NotImplemented
+
+    def old(*_):
+        calls.append("old")
+        undone.append(fwdgrad.register_rule("dot_general", new))
+        return NotImplemented
+
+    undone.append(fwdgrad.register_rule("dot_general", old))
+    estimate = fwdgrad.forward_value_and_grad(
+        lambda w, x: jnp.sum(x @ w @ w.T), tangents=fwdgrad.LowRank()
+    )
+    estimate(key, W, X)
+    undone.pop(0)()
+    estimate(key, W, X)
+    for undo in undone:
+        undo()
+    assert calls[:2] == ["old", "old"] and set(calls[2:]) == {"new"}
+
+
+@pytest.mark.parametrize(
+    ("name", "fun"),
+    [("neg", jax.lax.neg), ("split", lambda y: jax.lax.split(y, (2, 2), axis=1)[0])],
+)
+def test_a_primitive_of_jax_and_its_name_are_one(name, fun, register):
+    """JAX does not publish `split`."""
+    calls = {}
+    primitive = jax.make_jaxpr(fun)(jnp.ones((5, 4))).eqns[0].primitive
+    for key, rule in zip((primitive, name) * 2, rules_that(calls, *"ABCD"), strict=True):
+        register(key, rule)
+    fwdgrad.explain(lambda w, x: jnp.sum(fun(x @ w)), W, X)
+    assert primitive.name == name and [*calls] == ["D", "C", "B", "A"]

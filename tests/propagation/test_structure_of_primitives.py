@@ -8,7 +8,6 @@ import pytest
 from fwdgrad.propagation.facts import FACTS
 from fwdgrad.propagation.interpreter import Context, propagate
 from fwdgrad.propagation.rules import picks, structural
-from fwdgrad.propagation.rules.registry import RULES
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.factored import Factored
 from fwdgrad.util.jax_internals import inner_jaxprs, is_opaque, read_program
@@ -27,7 +26,7 @@ def forms_after(name, form):
     tangents = tangents_of(operands, 3, [form] * len(operands))
 
     def push(operands, tangents):
-        return propagate(Context(RULES), read_program(jaxpr), operands, tangents)[1]
+        return propagate(Context(), read_program(jaxpr), operands, tangents)[1]
 
     return jax.eval_shape(push, operands, tangents)
 
@@ -156,7 +155,7 @@ def test_a_reduction_of_several_operands_keeps_blocks():
     x = jnp.linspace(0.5, 1.5, 24).reshape(4, 6)
     operands, tangents = (x, x + 1), (Blocks(x - 1, 0, 2), Blocks(x * x, 0, 2))
     jaxpr = jax.make_jaxpr(fun)(*operands)
-    pushed = propagate(Context(RULES), read_program(jaxpr), operands, tangents)[1]
+    pushed = propagate(Context(), read_program(jaxpr), operands, tangents)[1]
     assert all(isinstance(v, Blocks) and v.axis == 0 for v in pushed)
     for k in range(2):
         expected = jax.jvp(fun, operands, tuple(v.dense()[k] for v in tangents))[1]

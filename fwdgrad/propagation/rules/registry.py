@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 
 from fwdgrad.propagation.facts import FACTS, Fact, Linear, axes_of_entries, fact_of
-from fwdgrad.propagation.interpreter import Context, Rule
-from fwdgrad.propagation.record import reason_of_loss
+from fwdgrad.propagation.interpreter import RULES, Context, Rule
 from fwdgrad.propagation.rules import blocks, contractions, control_flow, picks, structural
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.blocks import Blocks
@@ -32,11 +31,6 @@ class RulesOfPrimitive:
         self.by_form = dict(by_form)
         self.takes_dense = None in by_form or StructuredTangent in by_form
 
-    @property
-    def forms(self) -> set[type | None]:
-        """Return the forms that have a rule."""
-        return set(self.by_form)
-
     def __call__(
         self, context: Context, equation: Any, primals: list[Any], tangents: list[Any]
     ) -> Any:
@@ -58,15 +52,12 @@ class RulesOfPrimitive:
         def materialized(t: Any) -> Any:
             if not isinstance(t, StructuredTangent) or (kept and type(t) is kept[-1]):
                 return t
-            has_rule, reason = type(t) in self.by_form, ""
-            if context.record is not None:
-                reason = reason_of_loss(equation, tangents, t, has_rule=has_rule)
-            return context.materialize(equation, t, reason)
+            return context.materialize_operand(equation, tangents, t)
 
         return rule(context, equation, primals, [*map(materialized, tangents)])
 
 
-def _all_rules() -> dict[str, RulesOfPrimitive]:
+def _built_in() -> dict[Any, dict[type | None, Rule]]:
     tables: dict[type | None, Mapping[str, Rule]] = {
         Blocks: blocks.RULES,
         Factored: {**contractions.RULES, **structural.RULES, **picks.RULES},
@@ -75,27 +66,17 @@ def _all_rules() -> dict[str, RulesOfPrimitive]:
     }
     names = {name for table in tables.values() for name in table}
     return {
-        name: RulesOfPrimitive({form: t[name] for form, t in tables.items() if name in t})
+        name: {form: table[name] for form, table in tables.items() if name in table}
         for name in sorted(names)
     }
 
 
-# By the name of a primitive of JAX, and by the object of any other.
-RULES: dict[Any, RulesOfPrimitive] = dict(_all_rules())
+_BUILT_IN = _built_in()
+RULES.update({name: RulesOfPrimitive(by_form) for name, by_form in _BUILT_IN.items()})
 
-
-def keeps_factors(equation: Any) -> bool:
-    """Return True if some rule keeps factors through the primitive of an equation."""
-    rules = RULES.get(equation.primitive) or RULES.get(equation.name)
-    return rules is not None and Factored in rules.by_form
-
-
-def _rules_of(primitive: jex_core.Primitive | str) -> Mapping[type | None, Rule]:
-    """Return the rules of a primitive, by form."""
-    rules = RULES.get(primitive)
-    if rules is None and not isinstance(primitive, str) and is_jax_primitive(primitive):
-        rules = RULES.get(primitive.name)
-    return {} if rules is None else rules.by_form
+# Registrations that were not taken away, in order, by the keys of `RULES`.
+_RULES: dict[Any, list[tuple[type, Rule]]] = {}
+_FACTS: dict[Any, list[Fact]] = {}
 
 
 def register_rule(
@@ -117,8 +98,8 @@ def register_rule(
     **equation.params)`, as a list, and their tangents come in any of these forms. `NotImplemented`
     leaves the case to the rule that the primitive had before, or to `jax.jvp`.
 
-    The rule holds for all estimators of the process. A function that `jax.jit` has compiled keeps
-    the rules with which it was traced.
+    The rule holds for all evaluations of the process that begin later. A function that `jax.jit`
+    has compiled keeps the rules with which it was traced.
 
     Args:
       primitive: a primitive of JAX or of your own; or the name of one of JAX.
@@ -126,7 +107,7 @@ def register_rule(
       form: the class of tangents that the rule keeps.
 
     Returns:
-      A function that takes the rule away again.
+      A function that takes this rule away again, whatever was registered since.
 
     Raises:
       TypeError: an argument is of a wrong kind.
@@ -154,7 +135,7 @@ def register_rule(
         raise TypeError(
             f"primitive must be a primitive, or the name of one of JAX; found {primitive!r}."
         )
-    if isinstance(primitive, str) and not (primitive in RULES or is_published(primitive)):
+    if isinstance(primitive, str) and not (primitive in _BUILT_IN or is_published(primitive)):
         raise ValueError(
             f"primitive must be the name of one of JAX; found {primitive!r}, which is not known "
             "here. Give the primitive itself."
@@ -169,11 +150,7 @@ def register_rule(
             "form must be a class of structured tangents, such as fwdgrad.Factored; found "
             f"{form!r}."
         )
-    before = _rules_of(primitive)
-    name = primitive if isinstance(primitive, str) else primitive.name
-    added = _checked(name, rule, before.get(form))
-    # A new object: an evaluation that goes on meanwhile keeps the one that it has.
-    return _put(RULES, _key_of(primitive), RulesOfPrimitive({**before, form: added}))
+    return _add(_RULES, _key_of(primitive), (form, rule))
 
 
 def register_facts(
@@ -216,39 +193,42 @@ def register_facts(
     if not isinstance(primitive, jex_core.Primitive) or _key_of(primitive) is not primitive:
         raise TypeError(f"primitive must be a primitive of your own; found {primitive!r}.")
     axes = axes_of_entries if elementwise else None
-    fact = Fact(elementwise, Linear.FIRST if linear else None, axes=axes)
-    undone = [_put(FACTS, primitive, fact)]
-    if elementwise:
-        kept = RulesOfPrimitive({Blocks: blocks.KEEP_BLOCKS, **_rules_of(primitive)})
-        undone.append(_put(RULES, primitive, kept))
-    fact_of.cache_clear()
-
-    def undo() -> None:
-        for each in undone:
-            each()
-        fact_of.cache_clear()
-
-    return undo
+    return _add(_FACTS, primitive, Fact(elementwise, Linear.FIRST if linear else None, axes=axes))
 
 
-def _key_of(primitive: Any) -> Any:
+def _key_of(primitive: jex_core.Primitive | str) -> Any:
     """Return the key of a primitive in both tables: a name, or a user's own primitive itself."""
-    is_named = isinstance(primitive, jex_core.Primitive) and is_published(primitive.name)
-    return primitive.name if is_named and is_jax_primitive(primitive) else primitive
+    if isinstance(primitive, str) or not is_jax_primitive(primitive):
+        return primitive
+    return primitive.name
 
 
-def _put(table: dict[Any, Any], key: Any, value: Any) -> Callable[[], None]:
-    """Put a value into a table, and return a function that puts back the one before it."""
-    before = table.get(key)
-    table[key] = value
+def _add(registered: dict[Any, list[Any]], key: Any, entry: Any) -> Callable[[], None]:
+    """Add a registration, and return a function that takes away this one and no other."""
+    registered[key] = [*registered.get(key, ()), entry]
+    _rebuild(key)
 
     def undo() -> None:
-        if before is None:
-            table.pop(key, None)
-        else:
-            table[key] = before
+        registered[key] = [other for other in registered[key] if other is not entry]
+        _rebuild(key)
 
     return undo
+
+
+def _rebuild(key: Any) -> None:
+    """Set the facts and rules of a primitive from what is built in and what is registered."""
+    by_form = dict(_BUILT_IN.get(key, {}))
+    if facts := _FACTS.get(key):
+        FACTS[key] = facts[-1]
+        if facts[-1].elementwise:
+            by_form[Blocks] = blocks.KEEP_BLOCKS
+    elif key in _FACTS:
+        FACTS.pop(key, None)
+    fact_of.cache_clear()
+    for form, rule in _RULES.get(key, ()):
+        by_form[form] = _checked(getattr(key, "name", key), rule, by_form.get(form))
+    # A new object, since evaluations that have begun hold the one before it.
+    RULES[key] = RulesOfPrimitive(by_form)
 
 
 def _checked(name: str, rule: Rule, before: Rule | None) -> Rule:
