@@ -20,7 +20,8 @@ ZEROS, X = jnp.zeros(3), jnp.arange(1.0, 4.0)
 
 def checked(loss, w):
     """Return the report of `explain`, without compiling a step."""
-    return str(find_nonfinite(trace(lambda leaves: (loss(*leaves), None), [w]).jaxpr, [w]))
+    traced = trace(lambda leaves: (loss(*leaves), None), [w]).entered(1)
+    return str(find_nonfinite(traced.program, [w]))
 
 
 def power(x, y):
