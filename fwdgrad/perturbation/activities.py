@@ -33,7 +33,7 @@ from fwdgrad.perturbation.minibatch import (
     types_of_one,
 )
 from fwdgrad.perturbation.perturbed_loss import NoisyLoss, Pushed
-from fwdgrad.perturbation.sites import program
+from fwdgrad.perturbation.sites import layer_of_site
 from fwdgrad.perturbation.space import Derivatives, Estimate, PushedForward
 from fwdgrad.propagation.jaxprs import inlined
 from fwdgrad.propagation.record import current_record
@@ -205,7 +205,7 @@ class _AtActivities:
         with noting_minibatches_of_one():
             each, fixed = jax.vmap(of_example, out_axes=(0, None))(self._examples, own)
         value, aux = each.outputs[0].mean(), self._flat.restore_aux(each.outputs[1:])
-        residuals = each, fixed, shared_noise
+        residuals = each, dict(zip(self._fixed, fixed, strict=True)), shared_noise
         return PushedForward(value, aux, each.derivatives, residuals)
 
     def _guesses(self, pushed: Pushed) -> tuple[Array, dict[int, Array]]:
@@ -225,8 +225,8 @@ class _AtActivities:
                 noise = [pushed.noise[i] for i in guessed]
                 known = inner_products(noise, [guesses[i] for i in guessed])
                 along = along.astype(known.dtype) - known
-            dtype = accumulation_dtype(along.dtype)
-            products = gram([pushed.noise[i] for i in sites], dtype) if with_gram else None
+            noise = [pushed.noise[i] for i in sites]
+            products = gram(noise, accumulation_dtype(along.dtype)) if with_gram else None
             shapes = {i: self._loss.noisy[i].entry.aval.shape for i in sites}
             masks = [jnp.broadcast_to(pushed.masks[i], shape) for i, shape in shapes.items()]
             num_entries = sum(jnp.sum(mask, dtype=jnp.float32) for mask in masks)
@@ -247,7 +247,7 @@ class _AtActivities:
         return Estimate(grad, gradient_of_feedback(each.errors, residuals) if self._guess else [])
 
     def _combined(
-        self, fixed: list[Array], example: _Example, weights: list[Array]
+        self, fixed: dict[Any, Array], example: _Example, weights: list[Array]
     ) -> tuple[dict[int, Array], dict[int, Array]]:
         """Return an example's estimates of ∂ℓ/∂z by site, and their parts besides the guess."""
         values = self._values(fixed, example.varying)
@@ -263,21 +263,21 @@ class _AtActivities:
                 cotangents[i] = found
         return cotangents, residuals
 
-    def _values(self, fixed: list[Array], varying: list[Array]) -> dict[Any, Array]:
-        """Return the values that sites are pulled back with, by variable."""
-        return dict(zip([*self._fixed, *self._varying], [*fixed, *varying], strict=False))
+    def _values(self, fixed: dict[Any, Array], varying: list[Array]) -> dict[Any, Array]:
+        """Return the values that sites of an example are pulled back with, by variable."""
+        return fixed | dict(zip(self._varying, varying, strict=True))
 
     def _pull_back(
-        self, cotangents: dict[int, Array], fixed: list[Array], varying: list[Array]
+        self, cotangents: dict[int, Array], fixed: dict[Any, Array], varying: list[Array]
     ) -> list[Array]:
-        """Pull cotangents at sites back to the parameters, each through its site's program."""
+        """Pull cotangents at sites back to the parameters, each through its site's layer."""
         loss = self._loss
 
         def values_of_sites(leaves: list[Array]) -> list[Array]:
             values = []
             for i in cotangents:
                 site = loss.sites[i]
-                run = program(loss.jaxpr, site)
+                run = layer_of_site(loss.program, site)
 
                 def of_example(varying: list[Array], run: Any = run) -> Array:
                     return run(leaves, self._values(fixed, varying))
@@ -285,7 +285,7 @@ class _AtActivities:
                 if site.per_example:
                     values.append(jax.vmap(of_example)(varying))
                 else:
-                    values.append(run(leaves, self._values(fixed, [])))
+                    values.append(run(leaves, fixed))
             return values
 
         values, pull_back = jax.vjp(values_of_sites, self._leaves)

@@ -39,10 +39,9 @@ class Layers:
             return loss.of(leaves, frame.rebuild(data))
 
         traced = loss.trace(of_arrays, self._leaves, self._data)
-        self._jaxpr = inlined(traced.required(needed_by))
-        jaxpr = self._jaxpr
-        sites = find_sites(jaxpr, len(self._leaves)).sites
-        parameters = jaxpr.invars[: len(self._leaves)]
+        self._program = inlined(traced.required(needed_by))
+        sites = find_sites(self._program, len(self._leaves)).sites
+        parameters = self._program.invars[: len(self._leaves)]
         are_last = [[x.is_last for x in sites if p in x.parameters] for p in parameters]
         self.is_last = [bool(found) and all(found) for found in are_last]
         self.groups = _joined(
@@ -52,15 +51,15 @@ class Layers:
 
     def gradient_of_last(self) -> list[Array]:
         """Return the gradients by the leaves of the last layer; there must be one."""
-        jaxpr = self._jaxpr
+        program = self._program
 
         def value(chosen: Sequence[Array]) -> Array:
             given = iter(chosen)
             both = zip(self._leaves, self.is_last, strict=True)
             leaves = [next(given) if is_chosen else x for x, is_chosen in both]
-            values = jaxpr.environment([*leaves, *self._data])
-            evaluate(jaxpr.eqns, values)
-            return values[jaxpr.outvars[0]]
+            values = program.environment([*leaves, *self._data])
+            evaluate(program.eqns, values)
+            return values[program.outvars[0]]
 
         both = zip(self._leaves, self.is_last, strict=True)
         with validation.exact_last_note("Weights"):

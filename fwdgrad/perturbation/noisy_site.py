@@ -8,10 +8,18 @@ import jax.numpy as jnp
 
 from fwdgrad.perturbation.post_activation import PostActivation
 from fwdgrad.perturbation.sites import Site, Variable
-from fwdgrad.propagation.interpreter import padded
 from fwdgrad.propagation.record import current_record
 from fwdgrad.tangents.base import StructuredTangent
-from fwdgrad.tangents.forms import Tangent, add, count_tangents, dense, is_structured, with_origin
+from fwdgrad.tangents.forms import (
+    Tangent,
+    add,
+    count_tangents,
+    dense,
+    is_structured,
+    padded,
+    with_origin,
+)
+from fwdgrad.util.jax_internals import Equation
 from fwdgrad.util.trees import Array
 
 
@@ -49,7 +57,7 @@ class NoisySite:
     group: int
     post_activation: PostActivation | None
     entry: Variable | Operand
-    made_by: Any
+    made_by: Equation
 
     @property
     def name(self) -> str:

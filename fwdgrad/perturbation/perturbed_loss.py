@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core as jex_core
 
 from fwdgrad.perturbation.noisy_site import NoisySite, Operand
 from fwdgrad.perturbation.post_activation import find_post_activation
 from fwdgrad.perturbation.sites import Plan, find_sites
-from fwdgrad.propagation.interpreter import Context, padded, propagate_equations
+from fwdgrad.propagation.interpreter import Context, propagate_equations
 from fwdgrad.propagation.jaxprs import evaluate, read_atoms, variables
 from fwdgrad.tangents.forms import (
     Tangent,
@@ -17,8 +18,9 @@ from fwdgrad.tangents.forms import (
     count_tangents,
     dense,
     inner,
+    padded,
 )
-from fwdgrad.util.jax_internals import Program
+from fwdgrad.util.jax_internals import Equation, Program
 from fwdgrad.util.source_info import context_of
 from fwdgrad.util.trees import Array
 from fwdgrad.util.validation import exact_last_note
@@ -54,35 +56,35 @@ class _Step(NamedTuple):
       kept: the variables that later steps read.
     """
 
-    equations: list[Any]
+    equations: list[Equation]
     in_head: bool
     sites: list[NoisySite]
     kept: set[Any]
 
 
 class NoisyLoss:
-    """The loss of one example, as a jaxpr in which the places of noise are known.
+    """The loss of one example, as a program in which the places of noise are known.
 
     Attributes:
-      jaxpr: of the loss; its first inputs are the parameters.
+      program: of the loss; its first inputs are the parameters.
       sites: all of them.
       varying: the variables that depend on the example.
       exact: the sites whose derivative is taken exactly, if `exact_last` those that are last.
       noisy: the others, by index.
       groups: the indices of the noisy sites, parted by whose noise goes together.
-      read: the variables that the sites' programs, and post-activations that narrow, read.
+      read: the variables that the sites' layers, and post-activations that narrow, read.
     """
 
-    def __init__(self, jaxpr: Program, num_parameters: int, layerwise: bool, exact_last: bool):
-        self.jaxpr = jaxpr
-        plan = find_sites(self.jaxpr, num_parameters)
+    def __init__(self, program: Program, num_parameters: int, layerwise: bool, exact_last: bool):
+        self.program = program
+        plan = find_sites(self.program, num_parameters)
         self.sites, self.varying = plan.sites, plan.varying
         self.exact = [i for i, site in enumerate(self.sites) if exact_last and site.is_last]
         noisy = [i for i in range(len(self.sites)) if i not in self.exact]
         self.groups = [[i] for i in noisy] if layerwise else [noisy] if noisy else []
         self.noisy = {i: self._noisy_site(i, plan) for i in noisy}
         in_head = set(plan.head) if self.exact else set()
-        self._head = [self.jaxpr.eqns[i] for i in sorted(in_head)]
+        self._head = [self.program.eqns[i] for i in sorted(in_head)]
         after = [x.post_activation for x in self.noisy.values() if x.post_activation is not None]
         back: list[Any] = [*self.sites, *(x for x in after if x.narrows)]
         self.read = self._in_order({v for x in back for v in x.read})
@@ -97,13 +99,13 @@ class NoisyLoss:
         Noise that is one for all examples is weighed as it was drawn, so it is put in as it is.
         """
         site = self.sites[i]
-        after = find_post_activation(self.jaxpr, site, plan) if site.per_example else None
+        after = find_post_activation(self.program, site, plan) if site.per_example else None
         group = next(g for g, members in enumerate(self.groups) if i in members)
         entry = site.variable if after is None else after.noisy
         if site.operand is None or entry is not site.variable:
-            made_by = next(e for e in self.jaxpr.eqns if entry in e.outvars)
+            made_by = next(e for e in self.program.eqns if entry in e.outvars)
             return NoisySite(i, site, group, after, entry, made_by)
-        reader = self.jaxpr.eqns[site.operand[0]]
+        reader = self.program.eqns[site.operand[0]]
         operand = Operand(entry.aval, *site.operand)
         return NoisySite(i, site, group, after, operand, reader)
 
@@ -124,7 +126,7 @@ class NoisyLoss:
                 steps[-1] = steps[-1]._replace(sites=sites)
                 steps.append(_Step([], now_in_head, [], set()))
 
-        for i, equation in enumerate(self.jaxpr.eqns):
+        for i, equation in enumerate(self.program.eqns):
             entering = at_operand.get(i, [])
             stop(entering, i in in_head)
             if entering:
@@ -134,7 +136,7 @@ class NoisyLoss:
             steps[-1].equations.append(equation)
             sites = [site for v in equation.outvars for site in at_output.get(v, [])]
             stop(sites, steps[-1].in_head)
-        kept = {*self.read, *self._into_head, *variables(self.jaxpr.outvars)}
+        kept = {*self.read, *self._into_head, *variables(self.program.outvars)}
         for site in self.noisy.values():
             kept.add(site.site.variable)
             kept.update(site.post_activation.read if site.post_activation else ())
@@ -145,7 +147,7 @@ class NoisyLoss:
 
     def describe(self) -> list[tuple[str, tuple[int, ...], list[int], str]]:
         """Return place, shape, indices of its parameters, and kind of derivative of each site."""
-        inputs = {v: i for i, v in enumerate(self.jaxpr.invars)}
+        inputs = {v: i for i, v in enumerate(self.program.invars)}
         rows = []
         for i, site in enumerate(self.sites):
             kind = "noise of each example's own" if site.per_example else "noise, one for all"
@@ -158,8 +160,8 @@ class NoisyLoss:
 
     def _in_order(self, chosen: Set[Any]) -> list[Any]:
         """Return variables in the order in which they are made, the same in every run."""
-        made = [v for e in self.jaxpr.eqns for v in e.outvars]
-        return [v for v in (*self.jaxpr.constvars, *self.jaxpr.invars, *made) if v in chosen]
+        made = [v for e in self.program.eqns for v in e.outvars]
+        return [v for v in (*self.program.constvars, *self.program.invars, *made) if v in chosen]
 
     def push(
         self, leaves: Sequence[Array], example: Sequence[Array], noise: dict[int, Any]
@@ -171,7 +173,7 @@ class NoisyLoss:
           example: the other inputs.
           noise: for each noisy site, its tangents.
         """
-        values = self.jaxpr.environment([*leaves, *example])
+        values = self.program.environment([*leaves, *example])
         duals: dict[Any, Tangent] = {}
         context = Context()
         put_in: dict[int, Any] = {}
@@ -193,14 +195,15 @@ class NoisyLoss:
         if self.exact:
             derivatives, exact = self._exactly(values, duals)
         else:
-            (loss,) = variables(self.jaxpr.outvars[:1]) or [None]  # it may be a constant
-            derivatives, exact = duals.get(loss), {}
+            loss, exact = self.program.outvars[0], {}
+            is_constant = isinstance(loss, jex_core.Literal)
+            derivatives = None if is_constant else duals.get(loss)
         if derivatives is None:  # the loss does not depend on what is noisy
-            derivatives = jnp.zeros(0, self.jaxpr.outvars[0].aval.dtype)
+            derivatives = jnp.zeros(0, self.program.outvars[0].aval.dtype)
         number = max(map(count_tangents, noise.values()), default=1)
         rows = padded(dense(derivatives), len(self.groups) * number)
         return Pushed(
-            read_atoms(self.jaxpr.outvars, values),
+            read_atoms(self.program.outvars, values),
             rows.reshape(len(self.groups), number),
             {i: put_in[i] for i in self.noisy},
             {i: masks[i] for i in self.noisy},
@@ -218,7 +221,7 @@ class NoisyLoss:
         """
         of_sites = {self.sites[i].variable: i for i in self.exact}
         inputs = [v for v in self._into_head if v in of_sites or duals.get(v) is not None]
-        loss_variable = self.jaxpr.outvars[0]
+        loss_variable = self.program.outvars[0]
 
         def head(xs: list[Array]) -> Array:
             known = {**values, **dict(zip(inputs, xs, strict=True))}

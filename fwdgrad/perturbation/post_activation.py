@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from fwdgrad.perturbation.sites import Plan, Site, Variable
 from fwdgrad.propagation.facts import fact_of, is_elementwise
 from fwdgrad.propagation.jaxprs import evaluate, variables
-from fwdgrad.util.jax_internals import Equation, is_inexact, read_program
+from fwdgrad.util.jax_internals import Equation, Program, is_inexact, read_program
 from fwdgrad.util.shapes import surely_less
 from fwdgrad.util.sharding import varying_as
 from fwdgrad.util.trees import Array
@@ -39,7 +39,7 @@ class PostActivation:
     """
 
     variable: Variable
-    equations: list[Any]
+    equations: list[Equation]
     outputs: list[Variable]
     narrows: bool
 
@@ -102,45 +102,46 @@ class PostActivation:
         return run
 
 
-def find_post_activation(jaxpr: Any, site: Site, plan: Plan) -> PostActivation | None:
+def find_post_activation(program: Program, site: Site, plan: Plan) -> PostActivation | None:
     """Return the post-activation of a site, or None if it neither narrows nor masks.
 
     Noise of a last site is not moved to a narrower value: that would be the loss itself. Nor is
     noise moved into the head, which the noise of last sites reaches.
 
     Args:
-      jaxpr: a Jaxpr without calls.
+      program: of one example's loss, inlined (`fwdgrad.propagation.jaxprs`).
       site: the site.
       plan: the one it is of.
     """
     start = site.operand[0] if site.operand else site.equations[-1] + 1
     if not site.is_last:
-        head = {jaxpr.eqns[i] for i in plan.head}
+        head = {program.eqns[i] for i in plan.head}
 
-        def narrows(equation: Any) -> bool:
+        def narrows(equation: Equation) -> bool:
             return equation not in head and _narrows(equation)
 
-        equations, outputs = _passed(jaxpr, site.variable, start, plan, narrows)
+        equations, outputs = _passed(program, site.variable, start, plan, narrows)
         if len(outputs) == 1 and surely_less(outputs[0].aval.size, site.variable.aval.size):
             found = PostActivation(site.variable, equations, outputs, narrows=True)
             if _goes_back(found):
                 return found
-    equations, outputs = _passed(jaxpr, site.variable, start, plan, _keeps_apart)
+    equations, outputs = _passed(program, site.variable, start, plan, _keeps_apart)
     found = PostActivation(site.variable, equations, outputs, narrows=False)
     return found if outputs and _goes_back(found) else None
 
 
 def _passed(
-    jaxpr: Any, variable: Variable, start: int, plan: Plan, passes: Callable[[Any], bool]
-) -> tuple[list[Any], list[Variable]]:
+    program: Program, variable: Variable, start: int, plan: Plan, passes: Callable[[Equation], bool]
+) -> tuple[list[Equation], list[Variable]]:
     """Return the equations that a value passes, and their outputs that other equations read.
 
     There are none if another equation reads the value itself.
     """
-    known = {*jaxpr.constvars, *jaxpr.invars, *(v for e in jaxpr.eqns[:start] for v in e.outvars)}
+    before = [v for e in program.eqns[:start] for v in e.outvars]
+    known = {*program.constvars, *program.invars, *before}
     known -= plan.with_parameters
-    made, equations, read_outside = {variable}, [], set(variables(jaxpr.outvars[:1]))
-    for equation, needed in zip(jaxpr.eqns[start:], plan.needed[start:], strict=True):
+    made, equations, read_outside = {variable}, [], set(variables(program.outvars[:1]))
+    for equation, needed in zip(program.eqns[start:], plan.needed[start:], strict=True):
         read = set(equation.reads)
         is_known = all(v in made or v in known for v in read)
         if is_known and passes(equation) and not _is_complex(equation):
@@ -155,7 +156,7 @@ def _passed(
     return _making(outputs, equations), outputs
 
 
-def _making(outputs: Sequence[Variable], equations: Sequence[Any]) -> list[Any]:
+def _making(outputs: Sequence[Variable], equations: Sequence[Equation]) -> list[Equation]:
     """Return the equations that contribute to the outputs."""
     wanted, making = set(outputs), []
     for equation in reversed(equations):
@@ -165,18 +166,18 @@ def _making(outputs: Sequence[Variable], equations: Sequence[Any]) -> list[Any]:
     return making[::-1]
 
 
-def _is_complex(equation: Any) -> bool:
+def _is_complex(equation: Equation) -> bool:
     return any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in equation.outvars)
 
 
-def _keeps_apart(equation: Any) -> bool:
+def _keeps_apart(equation: Equation) -> bool:
     """Return True if an equation is elementwise, or moves or selects entries."""
     if is_elementwise(equation) or fact_of(equation.primitive).selects:
         return True
     return _all_inside(_keeps_apart, equation)
 
 
-def _narrows(equation: Any) -> bool:
+def _narrows(equation: Equation) -> bool:
     """Return True if an equation moves, selects or sums, or its slopes are about equal."""
     fact = fact_of(equation.primitive)
     if fact.multiplies and fact.elementwise:

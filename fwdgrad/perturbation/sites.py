@@ -7,8 +7,9 @@ it is enough to perturb z, which has fewer entries than W, with independent nois
 A variable is *linear* if it is a parameter, or the result of an operation that is linear in linear
 variables with all else held: a product with another value, a sum, a rearrangement. A linear value
 is a *site* if another operation reads it, such as an activation, or if it is read more than once.
-Noise enters there. The equations that make the site of its parameters are its *program*: the
-estimate is pulled back through them, at most one layer.
+Noise enters there; where pooling follows, it may enter the pooled value instead, which has fewer
+entries (`fwdgrad.perturbation.post_activation`). The equations that make the site of its parameters
+are its *layer*: the estimate is pulled back through them.
 
 A parameter that is only rearranged is linear, and holds no data. If an operation is not linear in
 it (sin W, Σ W², a loop), noise enters the parameter itself, for this use, the same for all
@@ -23,7 +24,7 @@ from jax.extend.core import primitives
 
 from fwdgrad.propagation.facts import fact_of, linear_operands
 from fwdgrad.propagation.jaxprs import evaluate, variables
-from fwdgrad.util.jax_internals import inner_jaxprs, is_opaque
+from fwdgrad.util.jax_internals import Equation, Program, inner_jaxprs, is_opaque
 from fwdgrad.util.source_info import place
 
 Variable = Any  # jax.extend.core.Var
@@ -34,9 +35,9 @@ class Site(NamedTuple):
 
     Attributes:
       variable: the value.
-      equations: its program: the indices of the equations that make it of parameters, in order.
-      parameters: the parameters that the program reads.
-      read: the other variables that the program reads.
+      equations: its layer: the indices of the equations that make it of parameters, in order.
+      parameters: the parameters that the layer reads.
+      read: the other variables that the layer reads.
       per_example: True if the value depends on the example, so that each has its own noise.
       place: the place in the user's code that makes the value.
       operand: (index of the equation, position) of the one reader with the noise, or None if all
@@ -84,45 +85,45 @@ class _Linear(NamedTuple):
     has_data: bool
 
 
-def find_sites(jaxpr: Any, num_parameters: int) -> Plan:
+def find_sites(program: Program, num_parameters: int) -> Plan:
     """Return the sites of a program whose first inputs are parameters and first output the loss.
 
     Args:
-      jaxpr: the program of one example's loss, inlined (`fwdgrad.propagation.jaxprs`).
+      program: of one example's loss, inlined (`fwdgrad.propagation.jaxprs`).
       num_parameters: how many of its inputs are parameters; the others are the example.
     """
-    return _Search(jaxpr, num_parameters).plan()
+    return _Search(program, num_parameters).plan()
 
 
 class _Search:
-    def __init__(self, jaxpr: Any, num_parameters: int):
-        self.jaxpr = jaxpr
+    def __init__(self, program: Program, num_parameters: int):
+        self.program = program
         self.linear: dict[Variable, _Linear] = {
             v: _Linear(frozenset(), frozenset([v]), frozenset(), False)
-            for v in jaxpr.invars[:num_parameters]
+            for v in program.invars[:num_parameters]
         }
-        self.varying: set[Variable] = set(jaxpr.invars[num_parameters:])
+        self.varying: set[Variable] = set(program.invars[num_parameters:])
         self.depending: set[Variable] = set(self.linear)  # on parameters
         self.sites: list[Site] = []
         # The sites whose noise reaches a variable, and each equation.
         self.reached: dict[Variable, frozenset[int]] = {}
         self.equations_reached: list[frozenset[int]] = []
-        self.loss = jaxpr.outvars[0]
+        self.loss = program.outvars[0]
         # Noise that does not reach the loss, as where only aux is computed, would be for nothing.
-        self.needed = _reaching_the_loss(jaxpr)
+        self.needed = _reaching_the_loss(program)
         self.readers: dict[Variable, int] = {}
-        reading = [e for e, needed in zip(jaxpr.eqns, self.needed, strict=True) if needed]
+        reading = [e for e, needed in zip(program.eqns, self.needed, strict=True) if needed]
         for v in [*(v for e in reading for v in e.reads), *variables([self.loss])]:
             self.readers[v] = self.readers.get(v, 0) + 1
 
     def plan(self) -> Plan:
         if not isinstance(self.loss, jex_core.Literal) and self.loss in self.linear:
             raise ValueError("fun returns one of params as it is; multiply it by something.")
-        for index, equation in enumerate(self.jaxpr.eqns):
+        for index, equation in enumerate(self.program.eqns):
             self._visit(index, equation)
         for i, site in enumerate(self.sites):
             follows = [
-                e for e, reached in zip(self.jaxpr.eqns, self.equations_reached, strict=True)
+                e for e, reached in zip(self.program.eqns, self.equations_reached, strict=True)
                 if i in reached
             ]  # fmt: skip
             if any(self._is_more_than_a_loss(e) or self._is_gated(i, e) for e in follows):
@@ -145,7 +146,7 @@ class _Search:
                 joined |= self.sites[i].is_last
                 self.sites[i] = self.sites[i]._replace(is_last=False)
 
-    def _visit(self, index: int, equation: Any) -> None:
+    def _visit(self, index: int, equation: Equation) -> None:
         read = equation.reads
         if any(v in self.varying for v in read):
             self.varying.update(equation.outvars)
@@ -171,7 +172,7 @@ class _Search:
             if kept:
                 self._add_linear(v, self._joined(index, kept))
 
-    def _is_more_than_a_loss(self, equation: Any) -> bool:
+    def _is_more_than_a_loss(self, equation: Equation) -> bool:
         """Return True if an equation may hold layers: a loop, a branch, a product with weights."""
         if fact_of(equation.primitive).contracts:
             return any(v not in self.varying for v in equation.reads)
@@ -181,7 +182,7 @@ class _Search:
         flattened = (e for body in bodies for e in _flattened(body))
         return any(fact_of(e.primitive).contracts or is_opaque(e) for e in flattened)
 
-    def _is_gated(self, i: int, equation: Any) -> bool:
+    def _is_gated(self, i: int, equation: Equation) -> bool:
         """Return True if the noise of a site is multiplied by a value of other parameters."""
         if not fact_of(equation.primitive).multiplies:
             return False
@@ -189,8 +190,8 @@ class _Search:
         return any(v in self.depending for v in others)
 
     def _meets_itself(self, linear: "_Linear") -> bool:
-        """Return True if a program would both hold a value and make it of parameters."""
-        made = {v for i in linear.equations for v in self.jaxpr.eqns[i].outvars}
+        """Return True if a layer would both hold a value and make it of parameters."""
+        made = {v for i in linear.equations for v in self.program.eqns[i].outvars}
         return bool(linear.read & (linear.parameters | made))
 
     def _reaching(self, read: Iterable[Variable]) -> frozenset[int]:
@@ -198,7 +199,7 @@ class _Search:
 
     def _joined(self, index: int, kept: Sequence[int]) -> _Linear:
         """Return the linearity of the outputs of an equation, linear in the operands `kept`."""
-        equation = self.jaxpr.eqns[index]
+        equation = self.program.eqns[index]
         known = [self.linear[equation.invars[i]] for i in kept]
         others = [x for i, x in enumerate(equation.invars) if i not in kept]
         return _Linear(
@@ -224,8 +225,8 @@ class _Search:
         for i in self._reaching([v]):
             self.sites[i] = self.sites[i]._replace(is_last=False)
         equations = tuple(sorted(linear.equations))
-        *_, index = *([] if operand is None else operand[:1]), *equations
-        at = place(self.jaxpr.eqns[index])
+        index = equations[-1] if equations or operand is None else operand[0]
+        at = place(self.program.eqns[index])
         fields = (linear.parameters, linear.read, linear.has_data, at, operand)
         self.sites.append(Site(v, equations, *fields))
         return frozenset([len(self.sites) - 1])
@@ -239,11 +240,11 @@ def _flattened(jaxpr: Any) -> Iterable[Any]:
             yield from _flattened(body)
 
 
-def _reaching_the_loss(jaxpr: Any) -> list[bool]:
+def _reaching_the_loss(program: Program) -> list[bool]:
     """Return for each equation if a tangent of its outputs goes on to the loss."""
-    needed = set(variables(jaxpr.outvars[:1]))
+    needed = set(variables(program.outvars[:1]))
     reaching = []
-    for equation in reversed(jaxpr.eqns):
+    for equation in reversed(program.eqns):
         passes = equation.is_inexact and equation.primitive is not primitives.stop_gradient_p
         reaches = passes and not needed.isdisjoint(equation.outvars)
         reaching.append(reaches)
@@ -252,12 +253,14 @@ def _reaching_the_loss(jaxpr: Any) -> list[bool]:
     return reaching[::-1]
 
 
-def program(jaxpr: Any, site: Site) -> Callable[[Sequence[Any], dict[Variable, Any]], Any]:
-    """Return the program of a site: a function of the parameters and of its other variables."""
-    equations = [jaxpr.eqns[i] for i in site.equations]
+def layer_of_site(
+    program: Program, site: Site
+) -> Callable[[Sequence[Any], dict[Variable, Any]], Any]:
+    """Return the layer of a site as a function of the parameters and of its other variables."""
+    equations = [program.eqns[i] for i in site.equations]
 
     def run(parameters: Sequence[Any], others: dict[Variable, Any]) -> Any:
-        values = dict(zip(jaxpr.invars[: len(parameters)], parameters, strict=True))
+        values = dict(zip(program.invars[: len(parameters)], parameters, strict=True))
         values.update((v, others[v]) for v in site.read)  # parameters, too, that are held
         evaluate(equations, values)
         return values[site.variable]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -86,7 +87,7 @@ class _AtWeights:
             self.leaves,
             [name for name, _, is_exact in named if not is_exact],
         )
-        self._groups = [list(range(len(self.leaves)))]
+        self._groups = [list(range(len(self.leaves)))] if self.leaves else []
         if self._layers is not None and space.layerwise:
             noisy = [i for i, is_exact in enumerate(self._is_exact) if not is_exact]
             groups = [[noisy.index(i) for i in x if i in noisy] for x in self._layers.groups]
@@ -129,20 +130,41 @@ class _AtWeights:
             value, _, aux = self._push([], [])
             return PushedForward(value, aux, [], ([], []))
         derivatives, directions = [], []
-        for group in self._groups:
+        for number, group in enumerate(self._groups):
             of_group = [tangents[i] for i in group]
             value, along, aux = self._push(group, of_group)
-            dtype = accumulation_dtype(value.dtype)
-            products = gram(of_group, dtype) if with_gram else None
+            products = None
+            if with_gram:
+                products = gram(of_group, accumulation_dtype(value.dtype))
             if self._guess is not None:
-                guess = unit([self._guess[i] for i in group])
-                _, (slope,), _ = self._push(group, [u[None] for u in guess])
+                guess, slope = self._slopes[number]
+                dtype = accumulation_dtype(value.dtype)
                 direction = exact_direction(guess, slope, of_group, dtype)
                 along, products = direction.across(along, products)
                 directions.append(direction)
             size = sum(self.leaves[i].size for i in group)
             derivatives.append(Derivatives(along, products, size))
         return PushedForward(value, aux, derivatives, (tangents, directions))
+
+    # The next two do not depend on the tangents. They are computed for the first chunk, outside of
+    # the scan over the other chunks, which read the values.
+    @cached_property
+    def _slopes(self) -> list[tuple[list[Array], Array]]:
+        """For each group of leaves, the guess as a unit direction and the derivative along it."""
+        assert self._guess is not None
+        slopes = []
+        for group in self._groups:
+            guess = unit([self._guess[i] for i in group])
+            _, (slope,), _ = self._push(group, [u[None] for u in guess])
+            slopes.append((guess, slope))
+        return slopes
+
+    @cached_property
+    def _gradient_of_last(self) -> list[Array]:
+        """The exact gradients, in accumulation dtypes."""
+        assert self._layers is not None
+        found = self._layers.gradient_of_last()
+        return [g.astype(accumulation_dtype(g.dtype)) for g in found]
 
     def _push(self, group: list[int], tangents: Tangents) -> tuple[Array, Array, PyTree]:
         """Push the loss forward along tangents of the leaves in a group alone."""
@@ -154,13 +176,11 @@ class _AtWeights:
 
     def combine(self, pushed: PushedForward, weights: Sequence[Array]) -> Estimate:
         tangents, directions = pushed.residuals
+        dtypes = [accumulation_dtype(x.dtype) for x in self.leaves]
         grad: dict[int, Array] = {}
         guess_grad: dict[int, Array] = {}
-        for number, (group, of_group) in enumerate(zip(self._groups, weights, strict=False)):
-            sums = [
-                weighted_sum(tangents[i], of_group, accumulation_dtype(self.leaves[i].dtype))
-                for i in group
-            ]
+        for number, (group, of_group) in enumerate(zip(self._groups, weights, strict=True)):
+            sums = [weighted_sum(tangents[i], of_group, dtypes[i]) for i in group]
             if self._guess is not None:
                 sums = directions[number].completed(sums, of_group)
                 guess_grad.update(
@@ -173,9 +193,8 @@ class _AtWeights:
 
     def _with_exact(self, grad: list[Array]) -> list[Array]:
         """Return the gradients by all leaves, from those by `leaves` and the exact ones."""
-        if self._layers is None or not any(self._is_exact):
+        if not self.exact:
             return grad
         if (record := current_record()) is not None:
             record.exact.update(dict.fromkeys(self.exact))
-        exact = [g.astype(accumulation_dtype(g.dtype)) for g in self._layers.gradient_of_last()]
-        return self._merged(grad, exact)
+        return self._merged(grad, self._gradient_of_last)

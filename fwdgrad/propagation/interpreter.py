@@ -15,7 +15,7 @@ evaluated once, whatever K. Its oracle is `jax.jvp` of the whole function with t
 out.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +25,10 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives
 
 from fwdgrad.propagation.custom_functions import check_staged_rule, raise_for_custom_vjp
-from fwdgrad.propagation.jaxprs import derivative_of_kernel, variables
+from fwdgrad.propagation.jaxprs import derivative_of_kernel, last_uses
 from fwdgrad.propagation.record import Record, current_record, described, reason_of_loss
 from fwdgrad.tangents.base import StructuredTangent
-from fwdgrad.tangents.forms import Tangent
+from fwdgrad.tangents.forms import Tangent, padded
 from fwdgrad.util.jax_internals import Equation, Program, bind
 from fwdgrad.util.programs import evaluate_equation, map_over, run_compiled
 from fwdgrad.util.sharding import has_explicit_axes
@@ -98,7 +98,7 @@ def propagate(
     """Evaluate a program at `primals` with `tangents`; return its outputs and their tangents."""
     values = program.environment(primals)
     duals = dict(zip(program.invars, tangents, strict=True))
-    propagate_equations(context, program.eqns, values, duals, set(variables(program.outvars)))
+    propagate_equations(context, program.eqns, values, duals, program.outvars)
     pairs = [_read(v, values, duals) for v in program.outvars]
     return [x for x, _ in pairs], [t for _, t in pairs]
 
@@ -108,14 +108,13 @@ def propagate_equations(
     equations: Sequence[Equation],
     values: dict[Any, Any],
     duals: dict[Any, Tangent],
-    kept: Set[Any],
+    kept: Container[Any],
 ) -> None:
     """Evaluate equations, adding the outputs to `values` and their tangents to `duals`.
 
-    A variable that is not in `kept` is dropped from both when it has been read for the last time.
+    A variable that is not in `kept` is dropped from both after its last use.
     """
-    last_read = {v: i for i, e in enumerate(equations) for v in e.reads}
-    for i, equation in enumerate(equations):
+    for equation, used in zip(equations, last_uses(equations, kept), strict=True):
         pairs = [_read(v, values, duals) for v in equation.invars]
         primals, tangents = [x for x, _ in pairs], [t for _, t in pairs]
         with context_of(equation):
@@ -123,10 +122,10 @@ def propagate_equations(
             outputs, pushed = _evaluate(context, equation, primals, tangents)
             values.update(zip(equation.outvars, outputs, strict=True))
         duals.update(zip(equation.outvars, pushed, strict=True))
-        for v in equation.reads:  # nothing is kept alive longer than it is read
-            if last_read[v] == i and v not in kept:
-                values.pop(v, None)
-                duals.pop(v, None)
+        del pairs, primals, tangents, outputs, pushed
+        for v in used:
+            values.pop(v, None)
+            duals.pop(v, None)
 
 
 def _read(
@@ -135,6 +134,17 @@ def _read(
     if isinstance(atom, jex_core.Literal):
         return atom.val, None
     return values[atom], duals.get(atom)
+
+
+# `count_tangents` and `is_structured` of `fwdgrad.tangents.forms` are here once more: each equation
+# calls them several times, and a traced call that goes to another file for each is hard to follow
+# (tests/test_road.py).
+def _number(tangent: Array | StructuredTangent) -> int:
+    return tangent.num_tangents if isinstance(tangent, StructuredTangent) else len(tangent)
+
+
+def _is_structured(tangent: Tangent) -> bool:
+    return isinstance(tangent, StructuredTangent)
 
 
 def _aligned(context: Context, equation: Any, tangents: list[Tangent]) -> list[Tangent]:
@@ -156,16 +166,6 @@ def _aligned(context: Context, equation: Any, tangents: list[Tangent]) -> list[T
     return [None if t is None else padded(t, max(numbers)) for t in arrays]
 
 
-def _number(tangent: Array | StructuredTangent) -> int:
-    return tangent.num_tangents if isinstance(tangent, StructuredTangent) else len(tangent)
-
-
-def padded(tangents: Array, number: int) -> Array:
-    """Return the tangents (K, ...) with zeros after them, `number` in all."""
-    missing = number - tangents.shape[0]
-    return jnp.pad(tangents, [(0, missing), *[(0, 0)] * (tangents.ndim - 1)])
-
-
 def _evaluate(
     context: Context, equation: Equation, primals: list[Any], tangents: list[Tangent]
 ) -> tuple[list[Any], Sequence[Tangent]]:
@@ -182,10 +182,6 @@ def _evaluate(
     if structured:
         tangents = [context.materialize_operand(equation, tangents, t) for t in tangents]
     return _differentiated(equation, primals, tangents)  # type: ignore[arg-type]
-
-
-def _is_structured(tangent: Tangent) -> bool:
-    return isinstance(tangent, StructuredTangent)
 
 
 def _differentiated(

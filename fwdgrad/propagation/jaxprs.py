@@ -5,7 +5,7 @@ used of JAX's insides is behind `jax.extend` and in the fields of equations that
 writing interpreters uses.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -38,24 +38,35 @@ def read_atoms(atoms: Sequence[Any], values: Mapping[Any, Any]) -> list[Any]:
     return [v.val if isinstance(v, jex_core.Literal) else values[v] for v in atoms]
 
 
+def last_uses(equations: Sequence[Equation], kept: Container[Any] | None) -> list[list[Any]]:
+    """Return for each equation the variables that no later one reads, without those in `kept`.
+
+    An output that nothing reads is among those of its equation. If `kept` is None, all are kept.
+    """
+    uses: list[list[Any]] = [[] for _ in equations]
+    if kept is not None:
+        last = {v: i for i, e in enumerate(equations) for v in (*e.outvars, *e.reads)}
+        for v, i in last.items():
+            if v not in kept:
+                uses[i].append(v)
+    return uses
+
+
 def evaluate(
-    equations: Sequence[Equation], values: dict[Any, Any], kept: Sequence[Any] | None = None
+    equations: Sequence[Equation], values: dict[Any, Any], kept: Container[Any] | None = None
 ) -> None:
     """Evaluate equations, adding the outputs to `values`, by variable.
 
-    If `kept` is given, every other value is dropped when it has been read for the last time.
+    If `kept` is given, every other value is dropped after its last use.
     """
-    last = {v: i for i, e in enumerate(equations) for v in (*e.outvars, *e.reads)}
-    for i, equation in enumerate(equations):
+    for equation, used in zip(equations, last_uses(equations, kept), strict=True):
         operands = read_atoms(equation.invars, values)
         with context_of(equation):
             made = evaluate_equation(equation, operands)
             values.update(zip(equation.outvars, made, strict=True))
-        if kept is not None:
-            del operands, made
-            for v in (*equation.reads, *equation.outvars):
-                if last[v] == i and v not in kept:
-                    values.pop(v, None)
+        del operands, made
+        for v in used:
+            values.pop(v, None)
 
 
 def evaluated_by_equations(fun: Callable[..., Any], *args: Any) -> Any:
@@ -79,7 +90,7 @@ def evaluated_by_equations(fun: Callable[..., Any], *args: Any) -> Any:
         return fun(*args)
     program = read_program(traced)
     values = program.environment(jax.tree.leaves(args))
-    evaluate(program.eqns, values, kept=variables(program.outvars))
+    evaluate(program.eqns, values, kept=program.outvars)
     outputs = map(jnp.asarray, read_atoms(program.outvars, values))
     return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 

@@ -47,6 +47,12 @@ def dense(tangent: Array | StructuredTangent) -> Array:
     return tangent.dense() if isinstance(tangent, StructuredTangent) else tangent
 
 
+def padded(tangents: Array, number: int) -> Array:
+    """Return the tangents (K, ...) with zeros after them, `number` in all."""
+    missing = number - tangents.shape[0]
+    return jnp.pad(tangents, [(0, missing), *[(0, 0)] * (tangents.ndim - 1)])
+
+
 def add(x: Tangent, y: Tangent) -> Tangent:
     """Return x + y, structured if both have one form and the structured sum is smaller."""
     if x is None or y is None:

@@ -66,6 +66,26 @@ def test_in_chunks(chunk_size, key):
     )
 
 
+@pytest.mark.parametrize(("is_guided", "products"), [(False, 4), (True, 6)])
+def test_what_no_tangent_changes_is_computed_once_for_all_chunks(is_guided, products, key):
+    """A chunk has two products with values and two with tangents; a guess adds inner products."""
+    loss, params, args = network()
+    estimate = fwdgrad.forward_value_and_grad(loss, space=SPACE, num_tangents=3, chunk_size=1)
+    if is_guided:
+        estimate = estimate.guided()
+    state = estimate.init(params, *args)
+    if is_guided:
+        state = state._replace(guess=jax.tree.map(jnp.ones_like, state.guess))
+    (scan,) = [
+        e for e in jax.make_jaxpr(estimate)(key, state, *args).eqns if e.primitive.name == "scan"
+    ]
+    assert str(scan.params["jaxpr"]).count("dot_general[") == products
+    grad = estimate.params_of(jax.jit(estimate)(key, state, *args)[1])
+    expected = jax.grad(loss)(params, *args)
+    for name in ("u", "c"):
+        np.testing.assert_allclose(grad[name], expected[name], rtol=1e-5, atol=1e-7)
+
+
 def test_a_guess_is_of_the_other_parameters(key):
     """With the gradient itself as the guess all of the estimate is exact."""
     loss, params, args = network()
