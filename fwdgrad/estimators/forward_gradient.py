@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.estimators.aggregation import Aggregation, Mean
-from fwdgrad.estimators.value_and_grad import ValueAndGrad, method_of_fun
+from fwdgrad.estimators.value_and_grad import TangentEstimator, method_of_fun
 from fwdgrad.perturbation.control_variates import Guided
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.perturbation.space import Derivatives, Estimate, Evaluation, Space
-from fwdgrad.tangents.independent import TangentDistribution
-from fwdgrad.tangents.sampling import Tangents, check_tangents, samples_jointly
+from fwdgrad.tangents.sampling import Tangents, samples_jointly
 from fwdgrad.util import validation
 from fwdgrad.util.programs import scan
 from fwdgrad.util.sharding import as_gradient, check_keys_per_device, varying_as
@@ -34,11 +33,9 @@ class _ChunkMean(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ForwardGradient(ValueAndGrad):
+class ForwardGradient(TangentEstimator):
     """The estimate (1/K) Σ_k (∇f·v_k) v_k; see `fwdgrad.forward_value_and_grad` for the options."""
 
-    tangents: TangentDistribution
-    num_tangents: int
     space: Space
     aggregation: Aggregation
     chunk_size: int | None
@@ -50,8 +47,6 @@ class ForwardGradient(ValueAndGrad):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_tangents(self.tangents)
-        validation.check_positive_integer("num_tangents", self.num_tangents)
         if self.chunk_size is not None:
             validation.check_positive_integer("chunk_size", self.chunk_size)
         object.__setattr__(self, "clip", validation.checked_clip(self.clip))

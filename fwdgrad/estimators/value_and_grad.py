@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
-from fwdgrad.util.validation import check_callable
+from fwdgrad.tangents.independent import TangentDistribution
+from fwdgrad.tangents.sampling import check_tangents
+from fwdgrad.util.validation import check_callable, check_positive_integer
 
 R = TypeVar("R")
 
@@ -118,6 +120,19 @@ class ValueAndGrad(ABC):
     def __reduce__(self) -> Any:
         # Made anew from its options: a signature may hold annotations that cannot be pickled.
         return _make, (type(self), self._options)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TangentEstimator(ValueAndGrad):
+    """An estimator that samples K tangents; the options of all of these come first."""
+
+    tangents: TangentDistribution
+    num_tangents: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_tangents(self.tangents)
+        check_positive_integer("num_tangents", self.num_tangents)
 
 
 def _make(kind: type[ValueAndGrad], options: dict[str, Any]) -> ValueAndGrad:

@@ -13,30 +13,25 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.estimators.mutations import make_mutations
-from fwdgrad.estimators.value_and_grad import ValueAndGrad
+from fwdgrad.estimators.value_and_grad import TangentEstimator, ValueAndGrad
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.propagation.pushforward import Pushforward
 from fwdgrad.tangents.independent import Rademacher, TangentDistribution
 from fwdgrad.tangents.low_rank import LowRank
-from fwdgrad.tangents.sampling import check_tangents
 from fwdgrad.util import validation
 from fwdgrad.util.sharding import as_gradient, check_keys_per_device, varying_as
 from fwdgrad.util.trees import Array, PyTree
 
 
 @dataclass(frozen=True, eq=False)
-class _FromValues(ValueAndGrad):
+class _FromValues(TangentEstimator):
     """g = (1/K) Σ_k w_k v_k with weights that are made of the losses at θ + h v_k and θ − h v_k."""
 
-    tangents: TangentDistribution
-    num_tangents: int
     step: float
     has_report: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_tangents(self.tangents)
-        validation.check_positive_integer("num_tangents", self.num_tangents)
         object.__setattr__(self, "step", validation.checked_step(self.step))
 
     @abstractmethod

@@ -115,26 +115,21 @@ def pull_back(
     until the cotangent comes back.
 
     Args:
-      layers: as in `push_forward`.
-      x: x^1, a floating array, or a pytree of floating arrays.
+      layers, x, record: as in `push_forward`.
       v: v^{N+1}, of the structure, shapes and dtypes of the output.
-      record: if True, return the `Pass` as well.
 
     Returns:
       (x^{N+1}, v^1), or with `record` (x^{N+1}, v^1, Pass).
 
     Raises:
-      TypeError: `layers` is not a sequence of callables, or `x` or `v` is not floating.
-      ValueError: `v` has not the structure, shapes and dtypes of the output, or a layer does not
-        take the output of the layer before it.
+      TypeError, ValueError: as `push_forward`; `v` does not fit the output.
 
     >>> w = jnp.array([[1.0, 2.0], [3.0, 4.0]])
     >>> y, dx = pull_back([lambda x: w @ x, jnp.square], jnp.ones(2), jnp.array([1.0, 0.0]))
     >>> y.tolist(), dx.tolist()  # the second is a row of J = diag(2 w x) w
     ([9.0, 49.0], [6.0, 12.0])
 
-    Source: Baydin, Pearlmutter, Radul, Siskind, Automatic differentiation in machine learning: a
-    survey (2018), section 3.2.
+    Source: section 3.2 of the survey that `push_forward` cites.
     """
     layers, x, v = _checked_layers(layers), _floating("x", x), _floating("v", v)
     values, pullbacks = [x], []
