@@ -101,7 +101,7 @@ def floors(edges: dict[str, set[str]]) -> dict[str, int]:
     for package in reversed(order):
         for other in edges[package]:
             floor[other] = max(floor[other], floor[package] + 1)
-    # Nothing imports a command: it stands on what it imports, not on the roof.
+    # Nothing imports a command. So it has the floor above the packages that it imports.
     for package in set(edges).difference(*edges.values()):
         floor[package] = min(floor[other] for other in edges[package]) - 1
     return floor

@@ -159,8 +159,8 @@ def describe(folder: Path) -> str:
         "",
         f"![Quality against cost]({NAME}.png)",
         "",
-        "Names: *weights* and *activities* are what is perturbed, and the number at the end is K, "
-        "the number of tangents. *split*: the noise of each layer is pushed forward by itself; "
+        "Names: *weights* or *activities* is the space of the tangents; the number at the end is "
+        "K, the number of tangents. *split*: the noise of each layer is pushed forward by itself; "
         "*exact*: the last layer's derivative is exact; *layerwise*: both; else *joint*: the noise "
         "of all layers is pushed forward in one tangent. *blocks*: each tangent perturbs one of K "
         "groups of units; *momentum*, *guided*: with a control variate, a guess of the gradient. "

@@ -94,7 +94,7 @@ class NoisyLoss:
         self._steps = self._scheduled(in_head)
 
     def _noisy_site(self, i: int, plan: Plan) -> NoisySite:
-        """Return a noisy site: its group, what follows it, and where its noise enters.
+        """Return a noisy site, with its group, its post-activation and the entry of its noise.
 
         Noise that is one for all examples is weighed as it was drawn, so it is put in as it is.
         """

@@ -182,8 +182,8 @@ def _narrows(equation: Equation) -> bool:
     fact = fact_of(equation.primitive)
     if fact.multiplies and fact.elementwise:
         return any(v.aval.shape == () for v in equation.invars)
-    # Where slopes are very unequal there may be more noise in what is narrower: entries that matter
-    # little get as much of it as others, and some pull it back by more than others.
+    # Very unequal slopes may raise the variance of noise at the narrower value: entries with small
+    # slopes get as much noise as the others, and large slopes amplify it on the way back.
     if fact.selects or fact.even_slopes:
         return True
     return _all_inside(_narrows, equation)

@@ -74,7 +74,7 @@ def raise_for_custom_vjp(equation: Any) -> None:
         "fun calls a function that is defined by jax.custom_vjp and so has no forward-mode "
         f"rule: {function_name(equation)}, called at {place(equation)}. Define it by "
         "jax.custom_jvp instead (JAX derives the reverse mode from that), or leave "
-        "enter_custom_vjp=False out, to differentiate what it computes."
+        "enter_custom_vjp=False out, to differentiate the body of the function."
     )
 
 

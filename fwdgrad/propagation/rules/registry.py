@@ -216,7 +216,7 @@ def _add(registered: dict[Any, list[Any]], key: Any, entry: Any) -> Callable[[],
 
 
 def _rebuild(key: Any) -> None:
-    """Set the facts and rules of a primitive from what is built in and what is registered."""
+    """Set the facts and rules of a primitive: the built-in ones, then the registered ones."""
     by_form = dict(_BUILT_IN.get(key, {}))
     if facts := _FACTS.get(key):
         FACTS[key] = facts[-1]

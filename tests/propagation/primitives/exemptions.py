@@ -40,7 +40,7 @@ EXEMPT = {
 BY_VERSION = {"eval_jaxpr"}
 
 # Primitives with a function in the table and no row of facts, each with the reason.
-_ALGEBRA = "linear algebra: each entry depends on all others, and what is linear has no rule"
+_ALGEBRA = "linear algebra: each entry depends on all others, and the linear ones have no rule"
 _SPARSE = "a sparse array: entries are where its indices say"
 _CALL = "a call or a program of its own, which is left to jax.jvp as a whole"
 _KEY = "makes or reads a key"
