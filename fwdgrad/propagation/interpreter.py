@@ -28,7 +28,7 @@ from fwdgrad.propagation.custom_functions import check_staged_rule, raise_for_cu
 from fwdgrad.propagation.jaxprs import derivative_of_kernel, last_uses
 from fwdgrad.propagation.record import Record, current_record, described, reason_of_loss
 from fwdgrad.tangents.base import StructuredTangent
-from fwdgrad.tangents.forms import Tangent, padded
+from fwdgrad.tangents.forms import Tangent, count_tangents, is_structured, padded
 from fwdgrad.util.jax_internals import Equation, Program, bind
 from fwdgrad.util.programs import evaluate_equation, map_over, run_compiled
 from fwdgrad.util.sharding import has_explicit_axes
@@ -136,17 +136,6 @@ def _read(
     return values[atom], duals.get(atom)
 
 
-# `count_tangents` and `is_structured` of `fwdgrad.tangents.forms` are here once more: each equation
-# calls them several times, and a traced call that goes to another file for each is hard to follow
-# (tests/test_road.py).
-def _number(tangent: Array | StructuredTangent) -> int:
-    return tangent.num_tangents if isinstance(tangent, StructuredTangent) else len(tangent)
-
-
-def _is_structured(tangent: Tangent) -> bool:
-    return isinstance(tangent, StructuredTangent)
-
-
 def _aligned(context: Context, equation: Any, tangents: list[Tangent]) -> list[Tangent]:
     """Return the tangents of an equation's operands, as many of each: zeros come after the fewer.
 
@@ -158,7 +147,7 @@ def _aligned(context: Context, equation: Any, tangents: list[Tangent]) -> list[T
     ]
     if sum(t is not None for t in tangents) <= 1:
         return tangents
-    numbers = {_number(t) for t in tangents if t is not None}
+    numbers = {count_tangents(t) for t in tangents if t is not None}
     if len(numbers) == 1:
         return tangents
     reason = "its operands have tangents of different layers"
@@ -171,7 +160,7 @@ def _evaluate(
 ) -> tuple[list[Any], Sequence[Tangent]]:
     if all(t is None for t in tangents):
         return evaluate_equation(equation, primals), [None] * len(equation.outvars)
-    rules, structured = rules_of(equation, context.rules), any(map(_is_structured, tangents))
+    rules, structured = rules_of(equation, context.rules), any(map(is_structured, tangents))
     if rules is not None and (structured or rules.takes_dense):
         result = rules(context, equation, primals, tangents)
         if result is not NotImplemented:
@@ -222,11 +211,11 @@ def _with_zeros(
 
 def _check_shapes(equation: Any, tangents: Sequence[Tangent], pushed: Sequence[Tangent]) -> None:
     """Raise unless the tangents that a rule of ours returned have the shapes of the outputs."""
-    number = next(_number(t) for t in tangents if t is not None)
+    number = next(count_tangents(t) for t in tangents if t is not None)
     for v, t in zip(equation.outvars, pushed, strict=True):
         if t is None:
             continue
-        found = (_number(t), *(t.shape if _is_structured(t) else t.shape[1:]))
+        found = (count_tangents(t), *(t.shape if is_structured(t) else t.shape[1:]))
         if found != (expected := (number, *v.aval.shape)):
             raise AssertionError(
                 f"fwdgrad: the tangent of {equation.primitive.name} at {place(equation)} has the "
