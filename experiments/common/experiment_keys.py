@@ -19,42 +19,35 @@ from experiments.common.kinds import (
     integer,
     list_of,
     mapping,
+    number,
     one_of,
     optional,
 )
 from fwdgrad.problems import TEST_FUNCTIONS
 
 _LINES = {EACH: OVERRIDES}
-_SEEDS, _RATES = list_of(SEED), list_of(POSITIVE)
+_SEEDS = list_of(SEED)
 _COST = {"rounds": POSITIVE_INTEGER, "steps_per_call": POSITIVE_INTEGER}
+_TUNING = {"seeds": _SEEDS, "num_rates": integer(3), "factor": number("above 1", lambda x: x > 1)}
+_COMPARED = {"confidence": FRACTION, "margin_points": POSITIVE}
+_PAIRS = list_of(list_of(NAME, 2))
+_TIMING = {"processes": POSITIVE_INTEGER, "rounds": POSITIVE_INTEGER}
 _RACE = {
-    "history": optional(TEXT),
-    "seconds": POSITIVE,
-    "tuning": FRACTION,
+    "operations": POSITIVE,
     "num_rows": POSITIVE_INTEGER,
-    "seeds": _SEEDS,
     "overrides": OVERRIDES,
     "model": OVERRIDES,
     "shown": optional(list_of(NAME)),
-    "rounds": POSITIVE_INTEGER,
     "lines": {
-        EACH: {
-            "like?": NAME,
-            "family?": NAME,
-            "derivatives?": COUNT,
-            "overrides?": OVERRIDES,
-            "rates?": _RATES,
-            "seconds?": POSITIVE,
-            "operations?": POSITIVE,
-            "seeds?": _SEEDS,
-            "wanted?": FRACTION,
-            "behind?": NUMBER,
-            "times?": POSITIVE,
-            "ablates?": optional(NAME),
-            "remark?": TEXT,
-        }
+        EACH: {"family": NAME, "derivatives": COUNT, "overrides": OVERRIDES, "first_rate": POSITIVE}
     },
+    "comparisons": _PAIRS,
+    "seeds": _SEEDS,
+    "tuning": _TUNING,
+    "compared": _COMPARED,
+    "timing": _TIMING,
 }
+PROTOCOL = {"seeds": _SEEDS, "tuning": _TUNING, "comparisons": _COMPARED, "timing": _TIMING}
 EXPERIMENTS: dict[str, Any] = {
     "trajectories": {
         "figures": {EACH: list_of(NAME)},
@@ -102,21 +95,18 @@ EXPERIMENTS: dict[str, Any] = {
             EACH: {
                 "title": TEXT,
                 "overrides": OVERRIDES,
-                "rates": _RATES,
-                "tuning_steps": STEPS,
                 "num_steps": STEPS,
-                "full": {
-                    "overrides": OVERRIDES,
-                    "rates": _RATES,
-                    "tuning_steps": STEPS,
-                    "num_steps": STEPS,
-                },
+                "full": {"overrides": OVERRIDES, "num_steps": STEPS},
                 "num_rows": POSITIVE_INTEGER,
             }
         },
         "shown": list_of(NAME),
-        "lines": _LINES,
+        "lines": {EACH: {"overrides": OVERRIDES, "first_rate": {EACH: POSITIVE}}},
+        "comparisons": _PAIRS,
         "seeds": _SEEDS,
+        "tuning": _TUNING,
+        "confidence": FRACTION,
+        "timing": _TIMING,
     },
     "differentiation": {
         "step_sizes": {

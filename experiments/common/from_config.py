@@ -48,6 +48,11 @@ def run(cfg: DictConfig) -> RunRecord:
     made_of = Settings(**{key: config[key] for key in SETTINGS})
     known: dict[str, Any] = {"seed": cfg.seed, "settings": made_of, "sources": _SOURCES}
     if (record := finished_run(folder(cfg), **known)) is not None:
+        if cfg.read_test_set and "test_accuracy" not in record.info["final"]:
+            raise RecordError(
+                f"the run in {folder(cfg)} has not read the test set, since it chose a learning "
+                "rate (read_test_set=false). Train another seed, or delete the folder."
+            )
         return record
     if "space" in cfg.estimator.value_and_grad:
         _check_examples(cfg)
@@ -65,6 +70,7 @@ def run(cfg: DictConfig) -> RunRecord:
         show_progress=cfg.output.progress,
         sources=_SOURCES,
         accept_other_code=cfg.output.accept_other_code,
+        read_test_set=cfg.read_test_set,
     )
 
 
@@ -88,10 +94,11 @@ def summary(record: RunRecord) -> str:
     """Describe a finished run in one line."""
     final = record.info["final"]
     label = record.folder.parent.name.rpartition("-")[0]
+    test = f", test accuracy {final['test_accuracy']:.4f}" if "test_accuracy" in final else ""
     return (
         f"{label} seed {record.info['seed']}: {final['step']} steps in {final['seconds']:.1f} s, "
         f"train loss {final['train_loss']:.4f}, valid loss {final['valid_loss']:.4f}, "
-        f"valid accuracy {final['valid_accuracy']:.4f}, test accuracy {final['test_accuracy']:.4f}"
+        f"valid accuracy {final['valid_accuracy']:.4f}{test}"
     )
 
 

@@ -6,7 +6,7 @@ structured configs know types and no ranges, and nothing of a constructor's argu
 
 from typing import Any
 
-from experiments.common.experiment_keys import EXPERIMENTS
+from experiments.common.experiment_keys import EXPERIMENTS, PROTOCOL
 from experiments.common.kinds import (
     BOOLEAN,
     COUNT,
@@ -98,12 +98,14 @@ _TRAIN = {
     "learning_rate": POSITIVE,
     "steps_per_call": POSITIVE_INTEGER,
     "compiler_options": OPTIONS,
+    "read_test_set": BOOLEAN,
     "output": _OUTPUT,
 }
 KEYS: dict[str, dict[str, Any]] = {
     "train": _TRAIN,
     "reproduce": {
         "experiments": EXPERIMENTS,
+        "protocol": PROTOCOL,
         "preset": NAME,
         "draw_only": BOOLEAN,
         "output": _OUTPUT,

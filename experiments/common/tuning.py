@@ -1,152 +1,221 @@
-"""Tuning: a learning rate chosen on the validation set, in the same way for every method.
+"""Tuning: a learning rate chosen on the validation set, by the same budget for every line.
 
-The recorded protocol tries a grid, each rate once, so that all methods have the same rates and the
-same number of runs; a search (`+search=optuna` of `experiments.train`) would give each its own.
+The rule is that of `configs/protocol.yaml`: three rates a factor apart, then rates beyond the best
+or between it and its neighbours, each at full length with every tuning seed. Not a search of a
+library (`+search=optuna` of `experiments.train`): every line is to have the same number of rates
+and a grid that anyone can follow.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from experiments.common import from_config
-from fwdgrad.measurement import Interval
+from experiments.common import from_config, tables
+from fwdgrad.measurement import Interval, mean_interval
 from fwdgrad.records import RunRecord
 from fwdgrad.training import DivergedError
 
-SEED = 1000  # of none of the runs that follow
 # (learning rate, seed, whether it is a run for tuning) -> the run's config
 MakeConfig = Callable[[float, int, bool], DictConfig]
+TUNING, COMPARED = "tuning", "compared"  # the roles of runs
+# Of a table of rates, a row a run; the minimised metric is inf if the run failed.
+COLUMNS: tables.Columns = {
+    "estimator": str, "role": str, "learning_rate": float, "seed": int, "minimised": float,
+}  # fmt: skip
+
+
+class Trial(NamedTuple):
+    """A run at some rate: its role, its seed, its minimised metric and its information."""
+
+    role: str
+    rate: float
+    seed: int
+    minimised: float
+    info: dict[str, Any]
+
+    @property
+    def row(self) -> tuple[str, float, int, float]:
+        return self.role, self.rate, self.seed, self.minimised
 
 
 class Tuned(NamedTuple):
-    """A method at its best learning rate.
+    """A line at its best learning rate.
 
     Attributes:
-      tried: rate -> the minimised metric after tuning; inf if the run failed.
-      failed: rate -> the number of seeds with which a run failed, of the rates that were trained:
-        0 of the chosen rate, more of better rates that were given up.
-      others: the information of the tuning runs, and of runs at rates that were given up.
+      trials: all runs, for tuning and for the comparison.
       runs: seed -> the run at the chosen rate.
       config: the config of one of these runs.
     """
 
-    tried: dict[float, float]
-    failed: dict[float, int]
-    others: list[dict[str, Any]]
+    trials: list[Trial]
     runs: dict[int, RunRecord]
     config: DictConfig
 
-    def columns(self) -> list[tuple[float, float, int | str]]:
-        """Return (rate, minimised metric, number of failed seeds where known), for each rate."""
-        return [(rate, loss, self.failed.get(rate, "")) for rate, loss in self.tried.items()]
+
+def next_rate(tried: Mapping[float, float], first: float, factor: float) -> float:
+    """Return the rate to try next.
+
+    The first three are `first`, `first`/`factor` and `first`·`factor`. Then, if the best is the
+    lowest or the highest, the rate a factor beyond it; else the geometric middle of the wider gap
+    beside the best, of two equal gaps the upper one. Rates are rounded to three digits.
+
+    Args:
+      tried: rate -> the metric that is minimised, inf if a run failed.
+      first: the first rate of the line.
+      factor: the ratio of the first rates.
+
+    >>> next_rate({}, 0.1, 10.0), next_rate({0.1: 1.0}, 0.1, 10.0), next_rate({0.1: 1.0, 0.01: 2.0}, 0.1, 10.0)
+    (0.1, 0.01, 1.0)
+    >>> next_rate({0.01: 3.0, 0.1: 2.0, 1.0: 1.0}, 0.1, 10.0)  # beyond the highest
+    10.0
+    >>> next_rate({0.01: 3.0, 0.1: 1.0, 1.0: math.inf}, 0.1, 10.0)  # towards the edge of stability
+    0.316
+    >>> next_rate({0.01: 3.0, 0.1: 1.0, 0.316: math.inf, 1.0: math.inf}, 0.1, 10.0)
+    0.0316
+    """
+    for rate in (first, first / factor, first * factor):
+        if (rounded := _rounded(rate)) not in tried:
+            return rounded
+    grid = sorted(tried)
+    # If all failed the lowest is the best, and the next is below it.
+    best = min(grid, key=lambda rate: (tried[rate], rate))
+    if best == grid[0]:
+        return _rounded(best / factor)
+    if best == grid[-1]:
+        return _rounded(best * factor)
+    i = grid.index(best)
+    below, above = best / grid[i - 1], grid[i + 1] / best
+    upper = above >= below or math.isclose(above, below, rel_tol=0.01)
+    return _rounded(best * math.sqrt(above) if upper else best / math.sqrt(below))
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")
 
 
 def tune_and_train(
     make_config: MakeConfig,
-    rates: Iterable[float],
-    seeds: Iterable[int],
+    first_rate: float,
+    tuning: Mapping[str, Any],
+    seeds: Sequence[int],
     note: Callable[[str], None],
     minimised: Callable[[Mapping[str, Any]], float] = lambda final: final["valid_loss"],
 ) -> Tuned:
-    """Try every rate with one seed; train every seed at the best rate at which no run fails.
+    """Try rates with the tuning seeds; train every seed at the best rate at which no run fails.
 
     Args:
       make_config: makes the `train` config of a run.
-      rates: the learning rates to try.
-      seeds: the seeds to train.
+      first_rate: the first rate to try.
+      tuning: `seeds`, `num_rates` and `factor` of the protocol.
+      seeds: the seeds to compare, none of the tuning seeds.
       note: a function that is called with a line on each run.
       minimised: a function from a run's final metrics to the minimised one.
 
     Raises:
+      ValueError: a seed is in both lists.
       DivergedError: at every rate a run fails.
     """
-    seeds = list(seeds)
+    if shared := sorted(set(seeds) & set(tuning["seeds"])):
+        raise ValueError(f"seeds {shared} are among the tuning seeds; name other ones.")
+    trials: list[Trial] = []
     tried: dict[float, float] = {}
-    failed: dict[float, int] = {}
-    others = []
-    for rate in rates:
-        tried[rate], information = _try(make_config(rate, SEED, True), minimised)
-        others.append(information)
-    for rate in sorted((r for r in tried if math.isfinite(tried[r])), key=lambda r: tried[r]):
-        runs = {}
+    for _ in range(tuning["num_rates"]):
+        rate = next_rate(tried, first_rate, tuning["factor"])
+        tried[rate] = 0.0
+        for seed in tuning["seeds"]:
+            trial, _ = _try(make_config(rate, seed, True), TUNING, rate, seed, minimised)
+            trials.append(trial)
+            tried[rate] += trial.minimised / len(tuning["seeds"])
+            note(f"rate {rate:g}, tuning seed {seed}: {trial.minimised:.4g}")
+            if math.isinf(trial.minimised):
+                break  # the rate is out, whatever other seeds do
+    for rate in sorted((r for r in tried if math.isfinite(tried[r])), key=lambda r: (tried[r], r)):
+        runs: dict[int, RunRecord] = {}
         for seed in seeds:
             config = make_config(rate, seed, False)
-            try:
-                runs[seed] = from_config.run(config)
-            except DivergedError as error:
-                note(f"seed {seed}: {error}")
-            else:
-                note(from_config.summary(runs[seed]))
-        failed[rate] = sum(seed not in runs or _has_failed(runs[seed]) for seed in seeds)
-        if not failed[rate]:
-            return Tuned(tried, failed, others, runs, config)
-        others += [from_config.recorded_info(make_config(rate, seed, False)) for seed in seeds]
-    raise DivergedError(f"runs fail at every rate of {list(tried)}; add smaller ones.")
-
-
-def _has_failed(run: RunRecord) -> bool:
-    """Return whether a run ends above its start: it has diverged, even if its loss is finite."""
-    return run.metrics[-1].valid_loss > run.metrics[0].valid_loss
+            trial, run = _try(config, COMPARED, rate, seed, minimised)
+            trials.append(trial)
+            if math.isinf(trial.minimised):
+                note(f"rate {rate:g} is given up: seed {seed} fails")
+                break
+            assert run is not None
+            runs[seed] = run
+            note(from_config.summary(run))
+        if len(runs) == len(seeds):
+            return Tuned(trials, runs, config)
+    raise DivergedError(f"runs fail at every rate of {sorted(tried)}; lower the first rate.")
 
 
 def _try(
-    config: DictConfig, minimised: Callable[[Mapping[str, Any]], float]
-) -> tuple[float, dict[str, Any]]:
-    """Return the minimised metric of a run, inf if the run fails, and the run's information."""
+    config: DictConfig,
+    role: str,
+    rate: float,
+    seed: int,
+    minimised: Callable[[Mapping[str, Any]], float],
+) -> tuple[Trial, RunRecord | None]:
+    """Train; the minimised metric is inf if the run diverges or ends above its start."""
     try:
-        record = from_config.run(config)
+        run = from_config.run(config)
     except DivergedError:
-        return math.inf, from_config.recorded_info(config)
-    return math.inf if _has_failed(record) else minimised(record.info["final"]), record.info
+        info = from_config.recorded_info(config)
+        return Trial(role, rate, seed, math.inf, info), None
+    failed = run.metrics[-1].valid_loss > run.metrics[0].valid_loss
+    value = math.inf if failed else minimised(run.info["final"])
+    return Trial(role, rate, seed, value, run.info), run
 
 
 class Rates(NamedTuple):
-    """The learning rates of a method, read back from a table of `Tuned.columns`.
+    """The learning rates of a line, read back from a table.
 
     Attributes:
-      tried: rate -> the minimised metric, inf where the run failed.
-      chosen: the rate of the runs.
-      given_up: rate -> the number of seeds with which a run failed, of better rates.
+      tried: rate -> the minimised metric of each tuning seed that ran, inf where a run failed.
+      chosen: the rate of the compared runs.
+      given_up: better rates, at which a compared run failed.
     """
 
-    tried: dict[float, float]
+    tried: dict[float, list[float]]
     chosen: float
-    given_up: dict[float, int]
+    given_up: list[float]
+
+    @property
+    def means(self) -> dict[float, float]:
+        """Return rate -> the mean of the minimised metric."""
+        return {rate: float(np.mean(values)) for rate, values in self.tried.items()}
 
     @property
     def is_at_the_end(self) -> bool:
         """Return whether the chosen rate is an end of the grid, so that the best may lie beyond."""
         return len(self.tried) > 1 and self.chosen in (min(self.tried), max(self.tried))
 
-    def over(self, other: "Rates") -> Interval:
-        """Return the ratio of the chosen rates, with the interval of one grid step for each."""
-        (low, rate, high), (other_low, other_rate, other_high) = self._around(), other._around()
-        return Interval(rate / other_rate, low / other_high, high / other_low, 1)
+    def best_of_each_seed(self) -> np.ndarray:
+        """Return the best rate of each tuning seed, of the rates at which none failed."""
+        kept = {rate: x for rate, x in self.tried.items() if np.isfinite(x).all()}
+        rates = np.array(list(kept))
+        return rates[np.argmin(np.array(list(kept.values())), axis=0)]
 
-    def _around(self) -> tuple[float, float, float]:
-        grid = sorted(self.tried)
-        i = grid.index(self.chosen)
-        return grid[max(i - 1, 0)], self.chosen, grid[min(i + 1, len(grid) - 1)]
+    def over(self, other: "Rates") -> Interval:
+        """Return the geometric mean over tuning seeds of the ratio of best rates."""
+        logs = np.log(self.best_of_each_seed()) - np.log(other.best_of_each_seed())
+        mean, low, high, n = mean_interval(logs)
+        return Interval(*(math.exp(x) for x in (mean, low, high)), n)
 
     def __str__(self) -> str:
         edge = " (end of the grid)" if self.is_at_the_end else ""
-        lost = (f"; given up {rate:g}: {n} failed" for rate, n in self.given_up.items())
-        return f"{self.chosen:g}{edge}{''.join(lost)}"
+        lost = f"; given up: {', '.join(f'{r:g}' for r in self.given_up)}" if self.given_up else ""
+        return f"{self.chosen:g}{edge}{lost}"
 
 
-def read_rates(rows: pd.DataFrame, minimised: str) -> dict[str, Rates]:
-    """Return estimator -> `Rates`, from rows with the columns of `Tuned.columns`.
-
-    Args:
-      rows: with the columns estimator, learning_rate, failed_seeds, and
-      minimised: the name of the other one.
-    """
+def read_rates(rows: pd.DataFrame) -> dict[str, Rates]:
+    """Return estimator -> `Rates`, from a table with `COLUMNS`."""
     found = {}
-    for estimator, line in rows.set_index("learning_rate").groupby("estimator", sort=False):
-        failed = line["failed_seeds"].dropna().astype(int)
-        given_up = failed[failed > 0].to_dict()
-        found[str(estimator)] = Rates(line[minimised].to_dict(), failed.idxmin(), given_up)
+    for estimator, line in rows.groupby("estimator", sort=False):
+        by_role = {role: of_role for role, of_role in line.groupby("role", sort=False)}
+        tuning = by_role[TUNING].groupby("learning_rate", sort=False)["minimised"]
+        compared = list(dict.fromkeys(by_role[COMPARED]["learning_rate"]))
+        tried = {rate: values.tolist() for rate, values in tuning}
+        found[str(estimator)] = Rates(tried, compared[-1], compared[:-1])
     return found

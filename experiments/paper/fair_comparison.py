@@ -95,17 +95,22 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 
 def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> Tuned:
-    settings = cfg.experiments[NAME].panels[panel]
+    experiment = cfg.experiments[NAME]
+    settings, line = experiment.panels[panel], experiment.lines[name]
+    overrides = [*settings.overrides, *line.overrides]
 
     def make_config(rate: float, seed: int, tuning: bool) -> DictConfig:
-        num_steps = settings.tuning_steps if tuning else settings.num_steps
-        length = {"num_steps": num_steps, "eval_every": max(1, num_steps // settings.num_rows)}
-        return jobs.train_config(cfg, NAME, panel, name, learning_rate=rate, **length, seed=seed)
+        rows = 1 if tuning else settings.num_rows
+        return jobs.compose_train(
+            cfg, overrides, learning_rate=rate, seed=seed, num_steps=settings.num_steps,
+            eval_every=max(1, settings.num_steps // rows), read_test_set=not tuning,
+        )  # fmt: skip
 
     def note(text: str) -> None:
-        bar.write(f"{NAME}: {text}")
+        bar.write(f"{NAME}: {panel}, {name}: {text}")
 
-    return tune_and_train(make_config, settings.rates, cfg.experiments[NAME].seeds, note)
+    tuning, seeds = jobs.to_plain(experiment.tuning), jobs.to_plain(experiment.seeds)
+    return tune_and_train(make_config, line.first_rate[panel], tuning, seeds, note)
 
 
 def draw(folder: Path) -> None:

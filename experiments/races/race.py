@@ -163,64 +163,46 @@ class _Configs:
     def __init__(self, cfg: DictConfig, name: str):
         self._cfg, self.name, self.experiment = cfg, name, cfg.experiments[name]
 
-    def line(self, name: str) -> dict[str, Any]:
-        """Return the options of a line; those it lacks are of the line that it is `like`."""
-        own = jobs.to_plain(self.experiment.lines[name])
-        like = own.get("like", name)
-        of_like = jobs.to_plain(self.experiment.lines[like])
-        of_all = {key: self.experiment[key] for key in ("seconds", "seeds")}
-        return {"like": like, **of_all, **of_like, **own}
+    def lines(self) -> list[str]:
+        """Return the names of the lines that run."""
+        return list(self.experiment.shown or self.experiment.lines)
 
-    def of_any_length(self, name: str) -> DictConfig:
+    def any_run(self, name: str) -> DictConfig:
         """Return a line's config for measurements that length and rate do not change."""
-        return self.run(self.line(name), rate=1e-4, num_steps=1, seed=0)
+        return self.run(name, rate=1e-4, num_steps=1, rows=1, seed=0)
 
-    def run(self, line: dict[str, Any], *, rate: float, num_steps: int, seed: int) -> DictConfig:
+    def run(self, name: str, *, rate: float, num_steps: int, rows: int, seed: int) -> DictConfig:
         experiment = self.experiment
-        overrides = [*experiment.overrides, *line["overrides"], *experiment.model]
-        eval_every = max(1, num_steps // experiment.num_rows)
-        length = {"num_steps": num_steps, "eval_every": eval_every}
+        overrides = [
+            *experiment.overrides, *experiment.lines[name].overrides, *experiment.model,
+        ]  # fmt: skip
+        length = {"num_steps": num_steps, "eval_every": max(1, num_steps // rows)}
         return jobs.compose_train(self._cfg, overrides, learning_rate=rate, **length, seed=seed)
 
 
-class _Cost:
-    """The cost of a step of a line.
+def _tune_and_train(race: _Configs, name: str, operations: float, bar: Any) -> Tuned:
+    """Tune and train a line, with as many steps as the race's operations pay for.
 
-    Attributes:
-      seconds, operations: time and floating-point operations of a step.
-      over_backprop: the ratio to backprop's time on the same model, an interval.
-      records: the records of the measurements.
+    Args:
+      race: the configs.
+      name: the line.
+      operations: of a step.
+      bar: the progress bar that notes are written above.
     """
-
-    def __init__(self, race: _Configs, name: str, runs: Path):
-        rounds = race.experiment.rounds
-        config, reference = race.of_any_length(name), race.of_any_length("backprop")
-        # The reference's own seconds are from one record, whatever is compared with it.
-        timed = training_costs(config, reference, runs, rounds=rounds)
-        unit = training_costs(reference, reference, runs, rounds=rounds)
-        counted = operations_of_a_step(config, runs)
-        self.over_backprop = timed["result"]["over_reference"]
-        if config == reference:
-            self.over_backprop = exact(1.0)._asdict()
-        self.seconds = self.over_backprop["value"] * unit["result"]["seconds"]["value"]
-        self.operations = counted["result"]
-        self.records = [timed, unit, counted]
-
-
-def _tune_and_train(race: _Configs, name: str, cost: _Cost, bar: Any) -> Tuned:
-    line = race.line(name)
-    steps = line["seconds"] / cost.seconds
-    if "operations" in line:
-        steps = line["operations"] / cost.operations
+    experiment = race.experiment
+    num_steps = max(1, round(experiment.operations / operations))
 
     def make_config(rate: float, seed: int, tuning: bool) -> DictConfig:
-        num_steps = max(1, round(steps * (race.experiment.tuning if tuning else 1)))
-        return race.run(line, rate=rate, num_steps=num_steps, seed=seed)
+        rows = 1 if tuning else experiment.num_rows
+        config = race.run(name, rate=rate, num_steps=num_steps, rows=rows, seed=seed)
+        config.read_test_set = not tuning
+        return config
 
     return tune_and_train(
         make_config,
-        line["rates"],
-        line["seeds"],
+        experiment.lines[name].first_rate,
+        jobs.to_plain(experiment.tuning),
+        jobs.to_plain(experiment.seeds),
         lambda text: bar.write(f"{race.name}: {name}: {text}"),
         minimised=lambda final: 1 - final["valid_accuracy"],
     )

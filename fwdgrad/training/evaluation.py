@@ -1,11 +1,13 @@
-"""Means over a set of examples, in pieces that fit in memory."""
+"""Scores of a set of examples and their means, in pieces that fit in memory."""
 
+import base64
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fwdgrad.util.trees import Array, PyTree
 
@@ -15,8 +17,10 @@ _PIECE = 1_000  # examples; an MLP of width 1024 needs about 10 MB for as many
 def make_evaluate(
     scores: Callable[[PyTree, PyTree], dict[str, Array]],
     compiler_options: Mapping[str, Any] | None = None,
-) -> Callable[[PyTree, PyTree], dict[str, float]]:
-    """Return a function (parameters, examples) -> the mean of each score over all examples.
+) -> Callable[[PyTree, PyTree], tuple[dict[str, float], dict[str, np.ndarray]]]:
+    """Return a function (parameters, examples) -> the means of the scores, and all of them.
+
+    The means are numbers, by name; all scores are arrays (examples,), by name.
 
     Args:
       scores: (parameters, batch) -> a dict of arrays (n,), one entry an example.
@@ -24,16 +28,39 @@ def make_evaluate(
     """
 
     @partial(jax.jit, compiler_options=dict(compiler_options or {}))
-    def totals(params: PyTree, batch: PyTree) -> dict[str, Array]:
-        return jax.tree.map(jnp.sum, scores(params, batch))
+    def score(params: PyTree, batch: PyTree) -> tuple[dict[str, Array], dict[str, Array]]:
+        of_each = scores(params, batch)
+        return jax.tree.map(jnp.sum, of_each), of_each
 
-    def evaluate(params: PyTree, examples: PyTree) -> dict[str, float]:
+    def evaluate(
+        params: PyTree, examples: PyTree
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         size = jax.tree.leaves(examples)[0].shape[0]
         # A loop in Python: inside a compiled one, XLA's convolutions are slow on the CPU.
         pieces = [
-            totals(params, jax.tree.map(lambda x: x[start : start + _PIECE], examples))  # noqa: B023
+            score(params, jax.tree.map(lambda x: x[start : start + _PIECE], examples))  # noqa: B023
             for start in range(0, size, _PIECE)
         ]
-        return {name: sum(float(piece[name]) for piece in pieces) / size for name in pieces[0]}
+        names = pieces[0][0]
+        means = {name: sum(float(total[name]) for total, _ in pieces) / size for name in names}
+        of_each = {
+            name: np.concatenate([np.asarray(each[name]) for _, each in pieces]) for name in names
+        }
+        return means, of_each
 
     return evaluate
+
+
+def to_text(flags: np.ndarray) -> str:
+    """Return 0s and 1s as a text of base 64, six a character.
+
+    >>> to_text(np.array([1, 0, 0, 0, 0, 0, 0, 1, 1])), from_text("gYA=", 9).tolist()
+    ('gYA=', [True, False, False, False, False, False, False, True, True])
+    """
+    return base64.b64encode(np.packbits(np.asarray(flags, bool)).tobytes()).decode()
+
+
+def from_text(text: str, number: int) -> np.ndarray:
+    """Return the first flags of a text of `to_text`, as booleans (number,)."""
+    packed = np.frombuffer(base64.b64decode(text), np.uint8)
+    return np.unpackbits(packed, count=number).astype(bool)

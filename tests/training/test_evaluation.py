@@ -16,7 +16,9 @@ from tests.training.regression import SETTINGS, run
 @pytest.mark.parametrize("n", [1, 999, 1_000, 2_500])
 def test_evaluation_in_pieces_is_the_mean(n):
     x = np.random.default_rng(0).normal(size=n).astype(np.float32)
-    means = make_evaluate(lambda scale, batch: {"a": scale * batch, "b": batch**2})(2.0, x)
+    evaluate = make_evaluate(lambda scale, batch: {"a": scale * batch, "b": batch**2})
+    means, of_each = evaluate(2.0, x)
+    np.testing.assert_array_equal(of_each["a"], 2 * x)
     np.testing.assert_allclose(means["a"], 2 * x.mean(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(means["b"], (x**2).mean(), rtol=1e-4)
 
