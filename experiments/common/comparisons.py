@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from experiments.common import tables
+
 
 class Comparison(NamedTuple):
     """A paired difference of two lines.
@@ -50,6 +52,11 @@ class Comparison(NamedTuple):
         return "undecided"
 
 
+COLUMNS: tables.Columns = {
+    "first": str, "second": str, **dict.fromkeys(Comparison._fields[2:-1], float), "n": int,
+}  # fmt: skip
+
+
 class _Mean(NamedTuple):
     value: float
     error: float  # its standard error
@@ -81,7 +88,9 @@ def compare(
     ):
         ends = _interval(mean, confidence)
         found.append(
-            Comparison(first, second, mean.value, *ends, p, corrected, *_interval(mean, 0.9), len(x))
+            Comparison(
+                first, second, mean.value, *ends, p, corrected, *_interval(mean, 0.9), len(x)
+            )
         )
     return found
 

@@ -1,13 +1,15 @@
 """A comparison that the paper lacks: each method at its best learning rate.
 
-For every model and method the rate is tuned on the validation set, all methods with the same grid
-and the same number of steps; then each trains at its own rate with several seeds. Loss against
-iterations, against training time and against floating-point operations. Part of `reproduce`; alone:
+For every model and method the rate is tuned as `configs/protocol.yaml` says: by the same budget for
+all, at full length, with several seeds, on the validation set. Then each trains at its own rate with
+other seeds. Loss against iterations, against training time and against floating-point operations.
+Part of `reproduce`; alone:
 
     python -m experiments.paper.fair_comparison preset=quick
 
-Leaves `fair_comparison.csv` (a row an evaluation), `fair_comparison_tuning.csv` (a row a rate
-tried), `fair_comparison.json` and the figure `fair_comparison`.
+Leaves `fair_comparison.csv` (a row an evaluation), `fair_comparison_tuning.csv` (a row a run and
+rate), `fair_comparison_comparisons.csv` (a row a paired comparison), `fair_comparison_timings.csv`
+(a row a timed turn), `fair_comparison.json` and the figure `fair_comparison`.
 """
 
 import itertools
@@ -21,33 +23,31 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig
 
-from experiments.common import commands, jobs, style, tables
-from experiments.common.costs import operations_of_a_step
+from experiments.common import commands, comparisons, costs, jobs, style, tables, timings, tuning
 from experiments.common.curves import Curve, final_value, plot, read_curves, write_curves
 from experiments.common.paper_facts import Finding, compare
-from experiments.common.tuning import Rates, Tuned, read_rates, tune_and_train
-from fwdgrad.measurement import mean_interval
+from experiments.common.tuning import Rates, Tuned
+from fwdgrad.measurement import Interval, mean_interval
 from fwdgrad.records import read_json, write_table
 from fwdgrad.training import DivergedError
 
 NAME = "fair_comparison"
-_TUNING_COLUMNS: tables.Columns = {
-    "panel": str, "estimator": str, "learning_rate": float, "num_steps": int, "valid_loss": float,
-    "failed_seeds": tables.gaps,
-}  # fmt: skip
-# Of the report's table.
+_TUNING_COLUMNS: tables.Columns = {"panel": str, **tuning.COLUMNS}
+_COMPARED = ("panel", *comparisons.Comparison._fields)
+# Of the report's tables.
 _SHOWN = (
-    "model", "estimator", "rates tried, steps each", "best rate", "seeds", "steps",
-    "validation loss", "test accuracy", "training time (s)", "10⁹ operations",
+    "model", "estimator", "best rate", "validation loss", "test error (%)", "training time (s)",
+    "10⁹ operations",
 )  # fmt: skip
+_SHOWN_COMPARISONS = ("model", "estimator", "against", "difference of losses", "p", "corrected")
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
     """Tune and train, or read runs back, and write the tables."""
     experiment = cfg.experiments[NAME]
-    lines: dict[tuple[str, str], Tuned] = {}
+    runs = folder / "runs" / NAME
+    lines: dict[str, dict[str, Tuned]] = {}
     operations: dict[str, dict[str, float]] = {}
-    accuracies: dict[str, dict[str, list[float]]] = {}
     sources: list[Any] = []
     bar = jobs.progress(list(itertools.product(experiment.shown, experiment.lines)), cfg, NAME)
     failed: list[tuple[str, str]] = []
@@ -59,39 +59,39 @@ def run(cfg: DictConfig, folder: Path) -> None:
             failed.append((panel, name))
             bar.write(f"{NAME}: {panel} {name}: {error}")
             continue
-        lines[panel, name] = line
-        counted = operations_of_a_step(line.config, folder / "runs" / NAME)
+        lines.setdefault(panel, {})[name] = line
+        counted = costs.operations_of_a_step(line.config, runs)
         operations.setdefault(panel, {})[name] = counted["result"]
-        accuracies.setdefault(panel, {})[name] = [
-            run.info["final"]["test_accuracy"] for run in line.runs.values()
-        ]
-        sources += [*line.others, *(run.info for run in line.runs.values()), counted]
+        sources += [counted, *(trial.info for trial in line.trials)]
     if not lines:
         raise DivergedError(f"every line fails at every rate of experiments.{NAME}.")
-    write_curves(
-        folder / f"{NAME}.csv",
-        ((*names, seed, run) for names, line in lines.items() for seed, run in line.runs.items()),
-    )
-    write_table(
-        folder / f"{NAME}_tuning.csv",
-        _TUNING_COLUMNS,
-        [
-            (panel, name, rate, experiment.panels[panel].tuning_steps, *rest)
-            for (panel, name), line in lines.items()
-            for rate, *rest in line.columns()
-        ],
-    )
+    timed = {
+        (panel,): costs.training_costs(
+            {name: line.config for name, line in of_panel.items()}, runs, **experiment.timing
+        )
+        for panel, of_panel in lines.items()
+    }
+    _write_tables(lines, timed, experiment, folder)
     information = {
         "titles": {panel: experiment.panels[panel].title for panel in experiment.shown},
         "operations": operations,
-        "test_accuracy": accuracies,
+        "test_accuracy": {
+            panel: {
+                name: [run.info["final"]["test_accuracy"] for run in line.runs.values()]
+                for name, line in of_panel.items()
+            }
+            for panel, of_panel in lines.items()
+        },
         "differs": {
             panel: jobs.differences(experiment.panels[panel]) for panel in experiment.shown
         },
+        "tuning": jobs.to_plain(experiment.tuning),
         "failed": failed,
-        **jobs.provenance_of(sources),
+        "processes": timings.processes_of(timed),
+        **jobs.provenance_of([*sources, *timed.values()]),
     }
-    jobs.write_information(folder, NAME, [NAME, f"{NAME}_tuning"], information)
+    written = [NAME, *(f"{NAME}_{table}" for table in ("tuning", "comparisons", "timings"))]
+    jobs.write_information(folder, NAME, written, information)
 
 
 def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> Tuned:
@@ -113,9 +113,54 @@ def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> Tuned:
     return tune_and_train(make_config, line.first_rate[panel], tuning, seeds, note)
 
 
+def _write_tables(
+    lines: dict[str, dict[str, Tuned]], timed: Any, experiment: DictConfig, folder: Path
+) -> None:
+    every = [(panel, name, line) for panel, x in lines.items() for name, line in x.items()]
+    write_curves(
+        folder / f"{NAME}.csv",
+        ((*names, seed, run) for *names, line in every for seed, run in line.runs.items()),
+    )
+    write_table(
+        folder / f"{NAME}_tuning.csv",
+        _TUNING_COLUMNS,
+        [(*names, *trial.row) for *names, line in every for trial in line.trials],
+    )
+    pairs = [
+        (panel, first, second)
+        for panel in lines
+        for first, second in experiment.comparisons
+        if {first, second} <= set(lines[panel])
+    ]
+    losses = {
+        (panel, name): np.array([run.metrics[-1].valid_loss for run in line.runs.values()])
+        for panel, name, line in every
+    }
+    found = comparisons.compare(
+        [(first, second) for _, first, second in pairs],
+        [losses[panel, first] - losses[panel, second] for panel, first, second in pairs],
+        confidence=experiment.confidence,
+    )
+    rows = [(panel, *x) for (panel, *_), x in zip(pairs, found, strict=True)]
+    write_table(folder / f"{NAME}_comparisons.csv", _COMPARED, rows)
+    timings.write_timings(folder / f"{NAME}_timings.csv", timed, ["panel"])
+
+
+def _read(folder: Path) -> dict[str, dict[str, Curve]]:
+    """Return panel -> estimator -> curve; its seconds are steps times the time of a step."""
+    panels = read_curves(folder / f"{NAME}.csv")
+    for (panel,), samples in timings.read_timings(
+        folder / f"{NAME}_timings.csv", {"panel": str}
+    ).items():
+        for name, interval in costs.seconds(samples).items():
+            curve = panels[panel][name]
+            curve["seconds"] = curve["step"] * interval.value
+    return panels
+
+
 def draw(folder: Path) -> None:
     """Draw the figure from the tables in `folder`."""
-    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
+    panels, information = _read(folder), read_json(folder / f"{NAME}.json")
     figure, axes = plt.subplots(len(panels), 4, figsize=(11, 2.5 * len(panels)), squeeze=False)
     for row, (panel, lines) in zip(axes, panels.items(), strict=True):
         row[0].set_title(information["titles"][panel], loc="left", fontweight="bold")
@@ -141,16 +186,16 @@ def draw(folder: Path) -> None:
 def _rates(folder: Path, panel: str) -> dict[str, Rates]:
     """Return estimator -> the rates tried and the one chosen."""
     rows = tables.read(folder / f"{NAME}_tuning.csv", _TUNING_COLUMNS)
-    return read_rates(rows[rows["panel"] == panel], "valid_loss")
+    return tuning.read_rates(rows[rows["panel"] == panel])
 
 
 def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
     """Draw the loss at each rate: a cross above failed rates, the chosen rate filled."""
-    tuning = _rates(folder, panel)
-    finite = [x for rates in tuning.values() for x in rates.tried.values() if math.isfinite(x)]
-    for i, (estimator, rates) in enumerate(tuning.items()):
+    of_lines = _rates(folder, panel)
+    finite = [x for r in of_lines.values() for x in r.means.values() if math.isfinite(x)]
+    for i, (estimator, rates) in enumerate(of_lines.items()):
         colour = style.colour(estimator)
-        kept = {rate: x for rate, x in rates.tried.items() if math.isfinite(x)}
+        kept = {rate: x for rate, x in sorted(rates.means.items()) if math.isfinite(x)}
         axis.plot([*kept], [*kept.values()], "o-", color=colour, ms=3, mfc="white")
         axis.plot(rates.chosen, kept.get(rates.chosen, math.nan), "o", color=colour, ms=5)
         diverged = [rate for rate in rates.tried if rate not in kept]
@@ -161,41 +206,49 @@ def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
 
 
 def describe(folder: Path) -> str:
-    """Return the section of the report in Markdown: the winners, the figure, and a table."""
-    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
-    table = tables.read(folder / f"{NAME}_tuning.csv", _TUNING_COLUMNS)
-    tuning_steps = dict(zip(table["panel"], table["num_steps"], strict=True))
+    """Return the section of the report in Markdown: the winners, the figure, and tables."""
+    panels, information = _read(folder), read_json(folder / f"{NAME}.json")
+    rule = information["tuning"]
     text = [
         "## At the best rate of each (not in the paper)",
         "",
         f"![Each method at its best rate]({NAME}.png)",
         "",
-        "The paper compares at equal rates. Here each method has the rate with the lowest "
-        "validation loss after the tuning steps, by one seed, of the same grid for all. A rate is "
-        "left out if its run fails: if it diverges or ends above its start. Then other seeds train "
-        "at that rate; if one of them fails, the rate is given up, as the table notes, and all "
-        "train at the next best. The figure has geometric means, with 95 % intervals of the "
-        "logarithms; the table and the winners are by arithmetic means.",
+        f"Every line tries {rule['num_rates']} rates, each at full length with "
+        f"{len(rule['seeds'])} seeds, and takes the one of the lowest mean validation loss "
+        "([protocol](../../configs/protocol.yaml)); then other seeds train at it. Losses are means "
+        "over these seeds with 95 % intervals (Student's t), the figure's are geometric means. "
+        "Time is steps times the time of a step on an idle machine.",
         "",
     ]
     rows, verdicts = [], []
     for panel, by_estimator in panels.items():
         title, rates = information["titles"][panel], _rates(folder, panel)
         for estimator, line in by_estimator.items():
-            tried, steps = rates[estimator].tried, int(line["step"][0, -1])
-            grid = f"{len(tried)} from {min(tried):g} to {max(tried):g}, {tuning_steps[panel]}"
-            accuracy = mean_interval(information["test_accuracy"][panel][estimator])
-            operations = steps * information["operations"][panel][estimator] / 1e9
+            accuracies = np.array(information["test_accuracy"][panel][estimator], float)
+            operations = float(line["step"][0, -1]) * information["operations"][panel][estimator]
             rows.append([
-                title, style.label(estimator), grid, rates[estimator], len(line["step"]), steps,
-                final_value(line, "valid_loss"), accuracy, final_value(line, "seconds"),
-                f"{operations:.4g}",
+                title, style.label(estimator), rates[estimator], final_value(line, "valid_loss"),
+                mean_interval(100 * (1 - accuracies)), f"{line['seconds'][0, -1]:.3g}",
+                f"{operations / 1e9:.3g}",
             ])  # fmt: skip
         verdicts.append(f"{title}: {_winners(by_estimator, information['operations'][panel])}")
     for panel, name in information["failed"]:
         title = information["titles"][panel]
         verdicts.append(f"{title}: {style.label(name)} fails at every rate and is left out.")
-    return "\n".join([*text, *tables.markdown(_SHOWN, rows), "", *verdicts])
+    compared = [
+        (information["titles"][c["panel"]], style.label(c["first"]), style.label(c["second"]),
+         Interval(c["difference"], c["low"], c["high"], c["n"]), f"{c['p_value']:.2g}",
+         f"{c['corrected']:.2g}")
+        for c in tables.read(
+            folder / f"{NAME}_comparisons.csv", {"panel": str, **comparisons.COLUMNS}
+        ).to_dict("records")
+    ]  # fmt: skip
+    return "\n".join([
+        *text, *tables.markdown(_SHOWN, rows), "", *verdicts, "",
+        "The comparisons that the protocol names, paired by seed; p-values are corrected for their "
+        "number by Holm's method:", "", *tables.markdown(_SHOWN_COMPARISONS, compared),
+    ])  # fmt: skip
 
 
 def _winners(lines: dict[str, Curve], operations: dict[str, float]) -> str:
@@ -217,13 +270,15 @@ def _winners(lines: dict[str, Curve], operations: dict[str, float]) -> str:
 
 def findings(folder: Path) -> list[Finding]:
     """Compare the tables with the numbers of replications, for the MLP."""
-    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
+    panels, information = _read(folder), read_json(folder / f"{NAME}.json")
     names = ("backprop", "forward-normal", "forward-low_rank")
     if not set(names) <= set(panels.get("mlp", {})):
         return []
     losses = [panels["mlp"][name]["valid_loss"][:, -1] for name in names]
     rates = [_rates(folder, "mlp")[name] for name in names]
-    accuracies = [mean_interval(information["test_accuracy"]["mlp"][name]) for name in names]
+    accuracies = [
+        mean_interval(np.array(information["test_accuracy"]["mlp"][name])) for name in names
+    ]
     differs = information["differs"]["mlp"]
     edge = "a best rate is an end of the grid" if any(r.is_at_the_end for r in rates[:2]) else ""
     found = [

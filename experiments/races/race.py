@@ -1,64 +1,38 @@
-"""Races: the accuracy of each family of estimators, in equal time and in equal operations.
+"""Races: the test error of each family of estimators, trained with equal operations.
 
-Every line trains a model for the same seconds, at its best rate on the validation set after a
-quarter of them. Some lines also train for fewer seconds, which shows the accuracy against time, and
-some for the same floating-point operations. Controls train the last layer alone, or all layers but
-the first ones: accuracy that needs no learning in the hidden layers.
+Every line trains for the same floating-point operations by XLA's count, so lines of one program make
+the same number of steps, at its best learning rate. Rates, seeds and comparisons are those of
+`configs/protocol.yaml`. Controls train the last layer alone, or all layers but the first ones:
+accuracy that needs no learning in the hidden layers. The training time of a line is its steps times
+the time of a step, measured with all lines in turns on an idle machine.
 
-The seconds of a run are its steps times the time of a step. The time of a step is backprop's times
-the ratio of the two, measured in turns, so that a slow hour of the machine is no line's handicap.
-The seconds decide the number of steps.
-
-A race NAME leaves `NAME.csv` (a row an evaluation; `test_accuracy` on the last of each run),
-`NAME_tuning.csv` (a row a rate tried), `NAME.json` and the figure `NAME`.
+A race NAME leaves `NAME.csv` (a row an evaluation), `NAME_test.csv` (a row a run, with the test
+images that it classifies rightly), `NAME_tuning.csv` (a row a run and rate),
+`NAME_comparisons.csv` (a row a paired comparison), `NAME_timings.csv` (a row a timed turn),
+`NAME.json` and the figure `NAME`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from omegaconf import DictConfig
 
-from experiments.common import jobs, style, tables
-from experiments.common.costs import operations_of_a_step, training_costs
+from experiments.common import comparisons, costs, from_config, jobs, style, tables, timings, tuning
 from experiments.common.tuning import Tuned, read_rates, tune_and_train
 from experiments.races.figure import race_figure
-from experiments.races.results import COLUMNS, comparisons, markdown_table, read
-from fwdgrad.measurement import exact
+from experiments.races.results import COLUMNS, TEST_COLUMNS, comparison_table, line_table, read
 from fwdgrad.records import read_json, write_table
+from fwdgrad.training import DivergedError
 
-_TUNING_COLUMNS: tables.Columns = {
-    "estimator": str, "learning_rate": float, "valid_error": float, "failed_seeds": tables.gaps,
-}  # fmt: skip
-# Of a line, for the record.
-_ABOUT = (
-    "like", "operations", "derivatives", "overrides", "wanted", "behind", "times", "ablates",
-    "remark",
-)  # fmt: skip
-# Before the table of the report.
+_TABLES = ("", "_test", "_tuning", "_comparisons", "_timings")
 _NAMES = (
-    "Names: *activity* lines perturb pre-activations, layer by layer, with the last layer's exact "
-    "gradient; *weight* lines perturb the weights; *blocks*: each of K tangents perturbs one of K "
-    "groups of units; *guided*: with a control variate, a guess of the gradient that is linear in "
-    "the last layer's and learned on the way; *local*: a linear classifier and a loss for each "
-    "layer; *control*: exact gradients, but the other layers stay at their random start; "
-    "*-equal*: equal operations in the place of equal time. Derivatives are directional "
-    "derivatives (JVPs) of an example in a step; local heads that are trained by backprop take "
-    "reverse mode through one layer and its head."
-)
-_HOW = (
-    "Every run has the seconds, or the operations, in the table, at the learning rate with the "
-    "least validation error after {tuning:g} of its steps, one run a rate with another seed. Every "
-    "line tries as many rates, by plain SGD with a cosine schedule unless its name says momentum. "
-    "The other settings were chosen by hand in a few single runs before: for backprop and the "
-    "controls the minibatch, for the others also the number of tangents, clipping and the rate of "
-    "the guess. Seconds are steps times the time of a step. The time of a step is backprop's, in "
-    "one quiet minute, times the ratio, measured in turns (in brackets: the runs by the clock, on "
-    "a machine that they shared). Accuracies and differences are means with 95 % intervals over "
-    "the seeds, for this one test set. The mean on 10,000 other images has a standard deviation of "
-    "up to 0.13 points at 98.3 %; that of a difference is not known. A control may have another "
-    "optimizer; then the best control with the line's own optimizer is named, too. Backprop's time "
-    "to a mean is interpolated, accuracies over the logarithm of the time; the interval is of "
-    "means resampled by Student's law."
+    "*Activities*: activity perturbation of the hidden layers, layer by layer, with the exact "
+    "gradient of the last layer. *Weights*: tangents of the weights. *Blocks*: each of K tangents "
+    "perturbs one of K groups of units. *Local losses*: each layer learns from a linear classifier "
+    "of its own. *Controls*: exact gradients, but the other layers stay as they were initialised; "
+    "an accuracy that needs no learning in hidden layers."
 )
 
 
@@ -76,84 +50,129 @@ class Race:
     def run(self, cfg: DictConfig, folder: Path) -> None:
         """Tune and train, or read runs back, and write the tables."""
         race = _Configs(cfg, self._name)
-        lines = {name: race.line(name) for name in race.experiment.shown or race.experiment.lines}
         runs = folder / "runs" / self._name
-        costs = {x: _Cost(race, x, runs) for x in {line["like"]: None for line in lines.values()}}
         trained: dict[str, Tuned] = {}
-        bar = jobs.progress(list(lines), cfg, self._name)
+        counted, failed = {}, []
+        bar = jobs.progress(race.lines(), cfg, self._name)
         for name in bar:
             bar.set_postfix_str(name)
-            trained[name] = _tune_and_train(race, name, costs[lines[name]["like"]], bar)
-        of_line = {name: costs[line["like"]] for name, line in lines.items()}
+            counted[name] = costs.operations_of_a_step(race.any_run(name), runs)
+            try:
+                trained[name] = _tune_and_train(race, name, counted[name]["result"], bar)
+            except DivergedError as error:
+                failed.append(name)
+                bar.write(f"{self._name}: {name}: {error}")
+        if not trained:
+            raise DivergedError(f"every line fails at every rate of experiments.{self._name}.")
+        timed = costs.training_costs(
+            {name: race.any_run(name) for name in trained}, runs, **race.experiment.timing
+        )
+        self._write_tables(race, trained, counted, timed, folder)
+        sources = [timed, *counted.values()]
+        sources += [trial.info for tuned in trained.values() for trial in tuned.trials]
+        information = {
+            "lines": {
+                name: {
+                    "family": race.experiment.lines[name].family,
+                    "derivatives": race.experiment.lines[name].derivatives,
+                    "batch_size": tuned.config.batch_size,
+                    "operations_per_step": counted[name]["result"],
+                }
+                for name, tuned in trained.items()
+            },
+            "failed": failed,
+            "operations": race.experiment.operations,
+            "tuning": jobs.to_plain(race.experiment.tuning),
+            "compared": jobs.to_plain(race.experiment.compared),
+            "processes": timings.processes_of({(): timed}),
+            **jobs.provenance_of(sources),
+        }
+        written = [f"{self._name}{table}" for table in _TABLES]
+        jobs.write_information(folder, self._name, written, information)
+
+    def _write_tables(
+        self,
+        race: "_Configs",
+        trained: Mapping[str, Tuned],
+        counted: Mapping[str, Any],
+        timed: Mapping[str, Any],
+        folder: Path,
+    ) -> None:
+        every = [
+            (race.experiment.lines[name].family, name, seed, run)
+            for name, tuned in trained.items()
+            for seed, run in tuned.runs.items()
+        ]
+        test_set = from_config.problem(next(iter(trained.values())).config).test
+        num_examples = len(jax.tree.leaves(test_set)[0])
         write_table(
             folder / f"{self._name}.csv",
             COLUMNS,
             [
-                (lines[name]["family"], name, seed, row.step, row.step * of_line[name].seconds,
-                 row.step * of_line[name].operations, row.valid_accuracy,
-                 run.info["final"]["test_accuracy"] if row is run.metrics[-1] else "")
-                for name, tuned in trained.items()
-                for seed, run in tuned.runs.items()
+                (family, name, seed, row.step, row.step * counted[name]["result"],
+                 row.valid_accuracy)
+                for family, name, seed, run in every
                 for row in run.metrics
             ],
         )  # fmt: skip
         write_table(
+            folder / f"{self._name}_test.csv",
+            TEST_COLUMNS,
+            [
+                (name, seed, run.info["final"]["test_accuracy"], num_examples,
+                 run.info["test_correct"])
+                for _, name, seed, run in every
+            ],
+        )  # fmt: skip
+        write_table(
             folder / f"{self._name}_tuning.csv",
-            _TUNING_COLUMNS,
-            [(name, *columns) for name, tuned in trained.items() for columns in tuned.columns()],
+            tuning.COLUMNS,
+            [(name, *trial.row) for name, tuned in trained.items() for trial in tuned.trials],
         )
-        sources = [record for cost in costs.values() for record in cost.records]
-        for tuned in trained.values():
-            sources += [*tuned.others, *(run.info for run in tuned.runs.values())]
-        information = {
-            "lines": {
-                name: {
-                    **{key: line.get(key) for key in _ABOUT},
-                    "batch_size": race.of_any_length(name).batch_size,
-                    "over_backprop": of_line[name].over_backprop,
-                    "operations_per_step": of_line[name].operations,
-                    # By the clock of the runs themselves, which other work may have slowed.
-                    "clock_seconds": [
-                        run.info["final"]["seconds"] for run in trained[name].runs.values()
-                    ],
-                }
-                for name, line in lines.items()
-            },
-            "tuning": race.experiment.tuning,
-            "history": race.experiment.history,
-            **jobs.provenance_of(sources),
-        }
-        jobs.write_information(
-            folder, self._name, [self._name, f"{self._name}_tuning"], information
+        timings.write_timings(folder / f"{self._name}_timings.csv", {(): timed})
+        lines = read(folder, self._name)
+        pairs = [(a, b) for a, b in race.experiment.comparisons if {a, b} <= set(lines)]
+        compared = comparisons.compare(
+            pairs,
+            # Points of error: the second's right answers less the first's.
+            [100 * (lines[b].correct - lines[a].correct) for a, b in pairs],
+            confidence=race.experiment.compared.confidence,
         )
+        columns = comparisons.Comparison._fields
+        write_table(folder / f"{self._name}_comparisons.csv", columns, compared)
 
     def draw(self, folder: Path) -> None:
         """Draw the figure from the tables in `folder`."""
         about = read_json(folder / f"{self._name}.json")["lines"]
-        figure = race_figure(read(folder / f"{self._name}.csv"), about)
-        style.save(figure, folder, self._name)
+        style.save(race_figure(read(folder, self._name), about), folder, self._name)
 
     def describe(self, folder: Path) -> str:
-        """Return the section of the report in Markdown: the figure, a table, and conclusions."""
+        """Return the section of the report in Markdown: the figure and the tables."""
         information = read_json(folder / f"{self._name}.json")
-        lines, about = read(folder / f"{self._name}.csv"), information["lines"]
-        rates = read_rates(
-            tables.read(folder / f"{self._name}_tuning.csv", _TUNING_COLUMNS), "valid_error"
-        )
+        lines, about = read(folder, self._name), information["lines"]
+        rates = read_rates(tables.read(folder / f"{self._name}_tuning.csv", tuning.COLUMNS))
+        compared = tables.read(folder / f"{self._name}_comparisons.csv", comparisons.COLUMNS)
+        rule, margin = information["tuning"], information["compared"]["margin_points"]
         text = [
             f"## {self._title} (not in the paper)",
             "",
-            f"![Error against time and operations]({self._name}.png)",
+            f"![Test error of each line]({self._name}.png)",
             "",
-            _NAMES,
+            f"Each run has {information['operations']:.3g} operations. Each line tries "
+            f"{rule['num_rates']} rates at full length with {len(rule['seeds'])} seeds and takes "
+            "the one of the least validation error ([protocol](../../configs/protocol.yaml)); then "
+            "other seeds train at it, and read the test images once. " + _NAMES,
             "",
-            _HOW.format(tuning=information["tuning"]),
+            *line_table(lines, about, rates),
+            *(["", f"No rate works for {', '.join(map(style.label, information['failed']))}."]
+              if information["failed"] else []),
             "",
-            *([information["history"], ""] if information["history"] else []),
-            *markdown_table(lines, about, rates),
+            "The comparisons that the protocol names, in points of test error, paired by seed and "
+            "image (both are random effects); p-values are corrected for their number by Holm's "
+            f"method. Equivalent: the 90 % interval is within {margin:g} points.",
             "",
-            *comparisons(lines, about),
-        ]
+            *comparison_table(compared, margin),
+        ]  # fmt: skip
         return "\n".join(text)
 
 
