@@ -59,7 +59,7 @@ def test_a_seed_with_which_a_run_diverges_is_left_out(compose, tmp_path, monkeyp
     assert [(row["panel"], row["seed"]) for row in rows] == [("logistic", "0")] * 3
     information = read_json(tmp_path / "learning_curves.json")
     assert information["diverged"] == [["logistic", "backprop", 1], ["b", "backprop", 1]]
-    assert "B: Backprop diverged with seed 1, left out of all." in learning_curves.describe(
+    assert "B: backprop diverged with seed 1, left out of all." in learning_curves.describe(
         tmp_path
     )
     assert {f.why for f in learning_curves.findings(tmp_path) if f.key == "logistic.loss_f"} == {

@@ -136,17 +136,21 @@ def test_who_is_ahead_of_whom(tmp_path):
         about[name]["operations"] = 1e12
     # Of the shorter backprop nothing is said: no control is as short.
     backprop, activity, plain, weight, equal = results.comparisons(lines, about)
-    assert backprop.startswith("- Backprop: beats control-first-frozen, the best control of its t")
+    assert backprop.startswith(
+        "- backprop: beats first layer frozen (control), the best control of its t"
+    )
     assert "98.30 [97.66, 98.94] %, at least 98.3 wanted: reached by the mean, not b" in activity
-    assert "beats control-first-frozen, the best control of its time: +0.25 [0.25" in activity
+    assert (
+        "beats first layer frozen (control), the best control of its time: +0.25 [0.25" in activity
+    )
     assert "+0.25 [0.25, 0.25] on the validation images)" in activity
     # Pairs of seeds: 0.35 and 0.45; 0.1 and 0.3.
     assert (
-        "+0.40 [-0.24, 1.04] points behind Backprop, at most 0.3 wanted: missed by the m"
+        "+0.40 [-0.24, 1.04] points behind backprop, at most 0.3 wanted: missed by the m"
         in activity
     )
     assert (
-        "; cannot be told from control-last-layer, the best of those with its optimizer: +4.80 ["
+        "; cannot be told from last layer alone (control), the best of those with its optimizer: +4"
         in activity
     )
     # At 5 s 0.97, at 15 s 0.9831: 0.983 at 5 · 3^(130/131) s.
@@ -156,11 +160,13 @@ def test_who_is_ahead_of_whom(tmp_path):
         "15 s, at most 20 wanted: reached; " in activity
     )
     assert "+0.20 [-1.07, 1.47] points over activity-plain" in activity
-    assert "cannot be told from control-first-frozen" in plain and "wanted" not in plain
-    assert "is behind control-first-frozen, the best control, of 120 s alone: -2.00" in weight
+    assert "cannot be told from first layer frozen (control)" in plain and "wanted" not in plain
+    assert (
+        "is behind first layer frozen (control), the best control, of 120 s alone: -2.00" in weight
+    )
     assert "98.5 wanted: missed" in weight and weight.endswith(". Tried besides: less.")
     assert "more than 120 times backprop's time to that mean (5 s)" in weight
-    assert "+2.50 [2.50, 2.50] points behind backprop-equal; is behind control-first" in equal
+    assert "+2.50 [2.50, 2.50] points behind backprop, equal operations; is behind first" in equal
 
 
 def test_the_interval_of_a_time_is_that_of_the_means(tmp_path):

@@ -40,13 +40,13 @@ def test_learning_curves_find_a_known_ratio_of_times(tmp_path):
     learning_curves.draw(tmp_path)
     text = learning_curves.describe(tmp_path)
     assert (
-        "| Title | Backprop | 2 | 8 | 2.5 [-3.853, 8.853] | 2.5 [2, 3] | 2.5 [2, 3] | 1 | 1 |"
+        "| Title | backprop | 2 | 8 | 2.5 [-3.853, 8.853] | 2.5 [2, 3] | 2.5 [2, 3] | 1 | 1 |"
         in text
     )
     assert "| 2.5 [2, 3] | 0.5 | 0.5 | 0.2 | 0.805" in text
     assert "| reached by 0 of 2 | 1 |" in text  # half the speed, half as far, as soon
     assert "Title is shortened to 8 of 20 iterations." in text
-    assert "Title: Backprop diverged with seed 7, left out of all." in text
+    assert "Title: backprop diverged with seed 7, left out of all." in text
 
 
 def test_learning_curves_hold_each_number_against_its_own(tmp_path):
@@ -193,7 +193,7 @@ def test_the_fair_comparison_holds_each_number_against_its_own(tmp_path):
     }
     text = fair_comparison.describe(tmp_path)
     assert "| 0.1; given up 0.2: 1 failed | 2 | 1 |" in text
-    assert "MLP: Forward gradient, sphere fails at every rate and is left out." in text
+    assert "MLP: forward gradient, dense sphere fails at every rate and is left out." in text
     found(largest=0.1)
     edge = {f.key: f.why for f in fair_comparison.findings(tmp_path)}["replications.rates"]
     assert edge == "A best rate is an end of the grid."
