@@ -26,7 +26,7 @@ from fwdgrad.problems import TEST_FUNCTIONS
 
 _LINES = {EACH: OVERRIDES}
 _SEEDS, _RATES = list_of(SEED), list_of(POSITIVE)
-_COST = {"rounds": POSITIVE_INTEGER, "steps_per_call": POSITIVE_INTEGER}
+_COST = dict.fromkeys(("processes", "rounds", "steps_per_call"), POSITIVE_INTEGER)
 _RACE = {
     "history": optional(TEXT),
     "seconds": POSITIVE,
@@ -36,6 +36,7 @@ _RACE = {
     "overrides": OVERRIDES,
     "model": OVERRIDES,
     "shown": optional(list_of(NAME)),
+    "processes": POSITIVE_INTEGER,
     "rounds": POSITIVE_INTEGER,
     "lines": {
         EACH: {
@@ -89,7 +90,6 @@ EXPERIMENTS: dict[str, Any] = {
         "shown": list_of(NAME),
         "lines": _LINES,
         "seeds": _SEEDS,
-        "costs": {EACH: _COST},
     },
     "depth_scaling": {
         **dict.fromkeys(("width", "batch_size", "depth", "rounds"), POSITIVE_INTEGER),

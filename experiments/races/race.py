@@ -5,12 +5,13 @@ quarter of them. Some lines also train for fewer seconds, which shows the accura
 some for the same floating-point operations. Controls train the last layer alone, or all layers but
 the first ones: accuracy that needs no learning in the hidden layers.
 
-The seconds of a run are its steps times the time of a step. The time of a step is backprop's times
-the ratio of the two, measured in turns, so that a slow hour of the machine is no line's handicap.
-The seconds decide the number of steps.
+The seconds of a run are its steps times the time of a step. All lines are timed in turns, in
+several fresh processes, so that a slow hour of the machine is no line's handicap. The seconds
+decide the number of steps.
 
 A race NAME leaves `NAME.csv` (a row an evaluation; `test_accuracy` on the last of each run),
-`NAME_tuning.csv` (a row a rate tried), `NAME.json` and the figure `NAME`.
+`NAME_tuning.csv` (a row a rate tried), `NAME_timings.csv` (a row a turn), `NAME.json` and the
+figure `NAME`.
 """
 
 from pathlib import Path
@@ -19,7 +20,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from experiments.common import jobs, style, tables
-from experiments.common.costs import operations_of_a_step, training_costs
+from experiments.common.costs import (
+    operations_of_a_step,
+    over_reference,
+    samples_of,
+    seconds,
+    training_costs,
+)
+from experiments.common.timings import processes_of, write_timings
 from experiments.common.tuning import Tuned, read_rates, tune_and_train
 from experiments.races.figure import race_figure
 from experiments.races.results import COLUMNS, comparisons, markdown_table, read
@@ -51,8 +59,8 @@ _HOW = (
     "line tries as many rates, by plain SGD with a cosine schedule unless its name says momentum. "
     "The other settings were chosen by hand in a few single runs before: for backprop and the "
     "controls the minibatch, for the others also the number of tangents, clipping and the rate of "
-    "the guess. Seconds are steps times the time of a step. The time of a step is backprop's, in "
-    "one quiet minute, times the ratio, measured in turns (in brackets: the runs by the clock, on "
+    "the guess. Seconds are steps times the time of a step, measured in turns in fresh processes, "
+    "on an idle machine (in brackets: the runs by the clock, on "
     "a machine that they shared). Accuracies and differences are means with 95 % intervals over "
     "the seeds, for this one test set. The mean on 10,000 other images has a standard deviation of "
     "up to 0.13 points at 98.3 %; that of a difference is not known. A control may have another "
@@ -78,7 +86,14 @@ class Race:
         race = _Configs(cfg, self._name)
         lines = {name: race.line(name) for name in race.experiment.shown or race.experiment.lines}
         runs = folder / "runs" / self._name
-        costs = {x: _Cost(race, x, runs) for x in {line["like"]: None for line in lines.values()}}
+        likes = list({line["like"]: None for line in lines.values()})
+        timed = training_costs(
+            {name: race.of_any_length(name) for name in dict.fromkeys(["backprop", *likes])},
+            runs,
+            processes=race.experiment.processes,
+            rounds=race.experiment.rounds,
+        )
+        costs = {name: _Cost(race, name, timed, runs) for name in likes}
         trained: dict[str, Tuned] = {}
         bar = jobs.progress(list(lines), cfg, self._name)
         for name in bar:
@@ -102,7 +117,8 @@ class Race:
             _TUNING_COLUMNS,
             [(name, *columns) for name, tuned in trained.items() for columns in tuned.columns()],
         )
-        sources = [record for cost in costs.values() for record in cost.records]
+        write_timings(folder / f"{self._name}_timings.csv", {(): timed})
+        sources = [timed, *(cost.counted for cost in costs.values())]
         for tuned in trained.values():
             sources += [*tuned.others, *(run.info for run in tuned.runs.values())]
         information = {
@@ -121,10 +137,14 @@ class Race:
             },
             "tuning": race.experiment.tuning,
             "history": race.experiment.history,
+            "processes": processes_of({(): timed}),
             **jobs.provenance_of(sources),
         }
         jobs.write_information(
-            folder, self._name, [self._name, f"{self._name}_tuning"], information
+            folder,
+            self._name,
+            [f"{self._name}{end}" for end in ("", "_tuning", "_timings")],
+            information,
         )
 
     def draw(self, folder: Path) -> None:
@@ -189,22 +209,16 @@ class _Cost:
     Attributes:
       seconds, operations: time and floating-point operations of a step.
       over_backprop: the ratio to backprop's time on the same model, an interval.
-      records: the records of the measurements.
+      counted: the record of the operations.
     """
 
-    def __init__(self, race: _Configs, name: str, runs: Path):
-        rounds = race.experiment.rounds
-        config, reference = race.of_any_length(name), race.of_any_length("backprop")
-        # The reference's own seconds are from one record, whatever is compared with it.
-        timed = training_costs(config, reference, runs, rounds=rounds)
-        unit = training_costs(reference, reference, runs, rounds=rounds)
-        counted = operations_of_a_step(config, runs)
-        self.over_backprop = timed["result"]["over_reference"]
-        if config == reference:
-            self.over_backprop = exact(1.0)._asdict()
-        self.seconds = self.over_backprop["value"] * unit["result"]["seconds"]["value"]
-        self.operations = counted["result"]
-        self.records = [timed, unit, counted]
+    def __init__(self, race: _Configs, name: str, timed: dict[str, Any], runs: Path):
+        samples = samples_of(timed)
+        over_backprop = exact(1.0) if name == "backprop" else over_reference(samples)[name]
+        self.over_backprop = over_backprop._asdict()
+        self.seconds = over_backprop.value * seconds(samples)["backprop"].value
+        self.counted = operations_of_a_step(race.of_any_length(name), runs)
+        self.operations = self.counted["result"]
 
 
 def _tune_and_train(race: _Configs, name: str, cost: _Cost, bar: Any) -> Tuned:

@@ -9,7 +9,6 @@ from experiments.paper import (
     fair_comparison,
     learning_curves,
 )
-from fwdgrad.measurement import exact
 from fwdgrad.records import read_json, read_table
 from fwdgrad.training import DivergedError
 
@@ -25,22 +24,13 @@ def test_a_seed_with_which_a_run_diverges_is_left_out(compose, tmp_path, monkeyp
     monkeypatch.setattr(
         from_config, "recorded_info", lambda config: original(of_another(config)).info
     )
-    one = {q: exact(1.0)._asdict() for q in ("seconds", "relative_cost", "over_reference")}
-    source = {key: {} for key in ("code", "versions", "hardware")}
-    monkeypatch.setattr(
-        learning_curves,
-        "step_costs",
-        lambda configs, folder, **form: {
-            "result": dict.fromkeys(("loss", *configs), one), **source, "wall_seconds": 0
-        },
-    )  # fmt: skip
     settings = "experiments.learning_curves"
     of_b = "['model=logistic','steps_per_call=2']"
     small = f"{{title: B, overrides: {of_b}, num_steps: 2, eval_every: 1, seeds: [1], "
     small += f"full: {{num_steps: 2, overrides: {of_b}}}}}"
     overrides = [
         "preset=smoke", f"output.root={tmp_path}", f"{settings}.seeds=[0,1]",
-        f"+{settings}.panels.b={small}", f"+{settings}.costs.b={{rounds: 2, steps_per_call: 2}}",
+        f"+{settings}.panels.b={small}",
     ]  # fmt: skip
 
     def of_another(config):

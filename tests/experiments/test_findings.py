@@ -6,6 +6,10 @@ import pytest
 from experiments.paper import depth_scaling, fair_comparison, learning_curves, trajectories
 from fwdgrad.records import Metrics, write_json, write_table
 
+from .timed import write_step_cost
+
+STEP = {"model": {}, "dataset": {}, "batch_size": 64}
+
 
 def test_learning_curves_find_a_known_ratio_of_times(tmp_path):
     """Two seeds of three lines, of which one is twice as fast and one never gets there."""
@@ -23,28 +27,20 @@ def test_learning_curves_find_a_known_ratio_of_times(tmp_path):
         [("p", name, seed, 8, 16, 2 + seed, 1, 0.2, 0.2, 0.8, 0.8 + seed / 100)
          for name in speeds for seed in (0, 1)],
     )  # fmt: skip
-    write_table(
-        tmp_path / "learning_curves_costs.csv",
-        ("panel", "estimator", "quantity", "value", "low", "high", "n"),
-        [("p", name, quantity, 2.5, 2, 3, 9)
-         for name in ("loss", *speeds)
-         for quantity in ("seconds", "relative_cost", "over_reference")],
-    )  # fmt: skip
+    costs = {"backprop": 2.5, "forward-normal": 2, "forward-low_rank": 5}
+    write_step_cost(tmp_path, {"another name": (STEP, costs)})
     write_json(
         tmp_path / "learning_curves.json",
         {
             "titles": {"p": "Title"}, "shortened": {"p": "8 of 20"}, "changed": {"p": ""},
-            "diverged": [["p", "backprop", 7]], "provenance": [],
+            "diverged": [["p", "backprop", 7]], "provenance": [], "steps": {"p": STEP},
         },
     )  # fmt: skip
     learning_curves.draw(tmp_path)
     text = learning_curves.describe(tmp_path)
-    assert (
-        "| Title | backprop | 2 | 8 | 2.5 [-3.853, 8.853] | 2.5 [2, 3] | 2.5 [2, 3] | 1 | 1 |"
-        in text
-    )
-    assert "| 2.5 [2, 3] | 0.5 | 0.5 | 0.2 | 0.805" in text
-    assert "| reached by 0 of 2 | 1 |" in text  # half the speed, half as far, as soon
+    assert "| Title | backprop | 2 | 8 | 2.5 [-3.853, 8.853] | 2.5 | 1 | 1 | 1 |" in text
+    assert "| 2 | 0.8 | 0.5 | 0.5 | 0.2 | 0.805" in text
+    assert "| 5 | 2 | reached by 0 of 2 | 1 |" in text  # half the speed, half as far, as soon
     assert "Title is shortened to 8 of 20 iterations." in text
     assert "Title: backprop diverged with seed 7, left out of all." in text
 
@@ -66,17 +62,11 @@ def test_learning_curves_hold_each_number_against_its_own(tmp_path):
          for name, (seconds, loss, accuracy) in lines.items() for seed in (0, 1)
          for step in (0, 8)],
     )  # fmt: skip
-    write_table(
-        tmp_path / "learning_curves_costs.csv",
-        ("panel", "estimator", "quantity", "value", "low", "high", "n"),
-        [(panel, name, quantity, value, value - 0.01, value + 0.01, 9)
-         for name, costs in {
-             "backprop": (4.359, 1.0), "forward-normal": (2.607, 0.598),
-             "forward-low_rank": (1.5, 0.4),
-         }.items()
-         for quantity, value in zip(("relative_cost", "over_reference"), costs, strict=True)],
-    )  # fmt: skip
-    information = {"titles": {panel: ""}, "diverged": [], "provenance": []}
+    costs = {"backprop": 4.359, "forward-normal": 2.607, "forward-low_rank": 1.5}
+    write_step_cost(tmp_path, {"mlp": (STEP, costs)})
+    information = {
+        "titles": {panel: ""}, "diverged": [], "provenance": [], "steps": {panel: STEP}
+    }  # fmt: skip
 
     def found(shortened, changed):
         write_json(
@@ -87,11 +77,11 @@ def test_learning_curves_hold_each_number_against_its_own(tmp_path):
 
     of_whole = found({}, "")
     texts = {key: (f.ours, f.low_rank, f.verdict) for key, f in of_whole.items()}
-    ours = "0.598 [0.588, 0.608] (n = 9)", "0.4 [0.39, 0.41] (n = 9)"
+    ours = "0.5981", "0.3441"
     assert texts == {
         "replications.slower": (*ours, "contradicted"),
-        "R_f": ("2.607 [2.597, 2.617] (n = 9)", "1.5 [1.49, 1.51] (n = 9)", "reproduced"),
-        "R_b": ("4.359 [4.349, 4.369] (n = 9)", "", "reproduced"),
+        "R_f": ("2.607", "1.5", "reproduced"),
+        "R_b": ("4.359", "", "reproduced"),
         "R_ratio": (*ours, "reproduced"),
         "T_f": ("6", "1.714", "cannot be checked here"),  # 24 · 0.12/0.48, 8 · 0.12/0.56
         "T_b": ("16", "", "cannot be checked here"),
@@ -112,6 +102,13 @@ def test_learning_curves_hold_each_number_against_its_own(tmp_path):
     assert of_survivors["loss_f"].why == (
         "Seed 3, with which forward-normal diverged, is left out."
     )
+    unmeasured = information | {"steps": {panel: {**STEP, "batch_size": 128}}}
+    write_json(
+        tmp_path / "learning_curves.json",
+        {**unmeasured, "shortened": {}, "changed": {panel: ""}},
+    )
+    without = {f.key for f in learning_curves.findings(tmp_path)}
+    assert f"{panel}.T_ratio" in without and f"{panel}.R_f" not in without
     for finding in found({}, "with another model").values():
         assert finding.verdict == "cannot be checked here"
 

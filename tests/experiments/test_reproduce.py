@@ -65,9 +65,9 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert printed.count("seed 0: ") == 3 + 2 + 3 + 1 and "README.md" in printed
     assert {path.name for path in tmp_path.iterdir()} == {
-        "README.md", "runs", "learning_curves_runs.csv", "learning_curves_costs.csv",
-        "fair_comparison_tuning.csv", "accuracy_race_tuning.csv",
-        "cnn_race_tuning.csv",
+        "README.md", "runs", "learning_curves_runs.csv", "fair_comparison_tuning.csv",
+        *(f"{name}_{table}.csv" for name in ("accuracy_race", "cnn_race")
+          for table in ("tuning", "timings")), "estimator_quality_timings.csv",
         *(f"{name}.{kind}" for name in FIGURES for kind in ("csv", "json", "png", "pdf")),
         "differentiation.json",
         *(f"{p.NAME}.{kind}" for p in differentiation.PARTS for kind in ("csv", "png", "pdf")),

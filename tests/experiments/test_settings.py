@@ -55,8 +55,8 @@ TABLE = {
     **dict.fromkeys(
         ("batch_size", "eval_every", "steps_per_call", "default", "num_rows", "width", "depth",
          "products_per_call", "num_seeds", "repetitions", "guess_steps", "num_batches",
-         "selection_rounds", "rounds", "num_train", "num_valid", "num_tangents", "rank",
-         "channels"),
+         "selection_rounds", "processes", "rounds", "num_train", "num_valid", "num_tangents",
+         "rank", "channels"),
         POSITIVE_INTEGER,
     ),
     **dict.fromkeys(("num_steps", "tuning_steps"), STEPS),
