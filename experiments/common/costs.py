@@ -1,6 +1,10 @@
-"""The cost of a training step of several `train` configs."""
+"""The cost of a training step of several `train` configs: time, memory, operations, compilation.
 
-from collections.abc import Mapping
+Programs are timed in several fresh processes (`fwdgrad.measurement.processes`). A record holds the
+seconds of each turn, and intervals are computed from those.
+"""
+
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,84 +12,133 @@ from typing import Any
 import jax
 from omegaconf import DictConfig
 
-from experiments.common import from_config, tables
+from experiments.common import from_config, timings
 from fwdgrad.measurement import (
     Interval,
+    Program,
+    Sample,
     Step,
     StepProgram,
-    interleaved_seconds,
     loss_step,
     measured_once,
-    median_interval,
-    relative_costs,
+    ratio_over_processes,
+    seconds_over_processes,
     sgd_step,
+    time_in_processes,
 )
-from fwdgrad.records import write_table
+from fwdgrad.records import read_json
 
-_COLUMNS: tables.Columns = {"panel": str, "estimator": str, "quantity": str}
+STEP_COST = "step_cost"  # the experiment that measures R, and the first name of its files
+LOSS = "loss"  # the line of the loss alone
 _NUM_BATCHES = 4  # at hand, which the steps take in turns
 
 
 def step_costs(
-    configs: Mapping[str, DictConfig], folder: Path, *, rounds: int, steps_per_call: int
+    configs: Mapping[str, DictConfig],
+    folder: Path,
+    *,
+    processes: int,
+    rounds: int,
+    steps_per_call: int | None = None,
+    max_seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Time a step of each line beside the loss alone, all in turns, or read the times back.
+    """Time a step of each line and the loss alone, or read the times back.
+
+    The derivative and an update by SGD are timed, on minibatches in memory. Read the result by
+    `samples_of`, `seconds`, `relative_cost` and `over_reference`.
 
     Args:
-      configs: line -> `train` config, with the line `backprop` among them.
+      configs: line -> `train` config, with the line `backprop` among them. A line `loss` has the
+        config of the loss alone; without it, that is backprop's.
       folder: where the measurement is kept.
-      rounds: how often each is timed.
-      steps_per_call: steps in a compiled call.
+      processes: fresh processes, of which each times all lines in turns.
+      rounds: turns in a process.
+      steps_per_call: steps in a compiled call; None: those of each config.
+      max_seconds: of timing in a process, after which no further turn begins.
 
     Returns:
-      A record of `measured_once` whose result is line -> quantity -> interval, for the lines and
-      `loss`; the quantities are those of `relative_costs`.
+      A record of `measured_once` whose result is that of `time_in_processes`. The facts of a line
+      are `compile_seconds`, `operations` of a step, `temp_bytes`, and `total_bytes`: parameters,
+      gradients and temporaries.
     """
+    lines = {LOSS: configs["backprop"], **configs}
+    make = partial(step_programs, lines, steps_per_call)
     form = {"rounds": rounds, "steps_per_call": steps_per_call}
-    lines = {line: from_config.identity_config(config) for line, config in configs.items()}
-
-    def measure() -> dict[str, Any]:
-        some = configs["backprop"]
-        steps = {"loss": (loss_step(from_config.problem(some).loss), some)}
-        steps.update({line: (_step(config), config) for line, config in configs.items()})
-        programs = {
-            name: _program(*step, _NUM_BATCHES, steps_per_call) for name, step in steps.items()
-        }
-        costs = relative_costs(programs, rounds=rounds, unit="loss", reference="backprop")
-        return {name: {q: i._asdict() for q, i in c.items()} for name, c in costs.items()}
-
-    return measured_once(folder, "cost", {**form, "lines": lines}, measure)
+    return _timed("cost", make, lines, folder, processes, form, max_seconds)
 
 
 def training_costs(
-    config: DictConfig, reference: DictConfig, folder: Path, *, rounds: int
+    configs: Mapping[str, DictConfig],
+    folder: Path,
+    *,
+    processes: int,
+    rounds: int,
+    max_seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Time a step of two trainings in turns, with optimizer and reading of minibatches.
+    """Time a step of each line's training, with optimizer and reading of minibatches.
+
+    All lines are in the memory of a process at once, with one copy of the data set.
 
     Args:
-      config, reference: `train` configs; their problems may differ.
-      folder, rounds: as in `step_costs`.
+      configs: line -> `train` config; their problems may differ.
+      folder, processes, rounds, max_seconds: as in `step_costs`.
 
     Returns:
-      A record of `measured_once` whose result is quantity -> interval: `seconds` of a step, and
-      `over_reference`, the ratio.
+      A record of `measured_once` whose result is that of `time_in_processes`, with the fact
+      `compile_seconds` alone.
     """
-    configs = {"line": config, "reference": reference}
-    identity = {name: from_config.identity_config(c) for name, c in configs.items()}
+    make = partial(training_programs, dict(configs))
+    return _timed("training", make, configs, folder, processes, {"rounds": rounds}, max_seconds)
+
+
+def _timed(
+    label: str,
+    make: Any,
+    configs: Mapping[str, DictConfig],
+    folder: Path,
+    processes: int,
+    form: Mapping[str, Any],
+    max_seconds: float | None,
+) -> dict[str, Any]:
+    lines = {line: from_config.identity_config(config) for line, config in configs.items()}
+    limits = {"processes": processes, "max_seconds": max_seconds}
 
     def measure() -> dict[str, Any]:
-        training = from_config.Training(config)
-        other = training if reference == config else from_config.Training(reference)
-        calls = {
-            "line": partial(training.advance, config.steps_per_call),
-            "reference": partial(other.advance, reference.steps_per_call),
-        }
-        timed = interleaved_seconds(calls, rounds=rounds)
-        seconds, others = (timed[name] / c.steps_per_call for name, c in configs.items())
-        found = {"seconds": seconds, "over_reference": seconds / others}
-        return {quantity: median_interval(x)._asdict() for quantity, x in found.items()}
+        return time_in_processes(
+            make, list(configs), processes=processes, rounds=form["rounds"], max_seconds=max_seconds
+        )
 
-    return measured_once(folder, "training", {"rounds": rounds, **identity}, measure)
+    return measured_once(folder, label, {**form, **limits, "lines": lines}, measure)
+
+
+def step_programs(
+    configs: Mapping[str, DictConfig], steps_per_call: int | None, order: Sequence[str]
+) -> dict[str, Program]:
+    """Return the program of each line's step, compiled in this order."""
+    return {
+        line: _program(
+            _loss_alone(configs[line]) if line == LOSS else _step(configs[line]),
+            configs[line],
+            _NUM_BATCHES,
+            steps_per_call or configs[line].steps_per_call,
+        ).timed()
+        for line in order
+    }
+
+
+def training_programs(
+    configs: Mapping[str, DictConfig], order: Sequence[str]
+) -> dict[str, Program]:
+    """Return the program of each line's training, compiled in this order."""
+    trainings = {line: from_config.Training(configs[line]) for line in order}
+    return {
+        line: Program(
+            partial(training.advance, configs[line].steps_per_call),
+            configs[line].steps_per_call,
+            {"compile_seconds": training.compile_seconds},
+        )
+        for line, training in trainings.items()
+    }
 
 
 def operations_of_a_step(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -94,6 +147,10 @@ def operations_of_a_step(config: DictConfig, folder: Path) -> dict[str, Any]:
     return measured_once(
         folder, "operations", identity, lambda: _program(_step(config), config, 1, 1).operations
     )
+
+
+def _loss_alone(config: DictConfig) -> Step:
+    return loss_step(from_config.problem(config).loss)
 
 
 def _step(config: DictConfig) -> Step:
@@ -114,17 +171,65 @@ def _program(step: Step, config: DictConfig, num_batches: int, steps_per_call: i
     )
 
 
-def write_costs(path: Path, costs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write panel -> record of `step_costs` as a tidy table."""
-    rows = [
-        (panel, estimator, quantity, *(interval[field] for field in Interval._fields))
-        for panel, record in costs.items()
-        for estimator, quantities in record["result"].items()
-        for quantity, interval in quantities.items()
-    ]
-    write_table(path, [*_COLUMNS, *tables.INTERVAL], rows)
+def samples_of(record: Mapping[str, Any]) -> list[Sample]:
+    """Return the seconds of each line, process and turn of a record."""
+    return [Sample(*row) for row in record["result"]["samples"]]
 
 
-def read_costs(path: Path) -> dict[str, dict[str, dict[str, Interval]]]:
-    """Return panel -> estimator (or `loss`) -> quantity -> interval."""
-    return tables.read_intervals(path, _COLUMNS)
+def seconds(samples: Sequence[Sample]) -> dict[str, Interval]:
+    """Return line -> the seconds of a step, over processes."""
+    return {line: seconds_over_processes(samples, line) for line in _lines(samples)}
+
+
+def relative_cost(samples: Sequence[Sample]) -> dict[str, Interval]:
+    """Return line -> the paper's R, the time of a step over that of the loss alone."""
+    return over_reference(samples, LOSS)
+
+
+def over_reference(samples: Sequence[Sample], reference: str = "backprop") -> dict[str, Interval]:
+    """Return line -> the ratio of its seconds to those of the line `reference`, over processes."""
+    return {line: ratio_over_processes(samples, line, reference) for line in _lines(samples)}
+
+
+def _lines(samples: Sequence[Sample]) -> list[str]:
+    return list(dict.fromkeys(sample.program for sample in samples))
+
+
+def step_of(config: DictConfig) -> dict[str, Any]:
+    """Return the part of a `train` config that decides the cost of the loss of a step."""
+    identity = from_config.identity_config(config)
+    return {key: identity[key] for key in ("model", "dataset", "batch_size")}
+
+
+def read_costs(
+    folder: Path, steps: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, dict[str, Interval]]]:
+    """Return panel -> line (or `loss`) -> quantity -> interval, from the tables of `step_cost`.
+
+    The quantities are `seconds`, `relative_cost` and `over_reference`. Panels of a step that was
+    not measured in this folder are left out.
+
+    Args:
+      folder: the folder of the tables.
+      steps: panel -> `step_of` its config.
+    """
+    if not (folder / f"{STEP_COST}.json").exists():
+        return {}
+    measured = read_json(folder / f"{STEP_COST}.json")["panels"]
+    samples = timings.read_timings(folder / f"{STEP_COST}_timings.csv", {"panel": str})
+    found = {}
+    for panel, step in steps.items():
+        for name, about in measured.items():
+            if about["step"] == step:
+                found[panel] = costs_of(samples[name,])
+    return found
+
+
+def costs_of(samples: Sequence[Sample]) -> dict[str, dict[str, Interval]]:
+    """Return line -> quantity -> interval of samples that have the lines `loss` and `backprop`."""
+    quantities = {
+        "seconds": seconds(samples),
+        "relative_cost": relative_cost(samples),
+        "over_reference": over_reference(samples),
+    }
+    return {line: {q: x[line] for q, x in quantities.items()} for line in quantities["seconds"]}

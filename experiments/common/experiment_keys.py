@@ -27,7 +27,7 @@ from fwdgrad.problems import TEST_FUNCTIONS
 
 _LINES = {EACH: OVERRIDES}
 _SEEDS = list_of(SEED)
-_COST = {"rounds": POSITIVE_INTEGER, "steps_per_call": POSITIVE_INTEGER}
+_COST = dict.fromkeys(("processes", "rounds", "steps_per_call"), POSITIVE_INTEGER)
 _TUNING = {"seeds": _SEEDS, "num_rates": integer(3), "factor": number("above 1", lambda x: x > 1)}
 _COMPARED = {"confidence": FRACTION, "margin_points": POSITIVE}
 _PAIRS = list_of(list_of(NAME, 2))
@@ -82,7 +82,6 @@ EXPERIMENTS: dict[str, Any] = {
         "shown": list_of(NAME),
         "lines": _LINES,
         "seeds": _SEEDS,
-        "costs": {EACH: _COST},
     },
     "depth_scaling": {
         **dict.fromkeys(("width", "batch_size", "depth", "rounds"), POSITIVE_INTEGER),

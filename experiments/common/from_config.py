@@ -233,6 +233,7 @@ class Training:
 
     Attributes:
       state: a `fwdgrad.training.stepping.State`.
+      compile_seconds: the time of compiling.
     """
 
     def __init__(self, cfg: DictConfig, init: Any = None, transformation: Any = None):
@@ -245,6 +246,7 @@ class Training:
             compiler_options=cfg.compiler_options,
         )  # fmt: skip
         self.state, self._advance = stepper.state, stepper.advance
+        self.compile_seconds = stepper.compile_seconds
         number = jax.tree.leaves(made.train)[0].shape[0]
         self._batches, self._step = Batches(number, cfg.batch_size, cfg.seed), 0
 

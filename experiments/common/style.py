@@ -14,22 +14,16 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+from experiments.common.vocabulary import label as label
+
+# Of Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = {
     "backprop": "#000000",
     "forward-normal": "#0072B2",
-    "forward-rademacher": "#D55E00",
+    "forward-rademacher": "#CC79A7",
     "forward-sphere": "#009E73",
-    "forward-low_rank": "#CC79A7",
+    "forward-low_rank": "#D55E00",
     "backprop-checkpointed": "#56B4E9",
-}
-NAMES = {
-    "backprop": "Backprop",
-    "forward-normal": "Forward gradient, normal",
-    "forward-rademacher": "Forward gradient, Rademacher",
-    "forward-sphere": "Forward gradient, sphere",
-    "forward-low_rank": "Forward gradient, low-rank",
-    "backprop-checkpointed": "Backprop, checkpointed",
 }
 
 plt.rcParams.update(
@@ -53,11 +47,6 @@ plt.rcParams.update(
 def colour(estimator: str) -> str:
     """Return the colour of an estimator's label, or grey."""
     return COLOURS.get(estimator, "#777777")
-
-
-def label(estimator: str) -> str:
-    """Return an estimator's name in legends and tables."""
-    return NAMES.get(estimator, estimator)
 
 
 def finite(values: Any, *, positive: bool = False) -> np.ndarray:

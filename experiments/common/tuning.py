@@ -68,8 +68,8 @@ def next_rate(tried: Mapping[float, float], first: float, factor: float) -> floa
       first: the first rate of the line.
       factor: the ratio of the first rates.
 
-    >>> next_rate({}, 0.1, 10.0), next_rate({0.1: 1.0}, 0.1, 10.0), next_rate({0.1: 1.0, 0.01: 2.0}, 0.1, 10.0)
-    (0.1, 0.01, 1.0)
+    >>> next_rate({}, 0.1, 10.0), next_rate({0.1: 3.0}, 0.1, 10.0)
+    (0.1, 0.01)
     >>> next_rate({0.01: 3.0, 0.1: 2.0, 1.0: 1.0}, 0.1, 10.0)  # beyond the highest
     10.0
     >>> next_rate({0.01: 3.0, 0.1: 1.0, 1.0: math.inf}, 0.1, 10.0)  # towards the edge of stability
@@ -201,7 +201,7 @@ class Rates(NamedTuple):
         """Return the geometric mean over tuning seeds of the ratio of best rates."""
         logs = np.log(self.best_of_each_seed()) - np.log(other.best_of_each_seed())
         mean, low, high, n = mean_interval(logs)
-        return Interval(*(math.exp(x) for x in (mean, low, high)), n)
+        return Interval(math.exp(mean), math.exp(low), math.exp(high), n)
 
     def __str__(self) -> str:
         edge = " (end of the grid)" if self.is_at_the_end else ""
@@ -213,9 +213,11 @@ def read_rates(rows: pd.DataFrame) -> dict[str, Rates]:
     """Return estimator -> `Rates`, from a table with `COLUMNS`."""
     found = {}
     for estimator, line in rows.groupby("estimator", sort=False):
-        by_role = {role: of_role for role, of_role in line.groupby("role", sort=False)}
-        tuning = by_role[TUNING].groupby("learning_rate", sort=False)["minimised"]
-        compared = list(dict.fromkeys(by_role[COMPARED]["learning_rate"]))
-        tried = {rate: values.tolist() for rate, values in tuning}
-        found[str(estimator)] = Rates(tried, compared[-1], compared[:-1])
+        tuning, compared = (line[line["role"] == role] for role in (TUNING, COMPARED))
+        tried = {
+            rate: of_rate["minimised"].tolist()
+            for rate, of_rate in tuning.groupby("learning_rate", sort=False)
+        }
+        trained = list(dict.fromkeys(compared["learning_rate"]))
+        found[str(estimator)] = Rates(tried, trained[-1], trained[:-1])
     return found

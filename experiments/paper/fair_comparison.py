@@ -1,8 +1,8 @@
 """A comparison that the paper lacks: each method at its best learning rate.
 
-For every model and method the rate is tuned as `configs/protocol.yaml` says: by the same budget for
-all, at full length, with several seeds, on the validation set. Then each trains at its own rate with
-other seeds. Loss against iterations, against training time and against floating-point operations.
+For every model and method the rate is tuned as `configs/protocol.yaml` says: by the same budget
+for all, at full length, with several seeds, on the validation set. Then each trains at its own rate
+with other seeds. Loss against iterations, training time and floating-point operations.
 Part of `reproduce`; alone:
 
     python -m experiments.paper.fair_comparison preset=quick
@@ -13,20 +13,17 @@ rate), `fair_comparison_comparisons.csv` (a row a paired comparison), `fair_comp
 """
 
 import itertools
-import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig
 
 from experiments.common import commands, comparisons, costs, jobs, style, tables, timings, tuning
-from experiments.common.curves import Curve, final_value, plot, read_curves, write_curves
+from experiments.common.curves import Curve, final_value, read_curves, write_curves
 from experiments.common.paper_facts import Finding, compare
 from experiments.common.tuning import Rates, Tuned
+from experiments.paper.fair_comparison_figure import draw_comparison
 from fwdgrad.measurement import Interval, mean_interval
 from fwdgrad.records import read_json, write_table
 from fwdgrad.training import DivergedError
@@ -99,18 +96,18 @@ def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> Tuned:
     settings, line = experiment.panels[panel], experiment.lines[name]
     overrides = [*settings.overrides, *line.overrides]
 
-    def make_config(rate: float, seed: int, tuning: bool) -> DictConfig:
-        rows = 1 if tuning else settings.num_rows
+    def make_config(rate: float, seed: int, is_tuning: bool) -> DictConfig:
+        rows = 1 if is_tuning else settings.num_rows
         return jobs.compose_train(
             cfg, overrides, learning_rate=rate, seed=seed, num_steps=settings.num_steps,
-            eval_every=max(1, settings.num_steps // rows), read_test_set=not tuning,
+            eval_every=max(1, settings.num_steps // rows), read_test_set=not is_tuning,
         )  # fmt: skip
 
     def note(text: str) -> None:
         bar.write(f"{NAME}: {panel}, {name}: {text}")
 
-    tuning, seeds = jobs.to_plain(experiment.tuning), jobs.to_plain(experiment.seeds)
-    return tune_and_train(make_config, line.first_rate[panel], tuning, seeds, note)
+    rule, seeds = jobs.to_plain(experiment.tuning), jobs.to_plain(experiment.seeds)
+    return tuning.tune_and_train(make_config, line.first_rate[panel], rule, seeds, note)
 
 
 def _write_tables(
@@ -119,7 +116,11 @@ def _write_tables(
     every = [(panel, name, line) for panel, x in lines.items() for name, line in x.items()]
     write_curves(
         folder / f"{NAME}.csv",
-        ((*names, seed, run) for *names, line in every for seed, run in line.runs.items()),
+        (
+            (panel, name, seed, run)
+            for panel, name, line in every
+            for seed, run in line.runs.items()
+        ),
     )
     write_table(
         folder / f"{NAME}_tuning.csv",
@@ -161,48 +162,17 @@ def _read(folder: Path) -> dict[str, dict[str, Curve]]:
 def draw(folder: Path) -> None:
     """Draw the figure from the tables in `folder`."""
     panels, information = _read(folder), read_json(folder / f"{NAME}.json")
-    figure, axes = plt.subplots(len(panels), 4, figsize=(11, 2.5 * len(panels)), squeeze=False)
-    for row, (panel, lines) in zip(axes, panels.items(), strict=True):
-        row[0].set_title(information["titles"][panel], loc="left", fontweight="bold")
-        _draw_tuning(row[0], folder, panel)
-        for estimator, line in lines.items():
-            steps = line["step"][0]
-            gigaoperations = steps * information["operations"][panel][estimator] / 1e9
-            abscissas = (steps, line["seconds"].mean(0), gigaoperations)
-            for axis, x in zip(row[1:], abscissas, strict=True):
-                plot(axis, x, line["valid_loss"], estimator, logarithmic=True)
-        for axis in row[1:]:
-            style.log_scale(axis)
-            style.fit_lines(axis)
-        labels = ("iteration", "training time (s)", "operations (10⁹)")
-        for axis, label in zip(row[1:], labels, strict=True):
-            axis.set(xlabel=label, ylabel="validation loss (nats)")
-            axis.xaxis.set_major_locator(MaxNLocator(4))
-    handles, names = axes[0, 1].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
-    style.save(figure, folder, NAME)
+    tuned = {
+        panel: {x: (rates.chosen, rates.means) for x, rates in _rates(folder, panel).items()}
+        for panel in panels
+    }
+    draw_comparison(panels, tuned, information, folder, NAME)
 
 
 def _rates(folder: Path, panel: str) -> dict[str, Rates]:
     """Return estimator -> the rates tried and the one chosen."""
     rows = tables.read(folder / f"{NAME}_tuning.csv", _TUNING_COLUMNS)
     return tuning.read_rates(rows[rows["panel"] == panel])
-
-
-def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
-    """Draw the loss at each rate: a cross above failed rates, the chosen rate filled."""
-    of_lines = _rates(folder, panel)
-    finite = [x for r in of_lines.values() for x in r.means.values() if math.isfinite(x)]
-    for i, (estimator, rates) in enumerate(of_lines.items()):
-        colour = style.colour(estimator)
-        kept = {rate: x for rate, x in sorted(rates.means.items()) if math.isfinite(x)}
-        axis.plot([*kept], [*kept.values()], "o-", color=colour, ms=3, mfc="white")
-        axis.plot(rates.chosen, kept.get(rates.chosen, math.nan), "o", color=colour, ms=5)
-        diverged = [rate for rate in rates.tried if rate not in kept]
-        height = max(finite, default=1.0) * (1.1 + 0.12 * i)
-        axis.plot(diverged, [height] * len(diverged), "x", color=colour, ms=4)
-    axis.set(xlabel="learning rate (× failed)", ylabel="loss after tuning (nats)")
-    style.log_scale(axis, "xy")
 
 
 def describe(folder: Path) -> str:

@@ -1,14 +1,13 @@
 """Figures 3, 4 and 5 of the paper: learning curves on MNIST, forward gradients and backprop.
 
 One row of panels for each model: loss against iterations, loss against time, time against
-iterations, accuracy against time; with the paper's R and T. Part of `reproduce`;
-alone:
+iterations, accuracy against time; with the paper's T, and with R where `step_cost` has measured it
+in the same folder. Part of `reproduce`; alone:
 
     python -m experiments.paper.learning_curves preset=quick
 
 Leaves in the preset's folder `learning_curves.csv` (a row an evaluation),
-`learning_curves_runs.csv` (a row a run), `learning_curves_costs.csv` (the cost of a step
-beside the loss alone), `learning_curves.json` and the figure `learning_curves`.
+`learning_curves_runs.csv` (a row a run), `learning_curves.json` and the figure `learning_curves`.
 """
 
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from experiments.common import commands, from_config, jobs, style, tables
-from experiments.common.costs import read_costs, step_costs, write_costs
+from experiments.common.costs import read_costs, step_of
 from experiments.common.curves import (
     Curve,
     Unreached,
@@ -70,17 +69,13 @@ def run(cfg: DictConfig, folder: Path) -> None:
             continue
         records.append((panel, line, seed, record))
         bar.write(f"{NAME}: {from_config.summary(record)}")
-    costs = {}
-    for panel in experiment.shown:
-        configs = {line: _train_config(cfg, panel, line, seed=0) for line in experiment.lines}
-        costs[panel] = step_costs(configs, folder / "runs" / NAME, **experiment.costs[panel])
     whole = _whole_seeds(records, diverged)
     if not whole:
         raise DivergedError(
             f"with every seed a run diverges: {diverged}. Lower the learning rates of "
             f"experiments.{NAME}.panels."
         )
-    _write_tables(cfg, whole, diverged, costs, folder)
+    _write_tables(cfg, whole, diverged, folder)
 
 
 def _whole_seeds(
@@ -101,7 +96,6 @@ def _write_tables(
     cfg: DictConfig,
     records: list[tuple[str, str, int, RunRecord]],
     diverged: list[tuple[str, str, int]],
-    costs: dict[str, dict[str, Any]],
     folder: Path,
 ) -> None:
     write_curves(folder / f"{NAME}.csv", records)
@@ -116,7 +110,6 @@ def _write_tables(
         }
         runs.append((*names, *(values[column] for column in [*_RUN_COLUMNS][3:])))
     write_table(folder / f"{NAME}_runs.csv", _RUN_COLUMNS, runs)
-    write_costs(folder / f"{NAME}_costs.csv", costs)
     experiment = cfg.experiments[NAME]
     panels = {panel: experiment.panels[panel] for panel in experiment.shown}
     every = [record.info for *_, record in records]
@@ -132,17 +125,19 @@ def _write_tables(
             panel: jobs.differences(settings, but_for=["num_steps"])
             for panel, settings in panels.items()
         },
+        "steps": {
+            panel: step_of(_train_config(cfg, panel, "backprop", seed=0)) for panel in panels
+        },
         "diverged": diverged,
-        **jobs.provenance_of([*every, *costs.values()]),
+        **jobs.provenance_of(every),
     }
-    tables = [NAME, f"{NAME}_runs", f"{NAME}_costs"]
-    jobs.write_information(folder, NAME, tables, information)
+    jobs.write_information(folder, NAME, [NAME, f"{NAME}_runs"], information)
 
 
 def draw(folder: Path) -> None:
     """Draw the figure from the tables in `folder`."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
-    costs = read_costs(folder / f"{NAME}_costs.csv")
+    costs = read_costs(folder, information.get("steps", {}))
     titles = {
         panel: f"{title} ({information['shortened'][panel]} iterations)"
         if panel in information["shortened"]
@@ -155,7 +150,7 @@ def draw(folder: Path) -> None:
 def describe(folder: Path) -> str:
     """Return the section of the report in Markdown: the figure, and a table of final numbers."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
-    costs = read_costs(folder / f"{NAME}_costs.csv")
+    costs = read_costs(folder, information.get("steps", {}))
     runs = tables.read(folder / f"{NAME}_runs.csv", _RUN_COLUMNS)
     text = [
         "## Learning curves (the paper's figures 3, 4 and 5)",
@@ -169,9 +164,8 @@ def describe(folder: Path) -> str:
         "loss reaches the lowest of backprop's with the same seed, T_b for backprop itself; in the "
         "figure, as in the paper, it is that of the mean curves. Where two curves lie on each "
         "other it is by chance that one gets as low as the other; the next column is the ratio of "
-        "the times to the lowest loss that both reach with that seed. R is the time of a step over "
-        "the loss alone on the same minibatch, timed in turns: the median of the ratios, with its "
-        "95 % interval.",
+        "the times to the lowest loss that both reach with that seed. R, the time of a step over "
+        "the loss alone, is that of the table of step costs.",
         "",
     ]
     rows = []
@@ -179,11 +173,11 @@ def describe(folder: Path) -> str:
         title = information["titles"][panel]
         for estimator in by_estimator:
             chosen = runs[(runs["panel"] == panel) & (runs["estimator"] == estimator)]
-            cost = costs[panel][estimator]
+            cost = costs.get(panel, {}).get(estimator, {})
             rows.append([
                 title, style.label(estimator), len(chosen), chosen["num_steps"].iloc[0],
-                mean_interval(chosen["milliseconds_per_step"]), cost["relative_cost"],
-                cost["over_reference"], _ratio(by_estimator, estimator),
+                mean_interval(chosen["milliseconds_per_step"]), cost.get("relative_cost", "–"),
+                cost.get("over_reference", "–"), _ratio(by_estimator, estimator),
                 mean_time(ratios_to_common_loss(by_estimator, estimator, "backprop")),
                 mean_interval(chosen["valid_loss"]), mean_interval(chosen["test_accuracy"]),
             ])  # fmt: skip
@@ -203,18 +197,22 @@ def _ratio(lines: dict[str, Curve], estimator: str) -> Interval | Unreached:
 def findings(folder: Path) -> list[Finding]:
     """Compare the tables with the paper's numbers."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
-    costs = read_costs(folder / f"{NAME}_costs.csv")
+    costs = read_costs(folder, information.get("steps", {}))
     found = []
     for panel, lines in panels.items():
         times = times_to_best(lines, "backprop")
-        costs_of = {e: costs[panel][e] for e in lines}
         dense, low_rank = "forward-normal", "forward-low_rank"
-        relative, over = "relative_cost", "over_reference"
-        of_steps: dict[str, tuple[Any, Any]] = {
-            "R_f": (costs_of[dense][relative], costs_of[low_rank][relative]),
-            "R_b": (costs_of["backprop"][relative], ""),
-            "R_ratio": (costs_of[dense][over], costs_of[low_rank][over]),
-        }
+        of_steps: dict[str, tuple[Any, Any]] = {}
+        if panel in costs:
+            R, over = (
+                {line: cost[quantity] for line, cost in costs[panel].items()}
+                for quantity in ("relative_cost", "over_reference")
+            )
+            of_steps = {
+                "R_f": (R[dense], R[low_rank]),
+                "R_b": (R["backprop"], ""),
+                "R_ratio": (over[dense], over[low_rank]),
+            }
         of_training: dict[str, tuple[Any, Any]] = {
             "T_f": (mean_time(times[dense]), mean_time(times[low_rank])),
             "T_b": (mean_time(times["backprop"]), ""),
@@ -235,7 +233,7 @@ def findings(folder: Path) -> list[Finding]:
                 in information["diverged"] if panel_of == panel]  # fmt: skip
         after = [f"after {shortened} iterations"] if shortened else []
         differs = "; ".join([*([changed] if changed else []), *after, *lost])
-        if panel == "mlp_2e-4":
+        if panel == "mlp_2e-4" and of_steps:
             found.append(compare("replications.slower", *of_steps["R_ratio"], differs=changed))
         found += [compare(f"{panel}.{k}", *pair, differs=changed) for k, pair in of_steps.items()]
         found += [

@@ -24,12 +24,12 @@ def learning_curves_figure(
 
     Args:
       panels: panel -> estimator -> curve.
-      costs: panel -> the costs of a step.
+      costs: panel -> the costs of a step; panels without are drawn without R.
       titles: panel -> title.
     """
     figure, axes = plt.subplots(len(panels), 4, figsize=(11, 2.6 * len(panels)), squeeze=False)
     for row, (panel, lines) in zip(axes, panels.items(), strict=True):
-        _draw_row(row, lines, costs[panel])
+        _draw_row(row, lines, costs.get(panel, {}))
         row[0].set_title(titles[panel], loc="left", fontweight="bold")
     handles, labels = axes[0, 2].get_legend_handles_labels()
     for label, ls in (("validation", "-"), ("training", ":")):
@@ -56,13 +56,12 @@ def _draw_row(axes: np.ndarray, lines: Mapping[str, Curve], costs: Costs) -> Non
         if math.isfinite(time := times[estimator]):
             by_time.plot(time, target, "o", ms=4, color=style.colour(estimator))
     steps = lines["backprop"]["step"][0]
-    base = costs["loss"]["seconds"].value
-    cost.plot(
-        steps, float(style.finite(base)) * steps, color="#777777", ls="--", label="Loss alone"
-    )
+    if costs:
+        base = float(style.finite(costs["loss"]["seconds"].value))
+        cost.plot(steps, base * steps, color="#777777", ls="--", label="Loss alone")
+        _write_beside(cost, lines, [_cost_text(e, costs) for e in lines])
     by_time.axhline(target, color=style.colour("backprop"), lw=0.6, ls="--")
     _write_beside(by_time, lines, [_time_text(e, times) for e in lines])
-    _write_beside(cost, lines, [_cost_text(e, costs) for e in lines])
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(5))
     by_step.set(xlabel="iteration", ylabel="loss (nats)")

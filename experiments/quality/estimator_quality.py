@@ -7,8 +7,9 @@ variance. The time of a step is measured beside backprop's, and the operations a
 
     python -m experiments.quality.estimator_quality preset=quick
 
-Leaves `estimator_quality.csv` (a row for each stage, line and quantity), `estimator_quality.json`
-and the figure `estimator_quality`. Each measurement is made once.
+Leaves `estimator_quality.csv` (a row for each stage, line and quantity),
+`estimator_quality_timings.csv` (a row a turn), `estimator_quality.json` and the figure
+`estimator_quality`. Each measurement is made once.
 
 Quantities, besides those of `gradient_quality`, with 95 % intervals over the seeds,
 each of which is a start, a training and a minibatch:
@@ -17,7 +18,8 @@ each of which is a start, a training and a minibatch:
     law_cosine             the root of the mean squared cosine by theory
     cosine_over_dense      the cosine over that of one dense tangent of the weights (`reference`)
     hidden_over_dense      that of the hidden layers over the same, the reference's of all layers
-    time, operations       of a step, over backprop's
+    time                   of a step over backprop's, over fresh processes
+    operations             of a step, over backprop's
 """
 
 import math
@@ -28,8 +30,14 @@ import numpy as np
 from omegaconf import DictConfig
 
 from experiments.common import commands, from_config, jobs, style, tables
-from experiments.common.costs import operations_of_a_step, step_costs
+from experiments.common.costs import (
+    operations_of_a_step,
+    over_reference,
+    samples_of,
+    step_costs,
+)
 from experiments.common.targets import verdict
+from experiments.common.timings import processes_of, write_timings
 from experiments.quality.figure import quality_figure
 from experiments.quality.gradient_quality import quality, trained
 from fwdgrad.measurement import Interval, exact, mean_interval, measured_once
@@ -54,16 +62,17 @@ def run(cfg: DictConfig, folder: Path) -> None:
     shown = list(experiment.shown or experiment.lines)
     rows: list[tuple[Any, ...]] = []
     dense, records = _measured(cfg, experiment.reference, runs)
+    configs = {name: _config(cfg, experiment.lines[name].overrides) for name in shown}
+    timed = step_costs({"backprop": backprop, **configs}, runs, **experiment.costs)
+    times = over_reference(samples_of(timed))
     bar = jobs.progress(shown, cfg, NAME)
     for name in bar:
         bar.set_postfix_str(name)
-        config = _config(cfg, experiment.lines[name].overrides)
-        timed = step_costs({"backprop": backprop, name: config}, runs, **experiment.costs)
-        counted, unit = (operations_of_a_step(c, runs) for c in (config, backprop))
+        counted, unit = (operations_of_a_step(c, runs) for c in (configs[name], backprop))
         measured, sources = _measured(cfg, name, runs)
-        records += [timed, counted, unit, *sources]
+        records += [counted, unit, *sources]
         costs = {
-            "time": Interval(**timed["result"][name]["over_reference"]),
+            "time": times[name],
             "operations": exact(counted["result"] / unit["result"]),
         }
         for stage in map(str, experiment.stages):
@@ -78,9 +87,11 @@ def run(cfg: DictConfig, folder: Path) -> None:
         "wanted": jobs.to_plain(experiment.wanted),
         "guess_steps": experiment.guess_steps,
         "history": experiment.history,
-        **jobs.provenance_of(records),
+        "processes": processes_of({(): timed}),
+        **jobs.provenance_of([timed, *records]),
     }
-    jobs.write_information(folder, NAME, [NAME], information)
+    write_timings(folder / f"{NAME}_timings.csv", {(): timed})
+    jobs.write_information(folder, NAME, [NAME, f"{NAME}_timings"], information)
 
 
 def _config(cfg: DictConfig, overrides: Any, **values: Any) -> DictConfig:

@@ -1,10 +1,10 @@
 """Races: the test error of each family of estimators, trained with equal operations.
 
-Every line trains for the same floating-point operations by XLA's count, so lines of one program make
-the same number of steps, at its best learning rate. Rates, seeds and comparisons are those of
-`configs/protocol.yaml`. Controls train the last layer alone, or all layers but the first ones:
-accuracy that needs no learning in the hidden layers. The training time of a line is its steps times
-the time of a step, measured with all lines in turns on an idle machine.
+Every line trains for the same floating-point operations by XLA's count, so that lines of one
+program make the same number of steps, at its best learning rate. Rates, seeds and comparisons are
+those of `configs/protocol.yaml`. Controls train the last layer alone, or all layers but the first
+ones: accuracy that needs no learning in the hidden layers. The training time of a line is its steps
+times the time of a step, measured with all lines in turns on an idle machine.
 
 A race NAME leaves `NAME.csv` (a row an evaluation), `NAME_test.csv` (a row a run, with the test
 images that it classifies rightly), `NAME_tuning.csv` (a row a run and rate),

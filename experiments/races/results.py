@@ -24,8 +24,8 @@ TEST_COLUMNS: tables.Columns = {
 }  # fmt: skip
 # Of the report's tables.
 _SHOWN = (
-    "line", "test error (%)", "validation error (%)", "steps", "training time (s)", "time / backprop",
-    "derivatives", "minibatch", "best rate",
+    "line", "test error (%)", "validation error (%)", "steps", "training time (s)",
+    "time / backprop", "derivatives", "minibatch", "best rate",
 )  # fmt: skip
 _SHOWN_COMPARISONS = ("line", "against", "points of test error", "corrected p", "verdict")
 

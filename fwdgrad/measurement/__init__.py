@@ -7,11 +7,21 @@ try:
     from fwdgrad.measurement.intervals import (
         Interval,
         exact,
+        geometric_mean_interval,
         mean_interval,
         median_interval,
         proportion_interval,
     )
     from fwdgrad.measurement.memory import peak_bytes
+    from fwdgrad.measurement.processes import (
+        Program,
+        Sample,
+        host_state,
+        in_fresh_process,
+        ratio_over_processes,
+        seconds_over_processes,
+        time_in_processes,
+    )
     from fwdgrad.measurement.step_program import (
         Step,
         StepProgram,
@@ -25,9 +35,14 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "Interval",
+    "Program",
+    "Sample",
     "Step",
     "StepProgram",
     "exact",
+    "geometric_mean_interval",
+    "host_state",
+    "in_fresh_process",
     "interleaved_seconds",
     "loss_step",
     "mean_interval",
@@ -35,6 +50,9 @@ __all__ = [
     "median_interval",
     "peak_bytes",
     "proportion_interval",
+    "ratio_over_processes",
     "relative_costs",
+    "seconds_over_processes",
     "sgd_step",
+    "time_in_processes",
 ]

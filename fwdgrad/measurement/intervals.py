@@ -55,6 +55,22 @@ def mean_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0.9
     return Interval(mean, float(mean - half), float(mean + half), n)
 
 
+def geometric_mean_interval(
+    samples: Sequence[float] | np.ndarray, confidence: float = 0.95
+) -> Interval:
+    """Return the geometric mean of positive samples, with Student's interval of their logarithms.
+
+    With fewer than three samples there is no interval, and its ends are nan.
+
+    >>> print(geometric_mean_interval([1.0, 2.0, 4.0]), geometric_mean_interval([1.0, 4.0]))
+    2 [0.3575, 11.19] 2
+    """
+    mean, low, high, n = mean_interval(np.log(samples), confidence)
+    if n < 3:
+        low = high = math.nan
+    return Interval(math.exp(mean), math.exp(low), math.exp(high), n)
+
+
 def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Return the share of successes in n independent trials, with Wilson's interval.
 

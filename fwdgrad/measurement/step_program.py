@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fwdgrad.measurement.intervals import Interval, median_interval
+from fwdgrad.measurement.processes import Program
 from fwdgrad.measurement.timing import interleaved_seconds
 from fwdgrad.training import draw_ahead
 from fwdgrad.util.trees import Array, PyTree
@@ -66,6 +67,7 @@ class StepProgram:
     Attributes:
       compile_seconds: the time of compiling.
       temp_bytes: memory besides parameters and arguments, by XLA's account.
+      total_bytes: the same with parameters, gradients and state; minibatches are left out.
       operations: floating-point operations of a call, by XLA's account, which counts a loop's body
         once: the operations of a step, for any `steps_per_call`.
     """
@@ -119,6 +121,13 @@ class StepProgram:
         self.compile_seconds = time.perf_counter() - start
         memory: Any = self._compiled.memory_analysis()
         self.temp_bytes: int = memory.temp_size_in_bytes
+        self.total_bytes: int = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+            - sum(x.nbytes for x in jax.tree.leaves(batches))
+        )
         self.operations = float((self._compiled.cost_analysis() or {}).get("flops", np.nan))
 
     def __call__(self) -> Array:
@@ -128,6 +137,11 @@ class StepProgram:
     def seconds_per_step(self, samples: np.ndarray) -> np.ndarray:
         """Return the seconds of a step, from the seconds of calls."""
         return samples / self._steps_per_call
+
+    def timed(self) -> Program:
+        """Return the program as `time_in_processes` takes it, with all its attributes as facts."""
+        names = ("compile_seconds", "temp_bytes", "total_bytes", "operations")
+        return Program(self, self._steps_per_call, {name: getattr(self, name) for name in names})
 
 
 def relative_costs(

@@ -7,8 +7,8 @@ classes, in four IDX files. The split is the same for all and never random:
     valid   the last   5,000 images of the training files
     test    the test files; a run evaluates them once, at its end
 
-MNIST is part of this package. The other data sets are read from a folder that the caller names, or
-downloaded once.
+MNIST is part of the repository, and not of the wheel. A data set that is not here is read from a
+folder that the caller names, or downloaded once.
 """
 
 from pathlib import Path
@@ -44,13 +44,13 @@ class _Source(NamedTuple):
     """The source of a data set, and the SHA-256 sums of its files, in the order of `_FILES`.
 
     Attributes:
-      url: the folder of the download, or None for a data set in the package.
-      packed: the sums of the .gz files.
-      unpacked: the sums of their content.
+      url: the folder of the download.
+      packed: the sums of the .gz files of the download.
+      unpacked: the sums of their content, of a data set of the repository, whose .gz files differ.
     """
 
-    url: str | None
-    packed: tuple[str, ...] | None = None
+    url: str
+    packed: tuple[str, ...]
     unpacked: tuple[str, ...] | None = None
 
 
@@ -61,9 +61,17 @@ _FILES = (
     "t10k-labels-idx1-ubyte",
 )
 
+_REPOSITORY = Path(__file__).parent / "data"
+
 _SOURCES = {
     "mnist": _Source(
-        url=None,
+        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
+        packed=(
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        ),
         unpacked=(
             "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
             "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -99,7 +107,8 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     Args:
       name: `mnist`, `fashion_mnist` or `kmnist`.
       folder: the folder of its four IDX files, each plain or with `.gz`. By default MNIST is read
-        from the package, and the other data sets are downloaded once to the user's cache folder.
+        from the repository; the other data sets, and MNIST for an installed wheel, are downloaded
+        once to the user's cache folder.
 
     Returns:
       A `Dataset` of NumPy arrays: images uint8 (n, 28, 28), labels int32 (n,).
@@ -117,8 +126,8 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     source = _SOURCES[name]
     if folder is not None:
         paths = [_find(name, Path(folder).expanduser(), file) for file in _FILES]
-    elif source.url is None:
-        paths = [Path(__file__).parent / "data" / name / f"{file}.gz" for file in _FILES]
+    elif (_REPOSITORY / name / f"{_FILES[0]}.gz").exists():
+        paths = [_REPOSITORY / name / f"{file}.gz" for file in _FILES]
     else:
         paths = [_download(name, source, index) for index in range(len(_FILES))]
     sums = source.unpacked or (None,) * len(_FILES)
@@ -177,9 +186,8 @@ def _find(name: str, folder: Path, file: str) -> Path:
 
 def _download(name: str, source: _Source, index: int) -> Path:
     """Return the path of a file in the user's cache folder, downloaded if it is not there."""
-    import pooch  # here, so that the embedded data set needs no download library
+    import pooch  # here, so that a data set of the repository needs no download library
 
-    assert source.url is not None and source.packed is not None  # by the table above
     file = f"{_FILES[index]}.gz"
     try:
         # pooch downloads to a temporary file, checks the sum, and renames the file after that.

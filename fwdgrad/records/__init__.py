@@ -20,6 +20,7 @@ try:
     from fwdgrad.records.provenance import (
         OtherCodeWarning,
         code_differences,
+        cpu_model,
         provenance,
         warn_of_other_code,
     )
@@ -57,6 +58,7 @@ __all__ = [
     "changed_settings",
     "code_differences",
     "config_identity",
+    "cpu_model",
     "file_sums",
     "hold",
     "jax_settings",

@@ -133,13 +133,14 @@ def _hardware() -> dict[str, Any]:
         "device": device.platform,
         "device_kind": device.device_kind,
         "num_devices": jax.device_count(),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cpu_cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Return the name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

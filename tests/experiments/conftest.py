@@ -11,6 +11,7 @@ import pytest
 from experiments.common import from_config
 from experiments.cost import overhead
 from experiments.quality import divergence
+from fwdgrad.measurement import processes
 from fwdgrad.problems import Examples, load_dataset
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -41,6 +42,12 @@ def few_examples(monkeypatch):
     """Train and evaluate on few examples in this process; commands have all examples."""
     for module in (from_config, overhead, divergence):
         monkeypatch.setattr(module, "load_dataset", load_few)
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """Measure in this process, since a fresh one takes seconds to start."""
+    monkeypatch.setattr(processes, "in_fresh_process", lambda function, *args: function(*args))
 
 
 @pytest.fixture

@@ -1,20 +1,22 @@
 """The laboratory and the race, small: their files and their numbers."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from jax.flatten_util import ravel_pytree
 
 from experiments.common import from_config
+from experiments.common.comparisons import Comparison
+from experiments.common.tuning import Rates
 from experiments.quality import estimator_quality, figure
 from experiments.quality.gradient_quality import quality
-from experiments.races import race, results
+from experiments.races import results
 from fwdgrad.estimators.value_and_grad import ValueAndGrad
-from fwdgrad.measurement import Interval, mean_interval
+from fwdgrad.measurement import Interval
 from fwdgrad.records import write_table
+from fwdgrad.training.evaluation import to_text
 
 
 def test_backprop_is_exact(small):
@@ -92,99 +94,52 @@ def test_targets_are_compared_with_intervals():
     assert "time 1.1 [1, 1.3], n = 5, at most 1.2 wanted: reached by the mean, not by all" in third
 
 
-def race_table(path, lines):
-    """A table of a race of (family, seconds, test accuracies) for each estimator."""
-    rows = [
-        (family, name, seed, step, seconds * step / 2, 1e9 * step, 0.5 * step * accuracy,
-         accuracy if step == 2 else "")
-        for name, (family, seconds, accuracies) in lines.items()
-        for seed, accuracy in enumerate(accuracies)
-        for step in (0, 1, 2)
-    ]  # fmt: skip
-    write_table(path, race.COLUMNS, rows)
+def race_tables(folder, lines):
+    """Tables of a race of (family, seconds a step, shares of right answers) for each line."""
+    accuracy_rows, test_rows, samples = [], [], []
+    for name, (family, seconds, accuracies) in lines.items():
+        for seed, accuracy in enumerate(accuracies):
+            accuracy_rows += [
+                (family, name, seed, step, 1e9 * step, 0.5 * step * accuracy) for step in (0, 1, 2)
+            ]
+            correct = np.arange(1000) < round(1000 * accuracy)
+            test_rows.append((name, seed, accuracy, 1000, to_text(correct)))
+        samples += [(name, process, 0, seconds * (1 + process)) for process in range(3)]
+    write_table(folder / "race.csv", results.COLUMNS, accuracy_rows)
+    write_table(folder / "race_test.csv", results.TEST_COLUMNS, test_rows)
+    write_table(folder / "race_timings.csv", ("program", "process", "turn", "seconds"), samples)
 
 
-def test_who_is_ahead_of_whom(tmp_path):
-    race_table(
-        tmp_path / "race.csv",
+def test_the_lines_of_a_race_are_read_back_and_reported(tmp_path):
+    race_tables(
+        tmp_path,
         {
-            "backprop-5s": ("backprop", 5, [0.97, 0.97]),
-            "backprop-15s": ("backprop", 15, [0.982, 0.9842]),
-            "backprop": ("backprop", 120, [0.986, 0.988]),
-            "backprop-equal": ("backprop", 60, [0.985, 0.985]),
-            "control-last-layer": ("backprop", 120, [0.93, 0.94]),
-            "control-first-frozen": ("backprop", 120, [0.980, 0.981]),
-            "control-last-layer-600s": ("backprop", 600, [0.94, 0.95]),
-            "activity": ("activity", 120, [0.9825, 0.9835]),
-            "activity-plain": ("activity", 120, [0.9815, 0.9805]),
-            "weight-600s": ("weight", 600, [0.96, 0.961]),
-            "weight-equal": ("weight", 600, [0.96, 0.96]),
+            "backprop": ("backprop", 0.5, [0.986, 0.988, 0.99]),
+            "activity-blocks": ("activity", 1.0, [0.98, 0.981, 0.982]),
         },
     )
-    lines = results.read(tmp_path / "race.csv")
-    assert lines["activity"].seconds == 120
-    np.testing.assert_allclose(lines["activity"].test_accuracy, [0.9825, 0.9835])
-    none = dict.fromkeys(
-        ("operations", "wanted", "behind", "times", "ablates", "remark", "overrides")
-    )
-    about = {name: {**none, "like": name.partition("-1")[0]} for name in lines}
-    about["backprop-5s"]["like"] = "backprop"
-    about["control-first-frozen"]["overrides"] = ["optimizer.momentum=0.9"]
-    about["activity"] |= {"wanted": 0.983, "behind": 0.3, "times": 20, "ablates": "activity-plain"}
-    about["weight-600s"] |= {"wanted": 0.985, "times": 8, "remark": "Tried besides: less."}
-    for name in ("backprop-equal", "weight-equal"):
-        about[name]["operations"] = 1e12
-    # Of the shorter backprop nothing is said: no control is as short.
-    backprop, activity, plain, weight, equal = results.comparisons(lines, about)
-    assert backprop.startswith("- Backprop: beats control-first-frozen, the best control of its t")
-    assert "98.30 [97.66, 98.94] %, at least 98.3 wanted: reached by the mean, not b" in activity
-    assert "beats control-first-frozen, the best control of its time: +0.25 [0.25" in activity
-    assert "+0.25 [0.25, 0.25] on the validation images)" in activity
-    # Pairs of seeds: 0.35 and 0.45; 0.1 and 0.3.
-    assert (
-        "+0.40 [-0.24, 1.04] points behind Backprop, at most 0.3 wanted: missed by the m"
-        in activity
-    )
-    assert (
-        "; cannot be told from control-last-layer, the best of those with its optimizer: +4.80 ["
-        in activity
-    )
-    # At 5 s 0.97, at 15 s 0.9831: 0.983 at 5 · 3^(130/131) s.
-    assert "; 8.07 [" in activity
-    assert (
-        "] times backprop's time to that mean, which is between 5 s, whose runs are worse, and "
-        "15 s, at most 20 wanted: reached; " in activity
-    )
-    assert "+0.20 [-1.07, 1.47] points over activity-plain" in activity
-    assert "cannot be told from control-first-frozen" in plain and "wanted" not in plain
-    assert "is behind control-first-frozen, the best control, of 120 s alone: -2.00" in weight
-    assert "98.5 wanted: missed" in weight and weight.endswith(". Tried besides: less.")
-    assert "more than 120 times backprop's time to that mean (5 s)" in weight
-    assert "+2.50 [2.50, 2.50] points behind backprop-equal; is behind control-first" in equal
+    lines = results.read(tmp_path, "race")
+    assert lines["activity-blocks"].correct.sum(1).tolist() == [980, 981, 982]
+    # The geometric mean of 1, 2 and 3 s, times two steps.
+    assert lines["activity-blocks"].seconds == pytest.approx(2 * 6 ** (1 / 3))
+    assert lines["activity-blocks"].over_backprop.value == pytest.approx(2)
+    about = {name: {"derivatives": 64, "batch_size": 128} for name in lines}
+    rates = dict.fromkeys(lines, Rates({0.1: [1.0]}, 0.1, [0.2]))
+    *_, first, second = results.line_table(lines, about, rates)
+    assert first.startswith("| backprop | 1.20 [0.70, 1.70] | 1.20 [0.70, 1.70] | 2 | 1.82 | 1 |")
+    assert second.startswith("| activities, 32 blocks | 1.90 [1.65, 2.15]")
+    assert second.endswith("| 64 | 128 | 0.1; given up: 0.2 |")
 
 
-def test_the_interval_of_a_time_is_that_of_the_means(tmp_path):
-    """Backprop's runs do not vary here, so the ends are its times to the ends of the line's."""
-    accuracies = [0.960, 0.962, 0.964, 0.966, 0.968]
-    race_table(
-        tmp_path / "race.csv",
-        {
-            "backprop-1s": ("backprop", 1, [0.95] * 5),
-            "backprop": ("backprop", 4, [0.97] * 5),
-            "activity": ("activity", 8, accuracies),
-        },
-    )
-    lines = results.read(tmp_path / "race.csv")
-    said = results._when_backprop(lines["activity"], lines, None)
-    value, low, high = map(float, re.findall(r"[\d.]+", said)[:3])
-    mean = mean_interval(np.array(accuracies))
-    for found, accuracy, tolerance in (
-        (value, mean.value, 0.005),
-        (low, mean.high, 0.1),  # of 2,000 draws the quantile is known to some per cent
-        (high, mean.low, 0.1),
-    ):
-        expected = 8 / 4 ** ((accuracy - 0.95) / 0.02)
-        assert found == pytest.approx(expected, rel=tolerance)
+def test_the_comparisons_of_a_race_are_reported():
+    rows = pd.DataFrame(
+        [("activity-blocks", "backprop", 0.3, 0.1, 0.5, 0.01, 0.02, 0.15, 0.45, 5),
+         ("backprop", "activity-blocks", 0.1, -0.1, 0.3, 0.3, 0.3, -0.05, 0.15, 5)],
+        columns=Comparison._fields,
+    )  # fmt: skip
+    *_, first, second = results.comparison_table(rows, margin=0.2)
+    assert first == ("| activities, 32 blocks | backprop | +0.30 [+0.10, +0.50] | 0.02 | higher |")
+    assert second.endswith("| +0.10 [-0.10, +0.30] | 0.3 | equivalent |")
 
 
 def test_the_frontier_has_no_point_that_a_cheaper_one_equals():

@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
+from experiments.common import tuning
+from experiments.common.comparisons import Comparison
 from experiments.paper import depth_scaling, fair_comparison, learning_curves, trajectories
 from fwdgrad.records import Metrics, write_json, write_table
+
+from .timed import write_step_cost
+
+STEP = {"model": {}, "dataset": {}, "batch_size": 64}
 
 
 def test_learning_curves_find_a_known_ratio_of_times(tmp_path):
@@ -23,30 +29,22 @@ def test_learning_curves_find_a_known_ratio_of_times(tmp_path):
         [("p", name, seed, 8, 16, 2 + seed, 1, 0.2, 0.2, 0.8, 0.8 + seed / 100)
          for name in speeds for seed in (0, 1)],
     )  # fmt: skip
-    write_table(
-        tmp_path / "learning_curves_costs.csv",
-        ("panel", "estimator", "quantity", "value", "low", "high", "n"),
-        [("p", name, quantity, 2.5, 2, 3, 9)
-         for name in ("loss", *speeds)
-         for quantity in ("seconds", "relative_cost", "over_reference")],
-    )  # fmt: skip
+    costs = {"backprop": 2.5, "forward-normal": 2, "forward-low_rank": 5}
+    write_step_cost(tmp_path, {"another name": (STEP, costs)})
     write_json(
         tmp_path / "learning_curves.json",
         {
             "titles": {"p": "Title"}, "shortened": {"p": "8 of 20"}, "changed": {"p": ""},
-            "diverged": [["p", "backprop", 7]], "provenance": [],
+            "diverged": [["p", "backprop", 7]], "provenance": [], "steps": {"p": STEP},
         },
     )  # fmt: skip
     learning_curves.draw(tmp_path)
     text = learning_curves.describe(tmp_path)
-    assert (
-        "| Title | Backprop | 2 | 8 | 2.5 [-3.853, 8.853] | 2.5 [2, 3] | 2.5 [2, 3] | 1 | 1 |"
-        in text
-    )
-    assert "| 2.5 [2, 3] | 0.5 | 0.5 | 0.2 | 0.805" in text
-    assert "| reached by 0 of 2 | 1 |" in text  # half the speed, half as far, as soon
+    assert "| Title | backprop | 2 | 8 | 2.5 [-3.853, 8.853] | 2.5 | 1 | 1 | 1 |" in text
+    assert "| 2 | 0.8 | 0.5 | 0.5 | 0.2 | 0.805" in text
+    assert "| 5 | 2 | reached by 0 of 2 | 1 |" in text  # half the speed, half as far, as soon
     assert "Title is shortened to 8 of 20 iterations." in text
-    assert "Title: Backprop diverged with seed 7, left out of all." in text
+    assert "Title: backprop diverged with seed 7, left out of all." in text
 
 
 def test_learning_curves_hold_each_number_against_its_own(tmp_path):
@@ -66,17 +64,11 @@ def test_learning_curves_hold_each_number_against_its_own(tmp_path):
          for name, (seconds, loss, accuracy) in lines.items() for seed in (0, 1)
          for step in (0, 8)],
     )  # fmt: skip
-    write_table(
-        tmp_path / "learning_curves_costs.csv",
-        ("panel", "estimator", "quantity", "value", "low", "high", "n"),
-        [(panel, name, quantity, value, value - 0.01, value + 0.01, 9)
-         for name, costs in {
-             "backprop": (4.359, 1.0), "forward-normal": (2.607, 0.598),
-             "forward-low_rank": (1.5, 0.4),
-         }.items()
-         for quantity, value in zip(("relative_cost", "over_reference"), costs, strict=True)],
-    )  # fmt: skip
-    information = {"titles": {panel: ""}, "diverged": [], "provenance": []}
+    costs = {"backprop": 4.359, "forward-normal": 2.607, "forward-low_rank": 1.5}
+    write_step_cost(tmp_path, {"mlp": (STEP, costs)})
+    information = {
+        "titles": {panel: ""}, "diverged": [], "provenance": [], "steps": {panel: STEP}
+    }  # fmt: skip
 
     def found(shortened, changed):
         write_json(
@@ -87,11 +79,11 @@ def test_learning_curves_hold_each_number_against_its_own(tmp_path):
 
     of_whole = found({}, "")
     texts = {key: (f.ours, f.low_rank, f.verdict) for key, f in of_whole.items()}
-    ours = "0.598 [0.588, 0.608] (n = 9)", "0.4 [0.39, 0.41] (n = 9)"
+    ours = "0.5981", "0.3441"
     assert texts == {
         "replications.slower": (*ours, "contradicted"),
-        "R_f": ("2.607 [2.597, 2.617] (n = 9)", "1.5 [1.49, 1.51] (n = 9)", "reproduced"),
-        "R_b": ("4.359 [4.349, 4.369] (n = 9)", "", "reproduced"),
+        "R_f": ("2.607", "1.5", "reproduced"),
+        "R_b": ("4.359", "", "reproduced"),
         "R_ratio": (*ours, "reproduced"),
         "T_f": ("6", "1.714", "cannot be checked here"),  # 24 · 0.12/0.48, 8 · 0.12/0.56
         "T_b": ("16", "", "cannot be checked here"),
@@ -112,6 +104,13 @@ def test_learning_curves_hold_each_number_against_its_own(tmp_path):
     assert of_survivors["loss_f"].why == (
         "Seed 3, with which forward-normal diverged, is left out."
     )
+    unmeasured = information | {"steps": {panel: {**STEP, "batch_size": 128}}}
+    write_json(
+        tmp_path / "learning_curves.json",
+        {**unmeasured, "shortened": {}, "changed": {panel: ""}},
+    )
+    without = {f.key for f in learning_curves.findings(tmp_path)}
+    assert f"{panel}.T_ratio" in without and f"{panel}.R_f" not in without
     for finding in found({}, "with another model").values():
         assert finding.verdict == "cannot be checked here"
 
@@ -156,15 +155,29 @@ def test_the_fair_comparison_holds_each_number_against_its_own(tmp_path):
         [("mlp", name, seed, step, step, 0.1, *[1 + (loss - 1) * step] * 2, 0.5)
          for name, loss in losses.items() for seed in (0, 1) for step in (0, 1)],
     )  # fmt: skip
+    write_table(
+        tmp_path / "fair_comparison_timings.csv",
+        ("panel", "program", "process", "turn", "seconds"),
+        [("mlp", name, process, 0, 1.0) for name in losses for process in (0, 1, 2)],
+    )
+    write_table(
+        tmp_path / "fair_comparison_comparisons.csv",
+        ("panel", *Comparison._fields),
+        [("mlp", "backprop", "forward-normal", -0.3, -0.4, -0.2, 1e-3, 2e-3, -0.38, -0.22, 5)],
+    )
 
     def found(largest, differs=""):
         write_table(
             tmp_path / "fair_comparison_tuning.csv",
-            ("panel", "estimator", "learning_rate", "num_steps", "valid_loss", "failed_seeds"),
-            [("mlp", name, rate, 5, loss, failed)
+            ("panel", *tuning.COLUMNS),
+            [("mlp", name, role, rate, seed, loss)
              for name, chosen in rates.items()
-             for rate, loss, failed in (
-                 (1e-5, 2, ""), (chosen, 1, 0), (chosen * 2, 0.5, 1), (1, "inf", ""))
+             for role, rate, seed, loss in (
+                 ("tuning", 1e-5, 1000, 2), ("tuning", 1e-5, 1001, 2), ("tuning", 1e-5, 1002, 2),
+                 ("tuning", chosen, 1000, 1), ("tuning", chosen, 1001, 1),
+                 ("tuning", chosen, 1002, 1), ("tuning", 1, 1000, "inf"),
+                 ("compared", chosen * 2, 0, "inf"), ("compared", chosen, 0, 1),
+                 ("compared", chosen, 1, 1))
              if rate <= largest],
         )  # fmt: skip
         write_json(
@@ -175,6 +188,7 @@ def test_the_fair_comparison_holds_each_number_against_its_own(tmp_path):
                     "backprop": [0.9759] * 2, "forward-normal": [0.91] * 2,
                     "forward-low_rank": [0.8] * 2,
                 }},
+                "tuning": {"num_rates": 3, "seeds": [1000, 1001, 1002]},
                 "differs": {"mlp": differs}, "failed": [("mlp", "forward-sphere")],
             },
         )  # fmt: skip
@@ -184,16 +198,16 @@ def test_the_fair_comparison_holds_each_number_against_its_own(tmp_path):
         }
 
     unchecked = "cannot be checked here"
-    assert found(largest=1.0) == {
-        "backprop_wins": ("0.25", "0.5", "reproduced"),
-        # Each may be the next of its grid as well: 1e-5 to 0.2, 1e-5 to 2e-3, 1e-5 to 4e-4.
-        "rates": ("100 [0.005, 2e+04] (n = 1)", "500 [0.025, 2e+04] (n = 1)", unchecked),
-        "accuracy": ("0.91", "0.8", unchecked),
-        "backprop_accuracy": ("0.9759", "", "reproduced"),
-    }
+    numbers = found(largest=1.0)
+    assert numbers["backprop_wins"] == ("0.25", "0.5", "reproduced")
+    # Of each tuning seed, that is of the same rates.
+    assert numbers["rates"][:2] == ("100", "500")
+    assert numbers["accuracy"] == ("0.91", "0.8", unchecked)
+    assert numbers["backprop_accuracy"] == ("0.9759", "", "reproduced")
     text = fair_comparison.describe(tmp_path)
-    assert "| 0.1; given up 0.2: 1 failed | 2 | 1 |" in text
-    assert "MLP: Forward gradient, sphere fails at every rate and is left out." in text
+    assert "| 0.1; given up: 0.2 |" in text
+    assert "MLP: forward gradient, sphere fails at every rate and is left out." in text
+    assert "| MLP | backprop | forward gradient, dense normal | -0.3 [-0.4, -0.2] |" in text
     found(largest=0.1)
     edge = {f.key: f.why for f in fair_comparison.findings(tmp_path)}["replications.rates"]
     assert edge == "A best rate is an end of the grid."

@@ -57,7 +57,9 @@ def test_rates_are_read_back():
     assert rates.chosen == 0.1 and rates.given_up == [0.2] and rates.is_at_the_end
     assert str(rates) == "0.1 (end of the grid); given up: 0.2"
     assert rates.best_of_each_seed().tolist() == [0.2, 0.1]
-    other = read_rates(rows((TUNING, 1.0, 1000, 0.0), (TUNING, 1.0, 1001, 0.0), (COMPARED, 1.0, 0, 0.0)))
+    other = read_rates(
+        rows((TUNING, 1.0, 1000, 0.0), (TUNING, 1.0, 1001, 0.0), (COMPARED, 1.0, 0, 0.0))
+    )
     ratio = rates.over(other["line"])
     assert ratio.value == pytest.approx(np.sqrt(0.1 * 0.2)) and ratio.n == 2
 

@@ -1,12 +1,14 @@
-"""Data sets: MNIST in the package, the split, damaged and missing files, downloads."""
+"""Data sets: MNIST in the repository, the split, damaged and missing files, downloads."""
 
 import functools
 import gzip
+import hashlib
 import http.server
 import math
 import threading
 
 import numpy as np
+import pooch
 import pytest
 
 from fwdgrad.problems import DATASET_NAMES, DataError, datasets, load_dataset, read_idx
@@ -176,11 +178,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """Serve a small data set as KMNIST from a local server, with an empty cache."""
-    import hashlib
-
-    import pooch
-
+    """Serve a small data set as KMNIST and MNIST from a local server, with an empty cache."""
     write_small_dataset(tmp_path / "served", packed=True)
     handler = functools.partial(QuietHandler, directory=tmp_path / "served")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -192,6 +190,7 @@ def served(tmp_path, monkeypatch):
     )
     source = datasets._Source(f"http://127.0.0.1:{server.server_port}/", packed=sums)
     monkeypatch.setitem(datasets._SOURCES, "kmnist", source)
+    monkeypatch.setitem(datasets._SOURCES, "mnist", source)
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
     yield server, tmp_path
     server.shutdown()
@@ -205,6 +204,23 @@ def test_files_are_downloaded_once(served):
     server.shutdown()  # the second call reads the cache
     second = load_dataset("kmnist")
     np.testing.assert_array_equal(first.test.labels, second.test.labels)
+
+
+def test_mnist_is_downloaded_where_the_repository_is_not(served, monkeypatch):
+    """In an installed wheel, which has no data."""
+    server, tmp_path = served
+    here = datasets._REPOSITORY / "mnist" / "README.md"
+    assert "Creative Commons" in here.read_text(encoding="utf-8")
+    monkeypatch.setattr(datasets, "_REPOSITORY", tmp_path / "wheel")
+    first = load_dataset("mnist")
+    assert len(first.test.labels) == 5_002
+    server.shutdown()
+    server.server_close()  # refuses connections at once
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "empty")
+    with pytest.raises(
+        DataError, match=r"of mnist cannot be downloaded.*Put its four files in a folder by hand"
+    ):
+        load_dataset("mnist")
 
 
 def test_a_corrupted_download_is_an_error_and_leaves_no_file(served):

@@ -1,0 +1,221 @@
+"""Times of programs over several fresh processes, and their intervals.
+
+Turns of one process share its memory layout and the order in which its programs were compiled, so
+they agree with each other more than with the turns of another process: an interval over turns may
+exclude 1 for the ratio of a program to itself under another name. So each process gives one
+number, the median over its turns, and intervals are over processes. A process compiles the programs
+in an order of its own, and the next process in the reverse of it: two programs that are equal could
+change their names without changing the distribution of their ratio's logarithm, except in sign.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fwdgrad.measurement.intervals import Interval, geometric_mean_interval
+from fwdgrad.measurement.timing import interleaved_seconds
+from fwdgrad.records import changed_settings, cpu_model
+
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+class Program(NamedTuple):
+    """A compiled program to be timed.
+
+    Attributes:
+      call: makes `steps` steps, and returns JAX arrays.
+      steps: the number of steps in a call.
+      facts: numbers known when it is compiled, by name; `compile_seconds` is one of them.
+    """
+
+    call: Callable[[], Any]
+    steps: int
+    facts: Mapping[str, float]
+
+
+class Sample(NamedTuple):
+    """The seconds of a step of a program in one turn of one process."""
+
+    program: str
+    process: int
+    turn: int
+    seconds: float
+
+
+def time_in_processes(
+    make: Callable[[Sequence[str]], Mapping[str, Program]],
+    names: Sequence[str],
+    *,
+    processes: int = 5,
+    rounds: int,
+    max_seconds: float | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Time programs in fresh processes, one after the other, in turns within each.
+
+    Args:
+      make: names -> program of each, compiled in this order; called in each process, so it must be
+        importable, with arguments that can be pickled.
+      names: the programs' names.
+      processes: the number of processes.
+      rounds: the number of turns in a process.
+      max_seconds: of timing in a process, after which no further turn begins.
+      seed: of the programs' orders.
+
+    Returns:
+      Plain values: `samples`, a row of `Sample` each; `facts`, name -> fact -> median over the
+      processes; `processes`, for each its `host_state` at the start, the `order` of compiling and
+      the `compile_seconds` of each program.
+
+    Raises:
+      RuntimeError: a process was killed.
+    """
+    found = [
+        in_fresh_process(
+            _time, make, order, rounds, max_seconds, seed + process, changed_settings()
+        )
+        for process, order in enumerate(_orders(names, processes, seed))
+    ]
+    samples = [
+        Sample(name, process, turn, float(f"{seconds:.6g}"))
+        for process, of_process in enumerate(found)
+        for name in names
+        for turn, seconds in enumerate(of_process["seconds"][name])
+    ]
+    facts = {
+        name: {
+            fact: float(np.median([of_process["facts"][name][fact] for of_process in found]))
+            for fact in found[0]["facts"][name]
+        }
+        for name in names
+    }
+    about = [
+        {
+            **{key: of_process[key] for key in ("host", "order")},
+            "compile_seconds": {
+                name: of_process["facts"][name]["compile_seconds"] for name in names
+            },
+        }
+        for of_process in found
+    ]
+    return {"samples": samples, "facts": facts, "processes": about}
+
+
+def _orders(names: Sequence[str], processes: int, seed: int) -> Iterator[list[str]]:
+    """Yield the order of programs in each process: random, and then its reverse."""
+    for process in range(processes):
+        order = np.random.default_rng([seed, process // 2]).permutation(len(names))
+        yield [names[i] for i in (order if process % 2 == 0 else order[::-1])]
+
+
+def _time(
+    make: Callable[[Sequence[str]], Mapping[str, Program]],
+    order: Sequence[str],
+    rounds: int,
+    max_seconds: float | None,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what one process finds: the seconds of a step in each turn, and facts."""
+    host = host_state()
+    for name, value in settings.items():
+        if name != "platform":
+            jax.config.update(name, value)
+    programs = make(order)
+    calls = {name: programs[name].call for name in order}
+    timed = interleaved_seconds(calls, rounds=rounds, max_seconds=max_seconds, seed=seed)
+    return {
+        "seconds": {name: (x / programs[name].steps).tolist() for name, x in timed.items()},
+        "facts": {name: dict(programs[name].facts) for name in order},
+        "host": host,
+        "order": list(order),
+    }
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return function(*arguments), called in a new process that ends afterwards.
+
+    Raises:
+      RuntimeError: the process was killed.
+    """
+    # The processes of a measurement share an accelerator with the one that starts them.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(function, *arguments).result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process that measures was killed, perhaps since memory ran out. Measure fewer or "
+            "smaller programs at once."
+        ) from error
+
+
+def host_state() -> dict[str, Any]:
+    """Return the processor, its caches, the threads to use, and the load averages of now."""
+    caches = {}
+    for index in sorted(_CACHES.glob("index*")):
+        level, kind, size = (
+            (index / name).read_text().strip() for name in ("level", "type", "size")
+        )
+        caches[f"L{level} {kind}"] = size
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    load = getattr(os, "getloadavg", None)  # Windows lacks it
+    return {
+        "cpu": cpu_model(),
+        "caches": caches,
+        "threads": len(affinity(0)) if affinity else os.cpu_count(),
+        "load": [round(x, 2) for x in load()] if load else None,
+    }
+
+
+def seconds_over_processes(samples: Iterable[Sample], program: str) -> Interval:
+    """Return the seconds of a step: the geometric mean over processes of the median over turns.
+
+    The interval is Student's of the logarithms, n the number of processes; none for fewer than 3.
+    """
+    turns = _turns(samples, program)
+    return geometric_mean_interval([float(np.median([*x.values()])) for x in turns.values()])
+
+
+def ratio_over_processes(samples: Iterable[Sample], program: str, reference: str) -> Interval:
+    """Return the ratio of two programs' seconds: that of each turn, its median, the mean of these.
+
+    The mean over processes is geometric; the interval is Student's of the logarithms, n the number
+    of processes; none for fewer than 3.
+
+    Raises:
+      ValueError: a turn of one program has none of the other.
+    """
+    samples = list(samples)
+    turns, others = _turns(samples, program), _turns(samples, reference)
+    medians = []
+    for process, of_process in turns.items():
+        of_reference = others.get(process, {})
+        if of_process.keys() != of_reference.keys():
+            raise ValueError(
+                f"samples must have the same turns of {program} and of {reference} in process "
+                f"{process}; found {len(of_process)} and {len(of_reference)}."
+            )
+        medians.append(float(np.median([of_process[t] / of_reference[t] for t in of_process])))
+    return geometric_mean_interval(medians)
+
+
+def _turns(samples: Iterable[Sample], program: str) -> dict[int, dict[int, float]]:
+    """Return process -> turn -> seconds of a program."""
+    found: dict[int, dict[int, float]] = {}
+    names = set()
+    for name, process, turn, seconds in samples:
+        names.add(name)
+        if name == program:
+            found.setdefault(process, {})[turn] = seconds
+    if not found:
+        raise ValueError(f"program must be one of {', '.join(sorted(names))}; found {program}.")
+    return found
