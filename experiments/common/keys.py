@@ -105,6 +105,10 @@ KEYS: dict[str, dict[str, Any]] = {
     "reproduce": {
         "experiments": EXPERIMENTS,
         "preset": NAME,
+        "shown": optional(list_of(NAME)),
+        "platform": optional(one_of(["cpu", "gpu"])),
+        "expected_seconds": {EACH: POSITIVE},
+        "budget_seconds": optional(POSITIVE),
         "draw_only": BOOLEAN,
         "output": _OUTPUT,
     },

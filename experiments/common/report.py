@@ -20,6 +20,7 @@ def write(
     sections: Mapping[str, str],
     findings: Iterable[Finding],
     failures: Mapping[str, str],
+    notes: Iterable[str] = (),
 ) -> Path:
     """Write `folder`/README.md and return its path.
 
@@ -29,12 +30,14 @@ def write(
       sections: experiment -> section in Markdown, in the order of the report.
       findings: comparisons with the paper's numbers.
       failures: experiment -> the reason why it has no new results.
+      notes: sentences on what is missing, such as jobs that a budget left out.
     """
     path = folder / "README.md"
     parts = [
         f"# Results of the preset `{preset}`",
         f"Made by `python -m experiments.reproduce preset={preset}`; not edited by hand.",
         *(f"**{name} failed:** {reason}" for name, reason in failures.items()),
+        *notes,
         _numbers_of_the_paper(list(findings)),
         *sections.values(),
         _provenance({name: x for name in sections if (x := _information(folder, name))}),
