@@ -22,10 +22,11 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarForm
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import commands, jobs, style, tables
+from experiments.common.budget import measured_once
 from experiments.common.paper_facts import Finding, compare
 from experiments.paper import deep_network
 from experiments.paper.deep_network import ESTIMATORS
-from fwdgrad.measurement import Interval, exact, measured_once
+from fwdgrad.measurement import Interval, exact
 from fwdgrad.records import write_table
 
 NAME = "depth_scaling"

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.common import commands, from_config, jobs, style, tables
+from experiments.common import budget, commands, from_config, jobs, style, tables
 from experiments.common.costs import read_costs, step_of
 from experiments.common.curves import (
     Curve,
@@ -35,6 +35,7 @@ from fwdgrad.records import RunRecord, read_json, write_table
 from fwdgrad.training import DivergedError
 
 NAME = "learning_curves"
+_FEW_SEEDS = 3  # an interval needs as many
 _RUN_COLUMNS: tables.Columns = {
     "panel": str, "estimator": str, "seed": int, "num_steps": int, "seconds": float,
     **dict.fromkeys(("milliseconds_per_step", "compile_seconds", "train_loss"), float),
@@ -48,19 +49,43 @@ _SHOWN = (
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Train every panel, line and seed, or read runs back, and write the tables."""
-    experiment = cfg.experiments[NAME]
-    runs = [
-        (panel, line, seed)
-        for panel in experiment.shown
-        for seed in experiment.panels[panel].seeds or experiment.seeds
-        for line in experiment.lines
-    ]
+    """Train every panel, seed and line, or read runs back; write the tables after each seed.
+
+    The order is that of importance: a seed of every panel before the next, and the seeds that an
+    interval needs before more of them.
+    """
+    experiment, limit = cfg.experiments[NAME], budget.present()
+    seeds = {name: experiment.panels[name].seeds or experiment.seeds for name in experiment.shown}
+    ranked = [(i, panel, seed) for panel in seeds for i, seed in enumerate(seeds[panel])]
+    ranked.sort(key=lambda job: job[0])
     records: list[tuple[str, str, int, RunRecord]] = []
     diverged: list[tuple[str, str, int]] = []
-    bar = jobs.progress(runs, cfg, NAME)
-    for panel, line, seed in bar:
-        bar.set_postfix_str(f"{panel} {line} seed {seed}")
+    bar = jobs.progress(ranked, cfg, NAME)
+    for i, panel, seed in bar:
+        part = f"{experiment.panels[panel].title}, seed"
+        bar.set_postfix_str(f"{part} {seed}")
+        with limit.job(part, seed, level=int(i >= _FEW_SEEDS), share=1 / len(ranked)):
+            trained, failed = _train(cfg, panel, seed, bar)
+            records, diverged = [*records, *trained], [*diverged, *failed]
+            if whole := _whole_seeds(records, diverged):
+                _write_tables(cfg, whole, diverged, folder)
+    whole = _whole_seeds(records, diverged)
+    if not whole and diverged:
+        raise DivergedError(
+            f"with every seed a run diverges: {diverged}. Lower the learning rates of "
+            f"experiments.{NAME}.panels."
+        )
+    if not whole:
+        raise budget.LeftOut(NAME)
+    _write_tables(cfg, whole, diverged, folder)
+
+
+def _train(
+    cfg: DictConfig, panel: str, seed: int, bar: Any
+) -> tuple[list[tuple[str, str, int, RunRecord]], list[tuple[str, str, int]]]:
+    """Return the runs of all lines of a panel with a seed, and the lines that diverged."""
+    records, diverged = [], []
+    for line in cfg.experiments[NAME].lines:
         try:
             record = from_config.run(_train_config(cfg, panel, line, seed))
         except DivergedError as error:
@@ -69,13 +94,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
             continue
         records.append((panel, line, seed, record))
         bar.write(f"{NAME}: {from_config.summary(record)}")
-    whole = _whole_seeds(records, diverged)
-    if not whole:
-        raise DivergedError(
-            f"with every seed a run diverges: {diverged}. Lower the learning rates of "
-            f"experiments.{NAME}.panels."
-        )
-    _write_tables(cfg, whole, diverged, folder)
+    return records, diverged
 
 
 def _whole_seeds(
@@ -98,6 +117,9 @@ def _write_tables(
     diverged: list[tuple[str, str, int]],
     folder: Path,
 ) -> None:
+    order = list(cfg.experiments[NAME].shown)
+    records = sorted(records, key=lambda names: (order.index(names[0]), names[2]))
+    diverged = sorted(diverged, key=lambda names: (order.index(names[0]), names[2]))
     write_curves(folder / f"{NAME}.csv", records)
     runs = []
     for *names, record in records:

@@ -28,8 +28,9 @@ from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import commands, jobs, style, tables
+from experiments.common.budget import measured_once
 from experiments.common.paper_facts import Finding, compare
-from fwdgrad.measurement import Interval, exact, mean_interval, measured_once
+from fwdgrad.measurement import Interval, exact, mean_interval
 from fwdgrad.problems import TEST_FUNCTIONS
 from fwdgrad.records import read_json, write_table
 from fwdgrad.training import make_descend

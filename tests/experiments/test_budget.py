@@ -12,7 +12,7 @@ from experiments import reproduce
 from experiments.common import budget, from_config, jobs, start
 from experiments.common.budget import Budget
 from experiments.paper import learning_curves
-from fwdgrad.records import write_table
+from fwdgrad.records import read_json, read_table, write_table
 
 from .conftest import CONFIGS
 
@@ -138,6 +138,29 @@ def slow_training(monkeypatch):
     monkeypatch.setattr(from_config, "train", train_slowly)
     monkeypatch.setattr(start, "start", begin)
     return trained
+
+
+def test_seeds_that_do_not_fit_are_named_in_the_report(
+    compose, tmp_path, monkeypatch, slow_training
+):
+    monkeypatch.setattr(learning_curves, "draw", lambda folder: None)  # it takes long
+    options = (
+        "preset=smoke", f"output.root={tmp_path}", "shown=[learning_curves]",
+        "experiments.learning_curves.seeds=[0,1,2,3]", "output.progress=false",
+    )  # fmt: skip
+    assert reproduce.run(compose("reproduce", *options, "budget_seconds=100")) == {}
+    assert slow_training == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert read_json(tmp_path / "learning_curves.json")["left_out"] == [
+        "Logistic regression, seed 3"
+    ]
+    told = "Left out of learning_curves, to keep the budget of 100 s: Logistic regression, seed 3."
+    assert told in (tmp_path / "README.md").read_text()
+    assert {row["seed"] for row in read_table(tmp_path / "learning_curves_runs.csv")} == set("012")
+
+    slow_training.clear()
+    jobs.run_alone(compose("reproduce", *options, "budget_seconds=40"), learning_curves)
+    assert slow_training == [3, 3, 3]
+    assert "left_out" not in read_json(tmp_path / "learning_curves.json")
 
 
 def test_a_budget_in_which_nothing_fits(compose, tmp_path, capsys, monkeypatch, slow_training):
