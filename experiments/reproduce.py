@@ -95,7 +95,7 @@ def _run(cfg: DictConfig, folder: Path, shown: dict[str, Any]) -> dict[str, str]
 
 def _report(cfg: DictConfig, folder: Path, done: dict[str, _Outcome], waiting: list[str]) -> Path:
     sections = {name: x.section for name, x in done.items() if x.section is not None}
-    findings = [finding for outcome in done.values() for finding in outcome.findings]
+    findings = {name: outcome.findings for name, outcome in done.items()}
     failures = {name: outcome.failure for name, outcome in done.items() if outcome.failure}
     notes = [_left_out(folder, name, cfg) for name in done]
     if waiting:
@@ -141,7 +141,8 @@ def _experiment(
     findings_of: Any = getattr(module, "findings", lambda folder: [])
     found = _attempt(failed, "its numbers: ", findings_of, folder) or []
     if is_old:
-        found = [f._replace(why=f"{f.why} Of an earlier time.".strip()) for f in found]
+        of_earlier = "of an earlier time"
+        found = [f._replace(why="; ".join(filter(None, (f.why, of_earlier)))) for f in found]
     return _Outcome(section, found, failed[0] if failed else "")
 
 

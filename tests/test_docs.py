@@ -176,7 +176,7 @@ def test_a_claim_without_a_source_is_found(claim):
         "JAX 0.10.0, 0.10.2 and 0.12.0.1", "`0.58`", "a rate of 0.1, 0.2 or 0.4", "momentum 0.9",
         "layers of 1024 and 10", "95 % intervals", "arXiv 2202.08587", "η₀ = 2e-4",
         "0.5 <!-- setting -->", "[half](a/0.5)", "```\n0.5\n```", "text\n\n    g = 0.5 v\n",
-        "0.598 <!-- paper: mlp_2e-4.R_ratio -->", "2.55 % <!-- cited: MeZO -->",
+        "0.649 <!-- paper: cnn.R_ratio -->", "2.55 % <!-- cited: MeZO -->",
     ],
 )  # fmt: skip
 def test_what_is_no_claim_needs_no_source(text):
@@ -184,7 +184,7 @@ def test_what_is_no_claim_needs_no_source(text):
 
 
 def test_a_number_of_the_paper_is_that_of_its_fact():
-    assert len(measured.unsourced("0.7 <!-- paper: mlp_2e-4.R_ratio -->")) == 1
+    assert len(measured.unsourced("0.7 <!-- paper: cnn.R_ratio -->")) == 1
     with pytest.raises(measured.UnknownSource, match="no such key of FACTS"):
         measured.unsourced("0.7 <!-- paper: nothing -->")
     with pytest.raises(measured.UnknownSource, match=r"related_work\.md does not name it"):

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.common import commands, jobs, style, tables
 from experiments.common.budget import measured_once
 from experiments.common.paper_facts import Finding, compare
+from experiments.common.verdicts import TURNS
 from experiments.paper import deep_network
 from experiments.paper.deep_network import ESTIMATORS
 from fwdgrad.measurement import Interval, exact
@@ -187,7 +188,7 @@ def findings(folder: Path) -> list[Finding]:
             ],
         }
         found += [
-            compare(f"depth.{quantity}.{depth}", *ours, differs="; ".join(changed))
+            compare(f"depth.{quantity}.{depth}", *ours, of=TURNS, differs="; ".join(changed))
             for quantity, ours in numbers.items()
         ]
     return [f for f in found if f is not None]
