@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from docs import measured
+from experiments.common import claims
+from experiments.common.paper_facts import Finding
+from experiments.common.verdicts import Estimate
 from fwdgrad.util.layouts import TESTED_VERSIONS
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +117,21 @@ def test_each_number_of_a_page_is_that_of_its_table(path):
     text = path.read_text(encoding="utf-8")
     assert measured.updated(text) == text, "run: python -m docs.measured"
     assert measured.unsourced(text) == []
+
+
+def test_the_table_of_claims_is_made_of_the_findings(tmp_path):
+    ours, low_rank = (Estimate(x, x - 0.1, x + 0.1, 5, "seeds", 0.9) for x in (0.6, 0.5))
+    finding = Finding("mlp.R_ratio", ours, low_rank, "reproduced", "")
+    folder = tmp_path / "results" / "paper"
+    folder.mkdir(parents=True)
+    claims.write(folder, [claims.Sourced(finding, "cpu", "A CPU", "step_cost", "abc")])
+    page = "Before.\n\n<!-- claims -->\nold 0.1\n<!-- end of claims -->\n\nAfter.\n"
+    new = measured.updated(page, tmp_path)
+    assert "| ratio | published | CPU (A CPU) | GPU | verdict |\n| --- | --- |" in new
+    assert "| 0.586–0.598 | 0.6 [0.5, 0.7] (5 seeds) | – | CPU: reproduced |\n" in new
+    assert "| – | 0.5 [0.4, 0.6] (5 seeds) | – | CPU: below 1 |\n" in new
+    assert new.endswith("|\n<!-- end of claims -->\n\nAfter.\n") and "old" not in new
+    assert measured.updated(new, tmp_path) == new and measured.unsourced(new) == []
 
 
 def test_the_doctests_of_measured_numbers_pass():
