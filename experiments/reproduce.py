@@ -100,7 +100,10 @@ def _report(cfg: DictConfig, folder: Path, done: dict[str, _Outcome], waiting: l
     notes = [_left_out(folder, name, cfg) for name in done]
     if waiting:
         notes.append(f"Not yet run: {', '.join(waiting)}.")
-    return report.write(folder, cfg.preset, sections, findings, failures, [x for x in notes if x])
+    title = f"Results of the preset `{cfg.preset}`"
+    made_by = f"python -m experiments.reproduce preset={cfg.preset}"
+    notes = [note for note in notes if note]
+    return report.write(folder, title, made_by, sections, findings, failures, notes)
 
 
 def _left_out(folder: Path, name: str, cfg: DictConfig) -> str:

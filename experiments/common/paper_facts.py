@@ -86,7 +86,7 @@ _QUANTITIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "T_b": ("T_b", "{:g} s", _SECONDS),
     "T_ratio": ("T_f/T_b by the clock", "{:g}", {**_TIMES, "above": "its steps take longer"}),
     "steps_ratio": (
-        "T_f/T_b in iterations", "{:.3g} (T_f/T_b over R_f/R_b)",
+        "T_f/T_b in iterations", "{:.3g}",
         {**_TIMES, "above": "it needs more iterations"},
     ),
     "loss_f": ("final loss, forward", "about {:g}", _OPEN),

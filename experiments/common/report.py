@@ -3,7 +3,6 @@
 What the paper lacks is in files of its own beside the README.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,17 @@ the paper's number, *not reproduced* if all of it lies outside. The margin is {P
 read off a plot, {NARROW_PLOT:.0%} on the narrow axis of the losses at 2e-5, {TIMES:.0%} of a time
 or a ratio of times (the paper's two timings of one step differ by 12 %), a decade to either side of
 an order of magnitude, none for a one-sided claim. In brackets: the interval, then what n counts;
-over seeds it is 90 % (Student's t), over timed turns or processes 95 %; exact numbers have none. A
-letter tells how sure the paper's number is: F, read off its figure or caption; Q, quoted by several
+over seeds it is 90 % (Student's t), over timed turns or processes 95 %; exact numbers have none.
+T_f/T_b in iterations is for the paper its T_f/T_b over its R_f/R_b. A letter tells
+how sure the paper's number is: F, read off its figure or caption; Q, quoted by several
 replications; U, remembered, no source found. All claims, with low-rank tangents, sources and
 commits: [{claims.TABLE}]({claims.TABLE}).""".replace("\n", " ")
 
 
 def write(
     folder: Path,
-    preset: str,
+    title: str,
+    command: str,
     sections: Mapping[str, str],
     findings: Mapping[str, Iterable[Finding]],
     failures: Mapping[str, str],
@@ -47,7 +48,8 @@ def write(
 
     Args:
       folder: the results of the preset.
-      preset: the name of the preset.
+      title: of the report.
+      command: the command that makes it.
       sections: experiment -> section in Markdown, in the order of the report.
       findings: experiment -> its comparisons with the paper's numbers.
       failures: experiment -> the reason why it has no new results.
@@ -59,14 +61,11 @@ def write(
     found = claims.claims(folder, own)
     inside = dict(sections)
     links = []
-    for file, (title, names) in FILES.items():
+    for file, (heading, names) in FILES.items():
         if parts := [inside.pop(name) for name in names if name in inside]:
-            _write(folder / file, [f"# {title}", "Part of the [report](README.md).", *parts])
-            links.append(f"- [{title}]({file})")
-    path = folder / "README.md"
-    _write(path, [
-        f"# Results of the preset `{preset}`",
-        f"Made by `python -m experiments.reproduce preset={preset}`; not edited by hand.",
+            _write(folder / file, [f"# {heading}", "Part of the [report](README.md).", *parts])
+            links.append(f"- [{heading}]({file})")
+    parts = [
         *(f"**{name} failed:** {reason}" for name, reason in failures.items()),
         *notes,
         "\n".join(headlines(found)),
@@ -77,8 +76,26 @@ def write(
         *_open(found),
         *inside.values(),
         *(["## Beyond the paper", "\n".join(links)] if links else []),
-        _provenance(information),
-    ])  # fmt: skip
+    ]
+    return write_page(folder, title, command, parts, information)
+
+
+def write_page(
+    folder: Path,
+    title: str,
+    command: str,
+    parts: Iterable[str],
+    information: Mapping[str, Mapping[str, Any]],
+) -> Path:
+    """Write `folder`/README.md with the provenance of its experiments, and return its path.
+
+    Args:
+      folder, title, command: as in `write`.
+      parts: in Markdown.
+      information: experiment -> the content of its JSON file.
+    """
+    path, made = folder / "README.md", f"Made by `{command}`; not edited by hand."
+    _write(path, [f"# {title}", made, *parts, _provenance(information)])
     return path
 
 
@@ -138,13 +155,13 @@ def _shortened(numbers: Sequence[str]) -> str:
     return "; ".join(f"{where}: {', '.join(texts)}" for where, texts in of_figure.items())
 
 
-def _provenance(information: Mapping[str, dict[str, Any]]) -> str:
+def _provenance(information: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the section on code, machines and versions."""
     rows = []
     machines: dict[str, int] = {}
     for name, of_experiment in information.items():
         sources = of_experiment.get("provenance", ())
-        seconds = of_experiment.get("wall_seconds", math.nan)
+        seconds = of_experiment.get("wall_seconds")
         numbers = []
         for source in sources:
             machine = _machine(source)
@@ -156,7 +173,7 @@ def _provenance(information: Mapping[str, dict[str, Any]]) -> str:
             name, ", ".join(commits), protocol, _duration(seconds),
             ", ".join(map(str, dict.fromkeys(numbers))), note,
         ))  # fmt: skip
-    shown = ("experiment", "commit", "protocol of commit", "hours", "machine", "")
+    shown = ("experiment", "commit", "protocol of commit", "time", "machine", "")
     kept = [i for i, name in enumerate(shown) if i < 2 or any(row[i] for row in rows)]
     lines = [
         "## Where the numbers come from",
@@ -172,8 +189,8 @@ def _provenance(information: Mapping[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _duration(seconds: float) -> str:
-    if math.isnan(seconds):
+def _duration(seconds: float | None) -> str:
+    if seconds is None:  # not recorded
         return ""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"

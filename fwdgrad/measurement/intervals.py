@@ -14,7 +14,8 @@ from scipy import special
 class Interval(NamedTuple):
     """An estimate with its confidence interval and its number of samples.
 
-    The ends are nan for a single sample, and the number itself for an exact number.
+    The ends are nan for a single sample, and the number itself for an exact number. No interval of
+    fewer than three samples is printed.
     """
 
     value: float
@@ -23,7 +24,7 @@ class Interval(NamedTuple):
     n: int
 
     def __str__(self) -> str:
-        if math.isnan(self.low) or self.low == self.high:
+        if self.n < 3 or math.isnan(self.low) or self.low == self.high:
             return significant(self.value)
         return f"{significant(self.value)} [{significant(self.low)}, {significant(self.high)}]"
 

@@ -106,8 +106,11 @@ def test_the_report_has_every_claim_once_and_its_source(tmp_path):
         "depth_scaling": [compare("depth.R_ratio.1", interval(0.6, 0.4, 0.8), of=TURNS)],
     }
     sections = {"learning_curves": "## One", "depth_scaling": "## Two", "cnn_race": "## Race"}
-    path = report.write(tmp_path, "quick", sections, found, {"two": "OSError: disk full"})
+    path = report.write(
+        tmp_path, "Title", "a command", sections, found, {"two": "OSError: disk full"}
+    )
     text = path.read_text()
+    assert text.startswith("# Title\n\nMade by `a command`; not edited by hand.\n")
     assert "**two failed:** OSError: disk full" in text and "## One" in text
     assert (tmp_path / "races.md").read_text().endswith("## Race\n") and "## Race" not in text
     assert "](races.md)" in text and "laboratory.md" not in text
@@ -142,7 +145,8 @@ def test_a_gpu_is_judged_in_its_own_column(tmp_path):
         write_json(tmp_path / name / "learning_curves.json", about)
         found = [compare("mlp.R_ratio", exact(values[name]), of=PROCESSES)]
         found = {"learning_curves": found}
-        return report.write(tmp_path / name, name, {"learning_curves": ""}, found, {}).read_text()
+        sections = {"learning_curves": ""}
+        return report.write(tmp_path / name, name, "", sections, found, {}).read_text()
 
     values = {"paper": 2.6, "h200": 0.9, "gpu": 0.59}
     dense = FACTS["mlp.R_ratio"].above
@@ -224,7 +228,7 @@ def test_sources_name_processes_of_before_and_settings_of_jax(tmp_path):
     found = jobs.provenance_of([record, record])
     assert found["provenance"] == [old, {**new, "jax": settings}] and found["wall_seconds"] == 2
     write_json(tmp_path / "one.json", found)
-    text = report.write(tmp_path, "quick", {"one": ""}, {}, {}).read_text()
+    text = report.write(tmp_path, "Title", "a command", {"one": ""}, {}, {}).read_text()
     assert "| one | a, b | 0:00:02 | 1, 2 |" in text
     first, second = (line for line in text.splitlines() if line.startswith("- Machine"))
     assert "jax_" not in first and second.endswith("; jax_enable_x64 True.")
