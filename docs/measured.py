@@ -5,8 +5,11 @@ Each measured number is followed by a comment that names its table, its row and 
     0.58 [0.56, 0.60] <!-- results/step_cost/step_cost.csv model=mlp estimator=low_rank : ratio -->
 
 The row is the one whose cells equal those that are named; the interval is that of the columns
-`ratio_low` and `ratio_high`, or `low` and `high` of a column `value`. `: seconds in ms` converts
+`ratio_low` and `ratio_high`; of a column `value` it is `low` and `high`. `: seconds in ms` converts
 (ms, µs, MiB, GiB, %). The number keeps its significant digits; a `?` becomes three of them.
+
+The rows between `<!-- claims -->` and `<!-- end of claims -->` are made of `CLAIMS` and of the
+findings in results/paper/ (CPU) and results/gpu/ or results/h200/ (GPU).
 
 A claim is a number with a decimal point, or one with a unit (%, ms, s, MiB, ×, times, points, …).
 It has such a comment, or one of these, or is an error (`unsourced`):
@@ -30,6 +33,23 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# The rows of the README's table: text, key of a finding, and whether it is of low-rank tangents.
+CLAIMS = (
+    ("time of a step over backprop's: MLP", "mlp.R_ratio", False),
+    ("… CNN", "cnn.R_ratio", False),
+    ("… MLP, our low-rank tangents", "mlp.R_ratio", True),
+    (
+        "final loss over backprop's, both at rate 2e-4 for 20,000 iterations: MLP",
+        *("mlp_2e-4.loss_ratio", False),
+    ),
+    ("there, time to backprop's lowest loss over its own time", "mlp_2e-4.T_ratio", False),
+    ("… our low-rank tangents", "mlp_2e-4.T_ratio", True),
+    (
+        "backprop's final loss over the forward gradient's, each at its best rate: MLP",
+        *("replications.backprop_wins", False),
+    ),
+)
+_CLAIMS = re.compile(r"(<!-- claims -->\n).*?(<!-- end of claims -->)", re.DOTALL)
 UNITS = {"ms": 1e3, "µs": 1e6, "MiB": 2**-20, "GiB": 2**-30, "%": 100.0}
 
 _DIGITS = r"(?:\d[\d,]*(?:\.\d+)?(?:e[-−]?\d+)?)"
@@ -79,6 +99,7 @@ def updated(text: str, root: Path = ROOT) -> str:
             new += f" [{', '.join(ends)}]"
         return f"{new}{unit}<!-- {source} -->"
 
+    text = _CLAIMS.sub(lambda match: match[1] + claims_table(root) + match[2], text)
     return _MEASURED.sub(number, text)
 
 
@@ -96,7 +117,7 @@ def unsourced(text: str) -> list[str]:
         if work not in works:
             raise UnknownSource(f"cited: {work}: docs/related_work.md does not name it.")
     found = []
-    for block in _blocks(_without_code(text)):
+    for block in _blocks(_without_code(_CLAIMS.sub("", text))):
         for shown, interval, _, key in _OF_THE_PAPER.findall(block):
             numbers = re.findall(_DIGITS, facts[key])
             if interval or shown not in numbers:
@@ -108,6 +129,39 @@ def unsourced(text: str) -> list[str]:
         block = _NO_CLAIM.sub(" ", block)
         found += [_context(block, claim) for claim in _CLAIM.finditer(block)]
     return found
+
+
+def claims_table(root: Path = ROOT) -> str:
+    """Return the table of `CLAIMS`: the paper's number, ours on each device, and the verdicts."""
+    from experiments.common import claims  # imports JAX: only where it is needed
+
+    folder = root / "results" / "paper"
+    own = claims.read(folder) if (folder / claims.TABLE).exists() else []
+    found = claims.claims(folder, own)
+    of_key = {claim.key: claim for claim in found}
+    rows = []
+    for text, key, low_rank in CLAIMS:
+        numbers, verdicts = [], []
+        for device in claims.DEVICES:
+            finding = of_key[key].finding(device)
+            ours = finding.low_rank if low_rank else finding.ours
+            numbers.append("–" if ours is None else ours.sentence)
+            if ours is not None:
+                said = _side(ours.low, ours.high) if low_rank else finding.verdict
+                verdicts.append(f"{device.upper()}: {said}")
+        paper = "–" if low_rank else _facts()[key]
+        rows.append((text, paper, *numbers, "; ".join(verdicts)))
+    names = [
+        ", ".join(sorted({c.on[d].hardware for c in found if d in c.on})) for d in claims.DEVICES
+    ]
+    devices = [f"{d.upper()}{n and f' ({n})'}" for d, n in zip(claims.DEVICES, names, strict=True)]
+    header = ("ratio", "published", *devices, "verdict")
+    lines = (header, ("---",) * len(header), *rows)
+    return "".join(f"| {' | '.join(row)} |\n" for row in lines)
+
+
+def _side(low: float, high: float) -> str:
+    return "below 1" if high < 1 else "above 1" if low > 1 else "not told from 1"
 
 
 def pages() -> list[Path]:
@@ -132,7 +186,8 @@ def _cell(source: str, root: Path) -> tuple[float, float, float]:
     row = rows[0]
     if not row.get(column):
         raise UnknownSource(f"{source}: no {column!r} in that row. It has {', '.join(row)}.")
-    ends = ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
+    stem = column.removesuffix("value")
+    ends = (f"{stem}low", f"{stem}high") if stem != column else (f"{column}_low", f"{column}_high")
     low, high = (float(row.get(end) or "nan") for end in ends)
     return float(row[column]) * scale, low * scale, high * scale
 

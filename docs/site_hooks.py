@@ -21,6 +21,7 @@ _OUTSIDE = (
     "fwdgrad/problems/data/mnist/README.md",
     *(f"results/*/*.{kind}" for kind in ("csv", "md", "pdf", "png", "svg")),
 )
+_SAMPLES = ("quick", "smoke")  # the figures of `paper`, small
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -47,7 +48,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def _gallery() -> str:
     parts = []
     for folder in sorted(path for path in (ROOT / "results").iterdir() if path.is_dir()):
-        figures = sorted(folder.glob("*.png"))
+        figures = [] if folder.name in _SAMPLES else sorted(folder.glob("*.png"))
         if figures:
             where = f"../results/{folder.name}"
             parts.append(f"## `{folder.name}`\n\n[The report]({where}/README.md)")

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from docs import measured
+from experiments.common import claims
+from experiments.common.paper_facts import Finding
+from experiments.common.verdicts import Estimate
 from fwdgrad.util.layouts import TESTED_VERSIONS
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +119,21 @@ def test_each_number_of_a_page_is_that_of_its_table(path):
     assert measured.unsourced(text) == []
 
 
+def test_the_table_of_claims_is_made_of_the_findings(tmp_path):
+    ours, low_rank = (Estimate(x, x - 0.1, x + 0.1, 5, "seeds", 0.9) for x in (0.6, 0.5))
+    finding = Finding("mlp.R_ratio", ours, low_rank, "reproduced", "")
+    folder = tmp_path / "results" / "paper"
+    folder.mkdir(parents=True)
+    claims.write(folder, [claims.Sourced(finding, "cpu", "A CPU", "step_cost", "abc")])
+    page = "Before.\n\n<!-- claims -->\nold 0.1\n<!-- end of claims -->\n\nAfter.\n"
+    new = measured.updated(page, tmp_path)
+    assert "| ratio | published | CPU (A CPU) | GPU | verdict |\n| --- | --- |" in new
+    assert "| 0.586–0.598 | 0.6 [0.5, 0.7] (5 seeds) | – | CPU: reproduced |\n" in new
+    assert "| – | 0.5 [0.4, 0.6] (5 seeds) | – | CPU: below 1 |\n" in new
+    assert new.endswith("|\n<!-- end of claims -->\n\nAfter.\n") and "old" not in new
+    assert measured.updated(new, tmp_path) == new and measured.unsourced(new) == []
+
+
 def test_the_doctests_of_measured_numbers_pass():
     assert doctest.testmod(measured).failed == 0
 
@@ -176,7 +194,7 @@ def test_a_claim_without_a_source_is_found(claim):
         "JAX 0.10.0, 0.10.2 and 0.12.0.1", "`0.58`", "a rate of 0.1, 0.2 or 0.4", "momentum 0.9",
         "layers of 1024 and 10", "95 % intervals", "arXiv 2202.08587", "η₀ = 2e-4",
         "0.5 <!-- setting -->", "[half](a/0.5)", "```\n0.5\n```", "text\n\n    g = 0.5 v\n",
-        "0.598 <!-- paper: mlp_2e-4.R_ratio -->", "2.55 % <!-- cited: MeZO -->",
+        "0.649 <!-- paper: cnn.R_ratio -->", "2.55 % <!-- cited: MeZO -->",
     ],
 )  # fmt: skip
 def test_what_is_no_claim_needs_no_source(text):
@@ -184,7 +202,7 @@ def test_what_is_no_claim_needs_no_source(text):
 
 
 def test_a_number_of_the_paper_is_that_of_its_fact():
-    assert len(measured.unsourced("0.7 <!-- paper: mlp_2e-4.R_ratio -->")) == 1
+    assert len(measured.unsourced("0.7 <!-- paper: cnn.R_ratio -->")) == 1
     with pytest.raises(measured.UnknownSource, match="no such key of FACTS"):
         measured.unsourced("0.7 <!-- paper: nothing -->")
     with pytest.raises(measured.UnknownSource, match=r"related_work\.md does not name it"):

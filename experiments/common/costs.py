@@ -13,6 +13,7 @@ import jax
 from omegaconf import DictConfig
 
 from experiments.common import from_config, timings
+from experiments.common.budget import measured_once
 from fwdgrad.measurement import (
     Interval,
     Program,
@@ -20,7 +21,6 @@ from fwdgrad.measurement import (
     Step,
     StepProgram,
     loss_step,
-    measured_once,
     ratio_over_processes,
     seconds_over_processes,
     sgd_step,

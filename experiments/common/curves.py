@@ -1,6 +1,7 @@
 """Learning curves over several seeds: means, intervals, and times to a loss."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.common import style, tables
-from fwdgrad.measurement import Interval, mean_interval
-from fwdgrad.records import Metrics, RunRecord, write_table
+from fwdgrad.measurement import Interval, mean_interval, significant
+from fwdgrad.records import Metrics, RunRecord, read_json, write_table
 
 # From a column of `Metrics` to an array (seeds, rows).
 Curve = dict[str, np.ndarray]
@@ -29,8 +30,14 @@ def write_curves(path: Path, records: Iterable[tuple[str, str, int, RunRecord]])
 
 
 def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
-    """Return panel -> estimator -> curve."""
-    return tables.read_lines(path, "panel", _COLUMNS)
+    """Return panel -> estimator -> curve.
+
+    All estimators of a panel have the same seeds, but for those of the entry `diverged` of the
+    JSON file beside the table: (panel, estimator, seed) of each run that has no rows.
+    """
+    beside = path.with_suffix(".json")
+    information = read_json(beside) if beside.exists() else {}
+    return tables.read_lines(path, "panel", _COLUMNS, information.get("diverged", ()))
 
 
 def mean_over_seeds(curve: Curve) -> Curve:
@@ -38,67 +45,87 @@ def mean_over_seeds(curve: Curve) -> Curve:
     return {column: samples.mean(0, keepdims=True) for column, samples in curve.items()}
 
 
-def time_to(loss: float, curve: Curve, seed: int = 0) -> float:
+def paired(first: Curve, second: Curve) -> tuple[Curve, Curve]:
+    """Return the runs of the seeds that both curves have, in one order."""
+    common = sorted({*first["seed"][:, 0]} & {*second["seed"][:, 0]})
+
+    def chosen(curve: Curve) -> Curve:
+        rows = [curve["seed"][:, 0].tolist().index(seed) for seed in common]
+        return {column: samples[rows] for column, samples in curve.items()}
+
+    return chosen(first), chosen(second)
+
+
+def time_to(loss: float, curve: Curve, seed: int = 0, by: str = "seconds") -> float:
     """Return the time at which the validation loss of a seed first falls to `loss`, or inf.
 
     Between two rows time is interpolated by the loss.
+
+    Args:
+      loss: to fall to.
+      curve: of some seeds.
+      seed: the place of the seed in the curve.
+      by: the column that is the time, `seconds` or `step`.
     """
-    seconds, losses = curve["seconds"][seed], curve["valid_loss"][seed]
+    times, losses = curve[by][seed], curve["valid_loss"][seed]
     reached = np.flatnonzero(losses <= loss)
     if len(reached) == 0:
         return float("inf")
     i = reached[0]
     if i == 0:
-        return float(seconds[0])
-    return float(np.interp(loss, losses[[i, i - 1]], seconds[[i, i - 1]]))
-
-
-def times_to_best(curves: Mapping[str, Curve], reference: str) -> dict[str, np.ndarray]:
-    """Return, for each estimator, its times to the reference's lowest loss of the same seed."""
-    targets = curves[reference]["valid_loss"].min(1)
-    return {estimator: _times_to(targets, curve) for estimator, curve in curves.items()}
-
-
-def _times_to(losses: np.ndarray, curve: Curve) -> np.ndarray:
-    return np.array([time_to(loss, curve, i) for i, loss in enumerate(losses)])
+        return float(times[0])
+    return float(np.interp(loss, losses[[i, i - 1]], times[[i, i - 1]]))
 
 
 class Unreached(NamedTuple):
-    """The place of a mean time to a loss that only `reached` of `n` seeds reach."""
+    """The place of a mean time to a loss that only `reached` of `n` seeds reach.
+
+    `least` is the mean with the end of the run for each other seed, a bound from below.
+    """
 
     reached: int
     n: int
+    least: Interval
 
     def __str__(self) -> str:
-        return f"reached by {self.reached} of {self.n}"
+        return f"> {significant(self.least.value)}, reached by {self.reached} of {self.n}"
 
 
-def mean_time(times: np.ndarray) -> Interval | Unreached:
-    """Return the mean of times, or of ratios of times; `Unreached` unless all seeds have one."""
-    reached = np.isfinite(times)
-    return mean_interval(times) if reached.all() else Unreached(int(reached.sum()), len(times))
+def mean_time(
+    curve: Curve, reference: Curve, by: str = "seconds", confidence: float = 0.95
+) -> Interval | Unreached:
+    """Return the mean of T, a curve's time to the lowest loss of the reference's same seed.
 
-
-def ratios_of_times(curves: Mapping[str, Curve], estimator: str, reference: str) -> np.ndarray:
-    """Return T of an estimator over T of the reference, for each seed; not finite without T."""
-    times = times_to_best(curves, reference)
-    with np.errstate(divide="ignore", invalid="ignore"):  # a reference that has learnt nothing
-        return times[estimator] / times[reference]
-
-
-def ratios_to_common_loss(
-    curves: Mapping[str, Curve], estimator: str, reference: str
-) -> np.ndarray:
-    """Return for each seed the ratio of the times to the lowest loss that both reach.
-
-    That loss is the reference's lowest if the estimator reaches it, and then the ratio is that of
-    T; else it is the estimator's lowest.
+    Args:
+      curve, reference: of the same seeds, as `paired` returns them.
+      by: as in `time_to`.
+      confidence: of the interval over the seeds.
     """
-    both = [curves[name] for name in (estimator, reference)]
-    losses = np.maximum(*(curve["valid_loss"].min(1) for curve in both))
-    first, second = (_times_to(losses, curve) for curve in both)
+    return _mean(_times(curve, reference, by), curve[by][:, -1], confidence)
+
+
+def mean_ratio(
+    curve: Curve, reference: Curve, by: str = "seconds", confidence: float = 0.95
+) -> Interval | Unreached:
+    """Return the mean over seeds of a curve's T over the reference's; arguments of `mean_time`."""
+    own = _times(reference, reference, by)
+    # A reference that has learnt nothing has its lowest loss at the start.
     with np.errstate(divide="ignore", invalid="ignore"):
-        return first / second
+        return _mean(_times(curve, reference, by) / own, curve[by][:, -1] / own, confidence)
+
+
+def _times(curve: Curve, reference: Curve, by: str) -> np.ndarray:
+    targets = reference["valid_loss"].min(1)
+    return np.array([time_to(loss, curve, i, by) for i, loss in enumerate(targets)])
+
+
+def _mean(times: np.ndarray, ends: np.ndarray, confidence: float) -> Interval | Unreached:
+    reached = np.isfinite(times)
+    samples = np.where(reached, times, ends)
+    if not np.isfinite(samples).all():
+        return Interval(math.nan, math.nan, math.nan, len(times))
+    mean = mean_interval(samples, confidence)
+    return mean if reached.all() else Unreached(int(reached.sum()), len(times), mean)
 
 
 def plot(
@@ -124,6 +151,6 @@ def plot(
     axis.fill_between(x, low, high, color=style.colour(estimator), alpha=0.2, lw=0)
 
 
-def final_value(curve: Curve, column: str) -> Interval:
+def final_value(curve: Curve, column: str, confidence: float = 0.95) -> Interval:
     """Return the mean over the seeds of the last row, with its interval."""
-    return mean_interval(curve[column][:, -1])
+    return mean_interval(curve[column][:, -1], confidence)

@@ -11,7 +11,7 @@ import optax
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common import settings
+from experiments.common import budget, settings
 from fwdgrad import Activities, check_examples_independent
 from fwdgrad.problems import Problem, load_dataset
 from fwdgrad.problems.problem import classification, standardised
@@ -57,6 +57,7 @@ def run(cfg: DictConfig) -> RunRecord:
     if "space" in cfg.estimator.value_and_grad:
         _check_examples(cfg)
     rate = _learning_rate(cfg)
+    budget.present().claim()
     return train(
         problem(cfg),
         value_and_grad,

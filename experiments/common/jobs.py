@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from experiments.common import commands, settings
+from experiments.common import budget, commands, settings, start
 from fwdgrad.records import RecordError, hold, read_json, read_table, table_sum, write_json
 
 _SOURCES = ("code", "jax", "versions", "hardware")  # "jax" is not in old records
@@ -91,9 +91,17 @@ def run_alone(cfg: DictConfig, experiment: Any) -> None:
     folder = settings.root(cfg)
     if cfg.draw_only:
         check_recorded(folder, [experiment.NAME])
+    else:
+        start.check_platform(cfg)
     with hold(folder):
         if not cfg.draw_only:
-            experiment.run(cfg, folder)
+            with budget.keep(start.start(cfg, [experiment.NAME])) as limit:
+                for _ in limit.rounds():
+                    with limit.experiment(experiment.NAME):
+                        experiment.run(cfg, folder)
+            if limit.is_left_out(experiment.NAME):
+                print(f"nothing of it fits into the budget of {cfg.budget_seconds:g} s")
+                return
         check_tables(folder, experiment.NAME)
         experiment.draw(folder)
     print(f"drawn in {folder}")
@@ -127,7 +135,11 @@ def write_information(
     """
     write_json(
         folder / f"{name}.json",
-        {**information, "tables": {table: _sum(folder, table) for table in tables}},
+        {
+            **information,
+            **budget.present().information(),
+            "tables": {table: _sum(folder, table) for table in tables},
+        },
     )
 
 

@@ -9,14 +9,23 @@ import math
 from typing import Any, NamedTuple
 
 from experiments.common.curves import Unreached
-from fwdgrad.measurement import Interval
-
-REPRODUCED, CONTRADICTED, UNCHECKED = "reproduced", "contradicted", "cannot be checked here"
-
-# Numbers are read off plots, from runs on another machine: they agree if they are that close.
-TOLERANCE = 0.1
-# An interval that reaches further than this part of its value says too little to agree with one.
-WIDEST = 0.25
+from experiments.common.verdicts import (
+    ABSENT,
+    LEAST_SAMPLES,
+    NARROW_PLOT,
+    NONE,
+    NOT_REPRODUCED,
+    PLOT,
+    REPRODUCED,
+    TIMES,
+    UNCHECKED,
+    UNDECIDED,
+    Estimate,
+    Samples,
+    estimate,
+    judge,
+)
+from fwdgrad.measurement import Interval, significant
 
 
 class Fact(NamedTuple):
@@ -27,11 +36,10 @@ class Fact(NamedTuple):
       quantity: the name of the quantity.
       value: the number as the paper writes it.
       mark: F, Q or U.
-      low, high: the number as a range; if one of them is infinite, the claim is one-sided,
-        without a tolerance.
+      low, high: the number as a range; if one of them is infinite, the claim is one-sided.
+      margin: relative to low and high, one of `verdicts`.
       below, above: reasons why ours may be lower, and higher.
-      unchecked: the reason why the number cannot be checked here, if it cannot.
-      tolerance: the relative error of reading the number off a plot.
+      unchecked: the reason why the number cannot be checked, if it cannot.
     """
 
     where: str
@@ -40,110 +48,120 @@ class Fact(NamedTuple):
     mark: str
     low: float = math.nan
     high: float = math.nan
+    margin: float = NONE
     below: str = ""
     above: str = ""
     unchecked: str = ""
-    tolerance: float = TOLERANCE
 
 
 class Finding(NamedTuple):
-    """The comparison of a fact with ours: the paper's estimator, and low-rank tangents."""
+    """The comparison of a fact with ours.
+
+    Attributes:
+      key: of `FACTS`.
+      ours: by the paper's estimator, dense normal tangents, or by backprop; None if not measured.
+      low_rank: by low-rank tangents.
+      verdict: one of `verdicts.VERDICTS`, on `ours`.
+      why: the reason, in a few words.
+    """
 
     key: str
-    ours: str
-    low_rank: str
+    ours: Estimate | None
+    low_rank: Estimate | None
     verdict: str
     why: str
 
 
-_DENSE = (
-    "on this CPU drawing a normal number for each parameter takes longer than the rest of the "
-    "step, and a dense tangent has as many products as backprop"
-)
-_ENGINE = "a compiled step has none of the overhead of the paper's operator-overloading engine"
-_SCALE = "it depends on how the pixels are scaled and the weights initialised, which it leaves open"
-_ORDER = "the order of magnitude is read off a plot"
-_RIGHT_SCALE = {"below": _SCALE, "above": _SCALE}
-_ABSOLUTE = {"unchecked": "absolute times belong to the paper's machine"}
-# The quantities of a panel: name, format, and reasons why ours may differ.
-_OF_PANELS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "R_f": ("R_f", "{:g}", {"above": _DENSE, "below": _ENGINE}),
-    "R_b": ("R_b", "{:g}", {"below": _ENGINE}),
-    "R_ratio": ("R_f/R_b", "{:g}", {"above": _DENSE}),
-    "T_f": ("T_f", "{:g} s", _ABSOLUTE),
-    "T_b": ("T_b", "{:g} s", _ABSOLUTE),
-    "T_ratio": ("T_f/T_b", "{:g}", {"above": _DENSE}),
-    "loss_f": ("final loss, forward", "about {:g}", _RIGHT_SCALE),
-    "loss_b": ("final loss, backprop", "about {:g}", _RIGHT_SCALE),
-    "loss_ratio": ("final loss, forward over backprop", "about {:.2g}", {}),
-    "accuracy_f": ("final validation accuracy, forward", "about {:g}", _RIGHT_SCALE),
-    "accuracy_b": ("final validation accuracy, backprop", "about {:g}", _RIGHT_SCALE),
-}
+_DENSE = "dense tangents have as many products as backprop, and are drawn besides"
+_ENGINE = "a compiled step has no operator overloading"
+_TIMES = {"margin": TIMES}
+_SECONDS = {"unchecked": "seconds are of the paper's machine"}
+_OPEN = {"unchecked": "the paper leaves open how pixels are scaled and weights initialised"}
+# The quantities of a panel: name, format, and more of the fact.
+_QUANTITIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "R_f": ("R_f", "{:g}", {**_TIMES, "above": _DENSE, "below": _ENGINE}),
+    "R_b": ("R_b", "{:g}", {**_TIMES, "below": _ENGINE, "above": "the loss alone is fused better"}),
+    "R_ratio": ("R_f/R_b", "{:g}", {**_TIMES, "above": _DENSE}),
+    "T_f": ("T_f", "{:g} s", _SECONDS),
+    "T_b": ("T_b", "{:g} s", _SECONDS),
+    "T_ratio": ("T_f/T_b by the clock", "{:g}", {**_TIMES, "above": "its steps take longer"}),
+    "steps_ratio": (
+        "T_f/T_b in iterations", "{:.3g}",
+        {**_TIMES, "above": "it needs more iterations"},
+    ),
+    "loss_f": ("final loss, forward", "about {:g}", _OPEN),
+    "loss_b": ("final loss, backprop", "about {:g}", _OPEN),
+    "loss_ratio": ("final loss, forward over backprop", "about {:.2g}", {"margin": PLOT}),
+    "error_f": ("final error rate, forward", "about {:g}", _OPEN),
+    "error_b": ("final error rate, backprop", "about {:g}", _OPEN),
+    "error_ratio": ("final error rate, forward over backprop", "about {:.2g}", {"margin": PLOT}),
+}  # fmt: skip
 
 
 def _panel(
-    name: str, where: str, mark: str, tolerance: float = TOLERANCE, **numbers: float
+    name: str, where: str, mark: str, **numbers: float | tuple[float, float]
 ) -> dict[str, Fact]:
-    """Return the facts of a panel, from its quantities' keys to their numbers."""
+    """Return the facts of a panel, from its quantities' keys to their numbers or ranges."""
     facts = {}
     for key, number in numbers.items():
-        quantity, text, reasons = _OF_PANELS[key]
-        fact = Fact(where, quantity, text.format(number), mark, number, number, **reasons)
-        facts[f"{name}.{key}"] = fact._replace(tolerance=tolerance)
+        quantity, text, more = _QUANTITIES[key]
+        low, high = number if isinstance(number, tuple) else (number, number)
+        value = text.format(low) if low == high else f"{low:g}–{high:g}"
+        facts[f"{name}.{key}"] = Fact(where, quantity, value, mark, low, high, **more)
     return facts
 
 
 def _depth(quantity: str, depth: int, low: float, high: float) -> dict[str, Fact]:
     """Return a fact of Figure 6."""
     text = f"about {low:g}" if low == high else f"{low:g}–{high:g}"
-    name, _, reasons = _OF_PANELS[quantity]
+    name, _, more = _QUANTITIES[quantity]
     where = f"Figure 6, depth {depth}"
-    return {f"depth.{quantity}.{depth}": Fact(where, name, text, "F", low, high, **reasons)}
+    return {f"depth.{quantity}.{depth}": Fact(where, name, text, "F", low, high, **more)}
 
 
-def _row(name: str, where: str, start: float, low: float, high: float) -> dict[str, Fact]:
+def _row(name: str, where: str, low: float, high: float) -> dict[str, Fact]:
     """Return the facts of a row of Figure 2."""
-    middle = f"near {(low * high) ** 0.5:.0e}"
-    time = "forward over backprop time"
-    drawn = (
-        "a compiled step on two variables is a few operations, and drawing random numbers, normal "
-        "or signs, costs more than they do"
-    )
+    middle, time = f"near {significant((low * high) ** 0.5)}", "forward over backprop time"
+    drawn = "a compiled step on two variables takes less time than to draw random numbers"
+    order = "not within a decade of it"
     return {
-        f"{name}.start": Fact(where, "value at the start", f"{start:g}", "F", start, start),
-        f"{name}.final": Fact(where, "final value", middle, "F", low, high, _ORDER, _ORDER),
-        f"{name}.time": Fact(where, time, "0.75–0.9", "F", 0.75, 0.9, above=drawn),
+        f"{name}.final": Fact(where, "final value", middle, "F", low, high, NONE, order, order),
+        f"{name}.time": Fact(where, time, "0.75–0.9", "F", 0.75, 0.9, TIMES, above=drawn),
     }
 
 
-_MLP = "Replications, MLP"
+_LOW, _HIGH = "Figure 4, η₀ = 2e-5", "Figure 4, η₀ = 2e-4"
+_MLP, _AT_BEST = "Replications, MLP", "best rate of each: "
+_OTHERS = "the best of others' settings; the races have ours"
 FACTS: dict[str, Fact] = {
-    **_row("beale", "Figure 2, Beale", 14.2, 1e-5, 1e-3),
-    **_row("rosenbrock", "Figure 2, Rosenbrock", 104, 1e-6, 1e-4),
-    **_panel(
-        "logistic", "Figure 3", "F",
-        T_f=197.326, T_b=356.756, T_ratio=0.553, loss_f=0.5, loss_b=0.5, loss_ratio=1,
-    ),
+    **_row("beale", "Figure 2, Beale", 1e-5, 1e-3),
+    **_row("rosenbrock", "Figure 2, Rosenbrock", 1e-6, 1e-4),
     **_panel("logistic", "Figure 3", "U", R_f=2.435, R_b=4.389, R_ratio=0.555),
     **_panel(
-        "mlp_2e-5", "Figure 4, η₀ = 2e-5", "F",
-        R_f=2.329, R_b=3.971, R_ratio=0.586, T_f=165.842, T_b=292.359, T_ratio=0.567,
-        accuracy_f=0.28, accuracy_b=0.28,
+        "logistic", "Figure 3", "F",
+        T_f=197.326, T_b=356.756, T_ratio=0.553, steps_ratio=0.553 / 0.555,
+        loss_f=0.5, loss_b=0.5, loss_ratio=1,
     ),
-    # The plot is of 2.2 to 2.3, where it begins: there 10 % would be all of it.
+    # One program, timed twice.
     **_panel(
-        "mlp_2e-5", "Figure 4, η₀ = 2e-5", "F", tolerance=0.02,
-        loss_f=2.2, loss_b=2.2, loss_ratio=1,
+        "mlp", "Figure 4", "F", R_f=(2.329, 2.607), R_b=(3.971, 4.359), R_ratio=(0.586, 0.598)
     ),
     **_panel(
-        "mlp_2e-4", "Figure 4, η₀ = 2e-4", "F",
-        R_f=2.607, R_b=4.359, R_ratio=0.598, T_f=68.014, T_b=296.957, T_ratio=0.229,
-        loss_f=0.52, loss_b=0.88, loss_ratio=0.52 / 0.88, accuracy_f=0.87, accuracy_b=0.83,
+        "mlp_2e-5", _LOW, "F",
+        T_f=165.842, T_b=292.359, T_ratio=0.567, steps_ratio=0.567 / 0.586,
+        loss_f=2.2, loss_b=2.2, error_f=0.72, error_b=0.72, error_ratio=1,
     ),
-    **_panel("cnn", "Figure 5", "U", R_f=1.434, R_ratio=0.649, T_ratio=0.514),
-    "cnn.R_b": Fact(
-        "Figure 5", "R_b", "2.211", "U", 2.211, 2.211, _ENGINE,
-        "on this CPU the loss alone is fused into fast kernels, which its backward pass is not",
+    "mlp_2e-5.loss_ratio": Fact(
+        _LOW, "final loss, forward over backprop", "about 1", "F", 1, 1, NARROW_PLOT
+    ),
+    **_panel(
+        "mlp_2e-4", _HIGH, "F",
+        T_f=68.014, T_b=296.957, T_ratio=0.229, steps_ratio=0.229 / 0.598, loss_f=0.52, loss_b=0.88,
+        loss_ratio=0.52 / 0.88, error_f=0.13, error_b=0.17, error_ratio=0.13 / 0.17,
+    ),
+    **_panel(
+        "cnn", "Figure 5", "U",
+        R_f=1.434, R_b=2.211, R_ratio=0.649, T_ratio=0.514, steps_ratio=0.514 / 0.649,
     ),
     **_depth("R_f", 1, 2.5, 2.5),
     **_depth("R_f", 100, 4.2, 4.2),
@@ -153,122 +171,103 @@ FACTS: dict[str, Fact] = {
     **_depth("R_ratio", 10, 0.61, 0.61),
     **_depth("R_ratio", 100, 0.85, 0.85),
     "depth.bytes.100": Fact(
-        "Figure 6, depth 100", "memory, parameters included", "about 1.25e9 bytes", "F",
-        1.25e9, 1.25e9, below="it is about three copies of the parameters, of which a compiled "
-        "step that updates them in place needs fewer",
+        "Figure 6, depth 100", "memory, parameters included, forward", "about 1.25e9 bytes", "F",
+        1.25e9, 1.25e9, PLOT, below="a compiled step updates parameters in place",
     ),
     "depth.memory.100": Fact(
         "Figure 6, depth 100", "memory, parameters included, forward over backprop", "1", "F",
-        1, 1, above="a compiled step of backprop with SGD holds one layer's gradient at a time, "
-        "where the paper's holds all; a dense tangent is held as a whole either way",
+        1, 1, PLOT,
+        above="compiled backprop holds one layer's gradient at a time",
     ),
     "depth.checkpointed.100": Fact(
         "Replications, depth 100", "temporary memory, checkpointed backprop over forward",
-        "at most about 1", "Q", -math.inf, 1 + TOLERANCE,
+        "at most about 1", "Q", -math.inf, 1 + PLOT, NONE,
         above="a segment's gradients are held beside its activations",
     ),
     "replications.slower": Fact(
-        _MLP, "R_f/R_b with a dense tangent", "above 1", "Q", 1, math.inf,
-        below="a compiled step with a dense tangent is cheaper than with the replications' engines",
+        _MLP, "R_f/R_b", "above 1", "Q", 1, math.inf, NONE,
+        below="their engines do more work for each step",
     ),
     "replications.backprop_wins": Fact(
-        _MLP, "best rate of each: backprop's final loss over the forward gradient's", "below 1",
-        "Q", -math.inf, 1,
+        _MLP, f"{_AT_BEST}backprop's final loss over forward's", "below 1", "Q",
+        -math.inf, 1, NONE,
     ),
     "replications.rates": Fact(
-        _MLP, "best rate of each: backprop's over the forward gradient's", "200–1000", "Q",
-        200, 1000, "it depends on the schedule, and on the grid of rates",
-        "it depends on the schedule, and on the grid of rates",
+        _MLP, f"{_AT_BEST}backprop's over forward's", "200–1000", "Q", 200, 1000, NONE,
+        unchecked="best rates are points of a grid, tuned once: their ratio has no interval",
     ),
-    "replications.accuracy": Fact(
-        _MLP, "best published test accuracy, perturbed weights", "0.909–0.914", "Q", 0.909, 0.914,
-        unchecked="it is the best of others' settings; what ours reach, see the race of the MLP",
+    "replications.weights": Fact(
+        _MLP, "lowest published error rate, perturbed weights", "0.0856–0.0925", "Q",
+        unchecked=_OTHERS,
     ),
-    "replications.backprop_accuracy": Fact(
-        _MLP, "test accuracy of backprop beside that", "0.9759", "Q", 0.9759, 0.9759,
+    "replications.activities": Fact(
+        _MLP, "the same, perturbed activities and local losses", "0.0255", "Q", unchecked=_OTHERS
     ),
-    "replications.mnist": Fact(
-        _MLP, "best published test accuracy, perturbed activities and local losses", "0.9745",
-        "Q", 0.9745, 0.9745,
-        unchecked="it is the best of others' settings; what ours reach, see the race of the MLP",
+    "replications.backprop": Fact(
+        _MLP, "error rate of backprop beside that", "0.0241", "Q", unchecked=_OTHERS
     ),
     "replications.cifar": Fact(
-        "CIFAR-10", "best published test accuracy: perturbed weights; activities",
-        "0.44–0.47; 0.693", "Q", unchecked="CIFAR-10 is not among the data sets",
+        "Replications, CIFAR-10", "lowest published error rate: perturbed weights; activities",
+        "0.527–0.56; 0.307", "Q", unchecked="CIFAR-10 is not among the data sets",
     ),
 }  # fmt: skip
 
 
 def compare(
     key: str, ours: Interval | Unreached, low_rank: Interval | Unreached | str = "", *,
-    differs: str = "",
+    of: Samples, differs: str = "", note: str = "",
 ) -> Finding | None:  # fmt: skip
     """Return the finding for one fact, or None if the paper has no such number.
-
-    A number of the paper holds within a tolerance, since it is read off a plot; a one-sided claim,
-    such as "above 1", holds as it is. Our number, by the paper's estimator,
-
-    - contradicts the paper's, if no part of our interval is within the tolerance;
-    - reproduces it, if all of our interval is in the paper's range, or, unless the claim is
-      one-sided, if our interval is narrow (at most `WIDEST` of the value to either side), and holds
-      the number or has its middle within the tolerance;
-    - else cannot be checked: there are too few runs.
 
     Args:
       key: of `FACTS`.
       ours: with dense normal tangents, or of backprop. An exact number is an interval of no width.
-      low_rank: with low-rank tangents.
-      differs: differences of our setting from the paper's on which the number depends.
+      low_rank: with low-rank tangents; "" if the number is not theirs.
+      of: the kind of the samples, unless numbers are exact. Intervals have its confidence.
+      differs: differences of our setting from the paper's on which the number depends; then there
+        is no verdict.
+      note: added to the reason.
     """
     if key not in FACTS:
         return None
     fact = FACTS[key]
-
-    def finding(verdict: str, *why: str) -> Finding:
-        return Finding(key, _text(ours), _text(low_rank), verdict, _sentence(*why))
-
-    if differs or fact.unchecked:
-        return finding(UNCHECKED, differs, fact.unchecked)
-    if isinstance(ours, Unreached):
-        if ours.reached or ours.n < 2:
-            return finding(UNCHECKED, "not every seed reaches that loss, or there is but one")
-        return finding(CONTRADICTED, "the estimate's noise keeps the loss above it")
-    value, low, high, _ = ours
-    if not math.isfinite(value):
-        return finding(UNCHECKED, "a run has diverged")
-    if math.isnan(low):
-        return finding(UNCHECKED, "too few samples for an interval")
-    of_a_side = math.isinf(fact.low) or math.isinf(fact.high)
-    slack = 0 if of_a_side else fact.tolerance
-    least, most = fact.low * (1 - slack), fact.high * (1 + slack)
-    if high < least:
-        return finding(CONTRADICTED, fact.below or "ours is lower")
-    if low > most:
-        return finding(CONTRADICTED, fact.above or "ours is higher")
-    if fact.low <= low and high <= fact.high:
-        return finding(REPRODUCED, "ours is all where it should be" if low < high else "it is that")
-    if of_a_side:
-        return finding(UNCHECKED, "our interval lies on both sides: too few runs")
-    if max(high - value, value - low) > WIDEST * abs(value):
-        return finding(UNCHECKED, "our interval is too wide: too few runs")
-    if low <= fact.high and high >= fact.low:
-        return finding(REPRODUCED, "our interval holds it")
-    if least <= value <= most:
-        return finding(REPRODUCED, f"within {slack:.0%} of ours")
-    return finding(UNCHECKED, f"within {slack:.0%} of a part of our interval only: too few runs")
+    found = _estimate(ours, of)
+    verdict, why = _verdict(fact, found, differs)
+    other = None if isinstance(low_rank, str) else _estimate(low_rank, of)
+    return Finding(key, found, other, verdict, "; ".join(filter(None, (why, note))))
 
 
-def _text(x: Interval | Unreached | str) -> str:
-    return f"{x} (n = {x.n})" if isinstance(x, Interval) and x.low < x.high else str(x)
+def _estimate(x: Interval | Unreached, of: Samples) -> Estimate:
+    if isinstance(x, Unreached):
+        return estimate(x.least, of, x.n - x.reached)
+    return estimate(x, of)
+
+
+def _verdict(fact: Fact, ours: Estimate, differs: str) -> tuple[str, str]:
+    if fact.unchecked:
+        return UNCHECKED, fact.unchecked
+    if differs:
+        return ABSENT, differs
+    if not math.isfinite(ours.value):
+        return UNDECIDED, "a run has diverged"
+    if math.isnan(ours.low):
+        return UNDECIDED, f"{ours.n} {ours.of}, of {LEAST_SAMPLES} at least"
+    verdict = judge(ours, fact.low, fact.high, fact.margin)
+    if verdict == REPRODUCED:
+        return verdict, ""
+    if verdict == NOT_REPRODUCED:
+        higher = ours.low > fact.high
+        if ours.unreached:
+            return verdict, "the estimate's noise keeps the loss above backprop's lowest"
+        return verdict, (fact.above or "ours is higher") if higher else (
+            fact.below or "ours is lower"
+        )
+    if ours.unreached:
+        return verdict, "runs end before backprop's lowest loss is reached"
+    return verdict, f"{ours.n} {ours.of} are too few"
 
 
 def not_found(key: str) -> Finding:
     """Return the finding of a fact that no experiment of a preset measures."""
-    if reason := FACTS[key].unchecked:
-        return Finding(key, "", "", UNCHECKED, _sentence(reason))
-    return Finding(key, "", "", "not in this preset", "")
-
-
-def _sentence(*parts: str) -> str:
-    text = "; ".join(part for part in parts if part)
-    return text[:1].upper() + text[1:] + "." if text else ""
+    reason = FACTS[key].unchecked
+    return Finding(key, None, None, UNCHECKED if reason else ABSENT, reason)

@@ -1,47 +1,107 @@
-"""The report of a preset, its README: every section, and the provenance of the numbers."""
+"""The report of a preset, its README: the verdicts, a row a claim, a section a figure, provenance.
 
-from collections.abc import Iterable, Mapping
+What the paper lacks is in files of its own beside the README.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.common import tables
-from experiments.common.paper_facts import FACTS, TOLERANCE, WIDEST, Finding, not_found
+from experiments.common import claims, tables
+from experiments.common.claims import Claim
+from experiments.common.headlines import headlines
+from experiments.common.paper_facts import FACTS, Finding
+from experiments.common.verdicts import ABSENT, NARROW_PLOT, PLOT, TIMES, UNCHECKED
 from fwdgrad.records import JAX_DEFAULTS, atomic_write, read_json
 
-_SHOWN = (
-    "figure", "quantity", "paper", "mark", "ours, the paper's estimator", "ours, low-rank",
-    "verdict", "why",
-)  # fmt: skip
+# File -> its title, and the experiments whose sections are in it; the others' are in the README.
+FILES = {
+    "laboratory.md": ("The laboratory: quality and cost of each estimator", ("estimator_quality",)),
+    "races.md": ("Races: accuracy for a budget", ("accuracy_race", "cnn_race")),
+    "modes.md": ("Forward and reverse mode, and other ways to a derivative", ("differentiation",)),
+}
+_SHOWN = ("figure", "quantity", "the paper", "CPU", "verdict", "GPU", "verdict", "why")
+_HOW = f"""\
+Our numbers are by the paper's own estimator, dense normal tangents, or by backprop. A verdict is by
+two one-sided tests at 5 %: *reproduced* if all of our 90 % interval lies within the margin around
+the paper's number, *not reproduced* if all of it lies outside. The margin is {PLOT:.0%} of a number
+read off a plot, {NARROW_PLOT:.0%} on the narrow axis of the losses at 2e-5, {TIMES:.0%} of a time
+or a ratio of times (the paper's two timings of one step differ by 12 %), a decade to either side of
+an order of magnitude, none for a one-sided claim. In brackets: the interval, then what n counts;
+over seeds it is 90 % (Student's t), over timed turns or processes 95 %; exact numbers have none.
+T_f/T_b in iterations is for the paper its T_f/T_b over its R_f/R_b. A letter tells
+how sure the paper's number is: F, read off its figure or caption; Q, quoted by several
+replications; U, remembered, no source found. All claims, with low-rank tangents, sources and
+commits: [{claims.TABLE}]({claims.TABLE}).""".replace("\n", " ")
 
 
 def write(
     folder: Path,
-    preset: str,
+    title: str,
+    command: str,
     sections: Mapping[str, str],
-    findings: Iterable[Finding],
+    findings: Mapping[str, Iterable[Finding]],
     failures: Mapping[str, str],
+    notes: Iterable[str] = (),
 ) -> Path:
-    """Write `folder`/README.md and return its path.
+    """Write `folder`/README.md and the files beside it, and return its path.
 
     Args:
       folder: the results of the preset.
-      preset: the name of the preset.
+      title: of the report.
+      command: the command that makes it.
       sections: experiment -> section in Markdown, in the order of the report.
-      findings: comparisons with the paper's numbers.
+      findings: experiment -> its comparisons with the paper's numbers.
       failures: experiment -> the reason why it has no new results.
+      notes: sentences on what is missing, such as jobs that a budget left out.
     """
-    path = folder / "README.md"
+    information = {name: _information(folder, name) for name in sections}
+    own = claims.sourced(findings, information)
+    claims.write(folder, own)
+    found = claims.claims(folder, own)
+    inside = dict(sections)
+    links = []
+    for file, (heading, names) in FILES.items():
+        if parts := [inside.pop(name) for name in names if name in inside]:
+            _write(folder / file, [f"# {heading}", "Part of the [report](README.md).", *parts])
+            links.append(f"- [{heading}]({file})")
     parts = [
-        f"# Results of the preset `{preset}`",
-        f"Made by `python -m experiments.reproduce preset={preset}`; not edited by hand.",
         *(f"**{name} failed:** {reason}" for name, reason in failures.items()),
-        _numbers_of_the_paper(list(findings)),
-        *sections.values(),
-        _provenance({name: x for name in sections if (x := _information(folder, name))}),
+        *notes,
+        "\n".join(headlines(found)),
+        "\n".join(claims.tally(found)),
+        "## The claims of the paper",
+        _HOW,
+        "\n".join(_rows(found)),
+        *_open(found),
+        *inside.values(),
+        *(["## Beyond the paper", "\n".join(links)] if links else []),
     ]
+    return write_page(folder, title, command, parts, information)
+
+
+def write_page(
+    folder: Path,
+    title: str,
+    command: str,
+    parts: Iterable[str],
+    information: Mapping[str, Mapping[str, Any]],
+) -> Path:
+    """Write `folder`/README.md with the provenance of its experiments, and return its path.
+
+    Args:
+      folder, title, command: as in `write`.
+      parts: in Markdown.
+      information: experiment -> the content of its JSON file.
+    """
+    path, made = folder / "README.md", f"Made by `{command}`; not edited by hand."
+    _write(path, [f"# {title}", made, *parts, _provenance(information)])
+    return path
+
+
+def _write(path: Path, parts: Sequence[str]) -> None:
     with atomic_write(path) as file:
         file.write("\n\n".join(parts) + "\n")
-    return path
 
 
 def _information(folder: Path, name: str) -> dict[str, Any]:
@@ -50,57 +110,100 @@ def _information(folder: Path, name: str) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _numbers_of_the_paper(findings: list[Finding]) -> str:
-    of_fact = {finding.key: finding for finding in findings}
+def _rows(found: Iterable[Claim]) -> list[str]:
+    """Return the table of the claims on which there is a verdict."""
     rows = []
-    for key, fact in FACTS.items():
-        found = of_fact.get(key) or not_found(key)
-        known = (fact.where, fact.quantity, fact.value, fact.mark)
-        rows.append((*known, found.ours, found.low_rank, found.verdict, found.why))
-    lines = [
-        "## The numbers of the paper",
-        "",
-        "Mark: F, read off the paper's own figure or caption; Q, quoted or used by several "
-        "independent replications; U, remembered, with no source found to confirm it. Ours: means "
-        "over seeds (n of them), or medians over n timed turns, with 95 % intervals; times and "
-        "their ratios are of this machine. The verdict is of the paper's own estimator (dense "
-        f"normal tangents, or backprop), and allows for {TOLERANCE:.0%}, since the paper's numbers "
-        "are read off plots. A number is contradicted if all of our interval is outside of that. "
-        f"It is reproduced if our interval reaches at most {WIDEST:.0%} of its middle to either "
-        "side, or lies in a range of the paper's. Otherwise, as with another setting, it cannot be "
-        "checked. A one-sided claim ('above 1') has no tolerance, and all of our interval must be "
-        "on its side. Low-rank tangents are beside it.",
-        "",
-        *tables.markdown(_SHOWN, rows),
-    ]
-    return "\n".join(lines)
+    for claim in found:
+        if claims.is_open(claim):
+            continue
+        fact, cells = FACTS[claim.key], []
+        reasons: dict[str, list[str]] = {}
+        for device in claims.DEVICES:
+            of_device = claim.finding(device)
+            shown = "" if of_device.ours is None else of_device.ours.sentence
+            cells += [shown, "–" if of_device.verdict == ABSENT else of_device.verdict]
+            if of_device.why:
+                reasons.setdefault(of_device.why, []).append(device.upper())
+        why = "; ".join(
+            text if len(names) == len(claim.on) else f"{', '.join(names)}: {text}"
+            for text, names in reasons.items()
+        )
+        rows.append((fact.where, fact.quantity, f"{fact.value} ({fact.mark})", *cells, why))
+    return tables.markdown(_SHOWN, rows)
 
 
-def _provenance(information: Mapping[str, dict[str, Any]]) -> str:
+def _open(found: Iterable[Claim]) -> list[str]:
+    """Return the claims that cannot be checked, by reason, and those that are not measured."""
+    reasons: dict[str, list[str]] = {}
+    for claim in filter(claims.is_open, found):
+        fact = FACTS[claim.key]
+        why = fact.unchecked or next((x.finding.why for x in claim.on.values()), "")
+        reason = ", ".join(filter(None, (UNCHECKED if fact.unchecked else ABSENT, why)))
+        reasons.setdefault(reason, []).append(f"{fact.where}: {fact.quantity} {fact.value}")
+    lines = []
+    for reason, numbers in reasons.items():
+        lines.append(f"- {reason[0].upper()}{reason[1:]}: {_shortened(numbers)}.")
+    return ["\n".join(lines)] if lines else []
+
+
+def _shortened(numbers: Sequence[str]) -> str:
+    """Join texts "figure: number"; a figure is named once for all its numbers."""
+    of_figure: dict[str, list[str]] = {}
+    for text in numbers:
+        where, _, number = text.partition(": ")
+        of_figure.setdefault(where, []).append(number)
+    return "; ".join(f"{where}: {', '.join(texts)}" for where, texts in of_figure.items())
+
+
+def _provenance(information: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the section on code, machines and versions."""
+    rows = []
+    machines: dict[str, int] = {}
+    for name, of_experiment in information.items():
+        sources = of_experiment.get("provenance", ())
+        seconds = of_experiment.get("wall_seconds")
+        numbers = []
+        for source in sources:
+            machine = _machine(source)
+            numbers.append(machines.setdefault(machine, len(machines) + 1))
+        commits = dict.fromkeys(map(claims.commit_of, sources))
+        protocol = of_experiment.get("protocol", {}).get("commit", "")[:7]
+        note = of_experiment.get("note", "")
+        rows.append((
+            name, ", ".join(commits), protocol, _duration(seconds),
+            ", ".join(map(str, dict.fromkeys(numbers))), note,
+        ))  # fmt: skip
+    shown = ("experiment", "commit", "protocol of commit", "time", "machine", "")
+    kept = [i for i, name in enumerate(shown) if i < 2 or any(row[i] for row in rows)]
     lines = [
         "## Where the numbers come from",
         "",
-        "The exact versions of all packages are pinned in `constraints.txt`.",
+        "A + marks a commit with uncommitted changes. Exact versions are pinned in "
+        "`constraints.txt`. Another machine or version differs in the last bits, and long "
+        "trainings by more than that.",
         "",
+        *tables.markdown([shown[i] for i in kept], ([row[i] for i in kept] for row in rows)),
+        "",
+        *(f"- Machine {number}: {machine}." for machine, number in machines.items()),
     ]
-    for name, of_experiment in information.items():
-        hours, rest = divmod(round(of_experiment["wall_seconds"]), 3600)
-        lines.append(f"- {name}, {hours}:{rest // 60:02}:{rest % 60:02} h of wall time")
-        machines = {str(source["hardware"]) for source in of_experiment["provenance"]}
-        if len(machines) > 1:
-            lines[-1] += "; **on several machines, so its times cannot be compared**"
-        for source in of_experiment["provenance"]:
-            code, hardware = source["code"], source["hardware"]
-            commit = code["commit"] or "unknown"
-            changed = " with uncommitted changes" if code["dirty"] else ""
-            versions = ", ".join(f"{k} {v}" for k, v in source["versions"].items() if v)
-            lines.append(
-                f"  - commit {commit}{changed}; {hardware['cpu']}, "
-                f"{hardware['cpu_cores']} cores, {hardware['num_devices']} device of kind "
-                f"{hardware['device_kind']}, {hardware['system']}; {versions}"
-                f"{_jax_settings(source.get('jax', {}))}."
-            )
     return "\n".join(lines)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:  # not recorded
+        return ""
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
+
+
+def _machine(source: Mapping[str, Any]) -> str:
+    """Return hardware, versions and settings of JAX of a source."""
+    hardware, versions = source["hardware"], source["versions"]
+    device = "" if hardware.get("device", "cpu") == "cpu" else f"{hardware['device_kind']}, "
+    parts = [f"{device}{hardware['cpu']}, {hardware['cpu_cores']} cores"]
+    parts += [f"{key} {hardware[key]}" for key in ("caches", "threads") if hardware.get(key)]
+    parts += [hardware["system"], ", ".join(f"{k} {v}" for k, v in versions.items() if v)]
+    return "; ".join(parts) + _jax_settings(source.get("jax", {}))
 
 
 def _jax_settings(settings: Mapping[str, Any]) -> str:

@@ -94,21 +94,24 @@ def by_seed(line: pd.DataFrame, columns: Iterable[str]) -> dict[str, np.ndarray]
     return {column: np.stack([run[column].to_numpy() for run in runs]) for column in columns}
 
 
-def read_lines(path: Path, panel: str, columns: Columns) -> dict[str, dict[str, Any]]:
+def read_lines(
+    path: Path, panel: str, columns: Columns, diverged: Iterable[Sequence[Any]] = ()
+) -> dict[str, dict[str, Any]]:
     """Read a table with a row for each step of a run; return panel -> estimator -> `by_seed`.
 
     Args:
       path: the file.
       panel: the column that names a panel.
       columns: of the table, `estimator`, `seed` and `step` among them.
+      diverged: (panel, estimator, seed) of runs that have no rows.
 
     Raises:
       RecordError: as `read`, `check_same_steps` and `check_paired` do.
     """
     table = read(path, columns)
     check_same_steps(path, table, [panel, "estimator"])
-    check_paired(path, table, panel)
-    numbers = [column for column in columns if column not in (panel, "estimator", "seed")]
+    check_paired(path, table, panel, diverged)
+    numbers = [column for column in columns if column not in (panel, "estimator")]
     return {
         name: {x: by_seed(line, numbers) for x, line in lines.groupby("estimator", sort=False)}
         for name, lines in table.groupby(panel, sort=False)
@@ -141,20 +144,25 @@ def check_same_steps(path: Path, table: pd.DataFrame, names: Sequence[str]) -> N
                 )
 
 
-def check_paired(path: Path, table: pd.DataFrame, panel: str) -> None:
+def check_paired(
+    path: Path, table: pd.DataFrame, panel: str, diverged: Iterable[Sequence[Any]] = ()
+) -> None:
     """Raise an error unless all estimators of a panel have the same seeds.
 
     Args:
       path: the file of the table, for the error.
       table: with the columns `estimator` and `seed`.
       panel: the column that names a panel.
+      diverged: as in `read_lines`.
 
     Raises:
       RecordError: a seed is missing.
     """
+    known = {tuple(run) for run in diverged}
     for name, lines in table.groupby(panel, sort=False):
         for estimator, line in lines.groupby("estimator", sort=False):
-            if missing := sorted(set(lines["seed"]) - set(line["seed"])):
+            missing = sorted(set(lines["seed"]) - set(line["seed"]))
+            if missing := [seed for seed in missing if (name, estimator, seed) not in known]:
                 raise RecordError(
                     f"{path}: rows are missing: {name}, {estimator} has none of the seeds "
                     f"{', '.join(map(str, missing))}, which other lines have. {_REMEDY}"

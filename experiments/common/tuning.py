@@ -197,10 +197,10 @@ class Rates(NamedTuple):
         rates = np.array(list(kept))
         return rates[np.argmin(np.array(list(kept.values())), axis=0)]
 
-    def over(self, other: "Rates") -> Interval:
+    def over(self, other: "Rates", confidence: float = 0.95) -> Interval:
         """Return the geometric mean over tuning seeds of the ratio of best rates."""
         logs = np.log(self.best_of_each_seed()) - np.log(other.best_of_each_seed())
-        mean, low, high, n = mean_interval(logs)
+        mean, low, high, n = mean_interval(logs, confidence)
         return Interval(math.exp(mean), math.exp(low), math.exp(high), n)
 
     def __str__(self) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import commands, jobs
+from experiments.common.budget import measured_once
 from experiments.modes import estimator_error, expression_swell, jacobian_modes, step_sizes
-from fwdgrad.measurement import measured_once
 from fwdgrad.records import write_table
 
 NAME = "differentiation"

@@ -10,6 +10,7 @@ that runs it. Leaves `depth_scaling.csv` (a row for each point and estimator),
 `depth_scaling.json` and the figure `depth_scaling`. Each point is measured once.
 """
 
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common import commands, jobs, style, tables
+from experiments.common import budget, commands, jobs, style, tables
 from experiments.common.paper_facts import Finding, compare
+from experiments.common.verdicts import TURNS
 from experiments.paper import deep_network
 from experiments.paper.deep_network import ESTIMATORS
-from fwdgrad.measurement import Interval, exact, measured_once
+from fwdgrad.measurement import Interval, exact
 from fwdgrad.records import write_table
 
 NAME = "depth_scaling"
+_OF_PAPER = (1, 10, 100)  # depths of which the paper has numbers
 _LINE_STYLES = {"backprop-checkpointed": "--"}  # it often lies upon backprop's
 _QUANTITIES = ("seconds", "relative_cost", "over_reference")
 _BYTES = ("parameter_bytes", "temp_bytes", "peak_bytes")
@@ -46,24 +49,55 @@ _SHOWN = (
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Measure every point, or read it back, and write the tables."""
+    """Measure every point, or read it back, and write the tables after each.
+
+    The depths of the paper's numbers come first, then the minibatches, then the other depths; of
+    each the largest, whose time bounds that of the others.
+    """
     experiment: Any = OmegaConf.to_container(cfg.experiments[NAME], resolve=True)
     points = [("depth", depth, experiment["batch_size"]) for depth in experiment["depths"]]
     points += [("batch_size", experiment["depth"], size) for size in experiment["batch_sizes"]]
-    rows, records = [], {}  # the point that is on both axes is one record
     shared = {k: experiment[k] for k in ("width", "rounds", "max_seconds", "products_per_call")}
-    bar = jobs.progress(points, cfg, NAME)
-    for axis, depth, batch_size in bar:
+    records: dict[tuple[int, int], dict[str, Any]] = {}  # the point on both axes is one record
+    bar = jobs.progress(sorted(points, key=lambda p: (_level(p), -p[1] * p[2])), cfg, NAME)
+    for point in bar:
+        axis, depth, batch_size = point
         bar.set_postfix_str(f"depth {depth}, minibatch {batch_size}")
         config = {"depth": depth, "batch_size": batch_size, **shared}
-        record = measured_once(
-            folder / "runs" / NAME, NAME, config, partial(deep_network.measure, config)
-        )
-        for name, values in record["result"].items():
+        part, item = ("depth", depth) if axis == "depth" else ("minibatch", batch_size)
+        with budget.present().job(part, item, level=_level(point), share=1 / len(points)):
+            records[depth, batch_size] = budget.measured_once(
+                folder / "runs" / NAME, NAME, config, partial(deep_network.measure, config)
+            )
+            _write_tables(points, shared["width"], records, folder)
+    if not records:
+        raise budget.LeftOut(NAME)
+    _write_tables(points, shared["width"], records, folder)
+
+
+def _level(point: tuple[str, int, int]) -> int:
+    """Return the importance of a point (axis, depth, minibatch) for `budget.Budget.job`."""
+    axis, depth, _ = point
+    if axis == "depth":
+        return 0 if depth in _OF_PAPER else 2
+    return 1
+
+
+def _write_tables(
+    points: Iterable[tuple[str, int, int]],
+    width: int,
+    records: Mapping[tuple[int, int], dict[str, Any]],
+    folder: Path,
+) -> None:
+    """Write the tables of the points of which there is a record."""
+    rows = []
+    for axis, depth, batch_size in points:
+        if (depth, batch_size) not in records:
+            continue
+        for name, values in records[depth, batch_size]["result"].items():
             ends = [values[q][end] for q in _QUANTITIES for end in ("value", "low", "high")]
             rounds, memory = values["seconds"]["n"], [values[b] for b in _BYTES]
-            rows.append((axis, depth, batch_size, shared["width"], name, *ends, rounds, *memory))
-        records[depth, batch_size] = record
+            rows.append((axis, depth, batch_size, width, name, *ends, rounds, *memory))
     write_table(folder / f"{NAME}.csv", _COLUMNS, rows)
     jobs.write_information(folder, NAME, [NAME], jobs.provenance_of(records.values()))
 
@@ -186,7 +220,7 @@ def findings(folder: Path) -> list[Finding]:
             ],
         }
         found += [
-            compare(f"depth.{quantity}.{depth}", *ours, differs="; ".join(changed))
+            compare(f"depth.{quantity}.{depth}", *ours, of=TURNS, differs="; ".join(changed))
             for quantity, ours in numbers.items()
         ]
     return [f for f in found if f is not None]

@@ -23,6 +23,7 @@ from experiments.common import commands, comparisons, costs, jobs, style, tables
 from experiments.common.curves import Curve, final_value, read_curves, write_curves
 from experiments.common.paper_facts import Finding, compare
 from experiments.common.tuning import Rates, Tuned
+from experiments.common.verdicts import CONFIDENCE, SEEDS
 from experiments.paper.fair_comparison_figure import draw_comparison
 from fwdgrad.measurement import Interval, mean_interval
 from fwdgrad.records import read_json, write_table
@@ -246,24 +247,21 @@ def findings(folder: Path) -> list[Finding]:
         return []
     losses = [panels["mlp"][name]["valid_loss"][:, -1] for name in names]
     rates = [_rates(folder, "mlp")[name] for name in names]
-    accuracies = [
-        mean_interval(np.array(information["test_accuracy"]["mlp"][name])) for name in names
-    ]
+    errors = [1 - np.array(information["test_accuracy"]["mlp"][name]) for name in names]
+    rates_of_errors = [mean_interval(x, CONFIDENCE) for x in errors]
     differs = information["differs"]["mlp"]
-    edge = "a best rate is an end of the grid" if any(r.is_at_the_end for r in rates[:2]) else ""
+    samples: Any = {"of": SEEDS, "differs": differs}
     found = [
         compare(
             "replications.backprop_wins",
-            *(mean_interval(losses[0] / x) for x in losses[1:]),
-            differs=differs,
+            *(mean_interval(losses[0] / x, CONFIDENCE) for x in losses[1:]),
+            **samples,
         ),
         compare(
-            "replications.rates",
-            *(rates[0].over(r) for r in rates[1:]),
-            differs=differs or edge,
+            "replications.rates", *(rates[0].over(r, CONFIDENCE) for r in rates[1:]), **samples
         ),
-        compare("replications.accuracy", *accuracies[1:], differs=differs),
-        compare("replications.backprop_accuracy", accuracies[0], differs=differs),
+        compare("replications.weights", *rates_of_errors[1:], **samples),
+        compare("replications.backprop", rates_of_errors[0], **samples),
     ]
     return [f for f in found if f is not None]
 

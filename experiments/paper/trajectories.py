@@ -28,8 +28,16 @@ from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import commands, jobs, style, tables
+from experiments.common.budget import measured_once
 from experiments.common.paper_facts import Finding, compare
-from fwdgrad.measurement import Interval, exact, mean_interval, measured_once
+from experiments.common.verdicts import CONFIDENCE, SEEDS
+from fwdgrad.measurement import (
+    Interval,
+    exact,
+    mean_interval,
+    median_interval,
+    significant,
+)
 from fwdgrad.problems import TEST_FUNCTIONS
 from fwdgrad.records import read_json, write_table
 from fwdgrad.training import make_descend
@@ -44,7 +52,9 @@ _COLUMNS: tables.Columns = {
     "function": str, "estimator": str, "seed": int, "step": int,
     **dict.fromkeys(_RECORDED[1:], float),
 }  # fmt: skip
-_SHOWN = ("function", "estimator", "runs", "iterations", "final − minimum", "time / backprop")
+_SHOWN = (
+    "function", "estimator", "runs", "final value − minimum", "time (ms)", "time over backprop's",
+)  # fmt: skip
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
@@ -195,45 +205,61 @@ def _draw_contours(axis: Axes, objective: Any) -> None:
 
 def describe(folder: Path) -> str:
     """Return the section of the report in Markdown: the figures, and a table of the ends."""
-    text = ["## Test functions (the paper's figure 2)"]
+    text = ["## Test functions (the paper's figure 2)", ""]
+    rows = []
     for name in _figures(folder):
+        text += [f"![Descent on test functions]({name}.png)", ""]
         functions = read_json(folder / f"{name}.json")["functions"]
-        text += [
-            "",
-            f"![Descent on test functions]({name}.png)",
-            "",
-            "Single runs are thin, their means thick. In the table are geometric means over the "
-            "runs with 95 % intervals (Student's t of the logarithms); time is that of all "
-            "iterations, over that of backprop with the same seed.",
-            "",
-        ]
-        rows = [
-            (functions[function]["title"], style.label(estimator), len(line["value"]),
-             line["step"][0, -1], _final_gap(line, functions[function]),
-             _time_ratio(lines, estimator))
-            for function, lines in _read(folder, name).items()
-            for estimator, line in lines.items()
-        ]  # fmt: skip
-        text += tables.markdown(_SHOWN, rows)
+        for function, lines in _read(folder, name).items():
+            rows += [
+                (functions[function]["title"], style.label(estimator), len(line["value"]),
+                 _shown_gap(line, functions[function]),
+                 mean_interval(1e3 * line["seconds"][:, -1]), _time_ratio(lines, estimator))
+                for estimator, line in lines.items()
+            ]  # fmt: skip
+    text += [
+        "Single runs are thin, their means thick. The table has the median over the runs of the "
+        "final value above the minimum, and the time of all iterations; the ratio to backprop's "
+        "time of the same run is a geometric mean. Intervals are 95 %: of order statistics for the "
+        "median, else Student's t.",
+        "",
+        *tables.markdown(_SHOWN, rows),
+    ]
     return "\n".join(text)
 
 
-def _final_gap(line: dict[str, np.ndarray], settings: dict[str, Any]) -> Interval:
-    """Return the geometric mean of the final values above the minimum."""
+def _final_gap(
+    line: dict[str, np.ndarray], settings: dict[str, Any], confidence: float = 0.95
+) -> Interval:
+    """Return the median of the final values above the minimum.
+
+    A geometric mean would be one of runs that end at the minimum, to the last bit of a float32.
+    """
     gaps = line["value"][:, -1] - _minimum(settings)
-    return _geometric_mean(np.maximum(gaps, np.finfo(np.float32).tiny))
+    return _exact_if_equal(gaps) or median_interval(gaps, confidence)
 
 
-def _time_ratio(lines: dict[str, dict[str, np.ndarray]], estimator: str) -> Interval:
+def _shown_gap(line: dict[str, np.ndarray], settings: dict[str, Any]) -> str:
+    """Return the final gap, or the bound below which float32 does not tell it from 0."""
+    gap, last_bit = _final_gap(line, settings), float(np.spacing(np.float32(_minimum(settings))))
+    return f"at most {significant(abs(last_bit))}" if gap.value <= abs(last_bit) else str(gap)
+
+
+def _time_ratio(
+    lines: dict[str, dict[str, np.ndarray]], estimator: str, confidence: float = 0.95
+) -> Interval:
+    """Return the geometric mean of the time of all iterations over that of backprop."""
     seconds = {name: lines[name]["seconds"][:, -1] for name in (estimator, "backprop")}
-    return _geometric_mean(seconds[estimator] / seconds["backprop"])
-
-
-def _geometric_mean(samples: np.ndarray) -> Interval:
-    if len(samples) > 1 and np.ptp(samples) == 0:  # every seed's is the same, as backprop's
-        return exact(float(samples[0]))
-    mean, low, high, n = mean_interval(np.log(samples))
+    ratios = seconds[estimator] / seconds["backprop"]
+    if equal := _exact_if_equal(ratios):
+        return equal
+    mean, low, high, n = mean_interval(np.log(ratios), confidence)
     return Interval(math.exp(mean), math.exp(low), math.exp(high), n)
+
+
+def _exact_if_equal(samples: np.ndarray) -> Interval | None:
+    """Return the number that all samples are, as every seed's of backprop, or None."""
+    return exact(float(samples[0])) if len(samples) > 1 and np.ptp(samples) == 0 else None
 
 
 def findings(folder: Path) -> list[Finding]:
@@ -242,16 +268,17 @@ def findings(folder: Path) -> list[Finding]:
     for name in _figures(folder):
         functions = read_json(folder / f"{name}.json")["functions"]
         for function, lines in _read(folder, name).items():
-            line, settings = lines["forward-normal"], functions[function]
-            start = exact(float(line["value"][0, 0]))
+            if "forward-normal" not in lines:
+                continue
+            settings = functions[function]
             differs = jobs.differences(settings) if "full" in settings else ""
             numbers = {
-                "start": start,
-                "final": _final_gap(line, settings),
-                "time": _time_ratio(lines, "forward-normal"),
+                "final": _final_gap(lines["forward-normal"], settings, CONFIDENCE),
+                "time": _time_ratio(lines, "forward-normal", CONFIDENCE),
             }
             found += [
-                compare(f"{function}.{key}", ours, differs=differs) for key, ours in numbers.items()
+                compare(f"{function}.{key}", ours, of=SEEDS, differs=differs)
+                for key, ours in numbers.items()
             ]
     return [f for f in found if f is not None]
 

@@ -30,6 +30,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from experiments.common import commands, from_config, jobs, style, tables
+from experiments.common.budget import measured_once
 from experiments.common.costs import (
     operations_of_a_step,
     over_reference,
@@ -40,7 +41,7 @@ from experiments.common.targets import verdict
 from experiments.common.timings import processes_of, write_timings
 from experiments.quality.figure import quality_figure
 from experiments.quality.gradient_quality import quality, trained
-from fwdgrad.measurement import Interval, exact, mean_interval, measured_once
+from fwdgrad.measurement import Interval, exact, mean_interval
 from fwdgrad.records import read_json, write_table
 
 NAME = "estimator_quality"

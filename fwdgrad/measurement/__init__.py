@@ -11,6 +11,7 @@ try:
         mean_interval,
         median_interval,
         proportion_interval,
+        significant,
     )
     from fwdgrad.measurement.memory import peak_bytes
     from fwdgrad.measurement.processes import (
@@ -54,5 +55,6 @@ __all__ = [
     "relative_costs",
     "seconds_over_processes",
     "sgd_step",
+    "significant",
     "time_in_processes",
 ]

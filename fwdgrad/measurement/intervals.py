@@ -14,7 +14,8 @@ from scipy import special
 class Interval(NamedTuple):
     """An estimate with its confidence interval and its number of samples.
 
-    The ends are nan for a single sample, and the number itself for an exact number.
+    The ends are nan for a single sample, and the number itself for an exact number. No interval of
+    fewer than three samples is printed.
     """
 
     value: float
@@ -23,9 +24,26 @@ class Interval(NamedTuple):
     n: int
 
     def __str__(self) -> str:
-        if math.isnan(self.low) or self.low == self.high:
-            return f"{self.value:.4g}"
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        if self.n < 3 or math.isnan(self.low) or self.low == self.high:
+            return significant(self.value)
+        return f"{significant(self.value)} [{significant(self.low)}, {significant(self.high)}]"
+
+
+def significant(number: float, digits: int = 3) -> str:
+    """Return a number with so many significant digits, as reports write every measurement.
+
+    >>> significant(0.98765), significant(1234.5), significant(0.00001234), significant(1.272e9)
+    ('0.988', '1,230', '1.23e-5', '1.27e9')
+    """
+    if number == 0 or not math.isfinite(number):
+        return f"{number:g}"
+    rounded = float(f"{number:.{digits - 1}e}")
+    if 1e-4 <= abs(rounded) < 1e6:
+        decimals = max(digits - 1 - math.floor(math.log10(abs(rounded))), 0)
+        text = f"{rounded:,.{decimals}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    mantissa, exponent = f"{number:.{digits - 1}e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def exact(number: float) -> Interval:
@@ -43,7 +61,7 @@ def mean_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0.9
     With one sample there is no interval, and its ends are nan.
 
     >>> print(mean_interval([1.0, 2.0, 3.0]))
-    2 [-0.4841, 4.484]
+    2 [-0.484, 4.48]
     """
     values = np.asarray(samples, float)
     n = len(values)
@@ -63,7 +81,7 @@ def geometric_mean_interval(
     With fewer than three samples there is no interval, and its ends are nan.
 
     >>> print(geometric_mean_interval([1.0, 2.0, 4.0]), geometric_mean_interval([1.0, 4.0]))
-    2 [0.3575, 11.19] 2
+    2 [0.357, 11.2] 2
     """
     mean, low, high, n = mean_interval(np.log(samples), confidence)
     if n < 3:
@@ -78,7 +96,7 @@ def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Int
     |successes/n − p| ≤ z √(p (1 − p)/n).
 
     >>> print(proportion_interval(0, 20), proportion_interval(10, 20))
-    0 [0, 0.1611] 0.5 [0.2993, 0.7007]
+    0 [0, 0.161] 0.5 [0.299, 0.701]
 
     Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference (1927).
     """

@@ -8,50 +8,59 @@ import numpy as np
 import pytest
 
 from experiments import reproduce
-from experiments.common import jobs, report
-from experiments.common.curves import (
-    Unreached,
-    mean_time,
-    plot,
-    ratios_of_times,
-    ratios_to_common_loss,
-    time_to,
-)
-from experiments.common.paper_facts import CONTRADICTED, FACTS, REPRODUCED, UNCHECKED, compare
-from fwdgrad.measurement import Interval
+from experiments.common import claims, jobs, report
+from experiments.common.curves import Unreached, mean_ratio, mean_time, paired, plot, time_to
+from experiments.common.paper_facts import FACTS, compare
+from experiments.common.verdicts import PROCESSES, TURNS
+from fwdgrad.measurement import Interval, exact
 from fwdgrad.records import RecordError, read_json, write_json, write_table
 
 from .conftest import CONFIGS
 
 
-def curve(*seeds):
-    """Return the curve of (seconds, losses) of each seed."""
-    seconds, losses = zip(*seeds, strict=True)
-    return {"seconds": np.array(seconds), "valid_loss": np.array(losses)}
+def curve(*seeds, names=None):
+    """Return the curve of (seconds, losses) of each seed; an iteration takes two seconds."""
+    seconds, losses = (np.array(x) for x in zip(*seeds, strict=True))
+    names = range(len(seeds)) if names is None else names
+    seed = np.repeat(np.array(names)[:, None], seconds.shape[1], 1)
+    return {"seed": seed, "seconds": seconds, "step": seconds / 2, "valid_loss": losses}
 
 
 @pytest.mark.parametrize(
     ("loss", "time"), [(2.5, 5.0), (1.0, 20.0), (3.0, 0.0), (0.9, math.inf), (1.5, 15.0)]
 )
 def test_time_to_loss_interpolates(loss, time):
-    assert time_to(loss, curve(([0.0, 10.0, 20.0], [3.0, 2.0, 1.0]))) == time
+    of_run = curve(([0.0, 10.0, 20.0], [3.0, 2.0, 1.0]))
+    assert time_to(loss, of_run) == time and time_to(loss, of_run, by="step") == time / 2
 
 
 def test_the_ratio_of_times_pairs_the_seeds():
     slow = curve(([0.0, 10.0], [2.0, 1.0]), ([0.0, 20.0], [2.0, 1.0]))
     fast = curve(([0.0, 5.0], [2.0, 1.0]), ([0.0, 5.0], [2.0, 1.0]))
-    curves = {"backprop": slow, "fast": fast}
-    ratio = mean_time(ratios_of_times(curves, "fast", "backprop"))
+    ratio = mean_ratio(fast, slow)
     assert ratio.value == pytest.approx((0.5 + 0.25) / 2) and ratio.n == 2
-    assert (ratios_of_times(curves, "backprop", "backprop") == 1).all()
-    common = mean_time(ratios_to_common_loss(curves, "fast", "backprop"))
-    assert common == ratio  # it reaches the reference's lowest loss
+    assert mean_ratio(slow, slow) == Interval(1, 1, 1, 2)
+    assert mean_time(fast, slow).value == 5
+    fast["step"] = fast["step"] * 3
+    assert mean_ratio(fast, slow, "step").value == pytest.approx(3 * ratio.value)
+
+
+def test_a_seed_that_never_gets_there_counts_with_the_end_of_its_run():
+    slow = curve(([0.0, 10.0], [2.0, 1.0]), ([0.0, 20.0], [2.0, 1.0]))
     never = curve(([0.0, 5.0], [2.0, 1.5]), ([0.0, 5.0], [2.0, 1.0]))
-    ratios = ratios_of_times({**curves, "never": never}, "never", "backprop")
-    # One seed of it ends at 1.5 after 5 seconds, where the reference is after 5.
-    ratios_of_both = ratios_to_common_loss({**curves, "never": never}, "never", "backprop")
-    np.testing.assert_allclose(ratios_of_both, [1, 0.25])
-    assert mean_time(ratios) == Unreached(1, 2) and str(mean_time(ratios)) == "reached by 1 of 2"
+    ratio = mean_ratio(never, slow)
+    assert isinstance(ratio, Unreached) and (ratio.reached, ratio.n) == (1, 2)
+    assert ratio.least.value == pytest.approx((0.5 + 0.25) / 2)
+    assert str(ratio) == "> 0.375, reached by 1 of 2"
+
+
+def test_pairs_are_of_the_seeds_that_both_have():
+    run = ([0.0, 1.0], [2.0, 1.0])
+    one = curve(run, ([0.0, 3.0], [2.0, 1.0]), names=(4, 7))
+    other = curve(([0.0, 6.0], [2.0, 1.0]), run, run, names=(7, 2, 3))
+    first, second = paired(one, other)
+    assert first["seconds"].tolist() == [[0, 3]] and second["seconds"].tolist() == [[0, 6]]
+    assert mean_ratio(first, second).value == 0.5
 
 
 def test_no_shaded_interval_reaches_below_zero_on_a_logarithmic_axis():
@@ -73,124 +82,80 @@ def interval(value, low=math.nan, high=math.nan):
     return Interval(value, low, high, 5)
 
 
-@pytest.mark.parametrize(
-    ("ours", "verdict"),
-    [
-        (interval(0.229, 0.229, 0.229), REPRODUCED),  # exact
-        (interval(0.25, 0.25, 0.25), REPRODUCED),  # within 10 %
-        (interval(0.26, 0.26, 0.26), CONTRADICTED),
-        (interval(0.26, 0.22, 0.3), REPRODUCED),
-        (interval(0.245, 0.235, 0.255), REPRODUCED),  # its middle is within 10 %
-        (interval(0.26, 0.24, 0.28), UNCHECKED),  # an end of it is
-        (interval(0.19, 0.18, 0.20), CONTRADICTED),
-        (interval(0.229, 0.1, 0.358), UNCHECKED),  # too wide to say
-        (interval(9.0, 0.2, 17.8), UNCHECKED),
-        (interval(0.33, 0.25, 0.41), UNCHECKED),  # it touches what is within 10 %
-        (interval(0.229), UNCHECKED),  # one sample
-        (interval(math.nan), UNCHECKED),
-        (Unreached(1, 5), UNCHECKED),
-        (Unreached(0, 5), CONTRADICTED),
-        (Unreached(0, 1), UNCHECKED),
-    ],
-)
-def test_verdicts_on_a_number(ours, verdict):
-    assert FACTS["mlp_2e-4.T_ratio"].low == FACTS["mlp_2e-4.T_ratio"].high == 0.229
-    found = compare("mlp_2e-4.T_ratio", ours, interval(0.2))
-    assert found.verdict == verdict and found.low_rank == "0.2"
-    assert found.ours.startswith(str(ours)) and found.why.endswith(".")
-    if isinstance(ours, Interval):
-        assert found.ours.endswith("(n = 5)") == (ours.low < ours.high)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [
-        (1.05, 1.2, REPRODUCED),
-        (0.95, 1.2, UNCHECKED),
-        (0.8, 0.99, CONTRADICTED),
-        (1.1, 90.0, REPRODUCED),  # however far on that side
-    ],
-)
-def test_verdicts_on_a_side(low, high, verdict):
-    """`replications.slower` says above 1, `replications.backprop_wins` below 1."""
-    above = compare("replications.slower", interval((low + high) / 2, low, high))
-    low, high = 1 / high, 1 / low
-    below = compare("replications.backprop_wins", interval((low + high) / 2, low, high))
-    assert above.verdict == below.verdict == verdict
-
-
-def test_a_range_of_the_paper_may_hold_a_wide_interval():
-    """The value at the end of Beale is of the order 1e-4, from 1e-5 to 1e-3."""
-    for low, high, verdict in ((3e-5, 3e-4, REPRODUCED), (3e-6, 3e-4, UNCHECKED)):
-        assert compare("beale.final", interval(1e-4, low, high)).verdict == verdict
-
-
-def test_the_reason_is_of_the_side_on_which_ours_is():
-    lower, higher = (compare("logistic.R_b", interval(x, x, x)) for x in (1.4, 9.0))
-    assert lower.verdict == higher.verdict == CONTRADICTED
-    assert "none of the overhead" in lower.why and higher.why == "Ours is higher."
-
-
-def test_a_run_without_learning_does_not_reproduce_the_paper():
-    """At η₀ = 2e-5 the loss falls from 2.30 to 2.2."""
-    for key, loss in (("loss_f", 2.3), ("loss_b", 2.3), ("loss_ratio", 2.3 / 2.2)):
-        found = compare(f"mlp_2e-5.{key}", interval(loss, loss - 0.01, loss + 0.01))
-        assert found.verdict == CONTRADICTED
-    assert compare("mlp_2e-5.loss_f", interval(2.19, 2.18, 2.2)).verdict == REPRODUCED
-
-
-def test_seconds_are_of_the_papers_machine():
-    found = compare("logistic.T_f", interval(1.0))
-    assert found.verdict == UNCHECKED and found.why.startswith("Absolute times belong")
-    assert compare("no such fact", interval(1.0)) is None
-
-
-def test_a_shortened_run_contradicts_nothing():
-    ours = interval(2.3), interval(2.2)
-    found = compare("mlp_2e-4.loss_f", *ours, differs="after 8 of 20 iterations")
-    assert found.verdict == UNCHECKED and found.why == "After 8 of 20 iterations."
-    assert (found.ours, found.low_rank) == ("2.3", "2.2")
-
-
-def test_the_report_has_every_fact_once(tmp_path):
-    information = {
-        "provenance": [
-            {
-                "code": {"commit": "abc", "dirty": True},
-                "versions": {"jax": "0.1", "torch": None},
-                "hardware": {
-                    "cpu": "some CPU", "cpu_cores": 2, "num_devices": 1, "device_kind": "cpu",
-                    "system": "Linux",
-                },
-            }
-        ],
-        "wall_seconds": 3725.4,
+def source(commit="abcdef0123", *, dirty=False, gpu=False, **more):
+    hardware = {
+        "device": "gpu" if gpu else "cpu", "cpu": "some CPU", "cpu_cores": 2, "num_devices": 1,
+        "device_kind": "some GPU" if gpu else "cpu", "system": "Linux",
     }  # fmt: skip
-    write_json(tmp_path / "one.json", information)
+    code = {"commit": commit, "dirty": dirty}
+    return {"code": code, "versions": {"jax": "0.1", "torch": None}, "hardware": hardware, **more}
+
+
+def words(text):
+    """Return the words of a Markdown text: what stands between spaces, marks of tables apart."""
+    return re.findall(r"\S*\w\S*", text)
+
+
+def test_the_report_has_every_claim_once_and_its_source(tmp_path):
+    information = {"provenance": [source(dirty=True)], "wall_seconds": 3725.4}
+    for name in ("learning_curves", "depth_scaling", "cnn_race"):
+        write_json(tmp_path / f"{name}.json", information)
+    ours, low_rank = interval(0.598, 0.58, 0.61), interval(0.5, 0.4, 0.6)
+    found = {
+        "learning_curves": [compare("mlp.R_ratio", ours, low_rank, of=PROCESSES)],
+        "depth_scaling": [compare("depth.R_ratio.1", interval(0.6, 0.4, 0.8), of=TURNS)],
+    }
+    sections = {"learning_curves": "## One", "depth_scaling": "## Two", "cnn_race": "## Race"}
     path = report.write(
-        tmp_path,
-        "quick",
-        {"one": "## Section"},
-        [compare("depth.R_ratio.1", interval(0.6, 0.5, 0.7), interval(0.5, 0.4, 0.6))],
-        {"two": "OSError: disk full"},
+        tmp_path, "Title", "a command", sections, found, {"two": "OSError: disk full"}
     )
     text = path.read_text()
-    assert "**two failed:** OSError: disk full" in text and "## Section" in text
-    assert "- one, 1:02:05 h of wall time" in text
-    assert "commit abc with uncommitted changes; some CPU, 2 cores" in text and "torch" not in text
-    rows = [line for line in text.splitlines() if re.search(r" \| [FQU] \| ", line)]
-    assert len(rows) == len(FACTS)
+    assert text.startswith("# Title\n\nMade by `a command`; not edited by hand.\n")
+    assert "**two failed:** OSError: disk full" in text and "## One" in text
+    assert (tmp_path / "races.md").read_text().endswith("## Race\n") and "## Race" not in text
+    assert "](races.md)" in text and "laboratory.md" not in text
+    assert "| learning_curves | abcdef0+ | 1:02:05 | 1 |" in text and "torch" not in text
+    assert "- Machine 1: some CPU, 2 cores; Linux; jax 0.1." in text
+    number = "0.598 [0.58, 0.61] (5 processes)"
+    assert f"| Figure 4 | R_f/R_b | 0.586–0.598 (F) | {number} | reproduced |  | – |  |" in text
+    assert "| 0.6 [0.4, 0.8] (5 turns of one process) | undecided |" in text
+    for fact in FACTS.values():
+        assert fact.quantity in text
+    counts = dict(re.findall(r"\| ([a-z ]+) \| (\d+) \| \d+ \|", text))
     unchecked = sum(fact.unchecked != "" for fact in FACTS.values())
-    assert sum("cannot be checked here" in row for row in rows) == unchecked
-    assert sum("not in this preset" in row for row in rows) == len(FACTS) - unchecked - 1
-    ours = "0.6 [0.5, 0.7] (n = 5) | 0.5 [0.4, 0.6] (n = 5)"
-    assert f"| {ours} | reproduced | Our interval holds it. |" in text
+    assert counts == {
+        "reproduced": "1", "not reproduced": "0", "undecided": "1",
+        "cannot be checked": str(unchecked), "not in this preset": str(len(FACTS) - unchecked - 2),
+    }  # fmt: skip
+    assert "MLP: the paper 0.586–0.598, CPU 0.598 [0.58, 0.61] (reproduced)" in text
+    assert "R_f/R_b of the MLP: CPU 0.5 [0.4, 0.6] (below backprop's)" in text
+    rows = claims.read(tmp_path)
+    assert [(x.finding.key, x.table, x.commit, x.hardware) for x in rows] == [
+        ("mlp.R_ratio", "learning_curves", "abcdef0+", "some CPU"),
+        ("depth.R_ratio.1", "depth_scaling", "abcdef0+", "some CPU"),
+    ]
+    assert rows[0].finding == found["learning_curves"][0]
 
 
-def test_every_fact_has_a_mark_and_a_range():
-    for key, fact in FACTS.items():
-        assert fact.mark in "FQU" and fact.value
-        assert fact.low <= fact.high or fact.unchecked, key
+def test_a_gpu_is_judged_in_its_own_column(tmp_path):
+    """Of two folders side by side, each report has both columns; `gpu` goes before `h200`."""
+
+    def text(name):
+        about = {"provenance": [source(gpu=name != "paper")], "wall_seconds": 1.0}
+        write_json(tmp_path / name / "learning_curves.json", about)
+        found = [compare("mlp.R_ratio", exact(values[name]), of=PROCESSES)]
+        found = {"learning_curves": found}
+        sections = {"learning_curves": ""}
+        return report.write(tmp_path / name, name, "", sections, found, {}).read_text()
+
+    values = {"paper": 2.6, "h200": 0.9, "gpu": 0.59}
+    dense = FACTS["mlp.R_ratio"].above
+    row = "| Figure 4 | R_f/R_b | 0.586–0.598 (F) | 2.6 | not reproduced |"
+    assert f"{row}  | – | {dense} |" in text("paper")
+    assert f"{row} 0.9 | not reproduced | {dense} |" in text("h200")
+    assert f"{row} 0.9 | not reproduced | {dense} |" in text("paper")
+    assert f"{row} 0.59 | reproduced | CPU: {dense} |" in text("gpu")
+    assert f"{row} 0.59 | reproduced | CPU: {dense} |" in text("paper")
 
 
 NOTES = {"provenance": [], "wall_seconds": 1.0}
@@ -257,16 +222,13 @@ def test_the_committed_tables_are_those_that_were_measured(preset, name):
 
 
 def test_sources_name_processes_of_before_and_settings_of_jax(tmp_path):
-    hardware = {"cpu": "C", "cpu_cores": 2, "num_devices": 1, "device_kind": "k", "system": "L"}
-    old, new = (
-        {"code": {"commit": c, "dirty": False}, "versions": {}, "hardware": hardware} for c in "ab"
-    )
+    old, new = source("a"), source("b")
     settings = {"jax_enable_x64": True, "jax_default_prng_impl": "threefry2x32", "xla_flags": ""}
     record = {**new, "jax": settings, "earlier": [old], "wall_seconds": 1.0}
     found = jobs.provenance_of([record, record])
     assert found["provenance"] == [old, {**new, "jax": settings}] and found["wall_seconds"] == 2
     write_json(tmp_path / "one.json", found)
-    lines = report.write(tmp_path, "quick", {"one": ""}, [], {}).read_text().splitlines()
-    first, second = (line for line in lines if line.startswith("  - commit"))
-    assert first.startswith("  - commit a;") and "jax_" not in first
-    assert second.startswith("  - commit b;") and second.endswith("; jax_enable_x64 True.")
+    text = report.write(tmp_path, "Title", "a command", {"one": ""}, {}, {}).read_text()
+    assert "| one | a, b | 0:00:02 | 1, 2 |" in text
+    first, second = (line for line in text.splitlines() if line.startswith("- Machine"))
+    assert "jax_" not in first and second.endswith("; jax_enable_x64 True.")

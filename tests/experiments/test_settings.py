@@ -104,10 +104,11 @@ TABLE = {
         ("trajectories.lines.*", "learning_curves.lines.*"), OVERRIDES
     ),
     "figures.*": NAMES,
-    "shown": NAMES,
-    **dict.fromkeys(
-        ("estimator_quality.shown", "accuracy_race.shown", "cnn_race.shown"), NAMES_OR_NULL
-    ),
+    "platform": (["tpu", 16, True, ""], [None, "cpu", "gpu"]),
+    "expected_seconds.*": POSITIVE,
+    "budget_seconds": ([x for x in POSITIVE[0] if x is not None], [None, 600]),
+    "shown": NAMES_OR_NULL,
+    **dict.fromkeys(("learning_curves.shown", "fair_comparison.shown"), NAMES),
     **dict.fromkeys(("seeds", "more_seeds"), SEEDS),
     "panels.*.seeds": SEEDS_OR_NULL,
     "stages": ([*NOT_LISTS, [-1], ["a"]], [[0, 200]]),

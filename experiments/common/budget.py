@@ -1,0 +1,191 @@
+"""A budget in seconds, kept by leaving out the least important jobs of the experiments.
+
+An experiment names its jobs (`job`). What makes numbers claims the time of its job (`claim`, in
+`from_config.run` and in `measured_once` below) just before it begins, when it is known that nothing
+is recorded yet. A claim that does not fit raises `LeftOut`, which the job swallows: the experiment
+goes on with its other jobs, and writes tables of those that it has. So recorded work costs nothing,
+and a rerun with more seconds does only what is missing.
+
+The time of a job, compilation included, is expected to be that of the longest job so far of the
+same part, or a share of the preset's expected seconds of the experiment. Jobs have levels of
+importance: jobs of level 0 of all experiments come before those of level 1.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fwdgrad import measurement
+
+LEVELS = 3
+
+
+class LeftOut(Exception):
+    """A job does not fit into the budget, or its level has not come yet."""
+
+
+class _Job(NamedTuple):
+    part: str
+    item: str
+    level: int
+    share: float
+
+
+class Budget:
+    """The seconds that a command may take, and the jobs that it leaves out to keep them.
+
+    Args:
+      seconds: None: no limit.
+      expected: experiment -> the seconds of all its jobs, as far as known.
+      reserve: seconds that are kept for the drawing of an experiment; its longest drawing so far,
+        once it is known to take longer.
+      start: when the seconds began, by the clock; None: now.
+      clock: seconds that never go back.
+
+    Attributes:
+      left_out: experiment -> part -> the items of its jobs that were left out.
+      has_worked: whether the present experiment has made anything that was not recorded.
+    """
+
+    def __init__(
+        self,
+        seconds: float | None = None,
+        *,
+        expected: Mapping[str, float] | None = None,
+        reserve: float = 0.0,
+        start: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.seconds = seconds
+        self.left_out: dict[str, dict[str, list[str]]] = {}
+        self.has_worked = False
+        self._expected, self._reserve, self._clock = dict(expected or {}), reserve, clock
+        self._start = clock() if start is None else start
+        self._level = LEVELS - 1
+        self._experiment = ""
+        self._job: _Job | None = None
+        self._begun: float | None = None  # of the job's work
+        self._longest: dict[tuple[str, str], float] = {}  # (experiment, part) -> seconds
+        self._drawing: dict[str, float] = {}  # experiment -> seconds
+
+    def rounds(self) -> Iterator[int]:
+        """Yield the levels, one after the other; one round is enough without a limit."""
+        if self.seconds is None:
+            yield self._level
+            return
+        for self._level in range(LEVELS):
+            yield self._level
+            if not any(self.left_out.values()):
+                return
+
+    def is_due(self, experiment: str, level: int) -> bool:
+        """Return whether an experiment has anything to do in a round."""
+        return self.seconds is None or level == 0 or bool(self.left_out.get(experiment))
+
+    @contextmanager
+    def experiment(self, name: str) -> Iterator[None]:
+        """Run an experiment: one job, of which no part is less important, unless it has jobs."""
+        self._experiment, self.left_out[name], self.has_worked = name, {}, False
+        with self.job(name):
+            yield
+
+    @contextmanager
+    def drawing(self, name: str) -> Iterator[None]:
+        """Draw an experiment; its next drawing is expected to take as long."""
+        start = self._clock()
+        yield
+        self._drawing[name] = max(self._drawing.get(name, 0.0), self._clock() - start)
+
+    @contextmanager
+    def job(
+        self, part: str, item: Any = "", *, level: int = 0, share: float = 1.0
+    ) -> Iterator[None]:
+        """Do a job of the experiment that is running, or leave it out.
+
+        Args:
+          part: the name of jobs that take about the same time.
+          item: the name of this one among them.
+          level: 0 the most important.
+          share: of the experiment's expected seconds, used while no job of this part has been done.
+        """
+        outer = self._job, self._begun
+        self._job, self._begun = _Job(part, str(item), level, share), None
+        try:
+            yield
+        except LeftOut:
+            self.left_out.setdefault(self._experiment, {}).setdefault(part, []).append(str(item))
+        finally:
+            if self._begun is not None:
+                key = (self._experiment, part)
+                took = self._clock() - self._begun
+                self._longest[key] = max(self._longest.get(key, 0.0), took)
+            self._job, self._begun = outer
+
+    def claim(self) -> None:
+        """Begin the work of the present job.
+
+        Raises:
+          LeftOut: its expected time does not fit into what is left, or its level has not come.
+        """
+        job = self._job
+        if job is None or self._begun is not None:
+            return
+        if job.level > self._level or not self._fits(job):
+            raise LeftOut(f"{job.part} {job.item}")
+        self._begun, self.has_worked = self._clock(), True
+
+    def _fits(self, job: _Job) -> bool:
+        if self.seconds is None:
+            return True
+        key = (self._experiment, job.part)
+        expected = self._longest.get(key, job.share * self._expected.get(self._experiment, 0.0))
+        names = {*self._expected, *self._drawing}
+        reserve = sum(max(self._reserve, self._drawing.get(name, 0.0)) for name in names)
+        return self._clock() - self._start + expected + reserve <= self.seconds
+
+    def is_left_out(self, experiment: str) -> bool:
+        """Return whether an experiment has left out all of its jobs, and so written nothing."""
+        return experiment in self.left_out.get(experiment, {})
+
+    def information(self) -> dict[str, Any]:
+        """Return what the record of the present experiment says of the budget; {} if all fits."""
+        left_out = self.left_out.get(self._experiment)
+        if not left_out:
+            return {}
+        parts = [f"{part} {', '.join(items)}".strip() for part, items in left_out.items()]
+        return {"budget_seconds": self.seconds, "left_out": parts}
+
+
+_present = Budget()
+
+
+def present() -> Budget:
+    """Return the budget of the command that is running; without a limit unless it has one."""
+    return _present
+
+
+@contextmanager
+def keep(budget: Budget) -> Iterator[Budget]:
+    """Make a budget the present one."""
+    global _present
+    before, _present = _present, budget
+    try:
+        yield budget
+    finally:
+        _present = before
+
+
+@wraps(measurement.measured_once)
+def measured_once(
+    folder: Path, label: str, config: Mapping[str, Any], measure: Callable[[], Any]
+) -> dict[str, Any]:
+    """Return `fwdgrad.measurement.measured_once`, with a claim of time before a measurement."""
+
+    def claim_and_measure() -> Any:
+        present().claim()
+        return measure()
+
+    return measurement.measured_once(folder, label, config, claim_and_measure)
