@@ -6,12 +6,14 @@ random effects, so that an interval covers other seeds and other test images.
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
 from experiments.common import tables
+from fwdgrad.records import read_table
 
 
 class Comparison(NamedTuple):
@@ -55,6 +57,18 @@ class Comparison(NamedTuple):
 COLUMNS: tables.Columns = {
     "first": str, "second": str, **dict.fromkeys(Comparison._fields[2:-1], float), "n": int,
 }  # fmt: skip
+
+
+def read(path: Path) -> list[tuple[dict[str, str], Comparison]]:
+    """Return the rows of a table: its other columns, and the comparison; [] for a table without."""
+    rows = read_table(path)
+    if not rows:  # none of the lines that run are compared
+        return []
+    others = [name for name in rows[0] if name not in COLUMNS]
+    found = tables.read(path, {**dict.fromkeys(others, str), **COLUMNS}).to_dict("records")
+    return [
+        ({name: row.pop(name) for name in others}, Comparison(**row)) for row in found
+    ]  # fmt: skip
 
 
 class _Mean(NamedTuple):

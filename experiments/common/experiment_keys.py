@@ -100,7 +100,7 @@ EXPERIMENTS: dict[str, Any] = {
             }
         },
         "shown": list_of(NAME),
-        "lines": {EACH: {"overrides": OVERRIDES, "first_rate": {EACH: POSITIVE}}},
+        "lines": {EACH: {"overrides": OVERRIDES, "first_rates": {EACH: POSITIVE}}},
         "comparisons": _PAIRS,
         "seeds": _SEEDS,
         "tuning": _TUNING,

@@ -194,7 +194,8 @@ FACTS: dict[str, Fact] = {
     ),
     "replications.rates": Fact(
         _MLP, f"{_AT_BEST}backprop's over forward's", "200–1000", "Q", 200, 1000, NONE,
-        unchecked="best rates are points of a grid, tuned once: their ratio has no interval",
+        below="it depends on the schedule and the number of steps",
+        above="it depends on the schedule and the number of steps",
     ),
     "replications.weights": Fact(
         _MLP, "lowest published error rate, perturbed weights", "0.0856–0.0925", "Q",

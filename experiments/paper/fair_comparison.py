@@ -108,7 +108,7 @@ def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> Tuned:
         bar.write(f"{NAME}: {panel}, {name}: {text}")
 
     rule, seeds = jobs.to_plain(experiment.tuning), jobs.to_plain(experiment.seeds)
-    return tuning.tune_and_train(make_config, line.first_rate[panel], rule, seeds, note)
+    return tuning.tune_and_train(make_config, line.first_rates[panel], rule, seeds, note)
 
 
 def _write_tables(
@@ -208,12 +208,9 @@ def describe(folder: Path) -> str:
         title = information["titles"][panel]
         verdicts.append(f"{title}: {style.label(name)} fails at every rate and is left out.")
     compared = [
-        (information["titles"][c["panel"]], style.label(c["first"]), style.label(c["second"]),
-         Interval(c["difference"], c["low"], c["high"], c["n"]), f"{c['p_value']:.2g}",
-         f"{c['corrected']:.2g}")
-        for c in tables.read(
-            folder / f"{NAME}_comparisons.csv", {"panel": str, **comparisons.COLUMNS}
-        ).to_dict("records")
+        (information["titles"][names["panel"]], style.label(c.first), style.label(c.second),
+         Interval(c.difference, c.low, c.high, c.n), f"{c.p_value:.2g}", f"{c.corrected:.2g}")
+        for names, c in comparisons.read(folder / f"{NAME}_comparisons.csv")
     ]  # fmt: skip
     return "\n".join([
         *text, *tables.markdown(_SHOWN, rows), "", *verdicts, "",

@@ -151,7 +151,7 @@ class Race:
         information = read_json(folder / f"{self._name}.json")
         lines, about = read(folder, self._name), information["lines"]
         rates = read_rates(tables.read(folder / f"{self._name}_tuning.csv", tuning.COLUMNS))
-        compared = tables.read(folder / f"{self._name}_comparisons.csv", comparisons.COLUMNS)
+        compared = [c for _, c in comparisons.read(folder / f"{self._name}_comparisons.csv")]
         rule, margin = information["tuning"], information["compared"]["margin_points"]
         text = [
             f"## {self._title} (not in the paper)",

@@ -1,7 +1,7 @@
 """The results of a race: its lines, and the tables of its report."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,8 @@ def line_table(lines: Lines, about: About, rates: Mapping[str, Rates]) -> list[s
     return tables.markdown(_SHOWN, shown)
 
 
-def comparison_table(rows: pd.DataFrame, margin: float) -> list[str]:
+def comparison_table(found: Sequence[Comparison], margin: float) -> list[str]:
     """Return a table of the comparisons in Markdown."""
-    found = [Comparison(**row) for row in rows.to_dict("records")]
     shown = [
         (style.label(c.first), style.label(c.second), _signed(c), f"{c.corrected:.2g}",
          c.verdict(margin))

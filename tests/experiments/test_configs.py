@@ -54,12 +54,16 @@ def test_every_preset_and_all_its_runs(compose, preset):
     settings.check(cfg, "reproduce")
     assert cfg.preset == preset and cfg.output.root == f"results/{preset}"
     assert set(cfg.experiments) == set(GROUPS["experiment"]) == set(reproduce.EXPERIMENTS)
-    for name in ("learning_curves", "fair_comparison"):
-        experiment = cfg.experiments[name]
-        for panel in experiment.panels.values():
-            for line, overrides in experiment.lines.items():
-                run = compose("train", *panel.overrides, *overrides)
-                assert run.estimator.label == line and line in style.COLOURS
+    for panel in cfg.experiments.learning_curves.panels.values():
+        for line, overrides in cfg.experiments.learning_curves.lines.items():
+            run = compose("train", *panel.overrides, *overrides)
+            assert run.estimator.label == line and line in style.COLOURS
+    for panel in cfg.experiments.fair_comparison.panels.values():
+        for line in cfg.experiments.fair_comparison.lines.values():
+            compose("train", *panel.overrides, *line.overrides)
+    for race in (cfg.experiments.accuracy_race, cfg.experiments.cnn_race):
+        for name in race.shown or race.lines:
+            compose("train", *race.overrides, *race.lines[name].overrides, *race.model)
     paths = cfg.experiments.trajectories
     for names in paths.figures.values():
         for path in (paths.functions[name] for name in names):

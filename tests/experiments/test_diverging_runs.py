@@ -69,9 +69,9 @@ def test_a_rate_that_diverges_is_not_chosen(compose, tmp_path, monkeypatch):
         made.append((rate, config.seed))
         if rate == 4 or (rate == 2 and config.seed == 1):
             raise DivergedError("nan")
-        if config.num_steps not in trained:
-            trained[config.num_steps] = original(config)
-        record = trained[config.num_steps]
+        if config.read_test_set not in trained:
+            trained[config.read_test_set] = original(config)
+        record = trained[config.read_test_set]
         loss = 3 if rate == 2.83 else 1 / rate  # larger is better, but 2.83 ends above its start
         rows = [
             record.metrics[0]._replace(valid_loss=2),
@@ -82,13 +82,13 @@ def test_a_rate_that_diverges_is_not_chosen(compose, tmp_path, monkeypatch):
 
     original, panel = from_config.run, "experiments.fair_comparison.panels.logistic"
     monkeypatch.setattr(from_config, "run", run)
-    monkeypatch.setattr(from_config, "recorded_info", lambda config: trained[8].info)
+    monkeypatch.setattr(from_config, "recorded_info", lambda config: trained[False].info)
     fair = "experiments.fair_comparison"
     overrides = [
         "preset=smoke", f"output.root={tmp_path}", f"{fair}.shown=[logistic]",
         f"{fair}.seeds=[0,1]", f"{panel}.num_steps=8", f"{panel}.num_rows=2",
         f"{fair}.tuning={{seeds:[1000],num_rates:4,factor:2}}",
-        f"{fair}.lines.backprop.first_rate={{logistic:2}}",
+        f"{fair}.lines.backprop.first_rates={{logistic:2}}",
         *(f"~{fair}.lines.{line}" for line in compose("reproduce").experiments.fair_comparison.lines
           if line != "backprop"),
     ]  # fmt: skip

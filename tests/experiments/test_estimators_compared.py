@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from experiments.common import from_config
+from experiments.common import from_config, style
 from experiments.common.comparisons import Comparison
 from experiments.common.tuning import Rates
 from experiments.quality import estimator_quality, figure
@@ -127,18 +126,19 @@ def test_the_lines_of_a_race_are_read_back_and_reported(tmp_path):
     rates = dict.fromkeys(lines, Rates({0.1: [1.0]}, 0.1, [0.2]))
     *_, first, second = results.line_table(lines, about, rates)
     assert first.startswith("| backprop | 1.20 [0.70, 1.70] | 1.20 [0.70, 1.70] | 2 | 1.82 | 1 |")
-    assert second.startswith("| activities, 32 blocks | 1.90 [1.65, 2.15]")
+    assert second.startswith(f"| {style.label('activity-blocks')} | 1.90 [1.65, 2.15]")
     assert second.endswith("| 64 | 128 | 0.1; given up: 0.2 |")
 
 
 def test_the_comparisons_of_a_race_are_reported():
-    rows = pd.DataFrame(
-        [("activity-blocks", "backprop", 0.3, 0.1, 0.5, 0.01, 0.02, 0.15, 0.45, 5),
-         ("backprop", "activity-blocks", 0.1, -0.1, 0.3, 0.3, 0.3, -0.05, 0.15, 5)],
-        columns=Comparison._fields,
-    )  # fmt: skip
+    rows = [
+        Comparison("activity-blocks", "backprop", 0.3, 0.1, 0.5, 0.01, 0.02, 0.15, 0.45, 5),
+        Comparison("backprop", "activity-blocks", 0.1, -0.1, 0.3, 0.3, 0.3, -0.05, 0.15, 5),
+    ]
     *_, first, second = results.comparison_table(rows, margin=0.2)
-    assert first == ("| activities, 32 blocks | backprop | +0.30 [+0.10, +0.50] | 0.02 | higher |")
+    assert first == (
+        f"| {style.label('activity-blocks')} | backprop | +0.30 [+0.10, +0.50] | 0.02 | higher |"
+    )
     assert second.endswith("| +0.10 [-0.10, +0.30] | 0.3 | equivalent |")
 
 

@@ -29,6 +29,6 @@ def test_every_line_has_a_first_rate_and_no_other_option(compose, name):
     experiment = compose("reproduce", "preset=paper").experiments[name]
     of_race = {"family", "derivatives", "overrides", "first_rate"}
     for line in experiment.lines.values():
-        assert set(line) == ({"overrides", "first_rate"} if name == EXPERIMENTS[0] else of_race)
+        assert set(line) == ({"overrides", "first_rates"} if name == EXPERIMENTS[0] else of_race)
         if name == EXPERIMENTS[0]:
-            assert set(line.first_rate) == set(experiment.panels)
+            assert set(line.first_rates) == set(experiment.panels)

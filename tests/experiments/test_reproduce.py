@@ -61,7 +61,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
         "preset=smoke", f"output.root={tmp_path}", "output.progress=false",
         *(f"~experiments.fair_comparison.lines.{line}" for line in (
             "forward-normal", "backprop-cosine", "forward-low_rank-cosine-clipped")),
-        "experiments.fair_comparison.lines.forward-low_rank.first_rate.mlp=1e-4",
+        "experiments.fair_comparison.lines.forward-low_rank.first_rates.mlp=1e-4",
     )  # fmt: skip
     cfg = compose("reproduce", *overrides)
     assert reproduce.run(cfg) == {}

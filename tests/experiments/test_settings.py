@@ -69,7 +69,7 @@ TABLE = {
     "seed": SEED,
     **dict.fromkeys(
         ("learning_rate", "operations", "max_seconds", "initial", "first_rate",
-         "margin_points", "first_rate.*"), POSITIVE
+         "margin_points", "first_rates.*"), POSITIVE
     ),
     "optimizer.learning_rate": (POSITIVE[0], [1, {"_target_": "a.b"}]),
     **dict.fromkeys(("confidence", "guess_rate"), FRACTION),
@@ -78,7 +78,7 @@ TABLE = {
     "comparisons": ([*NOT_LISTS, ["a"], [["a"]], [["a", "b", "c"]]], [[], [["a", "b"]]]),
     **dict.fromkeys(
         ("tuning", "timing", "compared", "protocol.comparisons",
-         "fair_comparison.lines.*.first_rate"),
+         "first_rates"),
         MAPPING,
     ),
     "estimator_quality.wanted": ([*NOT_LISTS, [1], [{"line": "a"}],
