@@ -18,7 +18,6 @@ from experiments.common.kinds import (
     either,
     integer,
     list_of,
-    mapping,
     one_of,
     optional,
 )
@@ -145,11 +144,6 @@ EXPERIMENTS: dict[str, Any] = {
         "guess_steps": POSITIVE_INTEGER,
         "costs": _COST,
         "reference": NAME,
-        "history": optional(TEXT),
-        "more_seeds": _SEEDS,
-        "wanted": list_of(
-            mapping({"line": NAME, "quantity": NAME, "at_least?": NUMBER, "at_most?": NUMBER})
-        ),
         "shown": optional(list_of(NAME)),
         "lines": {
             EACH: {
