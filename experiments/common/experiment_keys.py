@@ -9,6 +9,7 @@ from experiments.common.kinds import (
     FRACTION,
     NAME,
     NUMBER,
+    OPTIONS,
     OVERRIDES,
     POSITIVE,
     POSITIVE_INTEGER,
@@ -26,6 +27,11 @@ from fwdgrad.problems import TEST_FUNCTIONS
 _LINES = {EACH: OVERRIDES}
 _SEEDS, _RATES = list_of(SEED), list_of(POSITIVE)
 _COST = dict.fromkeys(("processes", "rounds", "steps_per_call"), POSITIVE_INTEGER)
+_FORMS = list_of(
+    mapping(
+        {"steps_per_call": POSITIVE_INTEGER, "compiler_options": OPTIONS, "overrides?": OVERRIDES}
+    )
+)
 _RACE = {
     "history": optional(TEXT),
     "seconds": POSITIVE,
@@ -89,6 +95,22 @@ EXPERIMENTS: dict[str, Any] = {
         "shown": list_of(NAME),
         "lines": _LINES,
         "seeds": _SEEDS,
+    },
+    "step_cost": {
+        "panels": {
+            EACH: {
+                "title": TEXT,
+                "overrides": OVERRIDES,
+                "full": {"overrides": OVERRIDES},
+                **dict.fromkeys(("paper", "without"), list_of(NAME)),
+                "rounds": POSITIVE_INTEGER,
+                "forms": {"other": _FORMS, f"{EACH}?": _FORMS},
+            }
+        },
+        "shown": list_of(NAME),
+        "lines": _LINES,
+        **dict.fromkeys(("processes", "selection_rounds"), POSITIVE_INTEGER),
+        "max_seconds": POSITIVE,
     },
     "depth_scaling": {
         **dict.fromkeys(("width", "batch_size", "depth", "rounds"), POSITIVE_INTEGER),

@@ -10,6 +10,7 @@ _NAMES = {
     "loss": "loss alone",
     "backprop": "backprop",
     "backprop-checkpointed": "backprop, checkpointed",
+    "backprop-again": "backprop, a second time",
     "backprop_checkpointed": "backprop, checkpointed",
     # The paper's estimator, which perturbs the weights, by the distribution of its tangents.
     "forward-normal": "forward gradient, dense normal",

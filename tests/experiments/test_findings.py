@@ -6,9 +6,7 @@ import pytest
 from experiments.paper import depth_scaling, fair_comparison, learning_curves, trajectories
 from fwdgrad.records import Metrics, RecordError, write_json, write_table
 
-from .timed import write_step_cost
-
-STEP = {"model": {}, "dataset": {}, "batch_size": 64}
+from .timed import STEP, write_step_cost
 
 
 def test_learning_curves_find_a_known_ratio_of_times(tmp_path):

@@ -30,8 +30,8 @@ from fwdgrad.records import read_json, write_json
 from .conftest import CONFIGS
 
 FIGURES = {
-    "trajectories", "trajectories_more", "learning_curves", "depth_scaling", "fair_comparison",
-    "estimator_quality", "accuracy_race", "cnn_race",
+    "trajectories", "trajectories_more", "step_cost", "learning_curves", "depth_scaling",
+    "fair_comparison", "estimator_quality", "accuracy_race", "cnn_race",
 }  # fmt: skip
 
 
@@ -70,6 +70,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
         *(f"{name}_{table}.csv" for name in ("accuracy_race", "cnn_race")
           for table in ("tuning", "timings")),
         "estimator_quality_timings.csv", "estimator_quality_samples.csv",
+        "step_cost_timings.csv", "step_cost_forms.csv",
         *(f"{name}.{kind}" for name in FIGURES for kind in ("csv", "json", "png", "pdf")),
         "differentiation.json",
         *(f"{p.NAME}.{kind}" for p in differentiation.PARTS for kind in ("csv", "png", "pdf")),
