@@ -102,7 +102,8 @@ EXPERIMENTS: dict[str, Any] = {
                 "title": TEXT,
                 "overrides": OVERRIDES,
                 "full": {"overrides": OVERRIDES},
-                **dict.fromkeys(("paper", "without"), list_of(NAME)),
+                "paper": optional(NAME),
+                "without": list_of(NAME),
                 "rounds": POSITIVE_INTEGER,
                 "forms": {"other": _FORMS, f"{EACH}?": _FORMS},
             }

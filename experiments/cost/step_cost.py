@@ -16,17 +16,16 @@ the figure `step_cost`. Other experiments take R from these tables.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from omegaconf import DictConfig
 
-from experiments.common import commands, costs, jobs, style, tables, timings
-from experiments.common.paper_facts import FACTS, Finding, compare
+from experiments.common import budget, commands, costs, jobs, style, tables, timings
+from experiments.common.paper_facts import Finding, compare_costs
+from experiments.common.verdicts import PROCESSES
+from experiments.cost.step_cost_figure import step_cost_figure
 from fwdgrad.measurement import Interval, Sample, exact
 from fwdgrad.records import read_json, write_table
 
@@ -43,58 +42,81 @@ Quantities = dict[str, dict[str, Interval]]  # line -> quantity -> interval
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Choose forms, time every panel, or read the times back, and write the tables."""
-    experiment = cfg.experiments[NAME]
-    runs = folder / "runs" / NAME
-    records: dict[timings.Key, dict[str, Any]] = {}
-    sources, form_rows = [], []
+    """Choose forms, time every panel, or read the times back, and write the tables.
+
+    Panels of the paper's minibatch come first if time is short.
+    """
+    experiment, limit = cfg.experiments[NAME], budget.present()
+    found: dict[str, _Found] = {}
     bar = jobs.progress(list(experiment.shown), cfg, NAME)
     for panel in bar:
         bar.set_postfix_str(panel)
-        configs, rows, tried = _fastest(cfg, panel, runs)
-        records[panel,] = costs.step_costs(
-            configs,
-            runs,
-            processes=experiment.processes,
-            rounds=experiment.panels[panel].rounds,
-            max_seconds=experiment.max_seconds,
-        )
-        form_rows += rows
-        sources += [*tried, records[panel,]]
+        level = int(experiment.panels[panel].paper is None)
+        with limit.job("panel", panel, level=level, share=1 / len(experiment.shown)):
+            found[panel] = _measure(cfg, panel, folder / "runs" / NAME)
+            _write_tables(cfg, found, folder)
+    if not found:
+        raise budget.LeftOut(NAME)
+    _write_tables(cfg, found, folder)
+
+
+class _Found(NamedTuple):
+    """Measurements of a panel: the record of the times, the times of forms, all records."""
+
+    record: dict[str, Any]
+    forms: list[tuple[Any, ...]]
+    sources: list[dict[str, Any]]
+
+
+def _measure(cfg: DictConfig, panel: str, runs: Path) -> _Found:
+    experiment = cfg.experiments[NAME]
+    configs, forms, tried = _fastest(cfg, panel, runs)
+    record = costs.step_costs(
+        configs,
+        runs,
+        processes=experiment.processes,
+        rounds=experiment.panels[panel].rounds,
+        max_seconds=experiment.max_seconds,
+    )
+    return _Found(record, forms, [*tried, record])
+
+
+def _write_tables(cfg: DictConfig, found: Mapping[str, _Found], folder: Path) -> None:
     panels = {
         panel: {
-            "title": experiment.panels[panel].title,
+            "title": of_panel.title,
             "step": costs.step_of(_config(cfg, panel, "backprop")),
-            "paper": list(experiment.panels[panel].paper),
-            "changed": jobs.differences(experiment.panels[panel]),
-            "facts": records[panel,]["result"]["facts"],
+            "paper": of_panel.paper,
+            "changed": jobs.differences(of_panel),
+            "facts": found[panel].record["result"]["facts"],
         }
-        for panel in experiment.shown
+        for panel, of_panel in cfg.experiments[NAME].panels.items()
+        if panel in found
     }
+    records: dict[timings.Key, dict[str, Any]] = {(panel,): found[panel].record for panel in panels}
     timings.write_timings(folder / f"{NAME}_timings.csv", records, ["panel"])
-    write_table(folder / f"{NAME}_forms.csv", _FORM_COLUMNS, form_rows)
+    write_table(
+        folder / f"{NAME}_forms.csv", _FORM_COLUMNS, [x for p in panels for x in found[p].forms]
+    )
     write_table(
         folder / f"{NAME}.csv",
         ["panel", "estimator", "quantity", *tables.INTERVAL],
         [
             (panel, line, quantity, *interval)
-            for panel in panels
-            for line, found in quantities(
-                costs.samples_of(records[panel,]), panels[panel]["facts"]
+            for panel, about in panels.items()
+            for line, of_line in quantities(
+                costs.samples_of(records[panel,]), about["facts"]
             ).items()
-            for quantity, interval in found.items()
+            for quantity, interval in of_line.items()
         ],
     )
-    jobs.write_information(
-        folder,
-        NAME,
-        [NAME, f"{NAME}_timings", f"{NAME}_forms"],
-        {
-            "panels": panels,
-            "processes": timings.processes_of(records),
-            **jobs.provenance_of(sources),
-        },
-    )
+    information = {
+        "panels": panels,
+        "processes": timings.processes_of(records),
+        **jobs.provenance_of([source for panel in panels for source in found[panel].sources]),
+    }
+    names = [f"{NAME}{end}" for end in ("", "_timings", "_forms")]
+    jobs.write_information(folder, NAME, names, information)
 
 
 def _config(cfg: DictConfig, panel: str, line: str, form: Any = None) -> DictConfig:
@@ -174,49 +196,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Quantities]]:
 
 def draw(folder: Path) -> None:
     """Draw R and the total memory of each program, a row of panels for each model."""
-    about, found = _read(folder)
-    columns = {"relative_cost": 1, "total_bytes": 2**20}  # and their units
-    figure, axes = plt.subplots(
-        len(found), 2, figsize=(7.2, 0.4 + 1.6 * len(found)), squeeze=False, sharey="row"
-    )
-    for row, (panel, of_panel) in zip(axes, found.items(), strict=True):
-        row[0].set_title(about[panel]["title"], loc="left", fontweight="bold")
-        lines = [line for line in of_panel if line != costs.LOSS][::-1]
-        for axis, (quantity, unit) in zip(row, columns.items(), strict=True):
-            _dots(axis, [of_panel[line][quantity] for line in lines], unit, lines)
-        row[0].set_yticks(range(len(lines)), [style.label(line) for line in lines])
-        row[0].axvline(1, color=style.colour(costs.LOSS), lw=0.8)
-        for name in about[panel]["paper"]:
-            for line, key in (("backprop", "R_b"), ("forward-normal", "R_f")):
-                if (fact := FACTS.get(f"{name}.{key}")) and line in lines:
-                    row[0].plot(fact.low, lines.index(line), "|", color="#777777", ms=9, mew=2)
-    for axis in axes[:, 0]:
-        axis.set_xlim(0)
-    for axis in axes[:, 1]:
-        style.log_scale(axis, "x")
-    axes[-1, 0].set_xlabel("R: time over the loss alone")
-    axes[-1, 1].set_xlabel("parameters, gradients, temporaries (MiB)")
-    n = max(interval["seconds"].n for of_panel in found.values() for interval in of_panel.values())
-    measured = f"measured (mean and 95 % interval over {n} processes)" if n > 2 else "measured"
-    handles = [
-        Line2D([], [], color="#000000", ls="", marker="o", ms=4, label=measured),
-        Line2D([], [], color="#777777", ls="", marker="|", ms=9, mew=2, label="the paper (GPU)"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    style.save(figure, folder, NAME)
-
-
-def _dots(axis: Axes, intervals: list[Interval], unit: float, lines: list[str]) -> None:
-    """Draw a dot at each height, with the interval if it has one, and its number."""
-    for height, (interval, line) in enumerate(zip(intervals, lines, strict=True)):
-        value, low, high = (float(style.finite(x)) / unit for x in interval[:3])
-        error = np.maximum(np.nan_to_num([[value - low], [high - value]]), 0)
-        axis.errorbar(value, height, xerr=error, fmt="o", color=style.colour(line), ms=4, lw=1)
-        axis.annotate(
-            f"{value:.3g}", (value, height), (0, 4), textcoords="offset points", ha="center"
-        )
-    axis.set_ylim(-0.6, len(lines) - 0.2)
-    axis.grid(axis="y", visible=False)
+    style.save(step_cost_figure(*_read(folder)), folder, NAME)
 
 
 def describe(folder: Path) -> str:
@@ -266,23 +246,14 @@ def _steps(after: Interval | None) -> str:
 def findings(folder: Path) -> list[Finding]:
     """Compare R with the paper's numbers."""
     about, found = _read(folder)
-    compared = []
-    for panel, of_panel in found.items():
-        R, over = (
-            {line: q[quantity] for line, q in of_panel.items()}
-            for quantity in ("relative_cost", "over_reference")
+    return [
+        finding
+        for panel, of_panel in found.items()
+        if about[panel]["paper"]
+        for finding in compare_costs(
+            about[panel]["paper"], of_panel, of=PROCESSES, differs=about[panel]["changed"]
         )
-        numbers: dict[str, tuple[Any, ...]] = {
-            "R_f": (R["forward-normal"], R["forward-low_rank"]),
-            "R_b": (R["backprop"],),
-            "R_ratio": (over["forward-normal"], over["forward-low_rank"]),
-        }
-        differs = about[panel]["changed"]
-        for name in about[panel]["paper"]:
-            compared += [compare(f"{name}.{k}", *x, differs=differs) for k, x in numbers.items()]
-        if "mlp_2e-4" in about[panel]["paper"]:
-            compared.append(compare("replications.slower", *numbers["R_ratio"], differs=differs))
-    return [finding for finding in compared if finding is not None]
+    ]
 
 
 command = jobs.command_of(__name__)

@@ -67,7 +67,7 @@ def test_every_figure_is_drawn(tmp_path, monkeypatch, name, value):
     if name == "step_cost":
         source = tmp_path / "source"
         source.mkdir()
-        write_step_cost(source, {"mlp-64": (STEP, R)}, paper=["mlp_2e-4"])
+        write_step_cost(source, {"mlp-64": (STEP, R)}, paper="mlp")
     copy_with(value, source, tmp_path, lambda stem: True)
     FIGURES[name].draw(tmp_path)
     assert drawn and not plt.get_fignums()

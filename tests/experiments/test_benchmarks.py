@@ -100,7 +100,7 @@ compiler_options: null}], other: [{steps_per_call: 2, compiler_options: null}]}"
     assert "n = 3 fresh processes" in text and "| backprop, a second time | " in text
     information = read_json(tmp_path / "step_cost.json")
     assert "Overrides is" in information["panels"]["mlp-64"]["changed"].capitalize()
-    assert {f.verdict for f in step_cost.findings(tmp_path)} == {"cannot be checked here"}
+    assert {f.verdict for f in step_cost.findings(tmp_path)} == {"not in this preset"}
 
 
 def test_steps_after_which_compilation_is_repaid():

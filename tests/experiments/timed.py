@@ -20,7 +20,7 @@ def write_step_cost(folder, panels, processes=3, turns=2, **about):
     write_table(folder / "step_cost_timings.csv", columns, rows)
     information = {
         panel: {
-            "title": panel, "step": step, "paper": [], "changed": "",
+            "title": panel, "step": step, "paper": None, "changed": "",
             "facts": dict.fromkeys(("loss", *costs), FACTS), **about,
         }
         for panel, (step, costs) in panels.items()
