@@ -19,6 +19,7 @@ from experiments.common.kinds import (
     either,
     integer,
     list_of,
+    mapping,
     one_of,
     optional,
 )

@@ -249,11 +249,12 @@ def compare_costs(
       of, differs: as in `compare`.
     """
     forward = [costs[name] for name in ("forward-normal", "forward-low_rank") if name in costs]
-    numbers = {"R_b": [costs["backprop"]["relative_cost"]]}
-    if forward:
-        numbers["R_f"] = [cost["relative_cost"] for cost in forward]
-        numbers["R_ratio"] = [cost["over_reference"] for cost in forward]
-    keys = {f"{model}.{key}": pair for key, pair in numbers.items()}
+    numbers = {
+        "R_f": [cost["relative_cost"] for cost in forward],
+        "R_b": [costs["backprop"]["relative_cost"]],
+        "R_ratio": [cost["over_reference"] for cost in forward],
+    }
+    keys = {f"{model}.{key}": pair for key, pair in numbers.items() if pair}
     if model == "mlp" and forward:
         keys["replications.slower"] = numbers["R_ratio"]
     found = [compare(key, *pair, of=of, differs=differs) for key, pair in keys.items()]

@@ -44,6 +44,8 @@ def step_cost_figure(
         axis.set_xlim(0)
     for axis in axes[:, 1]:
         style.log_scale(axis, "x")
+        style.plain_numbers(axis.xaxis, (1, 2, 5))
+        axis.margins(x=0.15)
     axes[-1, 0].set_xlabel("R: time over the loss alone")
     axes[-1, 1].set_xlabel("parameters, gradients, temporaries (MiB)")
     n = max(interval["seconds"].n for of_panel in found.values() for interval in of_panel.values())
