@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Package -> (left and right edge in percent of the width, description).
 BOXES = {
-    "experiments": (0, 79, "the commands train and reproduce"),
+    "experiments": (0, 100, "the commands train and reproduce"),
     "experiments.paper": (0, 19, "the paper's figures"),
     "experiments.races": (20, 39, "accuracy in equal time"),
     "experiments.quality": (40, 59, "bias, variance"),

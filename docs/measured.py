@@ -148,9 +148,11 @@ def claims_table(root: Path = ROOT) -> str:
             numbers.append("–" if ours is None else ours.sentence)
             if ours is not None:
                 said = _side(ours.low, ours.high) if low_rank else finding.verdict
-                verdicts.append(f"{device.upper()}: {said}")
+                verdicts.append((device.upper(), said))
         paper = "–" if low_rank else _facts()[key]
-        rows.append((text, paper, *numbers, "; ".join(verdicts)))
+        said = [f"{device}: {said}" for device, said in verdicts]
+        same = len(verdicts) == len(claims.DEVICES) and len({x for _, x in verdicts}) == 1
+        rows.append((text, paper, *numbers, verdicts[0][1] if same else "; ".join(said)))
     names = [
         ", ".join(sorted({c.on[d].hardware for c in found if d in c.on})) for d in claims.DEVICES
     ]

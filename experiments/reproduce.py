@@ -18,19 +18,20 @@ from omegaconf import DictConfig
 
 from experiments.common import budget, commands, jobs, report, settings, start
 from experiments.common.paper_facts import Finding
+from experiments.cost import step_cost
 from experiments.modes import differentiation
 from experiments.paper import depth_scaling, fair_comparison, learning_curves, trajectories
 from experiments.quality import estimator_quality
 from experiments.races import accuracy_race, cnn_race
 from fwdgrad.records import hold, read_json
 
-# In the order of the report. Each has run(cfg, folder), which leaves files in the folder, and from
-# them draw(folder) and describe(folder), a section of the report; where the paper has such numbers,
-# also findings(folder).
+# In the order of the report; the learning curves take R from the tables of `step_cost`. Each has
+# run(cfg, folder), which leaves files in the folder, and from them draw(folder) and
+# describe(folder), a section of the report; where the paper has such numbers, findings(folder).
 EXPERIMENTS = {
     module.NAME: module
     for module in (
-        trajectories, learning_curves, depth_scaling, fair_comparison, differentiation,
+        trajectories, step_cost, learning_curves, depth_scaling, fair_comparison, differentiation,
         estimator_quality, accuracy_race, cnn_race,
     )
 }  # fmt: skip

@@ -51,7 +51,7 @@ EXTERNAL = {  # what a floor may import besides the standard library
     "experiments": {"omegaconf"},
     **{
         name: {
-            *("jax", "numpy", "optax", "sympy", "torch"),
+            *("jax", "numpy", "optax", "sympy"),
             *("hydra", "omegaconf", "matplotlib", "pandas", "tqdm"),
         }
         for name in ("experiments.common", *_KINDS)

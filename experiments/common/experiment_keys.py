@@ -9,6 +9,7 @@ from experiments.common.kinds import (
     FRACTION,
     NAME,
     NUMBER,
+    OPTIONS,
     OVERRIDES,
     POSITIVE,
     POSITIVE_INTEGER,
@@ -32,6 +33,11 @@ _TUNING = {"seeds": _SEEDS, "num_rates": integer(3), "factor": number("above 1",
 _COMPARED = {"confidence": FRACTION, "margin_points": POSITIVE}
 _PAIRS = list_of(list_of(NAME, 2))
 _TIMING = {"processes": POSITIVE_INTEGER, "rounds": POSITIVE_INTEGER}
+_FORMS = list_of(
+    mapping(
+        {"steps_per_call": POSITIVE_INTEGER, "compiler_options": OPTIONS, "overrides?": OVERRIDES}
+    )
+)
 _RACE = {
     "operations": POSITIVE,
     "num_rows": POSITIVE_INTEGER,
@@ -82,6 +88,23 @@ EXPERIMENTS: dict[str, Any] = {
         "shown": list_of(NAME),
         "lines": _LINES,
         "seeds": _SEEDS,
+    },
+    "step_cost": {
+        "panels": {
+            EACH: {
+                "title": TEXT,
+                "overrides": OVERRIDES,
+                "full": {"overrides": OVERRIDES},
+                "paper": optional(NAME),
+                "without": list_of(NAME),
+                "rounds": POSITIVE_INTEGER,
+                "forms": {"other": _FORMS, f"{EACH}?": _FORMS},
+            }
+        },
+        "shown": list_of(NAME),
+        "lines": _LINES,
+        **dict.fromkeys(("processes", "selection_rounds"), POSITIVE_INTEGER),
+        "max_seconds": POSITIVE,
     },
     "depth_scaling": {
         **dict.fromkeys(("width", "batch_size", "depth", "rounds"), POSITIVE_INTEGER),
@@ -134,11 +157,6 @@ EXPERIMENTS: dict[str, Any] = {
         "guess_steps": POSITIVE_INTEGER,
         "costs": _COST,
         "reference": NAME,
-        "history": optional(TEXT),
-        "more_seeds": _SEEDS,
-        "wanted": list_of(
-            mapping({"line": NAME, "quantity": NAME, "at_least?": NUMBER, "at_most?": NUMBER})
-        ),
         "shown": optional(list_of(NAME)),
         "lines": {
             EACH: {

@@ -16,7 +16,6 @@ from experiments.common.kinds import (
     NOT_NEGATIVE,
     NUMBER,
     OPTIONS,
-    OVERRIDES,
     PATH,
     POSITIVE,
     POSITIVE_INTEGER,
@@ -26,7 +25,6 @@ from experiments.common.kinds import (
     SUFFIX,
     Kind,
     list_of,
-    mapping,
     one_of,
     optional,
 )
@@ -114,30 +112,6 @@ KEYS: dict[str, dict[str, Any]] = {
         "draw_only": BOOLEAN,
         "output": _OUTPUT,
     },
-    "step_cost": {
-        "dataset": _DATASET,
-        "batch_size": POSITIVE_INTEGER,
-        "num_batches": POSITIVE_INTEGER,
-        "seed": SEED,
-        "selection_rounds": POSITIVE_INTEGER,
-        "models": {
-            EACH: {
-                "overrides": OVERRIDES,
-                "forms": list_of(
-                    mapping(
-                        {
-                            "steps_per_call": POSITIVE_INTEGER,
-                            "compiler_options": OPTIONS,
-                            "overrides?": OVERRIDES,
-                        }
-                    )
-                ),
-                "rounds": POSITIVE_INTEGER,
-                "pytorch": BOOLEAN,
-            }
-        },
-        "output": _ROOT,
-    },
     "divergence": {
         "model": _MODEL,
         "dataset": _DATASET,
@@ -152,12 +126,12 @@ KEYS: dict[str, dict[str, Any]] = {
         },
         "output": _ROOT,
     },
-    "overhead": {
+    "null_test": {
         "model": _MODEL,
         "dataset": _DATASET,
-        "batch_size": POSITIVE_INTEGER,
-        "num_steps": STEPS,
-        "rounds": POSITIVE_INTEGER,
+        **dict.fromkeys(
+            ("batch_size", "steps_per_call", "repeats", "processes", "rounds"), POSITIVE_INTEGER
+        ),
         "output": _ROOT,
     },
     "walkthrough": {

@@ -6,6 +6,7 @@ independent replications; U, remembered, with no source found to confirm it.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from experiments.common.curves import Unreached
@@ -236,6 +237,29 @@ def compare(
     verdict, why = _verdict(fact, found, differs)
     other = None if isinstance(low_rank, str) else _estimate(low_rank, of)
     return Finding(key, found, other, verdict, "; ".join(filter(None, (why, note))))
+
+
+def compare_costs(
+    model: str, costs: Mapping[str, Mapping[str, Interval]], *, of: Samples, differs: str
+) -> list[Finding]:
+    """Return the findings on the step of a model of the paper.
+
+    Args:
+      model: `logistic`, `mlp` or `cnn`.
+      costs: line -> quantity -> interval; `relative_cost` is R, `over_reference` R over backprop's.
+      of, differs: as in `compare`.
+    """
+    forward = [costs[name] for name in ("forward-normal", "forward-low_rank") if name in costs]
+    numbers = {
+        "R_f": [cost["relative_cost"] for cost in forward],
+        "R_b": [costs["backprop"]["relative_cost"]],
+        "R_ratio": [cost["over_reference"] for cost in forward],
+    }
+    keys = {f"{model}.{key}": pair for key, pair in numbers.items() if pair}
+    if model == "mlp" and forward:
+        keys["replications.slower"] = numbers["R_ratio"]
+    found = [compare(key, *pair, of=of, differs=differs) for key, pair in keys.items()]
+    return [finding for finding in found if finding is not None]
 
 
 def _estimate(x: Interval | Unreached, of: Samples) -> Estimate:

@@ -10,14 +10,12 @@ _NAMES = {
     "loss": "loss alone",
     "backprop": "backprop",
     "backprop-checkpointed": "backprop, checkpointed",
-    "backprop_checkpointed": "backprop, checkpointed",
+    "backprop-again": "backprop, a second time",
     # The paper's estimator, which perturbs the weights, by the distribution of its tangents.
     "forward-normal": "forward gradient, dense normal",
-    "forward_dense": "forward gradient, dense normal",
     "forward-rademacher": "forward gradient, dense Rademacher",
     "forward-sphere": "forward gradient, dense sphere",
     "forward-low_rank": "forward gradient, low-rank",
-    "forward_lowrank": "forward gradient, low-rank",
     # Races.
     "control-last-layer": "last layer alone (control)",
     "control-first-frozen": "first layer frozen (control)",

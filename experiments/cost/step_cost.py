@@ -1,283 +1,262 @@
-"""Time and memory of a training step, beside the loss alone: python -m experiments.cost.step_cost
+"""R: time, memory and compilation of a training step, beside the loss alone.
 
-For each model of the paper: the loss, backprop, checkpointed backprop, and forward gradients with
-dense normal and with low-rank tangents. Each is tried in several forms (steps in one compiled
-call, XLA's options) and timed in its fastest, all in turns in one process, on minibatches in
-memory, with parameters donated and updated by SGD, without compilation. The choice and the timing
-are separate measurements, so that the choice does not bias the time.
+For each model of the paper and two minibatches: the loss, backprop with and without checkpointing,
+forward gradients with dense and with low-rank tangents, activity perturbation, and backprop once
+more under another name, whose ratio to backprop must be 1. Derivative and update by SGD are timed,
+on minibatches in memory. On a CPU each program is tried in several forms, and timed in its fastest.
+Part of `reproduce`; alone:
 
-Leaves in `output.root`: `step_cost.csv` (a row for each model and estimator: medians with 95 %
-intervals; `relative_cost` is R, over the loss alone, a median of the ratios of each turn, and
-`relative_to_backprop` the same over the fastest backprop), `step_cost_forms.csv` (the time of each
-form), `step_cost.json` (the share of drawing the tangents, provenance), the figure `step_cost`,
-and README.md.
+    python -m experiments.cost.step_cost preset=quick
+
+Leaves `step_cost_timings.csv` (a row a turn), `step_cost.csv` (a row for each panel, program and
+quantity, computed from it), `step_cost_forms.csv` (the seconds of each form), `step_cost.json` and
+the figure `step_cost`. Other experiments take R from these tables.
 """
 
-from collections.abc import Callable
-from functools import partial
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import hydra
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-from jax import Array
-from matplotlib.axes import Axes
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-import fwdgrad
-from experiments.common import commands, from_config, settings, style, tables
-from experiments.cost import pytorch_step
-from fwdgrad.measurement import (
-    Interval,
-    Step,
-    StepProgram,
-    interleaved_seconds,
-    loss_step,
-    median_interval,
-    sgd_step,
-)
-from fwdgrad.records import atomic_write, hold, provenance, read_json, write_json, write_table
-from fwdgrad.training import TrainableProblem
-from fwdgrad.util.trees import PyTree
+from experiments.common import budget, commands, costs, jobs, style, tables, timings
+from experiments.common.paper_facts import Finding, compare_costs
+from experiments.common.verdicts import PROCESSES
+from experiments.cost.step_cost_figure import step_cost_figure
+from fwdgrad.measurement import Interval, Sample, exact
+from fwdgrad.records import read_json, write_table
 
-NAME = "step_cost"
-ESTIMATORS = ("loss", "backprop", "backprop_checkpointed", "forward_dense", "forward_lowrank")
-_COLUMNS: tables.Columns = {
-    "model": str, "estimator": str, "batch_size": int, **dict.fromkeys(("seconds", "seconds_low",
-    "seconds_high", "relative_cost"), float), **dict.fromkeys(("relative_to_backprop", "temp_bytes",
-    "compile_seconds"), float),
-}  # fmt: skip
+NAME = costs.STEP_COST
+_AGAIN = "backprop-again"
+_FACTS = ("compile_seconds", "temp_bytes", "total_bytes", "operations")
+_FORM_COLUMNS = ("panel", "estimator", "steps_per_call", "form", "seconds", "chosen")
 # Of the report's table.
 _SHOWN = (
-    "model", "estimator", "ms a step", "R", "over the best backprop", "temporary MiB",
-    "compilation (s)",
+    "program", "ms a step", "R", "over backprop", "compilation (s)", "repaid after (steps)",
+    "temporaries (MiB)", "total (MiB)",
 )  # fmt: skip
-_FORM_COLUMNS = ("model", "estimator", "steps_per_call", "form", "seconds", "chosen")
+Quantities = dict[str, dict[str, Interval]]  # line -> quantity -> interval
 
 
-def _steps(problem: TrainableProblem) -> dict[str, Step]:
-    """Return the step of each estimator, and drawing the tangents alone."""
-    forward = partial(fwdgrad.forward_value_and_grad, problem.loss)
-    backprop = fwdgrad.backprop_value_and_grad
-    low_rank: Any = forward(tangents=fwdgrad.LowRank())
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Choose forms, time every panel, or read the times back, and write the tables.
 
-    return {
-        "loss": loss_step(problem.loss),
-        "backprop": sgd_step(backprop(problem.loss)),
-        "backprop_checkpointed": sgd_step(backprop(jax.checkpoint(problem.loss))),
-        "forward_dense": sgd_step(forward(tangents=fwdgrad.Normal())),
-        "forward_lowrank": sgd_step(low_rank),
-        "drawing": Step(_Drawing(low_rank), lambda params, _: params),
+    Panels of the paper's minibatch come first if time is short.
+    """
+    experiment, limit = cfg.experiments[NAME], budget.present()
+    found: dict[str, _Found] = {}
+    bar = jobs.progress(list(experiment.shown), cfg, NAME)
+    for panel in bar:
+        bar.set_postfix_str(panel)
+        level = int(experiment.panels[panel].paper is None)
+        with limit.job("panel", panel, level=level, share=1 / len(experiment.shown)):
+            found[panel] = _measure(cfg, panel, folder / "runs" / NAME)
+            _write_tables(cfg, found, folder)
+    if not found:
+        raise budget.LeftOut(NAME)
+    _write_tables(cfg, found, folder)
+
+
+class _Found(NamedTuple):
+    """Measurements of a panel: the record of the times, the times of forms, all records."""
+
+    record: dict[str, Any]
+    forms: list[tuple[Any, ...]]
+    sources: list[dict[str, Any]]
+
+
+def _measure(cfg: DictConfig, panel: str, runs: Path) -> _Found:
+    experiment = cfg.experiments[NAME]
+    configs, forms, tried = _fastest(cfg, panel, runs)
+    record = costs.step_costs(
+        configs,
+        runs,
+        processes=experiment.processes,
+        rounds=experiment.panels[panel].rounds,
+        max_seconds=experiment.max_seconds,
+    )
+    return _Found(record, forms, [*tried, record])
+
+
+def _write_tables(cfg: DictConfig, found: Mapping[str, _Found], folder: Path) -> None:
+    panels = {
+        panel: {
+            "title": of_panel.title,
+            "step": costs.step_of(_config(cfg, panel, "backprop")),
+            "paper": of_panel.paper,
+            "changed": jobs.differences(of_panel),
+            "facts": found[panel].record["result"]["facts"],
+        }
+        for panel, of_panel in cfg.experiments[NAME].panels.items()
+        if panel in found
     }
-
-
-class _Drawing:
-    """The tangents of an estimator, drawn and summed, with the protocol of an estimator."""
-
-    draws_ahead = True
-
-    def __init__(self, value_and_grad: Any):
-        self.draw = value_and_grad.draw
-
-    def init(self, params: PyTree, batch: PyTree) -> PyTree:
-        return params
-
-    def along(self, drawn: PyTree, params: PyTree, batch: PyTree) -> tuple[Array, None]:
-        return sum(x.sum() for x in jax.tree.leaves(drawn)), None
-
-    def __call__(self, key: Array, params: PyTree, batch: PyTree) -> tuple[Array, None]:
-        return self.along(self.draw(key, params, batch), params, batch)
-
-
-def run(cfg: DictConfig) -> None:
-    """Time every model and write the tables."""
-    folder = settings.root(cfg)
-    rows, form_rows = [], []
-    shares: dict[str, dict] = {}
-    ratios: dict[str, dict[str, dict]] = {}
-    pytorch: dict[str, dict] = {}
-    for model, of_model in cfg.models.items():
-        forms: Any = OmegaConf.to_container(of_model.forms, resolve=True)
-        problem, programs, tried = _fastest(cfg, of_model.overrides, forms)
-        form_rows += [(model, *row) for row in tried]
-        torch = _pytorch(problem, cfg.batch_size) if of_model.pytorch else {}
-        timed = interleaved_seconds({**programs, **torch}, rounds=of_model.rounds)
-        seconds = {name: programs[name].seconds_per_step(timed[name]) for name in programs}
-        for name in torch:
-            ratio = median_interval(seconds["forward_lowrank"] / timed[name])
-            pytorch[name] = {
-                "seconds": median_interval(timed[name])._asdict(),
-                "lowrank_over_it": ratio._asdict(),
-            }
-        best = min(("backprop", "backprop_checkpointed"), key=lambda n: np.median(seconds[n]))
-        for name in ESTIMATORS:
-            value, low, high, _ = median_interval(seconds[name])
-            relative = np.median(seconds[name] / seconds["loss"])
-            to_backprop = median_interval(seconds[name] / seconds[best])
-            ratios.setdefault(model, {})[name] = to_backprop._asdict()
-            program = programs[name]
-            costs = (program.temp_bytes, program.compile_seconds)
-            rows.append(
-                (model, name, cfg.batch_size, value, low, high, relative, to_backprop.value, *costs)
-            )
-            print(f"{model:10} {name:22} {1e3 * value:9.4g} ms  R {relative:5.3g}  {to_backprop}")
-        share = median_interval(seconds["drawing"] / seconds["forward_lowrank"])
-        shares[model] = share._asdict()
-    write_table(folder / f"{NAME}.csv", _COLUMNS, rows)
-    write_table(folder / f"{NAME}_forms.csv", _FORM_COLUMNS, form_rows)
-    rounds = {model: of_model.rounds for model, of_model in cfg.models.items()}
+    records: dict[timings.Key, dict[str, Any]] = {(panel,): found[panel].record for panel in panels}
+    timings.write_timings(folder / f"{NAME}_timings.csv", records, ["panel"])
+    write_table(
+        folder / f"{NAME}_forms.csv", _FORM_COLUMNS, [x for p in panels for x in found[p].forms]
+    )
+    write_table(
+        folder / f"{NAME}.csv",
+        ["panel", "estimator", "quantity", *tables.INTERVAL],
+        [
+            (panel, line, quantity, *interval)
+            for panel, about in panels.items()
+            for line, of_line in quantities(
+                costs.samples_of(records[panel,]), about["facts"]
+            ).items()
+            for quantity, interval in of_line.items()
+        ],
+    )
     information = {
-        "drawing_share": shares,
-        "relative_to_backprop": ratios,
-        "pytorch": pytorch,
-        "rounds": rounds,
-        "provenance": [provenance()],
+        "panels": panels,
+        "processes": timings.processes_of(records),
+        **jobs.provenance_of([source for panel in panels for source in found[panel].sources]),
     }
-    write_json(folder / f"{NAME}.json", information)
+    names = [f"{NAME}{end}" for end in ("", "_timings", "_forms")]
+    jobs.write_information(folder, NAME, names, information)
+
+
+def _config(cfg: DictConfig, panel: str, line: str, form: Any = None) -> DictConfig:
+    experiment = cfg.experiments[NAME]
+    overrides = [*experiment.panels[panel].overrides, *experiment.lines[line]]
+    if form is None:
+        return jobs.compose_train(cfg, overrides)
+    overrides += form.get("overrides", [])
+    return jobs.compose_train(
+        cfg, overrides, steps_per_call=form.steps_per_call, compiler_options=form.compiler_options
+    )
 
 
 def _fastest(
-    cfg: DictConfig, overrides: list[str], forms: list[dict[str, Any]]
-) -> tuple[TrainableProblem, dict[str, StepProgram], list[tuple[Any, ...]]]:
-    """Return the problem, each estimator's fastest program, and the times of all forms."""
-    problems = []
-    for form in forms:
-        config = hydra.compose("train", overrides=[*overrides, *form.get("overrides", ())])
-        OmegaConf.update(config, "dataset", cfg.dataset)
-        problems.append(from_config.problem(config))
-    generator = np.random.default_rng(cfg.seed)
-    examples = problems[0].train
-    chosen = generator.integers(0, len(examples[1]), (cfg.num_batches, cfg.batch_size))
-    batches = jax.tree.map(lambda x: x[chosen], examples)
-    programs, rows = {}, []
-    for name in _steps(problems[0]):
-        candidates = [
-            StepProgram(
-                _steps(problem)[name],
-                problem.init(jax.random.key(0)),
-                batches,
-                steps_per_call=form["steps_per_call"],
-                compiler_options=form["compiler_options"],
+    cfg: DictConfig, panel: str, runs: Path
+) -> tuple[dict[str, DictConfig], list[tuple[Any, ...]], list[dict[str, Any]]]:
+    """Return each line's config in its fastest form, the times of all forms, and their records.
+
+    Each form is timed in a process of its own. With one form nothing is timed.
+    """
+    experiment = cfg.experiments[NAME]
+    of_panel = experiment.panels[panel]
+    forms = of_panel.forms.get(jax.default_backend(), of_panel.forms.other)
+    lines = [line for line in experiment.lines if line not in of_panel.without]
+    configs = [{line: _config(cfg, panel, line, form) for line in lines} for form in forms]
+    records, seconds = [], [dict.fromkeys(lines, math.nan)]
+    if len(forms) > 1:
+        records = [
+            costs.step_costs(
+                {line: config for line, config in of_form.items() if line != _AGAIN},
+                runs,
+                processes=1,
+                rounds=experiment.selection_rounds,
+                max_seconds=experiment.max_seconds,
             )
-            for problem, form in zip(problems, forms, strict=True)
+            for of_form in configs
         ]
-        timed = interleaved_seconds(dict(enumerate(candidates)), rounds=cfg.selection_rounds)
-        seconds = [np.median(candidates[i].seconds_per_step(x)) for i, x in timed.items()]
-        fastest = int(np.argmin(seconds))
-        programs[name] = candidates[fastest]
+        of_forms = [costs.seconds(costs.samples_of(record)) for record in records]
+        seconds = [{line: x.value for line, x in found.items()} for found in of_forms]
+    chosen, rows = {}, []
+    for line in lines:
+        of_line = [found["backprop" if line == _AGAIN else line] for found in seconds]
+        fastest = int(np.argmin(of_line))
+        chosen[line] = configs[fastest][line]
         for i, form in enumerate(forms):
-            options = [f"{k}={v!r}" for k, v in form["compiler_options"].items()]
-            described = " ".join([*form.get("overrides", ()), *options])
-            rows.append((name, form["steps_per_call"], described, seconds[i], int(i == fastest)))
-    return problems[0], programs, rows
+            options = [f"{k}={v!r}" for k, v in (form.compiler_options or {}).items()]
+            text = " ".join([*form.get("overrides", []), *options])
+            rows.append((panel, line, form.steps_per_call, text, of_line[i], int(i == fastest)))
+    return chosen, rows, records
 
 
-def _pytorch(problem: TrainableProblem, batch_size: int) -> dict[str, Callable[[], float]]:
-    if not pytorch_step.is_installed():
-        return {}
-    images, labels = (np.asarray(x[:batch_size]) for x in problem.train)
-    return pytorch_step.cnn_steps(images, labels)
+def quantities(samples: Sequence[Sample], facts: Mapping[str, Mapping[str, float]]) -> Quantities:
+    """Return line -> quantity -> interval.
+
+    The quantities are those of `costs.costs_of`, the facts of a compiled step, and `repaid_after`:
+    the steps after which a program that is faster than backprop has saved the time by which it took
+    longer to compile; inf if it is not faster.
+    """
+    found = costs.costs_of(samples)
+    seconds_of_backprop = found["backprop"]["seconds"].value
+    for line, of_line in found.items():
+        of_line |= {fact: exact(facts[line][fact]) for fact in _FACTS}
+        if line not in (costs.LOSS, "backprop", _AGAIN):
+            saved = seconds_of_backprop - of_line["seconds"].value
+            more = facts[line]["compile_seconds"] - facts["backprop"]["compile_seconds"]
+            steps = math.ceil(max(0, more) / saved) if saved > 0 else math.inf
+            of_line["repaid_after"] = exact(steps)
+    return found
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Quantities]]:
+    """Return the panels' information, and their quantities computed from the raw times."""
+    about = read_json(folder / f"{NAME}.json")["panels"]
+    samples = timings.read_timings(folder / f"{NAME}_timings.csv", {"panel": str})
+    return about, {panel: quantities(samples[panel,], about[panel]["facts"]) for panel in about}
 
 
 def draw(folder: Path) -> None:
-    """Draw the figure from the table in `folder`: time and memory, a column for each model."""
-    rows = tables.read(folder / f"{NAME}.csv", _COLUMNS, grid=("model", "estimator"))
-    models = rows.groupby("model", sort=False)
-    figure, axes = plt.subplots(
-        2, len(models), figsize=(7.2, 3.4), squeeze=False, sharey=True, sharex="row"
-    )
-    for i, (model, line) in enumerate(models):
-        of_model = line[::-1]
-        axes[0, i].set_title(model, loc="left", fontweight="bold")
-        _bars(axes[0, i], of_model, "time")
-        _bars(axes[1, i], of_model, "memory")
-        axes[0, i].set_xlabel("R: time over the loss alone")
-        axes[1, i].set_xlabel("temporary memory (MiB)")
-    style.set_limits(axes[0, 0], "x", 0, 1.7 * rows["relative_cost"].max())
-    memory = rows["temp_bytes"] / 2**20
-    style.log_scale(axes[1, 0], "x")
-    least = min(memory[memory > 0], default=0.0)
-    style.set_limits(axes[1, 0], "x", least / 3, memory.max() * 8)
-    style.save(figure, folder, NAME)
-
-
-def _bars(axes: Axes, rows: pd.DataFrame, quantity: str) -> None:
-    base = rows["seconds"][rows["estimator"] == "loss"].iloc[0] or np.nan
-    for i, row in enumerate(rows.itertuples()):
-        if quantity == "time":
-            value = float(style.finite(row.relative_cost))
-            low, high = row.seconds_low / base, row.seconds_high / base
-            error = np.maximum(style.finite([[value - low], [high - value]]), 0)
-            text, end = f"{value:.2f}  ({1e3 * row.seconds:.3g} ms)", max(value, high)
-        else:
-            value, error = float(style.finite(row.temp_bytes)) / 2**20, None
-            text, end = f"{value:.3g}", value
-        colour = style.colour(_LABELS[row.estimator])
-        axes.barh(i, value, color=colour, height=0.7, xerr=error, error_kw={"lw": 0.8})
-        axes.annotate(text, (end, i), (3, 0), textcoords="offset points", va="center", fontsize=6)
-    axes.set_yticks(range(len(rows)), [_NAMES[name] for name in rows["estimator"]])
-    axes.grid(axis="y", visible=False)
-
-
-_LABELS = {
-    "loss": "",
-    "backprop": "backprop",
-    "backprop_checkpointed": "backprop-checkpointed",
-    "forward_dense": "forward-normal",
-    "forward_lowrank": "forward-low_rank",
-}
-_NAMES = {name: style.label(label) if label else "Loss alone" for name, label in _LABELS.items()}
+    """Draw R and the total memory of each program, a row of panels for each model."""
+    style.save(step_cost_figure(*_read(folder)), folder, NAME)
 
 
 def describe(folder: Path) -> str:
-    """Return the table in Markdown, with the share of drawing tangents and the provenance."""
+    """Return the section of the report in Markdown: the figure, and a table for each panel."""
+    about, found = _read(folder)
     information = read_json(folder / f"{NAME}.json")
-    table = tables.read(folder / f"{NAME}.csv", _COLUMNS, grid=("model", "estimator"))
-    rows = [
-        (r.model, r.estimator,
-         f"{1e3 * r.seconds:.4g} [{1e3 * r.seconds_low:.4g}, {1e3 * r.seconds_high:.4g}]",
-         f"{r.relative_cost:.2f}",
-         Interval(**information["relative_to_backprop"][r.model][r.estimator]),
-         f"{r.temp_bytes / 2**20:.3g}", f"{r.compile_seconds:.2f}")
-        for r in table.itertuples()
-    ]  # fmt: skip
-    lines = [
-        "## The cost of a training step",
+    processes = {tuple(x["of"]): 0 for x in information["processes"]}
+    for x in information["processes"]:
+        processes[tuple(x["of"])] += 1
+    text = [
+        "## The cost of a training step: R",
         "",
-        f"![Time and memory of a step]({NAME}.png)",
+        f"![R and memory of a step]({NAME}.png)",
         "",
-        "Medians with 95 % intervals, timed in turns in one process; R is the median of the ratios "
-        "to the loss alone of the same turn. Each estimator in its fastest form "
-        f"([{NAME}_forms.csv]({NAME}_forms.csv)).",
-        "",
-        *tables.markdown(_SHOWN, rows),
+        f"Each program is timed in n = {max(processes.values())} fresh processes, all programs of "
+        "a panel in turns within each. A process gives the median over its turns; shown are "
+        "geometric means over processes, with 95 % intervals (Student's t of the logarithms) from "
+        "three processes on. R is the ratio to the loss alone in the same turn. Compilation is "
+        "repaid when a faster step has saved the seconds by which it compiles longer than "
+        "backprop; – where it is not faster. Temporaries are by XLA's account of the compiled "
+        "call; the total has parameters, gradients and state in it too. *A second time* is "
+        "backprop compiled once more under another name: the null test.",
     ]
-    shares = [
-        f"{model} {s['value']:.1%} [{s['low']:.1%}, {s['high']:.1%}] (n = {s['n']})"
-        for model, s in information["drawing_share"].items()
-    ]
-    lines += ["", f"Drawing low-rank tangents takes, of a low-rank step: {'; '.join(shares)}."]
-    for name, measured in information["pytorch"].items():
-        milliseconds, ratio = (Interval(**measured[k]) for k in ("seconds", "lowrank_over_it"))
-        lines.append(
-            f"\nA step of backprop of the CNN in PyTorch ({name}) takes "
-            f"{1e3 * milliseconds.value:.4g} ms [{1e3 * milliseconds.low:.4g}, "
-            f"{1e3 * milliseconds.high:.4g}]; a low-rank step over it: {ratio}."
+    for panel, of_panel in found.items():
+        rows = [
+            (style.label(line), _three(q["seconds"], 1e3), _three(q["relative_cost"]),
+             _three(q["over_reference"]), f"{q['compile_seconds'].value:.3g}",
+             _steps(q.get("repaid_after")), *(f"{q[b].value / 2**20:.3g}" for b in _FACTS[1:3]))
+            for line, q in of_panel.items()
+        ]  # fmt: skip
+        text += ["", f"{about[panel]['title']}:", "", *tables.markdown(_SHOWN, rows)]
+    return "\n".join(text)
+
+
+def _three(interval: Interval, factor: float = 1) -> str:
+    """Return an interval times a factor, with three significant digits."""
+    value, low, high = (factor * x for x in interval[:3])
+    if math.isnan(low) or low == high:
+        return f"{value:.3g}"
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def _steps(after: Interval | None) -> str:
+    return f"{after.value:,.0f}" if after is not None and math.isfinite(after.value) else "–"
+
+
+def findings(folder: Path) -> list[Finding]:
+    """Compare R with the paper's numbers."""
+    about, found = _read(folder)
+    return [
+        finding
+        for panel, of_panel in found.items()
+        if about[panel]["paper"]
+        for finding in compare_costs(
+            about[panel]["paper"], of_panel, of=PROCESSES, differs=about[panel]["changed"]
         )
-    return "\n".join(lines)
+    ]
 
 
-@commands.with_config("step_cost")
-def command(cfg: DictConfig) -> None:
-    folder = settings.root(cfg)
-    with hold(folder):
-        run(cfg)
-        draw(folder)
-        with atomic_write(folder / "README.md") as file:
-            file.write(f"{describe(folder)}\n")
+command = jobs.command_of(__name__)
 
 
 if __name__ == "__main__":

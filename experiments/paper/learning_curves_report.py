@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common import style, tables
-from experiments.common.costs import read_costs
+from experiments.common.costs import STEP_COST
 from experiments.common.curves import (
     Curve,
     final_value,
@@ -16,8 +16,8 @@ from experiments.common.curves import (
     paired,
     read_curves,
 )
-from experiments.common.paper_facts import FACTS, Finding, compare
-from experiments.common.verdicts import CONFIDENCE, PROCESSES, SEEDS, TURNS, Samples
+from experiments.common.paper_facts import FACTS, Finding, compare, compare_costs
+from experiments.common.verdicts import CONFIDENCE, SEEDS, TURNS
 from fwdgrad.measurement import Interval, mean_interval, significant
 from fwdgrad.records import read_json
 
@@ -28,7 +28,7 @@ RUN_COLUMNS: tables.Columns = {
     **dict.fromkeys(("valid_loss", "valid_accuracy", "test_accuracy"), float),
 }  # fmt: skip
 _DENSE, _LOW_RANK = "forward-normal", "forward-low_rank"
-# Panel -> the model of its step, whose R are facts.
+# Panel -> the model of its step, whose R are facts, in an old record.
 _MODELS = {"logistic": "logistic", "mlp_2e-4": "mlp", "cnn": "cnn"}
 # Of the report's table.
 _SHOWN = (
@@ -90,7 +90,7 @@ def _of_paper(key: str, scale: float = 1) -> str:
 def findings(folder: Path) -> list[Finding]:
     """Compare the tables with the paper's numbers."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
-    costs, samples = _costs(folder, information)
+    costs = _old_costs(folder)
     found: list[Finding | None] = []
     for panel, lines in panels.items():
         changed = information["changed"][panel]
@@ -107,7 +107,7 @@ def findings(folder: Path) -> list[Finding]:
             for key, pair in _numbers(lines).items()
         ]
         if panel in _MODELS and panel in costs:
-            found += _of_steps(_MODELS[panel], costs[panel], samples, changed)
+            found += compare_costs(_MODELS[panel], costs[panel], of=TURNS, differs=changed)
     return [f for f in found if f is not None]
 
 
@@ -147,27 +147,13 @@ def _ratio_of_ends(pair: tuple[Curve, Curve], quantity: Callable[[Curve], np.nda
     return mean_interval(ends / others, CONFIDENCE)
 
 
-def _costs(folder: Path, information: dict[str, Any]) -> tuple[dict[str, Any], Samples]:
-    """Return panel -> line -> quantity -> interval, and the kind of the samples.
+def _old_costs(folder: Path) -> dict[str, Any]:
+    """Return panel -> line -> quantity -> interval, from a record older than `step_cost`.
 
-    They are those of `step_cost`, or in an old record of turns that were timed beside the curves.
+    There the steps were timed beside the curves, in turns of one process.
     """
     path = folder / f"{NAME}_costs.csv"
+    if not path.exists() or (folder / f"{STEP_COST}.json").exists():
+        return {}
     columns: tables.Columns = dict.fromkeys(("panel", "estimator", "quantity"), str)
-    if path.exists():
-        return tables.read_intervals(path, columns), TURNS
-    return read_costs(folder, information.get("steps", {})), PROCESSES
-
-
-def _of_steps(model: str, costs: dict[str, Any], of: Samples, differs: str) -> list[Finding | None]:
-    """Return the findings on a step."""
-    numbers = {
-        "R_f": [costs[name]["relative_cost"] for name in (_DENSE, _LOW_RANK)],
-        "R_b": [costs["backprop"]["relative_cost"]],
-        "R_ratio": [costs[name]["over_reference"] for name in (_DENSE, _LOW_RANK)],
-    }
-    found = [compare(f"{model}.{k}", *pair, of=of, differs=differs) for k, pair in numbers.items()]
-    if model == "mlp":
-        pair = numbers["R_ratio"]
-        found.append(compare("replications.slower", *pair, of=of, differs=differs))
-    return found
+    return tables.read_intervals(path, columns)

@@ -8,6 +8,7 @@ variance. The time of a step is measured beside backprop's, and the operations a
     python -m experiments.quality.estimator_quality preset=quick
 
 Leaves `estimator_quality.csv` (a row for each stage, line and quantity),
+`estimator_quality_samples.csv` (a row for each seed besides),
 `estimator_quality_timings.csv` (a row a turn), `estimator_quality.json` and the figure
 `estimator_quality`. Each measurement is made once.
 
@@ -37,7 +38,6 @@ from experiments.common.costs import (
     samples_of,
     step_costs,
 )
-from experiments.common.targets import verdict
 from experiments.common.timings import processes_of, write_timings
 from experiments.quality.figure import quality_figure
 from experiments.quality.gradient_quality import quality, trained
@@ -62,7 +62,9 @@ def run(cfg: DictConfig, folder: Path) -> None:
     backprop = _config(cfg, experiment.training)
     shown = list(experiment.shown or experiment.lines)
     rows: list[tuple[Any, ...]] = []
-    dense, records = _measured(cfg, experiment.reference, runs)
+    samples: list[tuple[Any, ...]] = []
+    reference = _record(cfg, experiment.reference, runs)
+    dense, records = reference["result"], [reference]
     configs = {name: _config(cfg, experiment.lines[name].overrides) for name in shown}
     timed = step_costs({"backprop": backprop, **configs}, runs, **experiment.costs)
     times = over_reference(samples_of(timed))
@@ -70,8 +72,9 @@ def run(cfg: DictConfig, folder: Path) -> None:
     for name in bar:
         bar.set_postfix_str(name)
         counted, unit = (operations_of_a_step(c, runs) for c in (configs[name], backprop))
-        measured, sources = _measured(cfg, name, runs)
-        records += [counted, unit, *sources]
+        record = _record(cfg, name, runs)
+        measured = record["result"]
+        records += [counted, unit, record]
         costs = {
             "time": times[name],
             "operations": exact(counted["result"] / unit["result"]),
@@ -79,47 +82,34 @@ def run(cfg: DictConfig, folder: Path) -> None:
         for stage in map(str, experiment.stages):
             found = _intervals(measured[stage], dense[stage])
             rows += [(stage, name, q, *interval) for q, interval in {**found, **costs}.items()]
+            samples += [
+                (stage, name, quantity, seed, value)
+                for quantity, values in measured[stage].items()
+                for seed, value in zip(experiment.seeds, values, strict=True)
+            ]
     write_table(folder / f"{NAME}.csv", [*_COLUMNS, *tables.INTERVAL], rows)
+    write_table(folder / f"{NAME}_samples.csv", [*_COLUMNS, "seed", "value"], samples)
     information = {
         **{
             key: {name: experiment.lines[name].get(key) for name in shown}
             for key in ("group", "derivatives", "learnt", "uncounted")
         },
-        "wanted": jobs.to_plain(experiment.wanted),
         "guess_steps": experiment.guess_steps,
-        "history": experiment.history,
         "processes": processes_of({(): timed}),
         **jobs.provenance_of([timed, *records]),
     }
     write_timings(folder / f"{NAME}_timings.csv", {(): timed})
-    jobs.write_information(folder, NAME, [NAME, f"{NAME}_timings"], information)
+    jobs.write_information(folder, NAME, [NAME, f"{NAME}_samples", f"{NAME}_timings"], information)
 
 
 def _config(cfg: DictConfig, overrides: Any, **values: Any) -> DictConfig:
     return jobs.compose_train(cfg, [*cfg.experiments[NAME].overrides, *overrides], **values)
 
 
-def _measured(cfg: DictConfig, name: str, runs: Path) -> tuple[Samples, list[dict[str, Any]]]:
-    """Return the measurements of a line, and their records.
-
-    At the start those lines of which something is wanted have more seeds, and so has the reference.
-    """
+def _record(cfg: DictConfig, name: str, runs: Path) -> dict[str, Any]:
+    """Return the record of a line, whose result is of the type `Samples`."""
     experiment = cfg.experiments[NAME]
-    of_all = _record(cfg, name, runs, list(experiment.stages), list(experiment.seeds))
-    in_question = {experiment.reference, *(target.line for target in experiment.wanted)}
-    if name not in in_question or not experiment.more_seeds:
-        return of_all["result"], [of_all]
-    more = _record(cfg, name, runs, [0], list(experiment.more_seeds))
-    first, further = (record["result"]["0"] for record in (of_all, more))
-    at_start = {quantity: [*first[quantity], *further[quantity]] for quantity in first}
-    return {**of_all["result"], "0": at_start}, [of_all, more]
-
-
-def _record(
-    cfg: DictConfig, name: str, runs: Path, stages: list[int], seeds: list[int]
-) -> dict[str, Any]:
-    """Return a record whose result is of the type `Samples`."""
-    experiment = cfg.experiments[NAME]
+    stages, seeds = list(experiment.stages), list(experiment.seeds)
     line = experiment.lines[name]
     config, training = _config(cfg, line.overrides), _config(cfg, experiment.training)
     lengths = {"draws": line.get("draws", experiment.draws), "guess_steps": experiment.guess_steps}
@@ -171,33 +161,32 @@ def describe(folder: Path) -> str:
         "",
         f"![Quality against cost]({NAME}.png)",
         "",
-        "Names: *weights* or *activities* is the space of the tangents; the number at the end is "
-        "K, the number of tangents. *split*: the noise of each layer is pushed forward by itself; "
-        "*exact*: the last layer's derivative is exact; *layerwise*: both; else *joint*: the noise "
-        "of all layers is pushed forward in one tangent. *blocks*: each tangent perturbs one of K "
-        "groups of units; *momentum*, *guided*: with a control variate, a guess of the gradient. "
-        "Derivatives are directional derivatives (JVPs) of an example in a step.",
+        "Tangents are of the weights (*forward gradient*) or of pre-activations (*activities*): "
+        "*joint*, the noise of all layers in one tangent, or *layer-wise*, each layer's noise by "
+        "itself; *exact last*: the last layer's derivative is exact. K is the number of tangents; "
+        "with *blocks* each perturbs its own group of units. A *control variate* is a guess of the "
+        "gradient, learned from the steps before. Derivatives are directional derivatives (JVPs) "
+        "of an example in a step.",
         "",
-        "Each estimate g is drawn many times and compared with the exact gradient ∇f. The columns: "
-        "the mean cosine of all parameters, and of all but the last layer's; the root mean square "
-        "of the cosine, and its theory, about (1 + error)^(−½), or √(K/d) for a projection; the "
-        "slope ⟨g, ∇f⟩, 1 without bias; the bias ‖E g − ∇f‖², estimated without bias, so that it "
-        "may be below zero and a large variance hides all but large ones; the variance "
-        "E‖g − E g‖². The last three are over ‖∇f‖². The error, bias plus variance, is over its "
-        "theory, for the number of weights or, for activities, of the units that are on. 'Over "
-        "dense' is the ratio to the cosine of one dense tangent of all weights, for the hidden "
-        "layers' cosine as well. Intervals are 95 % over seeds: a start, a training by backprop "
-        "and a minibatch each. Evolution's steps have another scale, so that slope, bias and "
-        "variance do not apply. Time and operations of a step are over backprop's. XLA counts only "
-        "a part of the operations of sampling and factorising, and none of the QR of orthogonal "
-        "tangents, so these lines are not on the frontier of operations. Dotted: the frontier of "
-        "all lines but backprop, those that no cheaper line equals; backprop is better than every "
-        "line that takes longer. Hollow, and not on the frontier: lines with a guess that was "
-        f"learned for {information['guess_steps']} minibatches at these very parameters, better "
-        "than in a training, where the parameters move.",
+        "Each estimate g is drawn many times and compared with the exact gradient ∇f, on a "
+        "minibatch for each seed: a start and a training by backprop. Intervals are 95 % over the "
+        "seeds (Student's t). The columns are",
         "",
-        *([information["history"], ""] if information["history"] else []),
-        *_targets(stages, information["wanted"]),
+        "- the mean cosine of g and ∇f, of all parameters and of all but the last layer's;",
+        "- the root mean square of the cosine, and its theory: (1 + error)^(−½), or √(K/d) for a "
+        "projection;",
+        "- slope ⟨g, ∇f⟩, which is 1 without bias, bias ‖E g − ∇f‖² and variance E‖g − E g‖², all "
+        "over ‖∇f‖². The estimate of the bias has no bias of its own, so it may be below zero. "
+        "Steps of evolution strategies have another scale, so these three do not apply;",
+        "- the error, bias plus variance, over its theory for the number of weights, or of the "
+        "units that are on;",
+        "- time and operations of a step over backprop's. XLA counts a part of the operations of "
+        "sampling, and none of a QR factorisation.",
+        "",
+        "Control variates were learned for "
+        f"{information['guess_steps']} minibatches at these very parameters, which is better than "
+        "in a training, where the parameters move.",
+        "",
         _of_laws(stages),
     ]
     for stage, found in stages.items():
@@ -221,33 +210,21 @@ def _or_dash(interval: Interval) -> str:
 
 
 def _of_laws(stages: dict[int, Any]) -> str:
-    """Count the lines whose error agrees with theory."""
-    ratios = [q["error_over_law"] for found in stages.values() for q in found.values()]
+    """Count the lines whose error agrees with theory; a projection's cannot miss its own."""
+    ratios = [
+        q["error_over_law"]
+        for found in stages.values()
+        for name, q in found.items()
+        if "projected" not in name
+    ]
     known = [ratio for ratio in ratios if not math.isnan(ratio.low)]
     hold = sum(ratio.low <= 1 <= ratio.high for ratio in known)
     furthest = max((abs(ratio.value - 1) for ratio in known), default=math.nan)
     return (
-        f"- Of {len(known)} lines and stages whose law is known, the interval of the error over "
-        f"theory's holds 1 in {hold} (about 19 of 20 would if they were independent, but "
-        "some share their draws, and a projection's cannot miss); the value furthest from 1 is "
-        f"{100 * furthest:.2g} % off."
+        f"Of {len(known)} lines and stages whose error has a theory, the 95 % interval of error "
+        f"over theory holds 1 in {hold} (if they were independent, 19 of 20 would; some share "
+        f"their draws). The value furthest from 1 is {100 * furthest:.2g} % off."
     )
-
-
-def _targets(stages: dict[int, Any], wanted: list[dict[str, Any]]) -> list[str]:
-    """Compare each target of the config with its quantity at the start."""
-    text = []
-    for target in wanted:
-        if target["line"] not in stages.get(0, {}):
-            continue
-        found = stages[0][target["line"]][target["quantity"]]
-        bounds = {side: target[side] for side in ("at_least", "at_most") if side in target}
-        quantity = target["quantity"].replace("_", " ")
-        text.append(
-            f"- {style.label(target['line'])}, at the start: {quantity} {found}, n = {found.n}, "
-            f"{verdict(found, **bounds)}."
-        )
-    return text
 
 
 command = jobs.command_of(__name__)

@@ -83,10 +83,10 @@ def geometric_mean_interval(
     >>> print(geometric_mean_interval([1.0, 2.0, 4.0]), geometric_mean_interval([1.0, 4.0]))
     2 [0.357, 11.2] 2
     """
-    mean, low, high, n = mean_interval(np.log(samples), confidence)
-    if n < 3:
-        low = high = math.nan
-    return Interval(math.exp(mean), math.exp(low), math.exp(high), n)
+    with np.errstate(all="ignore"):  # a sample that is not positive has no logarithm
+        *logarithms, n = mean_interval(np.log(samples), confidence)
+        mean, low, high = map(float, np.exp(logarithms))
+    return Interval(mean, low, high, n) if n >= 3 else Interval(mean, math.nan, math.nan, n)
 
 
 def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:

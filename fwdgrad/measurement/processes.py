@@ -204,7 +204,9 @@ def ratio_over_processes(samples: Iterable[Sample], program: str, reference: str
                 f"samples must have the same turns of {program} and of {reference} in process "
                 f"{process}; found {len(of_process)} and {len(of_reference)}."
             )
-        medians.append(float(np.median([of_process[t] / of_reference[t] for t in of_process])))
+        with np.errstate(all="ignore"):
+            ratios = [np.divide(of_process[t], of_reference[t]) for t in of_process]
+        medians.append(float(np.median(ratios)))
     return geometric_mean_interval(medians)
 
 

@@ -9,7 +9,6 @@ import jax
 import pytest
 
 from experiments.common import from_config
-from experiments.cost import overhead
 from experiments.quality import divergence
 from fwdgrad.measurement import processes
 from fwdgrad.problems import Examples, load_dataset
@@ -40,7 +39,7 @@ def load_few(name, folder):
 @pytest.fixture(autouse=True)
 def few_examples(monkeypatch):
     """Train and evaluate on few examples in this process; commands have all examples."""
-    for module in (from_config, overhead, divergence):
+    for module in (from_config, divergence):
         monkeypatch.setattr(module, "load_dataset", load_few)
 
 

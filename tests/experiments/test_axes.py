@@ -11,18 +11,19 @@ from matplotlib.figure import Figure
 
 from experiments import reproduce
 from experiments.common import curves, style
-from experiments.cost import step_cost
 from tests.sweeps import thorough_but
 
 from .conftest import CONFIGS
+from .timed import STEP, R, write_step_cost
 
 RESULTS = CONFIGS.parent / "results"
 # Columns that are numbered or chosen, not measured.
 GIVEN = {
     "seed", "step", "num_steps", "stage", "depth", "batch_size", "width", "inputs", "outputs",
     "num_tangents", "n", "rounds", "steps_per_call", "failed_seeds", "learning_rate", "chosen",
+    "process", "turn",
 }  # fmt: skip
-FIGURES = {**reproduce.EXPERIMENTS, "step_cost": step_cost}
+FIGURES = reproduce.EXPERIMENTS
 
 
 def is_number(text):
@@ -62,7 +63,11 @@ def test_every_figure_is_drawn(tmp_path, monkeypatch, name, value):
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
     if name == "differentiation" and value == "nan":
         value = "0"  # numbers of operations are integers
-    source = RESULTS / ("step_cost" if name == "step_cost" else "quick")
+    source = RESULTS / "quick"
+    if name == "step_cost":
+        source = tmp_path / "source"
+        source.mkdir()
+        write_step_cost(source, {"mlp-64": (STEP, R)}, paper="mlp")
     copy_with(value, source, tmp_path, lambda stem: True)
     FIGURES[name].draw(tmp_path)
     assert drawn and not plt.get_fignums()

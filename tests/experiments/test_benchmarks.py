@@ -1,6 +1,8 @@
 """The benchmarks, small: their files."""
 
 import csv
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,23 +10,42 @@ import numpy as np
 import pytest
 
 import fwdgrad
-from experiments.cost import overhead, pytorch_step, step_cost
+from experiments.common import costs, tables
+from experiments.cost import null_test, step_cost
 from experiments.quality import divergence
+from fwdgrad.measurement import Sample, geometric_mean_interval, in_fresh_process, processes
+from fwdgrad.records import read_json, read_table
+
+from .timed import FACTS
 
 
-def test_overhead_benchmark(compose, tmp_path):
+def test_null_test(compose, tmp_path, capsys):
     cfg = compose(
-        "overhead", "model=logistic", "rounds=7", "num_steps=2", f"output.root={tmp_path}"
-    )
-    result = overhead.run(cfg)
-    assert result["ratio"].n == 7 and result["ratio"].low <= result["ratio"].value
-    with (tmp_path / "overhead.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 7 and all(float(r["library_ms"]) > 0 for r in rows)
+        "null_test", "model=logistic", "rounds=2", "repeats=2", "processes=3", "steps_per_call=2",
+        "batch_size=4", f"output.root={tmp_path}",
+    )  # fmt: skip
+    null_test.command(cfg)
+    rows = read_table(tmp_path / "timings.csv")
+    assert len(rows) == 2 * 3 * 3 * 2 and list(rows[0])[:4] == [
+        "repeat", "program", "process", "turn"
+    ]  # fmt: skip
+    information = read_json(tmp_path / "null_test.json")
+    ratios = null_test._ratios(tmp_path)
+    held = sum(null_test.holds_1(ratio["library-again"]) for ratio in ratios)
+    assert information["holds_1"] == held and len(information["processes_of_repeats"]) == 6
+    text = (tmp_path / "README.md").read_text()
+    assert f"holds 1 in {held} of 2 repeats" in text and text.count("\n| 2 |") == 1
+    assert capsys.readouterr().out.startswith("repeat 1: again ")
+
+
+def test_no_interval_holds_1_if_there_is_none():
+    assert not null_test.holds_1(geometric_mean_interval([1.0, 1.0]))
+    assert null_test.holds_1(geometric_mean_interval([0.9, 1.0, 1.1]))
+    assert not null_test.holds_1(geometric_mean_interval([0.97, 0.971, 0.972]))
 
 
 def test_library_and_hand_written_steps_compile_to_the_same_work(key):
-    """The exact side of the overhead benchmark: XLA counts the same operations.
+    """The exact side of the null test: XLA counts the same operations.
 
     Bytes differ a little, where primal and tangent share a product instead of taking two.
     """
@@ -38,41 +59,83 @@ def test_library_and_hand_written_steps_compile_to_the_same_work(key):
         return jax.jit(estimate).lower(key, params, batch).compile().cost_analysis()
 
     library = cost(fwdgrad.forward_value_and_grad(loss))
-    by_hand = cost(lambda *args: overhead.by_hand(loss, *args))
+    by_hand = cost(lambda *args: null_test.ByHand(loss)(*args))
     for quantity in ("flops", "transcendentals"):
         assert library[quantity] == by_hand[quantity]
     assert library["bytes accessed"] < 1.1 * by_hand["bytes accessed"]
 
 
 def test_step_cost(compose, tmp_path):
-    """The whole experiment on small models; what it says of them is not tested."""
+    """The whole experiment on small models; the table of intervals follows from the raw times."""
+    forms = "{cpu: [{steps_per_call: 2, compiler_options: null}, {steps_per_call: 1, \
+compiler_options: null}], other: [{steps_per_call: 2, compiler_options: null}]}"
+    mlp = "experiments.step_cost.panels.mlp-64"
     cfg = compose(
-        "step_cost", "~models.cnn", "models.mlp.overrides=['model=mlp','model.make.widths=[16]']",
-        "models.logistic.forms=[{steps_per_call:2,compiler_options:{}}]",
-        "models.mlp.forms=[{steps_per_call:1,compiler_options:{}}]",
-        "models.logistic.rounds=6", "models.mlp.rounds=6", "selection_rounds=1",
-        f"output.root={tmp_path}",
+        "reproduce", "preset=smoke", f"output.root={tmp_path}", f"{mlp}.forms={forms}",
+        "experiments.step_cost.processes=3",
     )  # fmt: skip
-    step_cost.run(cfg)
-    step_cost.draw(tmp_path)
-    with (tmp_path / "step_cost.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(r["model"], r["estimator"]) for r in rows] == [
-        (m, e) for m in ("logistic", "mlp") for e in step_cost.ESTIMATORS
-    ]
-    for row in rows:
-        low, middle, high = (float(row[k]) for k in ("seconds_low", "seconds", "seconds_high"))
-        assert 0 < low <= middle <= high and int(row["temp_bytes"]) >= 0
-        assert row["estimator"] != "loss" or float(row["relative_cost"]) == 1
-    assert (tmp_path / "step_cost.png").exists() and (tmp_path / "step_cost.pdf").exists()
-    assert "| mlp | forward_lowrank |" in step_cost.describe(tmp_path)
+    step_cost.run(cfg, tmp_path)
+    left_out = cfg.experiments.step_cost.panels["mlp-64"].without
+    lines = [line for line in cfg.experiments.step_cost.lines if line not in left_out]
+    raw = read_table(tmp_path / "step_cost_timings.csv")
+    assert len(raw) == len(lines) * 3 * 2 and {row["panel"] for row in raw} == {"mlp-64"}
+    forms = read_table(tmp_path / "step_cost_forms.csv")
+    assert [row["estimator"] for row in forms[::2]] == lines
+    for first, second in itertools.pairwise(forms[::1]):
+        if first["estimator"] == second["estimator"]:
+            fastest = float(second["seconds"]) < float(first["seconds"])
+            assert (first["chosen"], second["chosen"]) == ("01"[not fastest], "01"[fastest])
+    table = tables.read_intervals(
+        tmp_path / "step_cost.csv", {"panel": str, "estimator": str, "quantity": str}
+    )["mlp-64"]
+    recomputed = step_cost._read(tmp_path)[1]["mlp-64"]
+    for line in lines:
+        assert table[line].keys() == recomputed[line].keys()
+        for quantity, interval in recomputed[line].items():
+            np.testing.assert_allclose(table[line][quantity], interval, rtol=1e-12)
+    assert table["loss"]["relative_cost"].value == table["backprop"]["over_reference"].value == 1
+    assert table["backprop"]["total_bytes"].value > table["backprop"]["temp_bytes"].value > 0
+    assert table["forward-normal"]["relative_cost"].n == 3
+    text = step_cost.describe(tmp_path)
+    assert "n = 3 fresh processes" in text and "| backprop, a second time | " in text
+    information = read_json(tmp_path / "step_cost.json")
+    assert "Overrides is" in information["panels"]["mlp-64"]["changed"].capitalize()
+    assert {f.verdict for f in step_cost.findings(tmp_path)} == {"not in this preset"}
 
 
-def test_pytorch_step():
-    pytest.importorskip("torch")
-    images = np.random.default_rng(0).normal(size=(2, 28, 28)).astype(np.float32)
-    losses = {name: step() for name, step in pytorch_step.cnn_steps(images, np.arange(2)).items()}
-    assert len(losses) == 2 and all(1 < loss < 4 for loss in losses.values())  # near log 10
+def test_steps_after_which_compilation_is_repaid():
+    """0.5 s longer to compile, 1 ms less a step; not for a step that is slower."""
+    seconds = {"loss": 1, "backprop": 2.5, "forward-low_rank": 1.5, "forward-normal": 3}
+    samples = [Sample(line, p, 0, x / 1000) for line, x in seconds.items() for p in range(3)]
+    facts = {line: {**FACTS, "compile_seconds": 0.2} for line in seconds}
+    facts["forward-low_rank"]["compile_seconds"] = 0.7
+    found = step_cost.quantities(samples, facts)
+    assert found["forward-low_rank"]["repaid_after"].value == pytest.approx(500, abs=1)
+    assert found["forward-normal"]["repaid_after"].value == math.inf
+    assert "repaid_after" not in found["backprop"].keys() | found["loss"].keys()
+    facts["forward-low_rank"]["compile_seconds"] = 0.1
+    assert step_cost.quantities(samples, facts)["forward-low_rank"]["repaid_after"].value == 0
+
+
+def test_step_costs_of_a_line_in_fresh_processes(compose, tmp_path, monkeypatch):
+    """In processes of their own, which find the functions and the configs' data."""
+    monkeypatch.setattr(processes, "in_fresh_process", in_fresh_process)
+    small = ["model=logistic", "batch_size=4", "steps_per_call=2", f"output.root={tmp_path}"]
+    configs = {
+        name: compose("train", *small, f"estimator={name}") for name in ("backprop", "forward")
+    }
+    settings = {"processes": 1, "rounds": 2}
+    record = costs.step_costs(configs, tmp_path, **settings)
+    again = costs.step_costs(configs, tmp_path, **settings)
+    assert record == again and not list(tmp_path.glob("training*"))
+    samples = costs.samples_of(record)
+    assert {s.program for s in samples} == {"loss", *configs} and len(samples) == 6
+    assert costs.relative_cost(samples)["loss"].value == 1
+    facts = record["result"]["facts"]["backprop"]
+    assert facts.keys() == FACTS.keys() and facts["total_bytes"] >= 4 * 7850
+    monkeypatch.setattr(processes, "in_fresh_process", lambda function, *args: function(*args))
+    timed = costs.training_costs(configs, tmp_path, **settings)
+    assert costs.over_reference(costs.samples_of(timed))["backprop"].value == 1
 
 
 def test_divergence(compose, tmp_path):

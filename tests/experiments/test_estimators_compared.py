@@ -9,11 +9,10 @@ from jax.flatten_util import ravel_pytree
 from experiments.common import from_config, style
 from experiments.common.comparisons import Comparison
 from experiments.common.tuning import Rates
-from experiments.quality import estimator_quality, figure
+from experiments.quality import figure
 from experiments.quality.gradient_quality import quality
 from experiments.races import results
 from fwdgrad.estimators.value_and_grad import ValueAndGrad
-from fwdgrad.measurement import Interval
 from fwdgrad.records import write_table
 from fwdgrad.training.evaluation import to_text
 
@@ -75,22 +74,6 @@ def test_results_of_a_seed_do_not_depend_on_other_seeds(small):
     both = quality(config, starts, draws=2, guess_steps=0)
     alone = quality(config, {1: starts[1]}, draws=2, guess_steps=0)
     assert both["cosine"][1] == alone["cosine"][0] != both["cosine"][0]
-
-
-def test_targets_are_compared_with_intervals():
-    stages = {
-        0: {"a": {"time": Interval(1.1, 1.0, 1.3, 5), "cosine_over_dense": Interval(30, 26, 34, 5)}}
-    }
-    wanted = [
-        {"line": "a", "quantity": "cosine_over_dense", "at_least": 25},
-        {"line": "a", "quantity": "cosine_over_dense", "at_least": 40},
-        {"line": "a", "quantity": "time", "at_most": 1.2},
-        {"line": "not measured", "quantity": "time", "at_most": 1.2},
-    ]
-    first, second, third = estimator_quality._targets(stages, wanted)
-    assert first.endswith("cosine over dense 30 [26, 34], n = 5, at least 25 wanted: reached.")
-    assert second.endswith("at least 40 wanted: missed.")
-    assert "time 1.1 [1, 1.3], n = 5, at most 1.2 wanted: reached by the mean, not by all" in third
 
 
 def race_tables(folder, lines):

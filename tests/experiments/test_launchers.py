@@ -30,7 +30,7 @@ COMMANDS = [name for name, calls in STARTED.items() if calls and name != SHARED]
 def test_every_module_that_runs_as_a_script_starts_a_command_of_its_own():
     on_top = [name for name in COMMANDS if name.count(".") == 1]
     assert on_top == ["experiments.reproduce", "experiments.train"]
-    assert {"experiments.cost.step_cost", "experiments.modes.walkthrough"} <= set(COMMANDS)
+    assert {"experiments.cost.null_test", "experiments.modes.walkthrough"} <= set(COMMANDS)
     for name, text in MODULES.items():
         is_script = '\nif __name__ == "__main__":' in text
         assert is_script == (name in COMMANDS), name

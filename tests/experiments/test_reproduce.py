@@ -31,8 +31,8 @@ from fwdgrad.training.evaluation import from_text
 from .conftest import CONFIGS
 
 FIGURES = {
-    "trajectories", "trajectories_more", "learning_curves", "depth_scaling", "fair_comparison",
-    "estimator_quality", "accuracy_race", "cnn_race",
+    "trajectories", "trajectories_more", "step_cost", "learning_curves", "depth_scaling",
+    "fair_comparison", "estimator_quality", "accuracy_race", "cnn_race",
 }  # fmt: skip
 
 
@@ -72,7 +72,8 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
         "learning_curves_runs.csv",
         *(f"{name}_{table}.csv" for name in ("accuracy_race", "cnn_race", "fair_comparison")
           for table in ("tuning", "timings", "comparisons")), "estimator_quality_timings.csv",
-        "accuracy_race_test.csv", "cnn_race_test.csv",
+        "accuracy_race_test.csv", "cnn_race_test.csv", "estimator_quality_samples.csv",
+        "step_cost_timings.csv", "step_cost_forms.csv",
         *(f"{name}.{kind}" for name in FIGURES for kind in ("csv", "json", "png", "pdf")),
         "differentiation.json",
         *(f"{p.NAME}.{kind}" for p in differentiation.PARTS for kind in ("csv", "png", "pdf")),
@@ -112,7 +113,11 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
         (r["line"], r["stage"]): int(r["n"]) for r in of_quality if r["quantity"] == "cosine"
     }
     assert cosines["backprop", "0"] == cosines["activities-rademacher-1", "3"] == 2
-    assert cosines["activities-rademacher-1", "0"] == 3  # of what is wanted more seeds
+    samples = table(tmp_path / "estimator_quality_samples.csv")
+    names = ("backprop", "0", "cosine")
+    of_line = [x for x in samples if (x["line"], x["stage"], x["quantity"]) == names]
+    assert [x["seed"] for x in of_line] == ["0", "1"]
+    assert [float(x["value"]) for x in of_line] == pytest.approx([1, 1])
     assert {row["quantity"] for row in of_quality} == {
         "cosine", "hidden_cosine", "squared_cosine", "slope", "error", "bias", "variance",
         "cosine_over_dense", "hidden_over_dense", "law", "law_cosine", "error_over_law", "time",

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import reproduce
 from experiments.common import jobs
-from experiments.cost import overhead, step_cost
+from experiments.cost import null_test
 from experiments.modes import walkthrough
 from experiments.paper import trajectories
 from fwdgrad.records import FolderInUseError, hold, write_table
@@ -14,7 +14,7 @@ from fwdgrad.records import FolderInUseError, hold, write_table
 COMMANDS = {
     "reproduce": reproduce.run,
     "trajectories": lambda cfg: jobs.run_alone(cfg, trajectories),
-    **{m.__name__.split(".")[-1]: m.command for m in (overhead, step_cost, walkthrough)},
+    **{m.__name__.split(".")[-1]: m.command for m in (null_test, walkthrough)},
 }
 
 
@@ -24,7 +24,7 @@ def test_a_command_raises_if_its_root_is_in_use(compose, tmp_path, monkeypatch, 
     if config == "reproduce":
         options = ("preset=smoke",)
     cfg = compose(config, *options, f"output.root={tmp_path}")
-    for module in (overhead, step_cost, walkthrough, trajectories):
+    for module in (null_test, walkthrough, trajectories):
         monkeypatch.setattr(module, "run", pytest.fail)
     monkeypatch.setattr(reproduce, "EXPERIMENTS", {})
     with hold(tmp_path):

@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from experiments.common import from_config, settings
 from experiments.common.keys import KEYS
 from experiments.common.kinds import EACH
-from experiments.cost import step_cost
 
 from .test_launchers import COMMANDS
 
@@ -55,8 +54,8 @@ TABLE = {
     **dict.fromkeys(
         ("batch_size", "eval_every", "steps_per_call", "default", "num_rows", "width", "depth",
          "products_per_call", "num_seeds", "repetitions", "guess_steps", "num_batches",
-         "selection_rounds", "processes", "rounds", "num_train", "num_valid", "num_tangents",
-         "rank", "channels"),
+         "selection_rounds", "processes", "repeats", "rounds", "num_train", "num_valid",
+         "num_tangents", "rank", "channels"),
         POSITIVE_INTEGER,
     ),
     "num_steps": STEPS,
@@ -81,12 +80,9 @@ TABLE = {
          "first_rates"),
         MAPPING,
     ),
-    "estimator_quality.wanted": ([*NOT_LISTS, [1], [{"line": "a"}],
-                                  [{"line": "a", "quantity": "time", "at_most": "b"}]],
-                                 [[{"line": "a", "quantity": "time", "at_most": 1.2}]]),
     "rate": ([-1.0, *NOT_NUMBERS], [0, 1e-4]),
     "checkpoint_seconds": ([-1, NAN, "abc", None, True, [30]], [0, 0.1, INF]),
-    **dict.fromkeys(("draw_only", "accept_other_code", "pytorch", "learnt", "uncounted",
+    **dict.fromkeys(("draw_only", "accept_other_code", "learnt", "uncounted",
                      "read_test_set"), BOOLEAN),
     "progress": BOOLEAN_OR_NULL,
     **dict.fromkeys(("title", "group"), TEXT),
@@ -101,15 +97,18 @@ TABLE = {
     "folder": PATH_OR_NULL,
     **dict.fromkeys(("overrides", "training", "accuracy_race.model", "cnn_race.model"), OVERRIDES),
     **dict.fromkeys(
-        ("trajectories.lines.*", "learning_curves.lines.*"), OVERRIDES
+        [f"{name}.lines.*" for name in
+         ("trajectories", "step_cost", "learning_curves")], OVERRIDES
     ),
     "figures.*": NAMES,
     "platform": (["tpu", 16, True, ""], [None, "cpu", "gpu"]),
     "expected_seconds.*": POSITIVE,
     "budget_seconds": ([x for x in POSITIVE[0] if x is not None], [None, 600]),
     "shown": NAMES_OR_NULL,
-    **dict.fromkeys(("learning_curves.shown", "fair_comparison.shown"), NAMES),
-    **dict.fromkeys(("seeds", "more_seeds"), SEEDS),
+    **dict.fromkeys(("step_cost.shown", "learning_curves.shown", "fair_comparison.shown"), NAMES),
+    "without": NAMES,
+    "paper": ([x for x in NAME[0] if x is not None], ["mlp", None]),
+    "seeds": SEEDS,
     "panels.*.seeds": SEEDS_OR_NULL,
     "stages": ([*NOT_LISTS, [-1], ["a"]], [[0, 200]]),
     "rates": RATES,
@@ -117,7 +116,8 @@ TABLE = {
     "start": ([*NOT_LISTS, ["a"], [NAN]], [[0, 0.5]]),
     "tangent": ([*NOT_LISTS, [1.0, 0.0], [NAN, 0, 0], ["a", 0, 0]], [[1, 0.5, 0]]),
     "cotangent": ([*NOT_LISTS, [1.0], [INF, 0], ["a", 0]], [[1, 0.5]]),
-    "forms": ([*NOT_LISTS, [1], [{"steps_per_call": 1}],
+    "forms": MAPPING,
+    "forms.*": ([*NOT_LISTS, [1], [{"steps_per_call": 1}],
                [{"steps_per_call": 0, "compiler_options": {}}]],
               [[{"steps_per_call": 1, "compiler_options": {}}]]),
     "compiler_options": OPTIONS,
@@ -289,21 +289,3 @@ def test_wrong_values_of_a_run(compose, tmp_path, monkeypatch, override):
 def test_arguments_that_only_their_constructor_knows(compose, overrides, message):
     with pytest.raises((ValueError, HydraException), match=message):
         from_config.run(compose("train", *overrides))
-
-
-def test_a_step_cost_of_a_data_set_in_a_folder(compose, monkeypatch):
-    """Its models are composed with the data set's name and its folder."""
-    found = []
-
-    class Found(Exception):
-        pass
-
-    def problem(cfg):
-        found.append(cfg)
-        raise Found
-
-    monkeypatch.setattr(from_config, "problem", problem)
-    cfg = compose("step_cost", "dataset=kmnist", "dataset.folder='a=b, (c)'")
-    with pytest.raises(Found):
-        step_cost._fastest(cfg, ["model=mlp"], [{"overrides": []}])
-    assert found[0].dataset == {"name": "kmnist", "folder": "a=b, (c)"}

@@ -6,14 +6,13 @@ import shutil
 import pytest
 
 from experiments import reproduce
-from experiments.common import tables
 from experiments.common.curves import read_curves
-from experiments.cost import step_cost
 from experiments.modes import estimator_error, expression_swell, jacobian_modes
 from experiments.races.results import read as read_race
 from fwdgrad.records import RecordError
 
 from .conftest import CONFIGS
+from .timed import STEP, R, write_step_cost
 
 RESULTS = CONFIGS.parent / "results" / "quick"
 READ = {
@@ -77,8 +76,10 @@ def test_a_table_without_rows_or_with_an_entry_that_is_none(tmp_path, name):
         shutil.copy(path, tmp_path)
     for path in RESULTS.glob("*.csv"):
         shutil.copy(path, tmp_path)
+    write_step_cost(tmp_path, {"mlp-64": (STEP, R)})
     module = reproduce.EXPERIMENTS[name]
-    main = tmp_path / ("step_sizes.csv" if name == "differentiation" else f"{name}.csv")
+    table = {"differentiation": "step_sizes", "step_cost": "step_cost_timings"}.get(name, name)
+    main = tmp_path / f"{table}.csv"
     header, *rows = rows_of(main)
     write(main, [header])
     with pytest.raises(RecordError, match=rf"{main} has no rows\. Restore"):
@@ -110,5 +111,3 @@ def test_every_committed_table_is_whole(tmp_path):
         for name, reader in READ.items():
             if (path := CONFIGS.parent / "results" / preset / f"{name}.csv").exists():
                 assert reader(path)
-    path = CONFIGS.parent / "results" / "step_cost" / "step_cost.csv"
-    assert len(tables.read(path, step_cost._COLUMNS, grid=("model", "estimator"))) == 15

@@ -3,7 +3,6 @@
 import pytest
 
 from experiments.common import style, vocabulary
-from experiments.cost import step_cost
 from experiments.modes import estimator_error
 from experiments.paper import depth_scaling
 
@@ -13,7 +12,6 @@ PRESETS = [path.stem for path in (CONFIGS / "preset").glob("*.yaml")]
 # Lines that are no part of a config.
 IN_CODE = {
     "depth_scaling": depth_scaling.ESTIMATORS,
-    "step_cost": step_cost.ESTIMATORS,
     "estimator_error": estimator_error.DISTRIBUTIONS,
 }
 
