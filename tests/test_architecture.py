@@ -51,7 +51,7 @@ EXTERNAL = {  # what a floor may import besides the standard library
     "experiments": {"omegaconf"},
     **{
         name: {
-            *("jax", "numpy", "optax", "sympy"),
+            *("jax", "numpy", "optax", "scipy", "sympy"),
             *("hydra", "omegaconf", "matplotlib", "pandas", "tqdm"),
         }
         for name in ("experiments.common", *_KINDS)

@@ -12,7 +12,7 @@ from experiments.common import costs, style, tables, timings
 from experiments.common.comparisons import Comparison
 from experiments.common.tuning import Rates
 from fwdgrad.measurement import Interval, mean_interval
-from fwdgrad.training.evaluation import from_text
+from fwdgrad.training import unpack_flags
 
 COLUMNS: tables.Columns = {
     "family": str, "estimator": str, "seed": int, "step": int, "flops": float,
@@ -49,7 +49,7 @@ class Line:
         self.columns["seconds"] = self.columns["step"] * seconds.value
         self.test_accuracy = test["test_accuracy"].to_numpy()
         texts = zip(test["test_correct"], test["num_examples"], strict=True)
-        flags = [from_text(text, number) for text, number in texts]
+        flags = [unpack_flags(text, number) for text, number in texts]
         self.correct = np.array(flags, float)
         self.over_backprop = over_backprop
 

@@ -8,6 +8,7 @@ from fwdgrad.util.validation import missing_extra
 try:
     from fwdgrad.training.clipping import ClippingState, clip_by_running_quantile, clipped_sgd
     from fwdgrad.training.descent import make_descend
+    from fwdgrad.training.evaluation import pack_flags, unpack_flags
     from fwdgrad.training.guidance import guided_optimizer
     from fwdgrad.training.loop import train
     from fwdgrad.training.protocols import TrainableProblem, ValueAndGrad
@@ -34,5 +35,7 @@ __all__ = [
     "guided_optimizer",
     "make_descend",
     "make_stepper",
+    "pack_flags",
     "train",
+    "unpack_flags",
 ]

@@ -51,16 +51,16 @@ def make_evaluate(
     return evaluate
 
 
-def to_text(flags: np.ndarray) -> str:
+def pack_flags(flags: np.ndarray) -> str:
     """Return 0s and 1s as a text of base 64, six a character.
 
-    >>> to_text(np.array([1, 0, 0, 0, 0, 0, 0, 1, 1])), from_text("gYA=", 9).tolist()
+    >>> pack_flags(np.array([1, 0, 0, 0, 0, 0, 0, 1, 1])), unpack_flags("gYA=", 9).tolist()
     ('gYA=', [True, False, False, False, False, False, False, True, True])
     """
     return base64.b64encode(np.packbits(np.asarray(flags, bool)).tobytes()).decode()
 
 
-def from_text(text: str, number: int) -> np.ndarray:
-    """Return the first flags of a text of `to_text`, as booleans (number,)."""
+def unpack_flags(text: str, number: int) -> np.ndarray:
+    """Return the first flags of a text of `pack_flags`, as booleans (number,)."""
     packed = np.frombuffer(base64.b64decode(text), np.uint8)
     return np.unpackbits(packed, count=number).astype(bool)

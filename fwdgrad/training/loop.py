@@ -34,7 +34,7 @@ from fwdgrad.records import (
     write_json,
     write_metrics,
 )
-from fwdgrad.training.evaluation import make_evaluate, to_text
+from fwdgrad.training.evaluation import make_evaluate, pack_flags
 from fwdgrad.training.protocols import Estimator, TrainableProblem
 from fwdgrad.training.resuming import DivergedError, check_checkpoint, finished_run
 from fwdgrad.training.run_settings import Identity, Settings, check_arguments, finite_rate
@@ -260,7 +260,7 @@ class _Run:
         # The only place that looks at the test set.
         means, of_each = self._evaluate(self._params_of(self._state.params), self._problem.test)
         final |= {"test_loss": means["loss"], "test_accuracy": means["accuracy"]}
-        return {"final": final, "test_correct": to_text(of_each["accuracy"] > 0.5)}
+        return {"final": final, "test_correct": pack_flags(of_each["accuracy"] > 0.5)}
 
     def write_files(self) -> None:
         """Write `config.yaml`, `metrics.csv` and `run.json` anew, before the next step."""

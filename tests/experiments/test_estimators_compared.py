@@ -14,7 +14,7 @@ from experiments.quality.gradient_quality import quality
 from experiments.races import results
 from fwdgrad.estimators.value_and_grad import ValueAndGrad
 from fwdgrad.records import write_table
-from fwdgrad.training.evaluation import to_text
+from fwdgrad.training import pack_flags
 
 
 def test_backprop_is_exact(small):
@@ -85,7 +85,7 @@ def race_tables(folder, lines):
                 (family, name, seed, step, 1e9 * step, 0.5 * step * accuracy) for step in (0, 1, 2)
             ]
             correct = np.arange(1000) < round(1000 * accuracy)
-            test_rows.append((name, seed, accuracy, 1000, to_text(correct)))
+            test_rows.append((name, seed, accuracy, 1000, pack_flags(correct)))
         samples += [(name, process, 0, seconds * (1 + process)) for process in range(3)]
     write_table(folder / "race.csv", results.COLUMNS, accuracy_rows)
     write_table(folder / "race_test.csv", results.TEST_COLUMNS, test_rows)

@@ -26,7 +26,7 @@ from experiments.paper import (
 from experiments.races import race
 from fwdgrad.measurement import StepProgram
 from fwdgrad.records import read_json, write_json
-from fwdgrad.training.evaluation import from_text
+from fwdgrad.training import unpack_flags
 
 from .conftest import CONFIGS
 
@@ -103,7 +103,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     assert all(float(row["flops"]) > 0 for row in raced if row["step"] != "0")
     tested = table(tmp_path / "accuracy_race_test.csv")
     for row in tested:
-        right = from_text(row["test_correct"], int(row["num_examples"]))
+        right = unpack_flags(row["test_correct"], int(row["num_examples"]))
         assert right.mean() == pytest.approx(float(row["test_accuracy"]))
     assert {row["role"] for row in table(tmp_path / "accuracy_race_tuning.csv")} == {
         "tuning", "compared"
