@@ -23,6 +23,10 @@ FILES = {
 }
 MOST_WORDS = 2500  # of the README; the longest sections are then in files of their own
 _VERSIONS = ("python", "jax", "jaxlib", "numpy", "optax", "equinox")  # those that compute
+_PROTOCOL = (
+    " The protocol of a comparison, `configs/protocol.yaml` and its own config, was fixed by the "
+    "commit that is named, before its runs."
+)
 _HEADING = 20  # words of title and command
 _PART = "Part of the [report](README.md)."
 _SHOWN = ("figure", "quantity", "the paper", "CPU", "verdict", "GPU", "verdict", "why")
@@ -193,7 +197,7 @@ def _provenance(information: Mapping[str, Mapping[str, Any]]) -> str:
             machine = _machine(source)
             numbers.append(machines.setdefault(machine, len(machines) + 1))
         commits = dict.fromkeys(map(claims.commit_of, sources))
-        protocol = of_experiment.get("protocol", {}).get("commit", "")[:7]
+        protocol = ", ".join(commit[:7] for commit in of_experiment.get("protocol", ()))
         note = of_experiment.get("note", "")
         rows.append((
             name, ", ".join(commits), protocol, _duration(seconds),
@@ -206,7 +210,7 @@ def _provenance(information: Mapping[str, Mapping[str, Any]]) -> str:
         "",
         "A + marks a commit with uncommitted changes. Exact versions are pinned in "
         "`constraints.txt`. Another machine or version differs in the last bits, and long "
-        "trainings by more than that.",
+        "trainings by more than that." + (_PROTOCOL if any(row[2] for row in rows) else ""),
         "",
         *tables.markdown([shown[i] for i in kept], ([row[i] for i in kept] for row in rows)),
         "",

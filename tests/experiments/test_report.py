@@ -2,6 +2,7 @@
 
 import math
 import re
+import subprocess
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from experiments import reproduce
-from experiments.common import claims, jobs, report
+from experiments.common import claims, jobs, protocol, report
 from experiments.common.curves import Unreached, mean_ratio, mean_time, paired, plot, time_to
 from experiments.common.paper_facts import FACTS, compare
 from experiments.common.verdicts import PROCESSES, TURNS
@@ -249,3 +250,33 @@ def test_sources_name_processes_of_before_and_settings_of_jax(tmp_path):
     assert "| one | a, b | 0:00:02 | 1, 2 |" in text
     first, second = (line for line in text.splitlines() if line.startswith("- Machine"))
     assert "jax_" not in first and second.endswith("; jax_enable_x64 True.")
+
+
+def test_the_protocol_of_a_run_is_that_of_its_commit(tmp_path, monkeypatch):
+    """A change of the protocol after the runs is not the one that they followed."""
+
+    def git(*arguments):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+        run = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
+    def commit(path):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(str(len(commits)))
+        git("add", path)
+        git("commit", "-qm", path)
+        commits.append(git("rev-parse", "HEAD"))
+
+    commits = []
+    git("init", "-q")
+    for path in ("configs/protocol.yaml", "code.py", "configs/protocol.yaml"):
+        commit(path)
+    monkeypatch.setattr(protocol, "_ROOT", tmp_path)
+    run, later, unknown = source(commits[1]), source(commits[2]), source("0" * 40)
+    assert protocol.fixed_by("cnn_race", [run, run, unknown]) == [commits[0]]
+    assert protocol.fixed_by("cnn_race", [run, later]) == [commits[0], commits[2]]
+    about = {"provenance": [run], "wall_seconds": 1.0}
+    jobs.write_information(tmp_path, "cnn_race", [], about)
+    text = report.write(tmp_path, "", "", {"cnn_race": ""}, {}, {}).read_text()
+    assert f"| cnn_race | {commits[1][:7]} | {commits[0][:7]} | 0:00:01 | 1 |" in text
+    assert "was fixed by the commit that is named, before its runs." in text
