@@ -62,7 +62,7 @@ _SETTING = re.compile(_SHOWN + r"(setting) -->")
 _CITED = re.compile(r"<!-- cited: (.*?) -->")
 _CLAIM = re.compile(
     r"(?<![\w.,^₀-₉])(?:\d[\d,]*\.\d+(?:e[-−]?\d+)?|\d+e[-−]?\d+"
-    r"|\d[\d,]*\s?(?:%|×|[µm]?s\b|[MGk]i?B\b|times\b|points?\b|seconds?\b|minutes?\b|hours?\b"
+    r"|\d[\d,]*\s?(?:%|×(?!\s*\d)|[µm]?s\b|[MGk]i?B\b|times\b|points?\b|seconds?\b|minutes?\b|hours?\b"
     r"|-?fold\b))"
 )
 _NO_CLAIM = re.compile(
