@@ -42,7 +42,7 @@ CLAIMS = (
         "final loss over backprop's, both at rate 2e-4 for 20,000 iterations: MLP",
         *("mlp_2e-4.loss_ratio", False),
     ),
-    ("there, time to backprop's lowest loss over its own time", "mlp_2e-4.T_ratio", False),
+    ("the same runs: time to backprop's lowest loss over backprop's", "mlp_2e-4.T_ratio", False),
     ("… our low-rank tangents", "mlp_2e-4.T_ratio", True),
     (
         "backprop's final loss over the forward gradient's, each at its best rate: MLP",
@@ -62,7 +62,7 @@ _SETTING = re.compile(_SHOWN + r"(setting) -->")
 _CITED = re.compile(r"<!-- cited: (.*?) -->")
 _CLAIM = re.compile(
     r"(?<![\w.,^₀-₉])(?:\d[\d,]*\.\d+(?:e[-−]?\d+)?|\d+e[-−]?\d+"
-    r"|\d[\d,]*\s?(?:%|×|[µm]?s\b|[MGk]i?B\b|times\b|points?\b|seconds?\b|minutes?\b|hours?\b"
+    r"|\d[\d,]*\s?(?:%|×(?!\s*\d)|[µm]?s\b|[MGk]i?B\b|times\b|points?\b|seconds?\b|minutes?\b|hours?\b"
     r"|-?fold\b))"
 )
 _NO_CLAIM = re.compile(

@@ -192,8 +192,9 @@ def test_a_claim_without_a_source_is_found(claim):
     "text",
     [
         "JAX 0.10.0, 0.10.2 and 0.12.0.1", "`0.58`", "a rate of 0.1, 0.2 or 0.4", "momentum 0.9",
-        "layers of 1024 and 10", "95 % intervals", "arXiv 2202.08587", "η₀ = 2e-4",
-        "0.5 <!-- setting -->", "[half](a/0.5)", "```\n0.5\n```", "text\n\n    g = 0.5 v\n",
+        "layers of 1024 and 10", "8 × 1,024 tokens", "95 % intervals", "arXiv 2202.08587",
+        "η₀ = 2e-4", "0.5 <!-- setting -->", "[half](a/0.5)", "```\n0.5\n```",
+        "text\n\n    g = 0.5 v\n",
         "0.649 <!-- paper: cnn.R_ratio -->", "2.55 % <!-- cited: MeZO -->",
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ from experiments.common.verdicts import ABSENT, Estimate
 # Title, the claims that the line names, and whether it is of low-rank tangents.
 _LINES: tuple[tuple[str, dict[str, str], bool], ...] = (
     (
-        "A forward-gradient step over a backprop step (R_f/R_b)",
+        "A step of the forward gradient over one of backprop (R_f/R_b)",
         {"MLP": "mlp.R_ratio", "CNN": "cnn.R_ratio"}, False,
     ),
     (
@@ -48,14 +48,16 @@ def _numbers(claim: Claim, low_rank: bool) -> str:
         finding = claim.finding(device)
         ours = finding.low_rank if low_rank else finding.ours
         if ours is not None and finding.verdict != ABSENT:
-            said = _side(ours) if low_rank else finding.verdict
+            said = "; ".join([*([] if low_rank else [finding.verdict]), _side(ours)])
             numbers.append(f"{device.upper()} {ours} ({said})")
-    paper = [] if low_rank else [f"the paper {FACTS[claim.key].value}"]
+    fact = FACTS[claim.key]
+    source = "the paper" if fact.where.startswith("Figure") else "replications"
+    paper = [] if low_rank else [f"{source} {fact.value}"]
     return ", ".join([*paper, *(numbers or [ABSENT])])
 
 
 def _side(ours: Estimate) -> str:
     """Return on which side of 1 an interval is."""
     if ours.high < 1 and not ours.unreached:
-        return "below backprop's"
-    return "above backprop's" if ours.low > 1 else "not told from backprop's"
+        return "below 1"
+    return "above 1" if ours.low > 1 else "not told from 1"

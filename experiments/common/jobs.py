@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from experiments.common import budget, commands, settings, start
+from experiments.common import budget, commands, protocol, settings, start
 from fwdgrad.records import RecordError, hold, read_json, read_table, table_sum, write_json
 
 _SOURCES = ("code", "jax", "versions", "hardware")  # "jax" is not in old records
@@ -131,8 +131,11 @@ def write_information(
       folder: the folder of the tables.
       name: the name of the file, without `.json`.
       tables: the tables' names, without `.csv`.
-      information: plain values.
+      information: plain values, with the entry `provenance`.
     """
+    if name in protocol.EXPERIMENTS:
+        fixed = protocol.fixed_by(name, information["provenance"])
+        information = {**information, "protocol": fixed}
     write_json(
         folder / f"{name}.json",
         {

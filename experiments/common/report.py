@@ -3,6 +3,7 @@
 What the paper lacks is in files of its own beside the README.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,26 @@ FILES = {
     "races.md": ("Races: accuracy for a budget", ("accuracy_race", "cnn_race")),
     "modes.md": ("Forward and reverse mode, and other ways to a derivative", ("differentiation",)),
 }
+MOST_WORDS = 2500  # of the README; the longest sections are then in files of their own
+_VERSIONS = ("python", "jax", "jaxlib", "numpy", "optax", "equinox")  # those that compute
+_PROTOCOL = (
+    " The protocol of a comparison, `configs/protocol.yaml` and its own config, was fixed by the "
+    "commit that is named, before its runs."
+)
+_HEADING = 20  # words of title and command
+_PART = "Part of the [report](README.md)."
 _SHOWN = ("figure", "quantity", "the paper", "CPU", "verdict", "GPU", "verdict", "why")
 _HOW = f"""\
-Our numbers are by the paper's own estimator, dense normal tangents, or by backprop. A verdict is by
-two one-sided tests at 5 %: *reproduced* if all of our 90 % interval lies within the margin around
-the paper's number, *not reproduced* if all of it lies outside. The margin is {PLOT:.0%} of a number
-read off a plot, {NARROW_PLOT:.0%} on the narrow axis of the losses at 2e-5, {TIMES:.0%} of a time
-or a ratio of times (the paper's two timings of one step differ by 12 %), a decade to either side of
-an order of magnitude, none for a one-sided claim. In brackets: the interval, then what n counts;
-over seeds it is 90 % (Student's t), over timed turns or processes 95 %; exact numbers have none.
-T_f/T_b in iterations is for the paper its T_f/T_b over its R_f/R_b. A letter tells
-how sure the paper's number is: F, read off its figure or caption; Q, quoted by several
-replications; U, remembered, no source found. All claims, with low-rank tangents, sources and
-commits: [{claims.TABLE}]({claims.TABLE}).""".replace("\n", " ")
+Our numbers are by the paper's own estimator, dense normal tangents, or by backprop. *Reproduced*:
+all of our interval lies within a margin around the paper's number (two one-sided tests at 5 %);
+*not reproduced*: all of it lies outside. The margin is {PLOT:.0%} of a number read off a plot,
+{NARROW_PLOT:.0%} for losses on the narrow axis at 2e-5, {TIMES:.0%} for times and their ratios (the
+paper's two timings of one step differ by 12 %), a decade for an order of magnitude, none for a
+one-sided claim. Behind each number its interval, and what n counts: over seeds 90 % (Student's t),
+over processes or timed turns of one process 95 %. T_f/T_b in iterations is for the paper T_f/T_b
+over R_f/R_b. F: read off the paper's figure or caption; Q: quoted by replications; U: remembered,
+no source found. Low-rank tangents, sources and commits of each row: [{claims.TABLE}]
+({claims.TABLE}).""".replace("]\n(", "](").replace("\n", " ")
 
 
 def write(
@@ -63,9 +71,9 @@ def write(
     links = []
     for file, (heading, names) in FILES.items():
         if parts := [inside.pop(name) for name in names if name in inside]:
-            _write(folder / file, [f"# {heading}", "Part of the [report](README.md).", *parts])
+            _write(folder / file, [f"# {heading}", _PART, *parts])
             links.append(f"- [{heading}]({file})")
-    parts = [
+    above = [
         *(f"**{name} failed:** {reason}" for name, reason in failures.items()),
         *notes,
         "\n".join(headlines(found)),
@@ -74,10 +82,38 @@ def write(
         _HOW,
         "\n".join(_rows(found)),
         *_open(found),
-        *inside.values(),
-        *(["## Beyond the paper", "\n".join(links)] if links else []),
     ]
+    below = ["## Beyond the paper", "\n".join(links)] if links else []
+    rest = sum(map(count_words, [*above, *below, _provenance(information)]))
+    parts = [*above, *_fitted(folder, inside, MOST_WORDS - rest - _HEADING), *below]
     return write_page(folder, title, command, parts, information)
+
+
+def count_words(text: str) -> int:
+    """Return the number of words of a Markdown text: of what has a letter or a digit.
+
+    >>> count_words("| R_f/R_b | 0.5 [0.4, 0.6] |")
+    4
+    """
+    return len(re.findall(r"\S*\w\S*", text))
+
+
+def _fitted(folder: Path, sections: Mapping[str, str], room: int) -> list[str]:
+    """Return sections of at most so many words; long ones are cut, and whole in a file.
+
+    Sections on no figure of the paper are cut first, then the longest.
+    """
+    fitted, of_figures = dict(sections), "(the paper's"
+    for name in sorted(
+        sections, key=lambda x: (of_figures in sections[x], -count_words(sections[x]))
+    ):
+        if sum(map(count_words, fitted.values())) <= room:
+            break
+        whole = sections[name]
+        _write(folder / f"{name}.md", [whole.replace("## ", "# ", 1), _PART])
+        beginning = whole.partition("\n|")[0].rstrip()
+        fitted[name] = f"{beginning}\n\n[The tables]({name}.md)."
+    return list(fitted.values())
 
 
 def write_page(
@@ -111,8 +147,8 @@ def _information(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _rows(found: Iterable[Claim]) -> list[str]:
-    """Return the table of the claims on which there is a verdict."""
-    rows = []
+    """Return the table of the claims on which there is a verdict; a figure is named once."""
+    rows, last = [], ""
     for claim in found:
         if claims.is_open(claim):
             continue
@@ -128,31 +164,25 @@ def _rows(found: Iterable[Claim]) -> list[str]:
             text if len(names) == len(claim.on) else f"{', '.join(names)}: {text}"
             for text, names in reasons.items()
         )
-        rows.append((fact.where, fact.quantity, f"{fact.value} ({fact.mark})", *cells, why))
+        where = "" if fact.where == last else fact.where
+        rows.append((where, fact.quantity, f"{fact.value} ({fact.mark})", *cells, why))
+        last = fact.where
     return tables.markdown(_SHOWN, rows)
 
 
 def _open(found: Iterable[Claim]) -> list[str]:
     """Return the claims that cannot be checked, by reason, and those that are not measured."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, list[str]]] = {}
     for claim in filter(claims.is_open, found):
         fact = FACTS[claim.key]
         why = fact.unchecked or next((x.finding.why for x in claim.on.values()), "")
         reason = ", ".join(filter(None, (UNCHECKED if fact.unchecked else ABSENT, why)))
-        reasons.setdefault(reason, []).append(f"{fact.where}: {fact.quantity} {fact.value}")
+        reasons.setdefault(reason, {}).setdefault(fact.where, []).append(fact.quantity)
     lines = []
-    for reason, numbers in reasons.items():
-        lines.append(f"- {reason[0].upper()}{reason[1:]}: {_shortened(numbers)}.")
+    for reason, figures in reasons.items():
+        numbers = "; ".join(f"{where}: {', '.join(names)}" for where, names in figures.items())
+        lines.append(f"- {reason[0].upper()}{reason[1:]}. {numbers}.")
     return ["\n".join(lines)] if lines else []
-
-
-def _shortened(numbers: Sequence[str]) -> str:
-    """Join texts "figure: number"; a figure is named once for all its numbers."""
-    of_figure: dict[str, list[str]] = {}
-    for text in numbers:
-        where, _, number = text.partition(": ")
-        of_figure.setdefault(where, []).append(number)
-    return "; ".join(f"{where}: {', '.join(texts)}" for where, texts in of_figure.items())
 
 
 def _provenance(information: Mapping[str, Mapping[str, Any]]) -> str:
@@ -167,7 +197,7 @@ def _provenance(information: Mapping[str, Mapping[str, Any]]) -> str:
             machine = _machine(source)
             numbers.append(machines.setdefault(machine, len(machines) + 1))
         commits = dict.fromkeys(map(claims.commit_of, sources))
-        protocol = of_experiment.get("protocol", {}).get("commit", "")[:7]
+        protocol = ", ".join(commit[:7] for commit in of_experiment.get("protocol", ()))
         note = of_experiment.get("note", "")
         rows.append((
             name, ", ".join(commits), protocol, _duration(seconds),
@@ -180,7 +210,7 @@ def _provenance(information: Mapping[str, Mapping[str, Any]]) -> str:
         "",
         "A + marks a commit with uncommitted changes. Exact versions are pinned in "
         "`constraints.txt`. Another machine or version differs in the last bits, and long "
-        "trainings by more than that.",
+        "trainings by more than that." + (_PROTOCOL if any(row[2] for row in rows) else ""),
         "",
         *tables.markdown([shown[i] for i in kept], ([row[i] for i in kept] for row in rows)),
         "",
@@ -202,7 +232,10 @@ def _machine(source: Mapping[str, Any]) -> str:
     device = "" if hardware.get("device", "cpu") == "cpu" else f"{hardware['device_kind']}, "
     parts = [f"{device}{hardware['cpu']}, {hardware['cpu_cores']} cores"]
     parts += [f"{key} {hardware[key]}" for key in ("caches", "threads") if hardware.get(key)]
-    parts += [hardware["system"], ", ".join(f"{k} {v}" for k, v in versions.items() if v)]
+    parts += [
+        hardware["system"],
+        ", ".join(f"{k} {versions[k]}" for k in _VERSIONS if versions.get(k)),
+    ]
     return "; ".join(parts) + _jax_settings(source.get("jax", {}))
 
 

@@ -51,7 +51,7 @@ class Samples(NamedTuple):
 SEEDS = Samples("seeds", CONFIDENCE)
 # Costs are recorded with 95 % intervals, which are wider, so that they decide less.
 PROCESSES = Samples("processes", 0.95)
-TURNS = Samples("turns of one process", 0.95)
+TURNS = Samples("turns", 0.95)  # of one process
 EXACT = Samples("exact", 1.0)
 
 

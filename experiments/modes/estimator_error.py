@@ -16,7 +16,7 @@ import pandas as pd
 
 import fwdgrad
 from experiments.common import style, tables
-from fwdgrad.measurement import mean_interval
+from fwdgrad.measurement import mean_interval, significant
 from fwdgrad.util.trees import Array, PyTree
 
 NAME = "estimator_error"
@@ -121,14 +121,17 @@ def describe(folder: Path) -> str:
         [style.label(estimator), *(_cell(table.loc[estimator, number]) for number in shown)]
         for estimator in DISTRIBUTIONS
     ]
+    size = round(numbers[0] * table.loc["forward-sphere", numbers[0]]["theory"]) + 1
     lines = [
         "### The forward gradient's error falls as 1/√K",
         "",
         f"![Error against the number of tangents]({NAME}.png)",
         "",
-        "Lines are theory; points are means over repetitions with 95 % intervals (Student's t of "
-        "the squares). In the table the mean of the squared error, and after the stroke its "
-        "expectation.",
+        "The error ‖g − ∇f‖ over ‖∇f‖ of the mean of K estimates, for a network of "
+        f"d = {size:,} weights. "
+        "Theory has the expected square (d + 1)/K for normal tangents and (d − 1)/K for the "
+        f"others. The table has the mean square over {table['n'].iloc[0]} repetitions with its "
+        "95 % interval (Student's t), and after the stroke its expectation.",
         "",
         *tables.markdown(["tangents", *(f"K = {k}" for k in shown)], rows),
     ]
@@ -136,5 +139,7 @@ def describe(folder: Path) -> str:
 
 
 def _cell(row: pd.Series) -> str:
-    low, high = row["squared_low"], row["squared_high"]
-    return f"{row['squared']:.4g} [{low:.4g}, {high:.4g}] / {row['theory']:.4g}"
+    value, low, high, theory = (
+        significant(row[name]) for name in ("squared", "squared_low", "squared_high", "theory")
+    )
+    return f"{value} [{low}, {high}] / {theory}"

@@ -99,11 +99,15 @@ def describe(folder: Path) -> str:
     counts = _read(folder)
     shown = [d for d in counts.index if d in (1, 2, 4, 8, counts.index[-1])]
     heading = ["operations", *(f"{d} layers" for d in shown)]
-    rows = [[label, *counts[kind][shown]] for kind, (label, _) in KINDS.items()]
+    rows = [[label, *(f"{x:,}" for x in counts[kind][shown])] for kind, (label, _) in KINDS.items()]
     lines = [
         "### Symbolic derivatives swell, programs do not",
         "",
         f"![Operations against depth]({NAME}.png)",
+        "",
+        "The function is the logistic map applied once a layer, l → 4 l (1 − l), which uses its "
+        "input twice. So the formula of its derivative doubles with each layer; the programs of "
+        "both modes grow by the same number of operations. The counts are exact.",
         "",
         *tables.markdown(heading, rows),
     ]

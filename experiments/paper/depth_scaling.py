@@ -27,7 +27,7 @@ from experiments.common.paper_facts import Finding, compare
 from experiments.common.verdicts import TURNS
 from experiments.paper import deep_network
 from experiments.paper.deep_network import ESTIMATORS
-from fwdgrad.measurement import Interval, exact
+from fwdgrad.measurement import Interval, exact, significant
 from fwdgrad.records import write_table
 
 NAME = "depth_scaling"
@@ -43,8 +43,7 @@ _COLUMNS: tables.Columns = {
 }  # fmt: skip
 # Of the report's table.
 _SHOWN = (
-    "layers", "minibatch", "estimator", "ms a step", "R", "over backprop", "MiB, XLA",
-    "MiB, resident",
+    "layers", "minibatch", "estimator", "R", "over backprop", "temporaries (MiB)", "total (MiB)",
 )  # fmt: skip
 
 
@@ -167,27 +166,27 @@ def _memory_lines(panel: Axes, line: pd.DataFrame, name: str) -> None:
 
 
 def describe(folder: Path) -> str:
-    """Return the section of the report in Markdown: the figure, and a table."""
+    """Return the section of the report in Markdown: the figure, and a table of the ends."""
     points = tables.read(folder / f"{NAME}.csv", _COLUMNS)
-    points = points.drop_duplicates(["depth", "batch_size", "estimator"])  # one is on both axes
+    depths, sizes = (points[points["axis"] == axis] for axis in ("depth", "batch_size"))
+    ends = depths[depths["depth"].isin([depths["depth"].min(), depths["depth"].max()])]
+    largest = sizes[sizes["batch_size"] == sizes["batch_size"].max()]
+    shown = pd.concat([ends, largest])
     rows = [
-        (row["depth"], row["batch_size"], style.label(row["estimator"]),
-         f"{1e3 * row['seconds']:.4g}", _interval(row, "relative_cost"),
-         _interval(row, "over_reference"), f"{row['temp_bytes'] / 2**20:.4g}",
-         "unknown" if pd.isna(row["peak_bytes"]) else f"{row['peak_bytes'] / 2**20:.4g}")
-        for _, row in points.iterrows()
+        (row["depth"], f"{row['batch_size']:,}", style.label(row["estimator"]),
+         _interval(row, "relative_cost"), _interval(row, "over_reference"),
+         significant(row["temp_bytes"] / 2**20), significant(_used(row) / 2**20))
+        for _, row in shown.iterrows()
     ]  # fmt: skip
     lines = [
         "## Scaling with depth and minibatch (the paper's figure 6)",
         "",
         f"![Scaling with depth and minibatch]({NAME}.png)",
         "",
-        "A step on one minibatch, of the derivative and the update by SGD. R is the median of the "
-        "ratios to the loss alone in the same turn, with its 95 % interval. Memory is that of a "
-        "step besides parameters and minibatch: by XLA's account, which does not vary, and, "
-        "measured once, the peak of the resident memory of a process that makes its first step, "
-        "which has some MiB of the process's own in it. Checkpointed backprop keeps the ends of "
-        "√depth segments.",
+        "A step of derivative and update by SGD, on one minibatch. R is the median of the ratios "
+        f"to the loss alone in the same turn, over {points['rounds'].max()} turns of one process, "
+        "with its 95 % interval. Memory is XLA's account, which does not vary; the total has the "
+        "parameters in it. Checkpointed backprop keeps the ends of √depth segments.",
         "",
         *tables.markdown(_SHOWN, rows),
     ]
@@ -222,7 +221,15 @@ def findings(folder: Path) -> list[Finding]:
         found += [
             compare(f"depth.{quantity}.{depth}", *ours, of=TURNS, differs="; ".join(changed))
             for quantity, ours in numbers.items()
+            if quantity != "checkpointed"
         ]
+        over_low_rank = significant(numbers["checkpointed"][1].value)
+        found.append(
+            compare(
+                f"depth.checkpointed.{depth}", *numbers["checkpointed"], of=TURNS,
+                differs="; ".join(changed), note=f"over low-rank tangents {over_low_rank}",
+            )
+        )  # fmt: skip
     return [f for f in found if f is not None]
 
 

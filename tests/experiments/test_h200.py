@@ -68,7 +68,7 @@ def test_the_findings_are_those_of_the_tables(runs):
     R = cost["cnn", "forward-normal", "over_reference"]
     of_steps = found["cnn.R_ratio"].finding.ours
     assert of_steps[:4] == (*(float(R[end]) for end in ("value", "low", "high")), int(R["n"]))
-    assert of_steps.of == "turns of one process"
+    assert of_steps.of == "turns"
 
 
 def test_the_report_is_made_of_the_tables(tmp_path, monkeypatch):

@@ -2,13 +2,15 @@
 
 import math
 import re
+import subprocess
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import yaml
 
 from experiments import reproduce
-from experiments.common import claims, jobs, report
+from experiments.common import claims, jobs, protocol, report
 from experiments.common.curves import Unreached, mean_ratio, mean_time, paired, plot, time_to
 from experiments.common.paper_facts import FACTS, compare
 from experiments.common.verdicts import PROCESSES, TURNS
@@ -91,11 +93,6 @@ def source(commit="abcdef0123", *, dirty=False, gpu=False, **more):
     return {"code": code, "versions": {"jax": "0.1", "torch": None}, "hardware": hardware, **more}
 
 
-def words(text):
-    """Return the words of a Markdown text: what stands between spaces, marks of tables apart."""
-    return re.findall(r"\S*\w\S*", text)
-
-
 def test_the_report_has_every_claim_once_and_its_source(tmp_path):
     information = {"provenance": [source(dirty=True)], "wall_seconds": 3725.4}
     for name in ("learning_curves", "depth_scaling", "cnn_race"):
@@ -118,7 +115,7 @@ def test_the_report_has_every_claim_once_and_its_source(tmp_path):
     assert "- Machine 1: some CPU, 2 cores; Linux; jax 0.1." in text
     number = "0.598 [0.58, 0.61] (5 processes)"
     assert f"| Figure 4 | R_f/R_b | 0.586–0.598 (F) | {number} | reproduced |  | – |  |" in text
-    assert "| 0.6 [0.4, 0.8] (5 turns of one process) | undecided |" in text
+    assert "| 0.6 [0.4, 0.8] (5 turns) | undecided |" in text
     for fact in FACTS.values():
         assert fact.quantity in text
     counts = dict(re.findall(r"\| ([a-z ]+) \| (\d+) \| \d+ \|", text))
@@ -127,8 +124,8 @@ def test_the_report_has_every_claim_once_and_its_source(tmp_path):
         "reproduced": "1", "not reproduced": "0", "undecided": "1",
         "cannot be checked": str(unchecked), "not in this preset": str(len(FACTS) - unchecked - 2),
     }  # fmt: skip
-    assert "MLP: the paper 0.586–0.598, CPU 0.598 [0.58, 0.61] (reproduced)" in text
-    assert "R_f/R_b of the MLP: CPU 0.5 [0.4, 0.6] (below backprop's)" in text
+    assert "MLP: the paper 0.586–0.598, CPU 0.598 [0.58, 0.61] (reproduced; below 1)" in text
+    assert "R_f/R_b of the MLP: CPU 0.5 [0.4, 0.6] (below 1)" in text
     rows = claims.read(tmp_path)
     assert [(x.finding.key, x.table, x.commit, x.hardware) for x in rows] == [
         ("mlp.R_ratio", "learning_curves", "abcdef0+", "some CPU"),
@@ -156,6 +153,20 @@ def test_a_gpu_is_judged_in_its_own_column(tmp_path):
     assert f"{row} 0.9 | not reproduced | {dense} |" in text("paper")
     assert f"{row} 0.59 | reproduced | CPU: {dense} |" in text("gpu")
     assert f"{row} 0.59 | reproduced | CPU: {dense} |" in text("paper")
+
+
+@pytest.mark.parametrize("preset", ["paper", "quick"])
+def test_a_committed_report_is_short_and_speaks_of_methods_by_name(preset):
+    """Names of lines in configs are no names of methods, and nobody else's targets are ours."""
+    folder = CONFIGS.parent / "results" / preset
+    assert report.count_words((folder / "README.md").read_text()) <= report.MOST_WORDS
+    lines = [yaml.safe_load(path.read_text()) for path in (CONFIGS / "experiment").glob("*.yaml")]
+    keys = {key for config in lines for key in config.get("lines", {}) if re.search("[-_]", key)}
+    assert len(keys) > 50
+    for path in folder.glob("*.md"):
+        prose = re.sub(r"\]\([^)]*\)|`[^`]*`", "", path.read_text())  # without links and code
+        for key in keys:
+            assert not re.search(rf"\b{re.escape(key)}\b", prose), f"{path}: {key}"
 
 
 NOTES = {"provenance": [], "wall_seconds": 1.0}
@@ -239,3 +250,33 @@ def test_sources_name_processes_of_before_and_settings_of_jax(tmp_path):
     assert "| one | a, b | 0:00:02 | 1, 2 |" in text
     first, second = (line for line in text.splitlines() if line.startswith("- Machine"))
     assert "jax_" not in first and second.endswith("; jax_enable_x64 True.")
+
+
+def test_the_protocol_of_a_run_is_that_of_its_commit(tmp_path, monkeypatch):
+    """A change of the protocol after the runs is not the one that they followed."""
+
+    def git(*arguments):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+        run = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
+    def commit(path):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(str(len(commits)))
+        git("add", path)
+        git("commit", "-qm", path)
+        commits.append(git("rev-parse", "HEAD"))
+
+    commits = []
+    git("init", "-q")
+    for path in ("configs/protocol.yaml", "code.py", "configs/protocol.yaml"):
+        commit(path)
+    monkeypatch.setattr(protocol, "_ROOT", tmp_path)
+    run, later, unknown = source(commits[1]), source(commits[2]), source("0" * 40)
+    assert protocol.fixed_by("cnn_race", [run, run, unknown]) == [commits[0]]
+    assert protocol.fixed_by("cnn_race", [run, later]) == [commits[0], commits[2]]
+    about = {"provenance": [run], "wall_seconds": 1.0}
+    jobs.write_information(tmp_path, "cnn_race", [], about)
+    text = report.write(tmp_path, "", "", {"cnn_race": ""}, {}, {}).read_text()
+    assert f"| cnn_race | {commits[1][:7]} | {commits[0][:7]} | 0:00:01 | 1 |" in text
+    assert "was fixed by the commit that is named, before its runs." in text

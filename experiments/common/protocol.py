@@ -1,0 +1,33 @@
+"""The commit that fixed the protocol of a comparison, of the code that made its runs."""
+
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).parents[2]
+# The experiments that follow configs/protocol.yaml, with their own configs.
+EXPERIMENTS = ("fair_comparison", "accuracy_race", "cnn_race")
+
+
+def fixed_by(name: str, provenance: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the commits that had last changed an experiment's protocol when its runs were made.
+
+    Args:
+      name: one of `EXPERIMENTS`.
+      provenance: sources of records, each with the commit of its code.
+    """
+    files = ("configs/protocol.yaml", f"configs/experiment/{name}.yaml")
+    commits = dict.fromkeys(source["code"].get("commit") for source in provenance)
+    found = [_last_change(commit, files) for commit in commits if commit]
+    return list(dict.fromkeys(filter(None, found)))
+
+
+def _last_change(commit: str, files: Iterable[str]) -> str:
+    """Return the last commit up to `commit` that changed one of the files; "" if git cannot say."""
+    command = ["git", "-C", str(_ROOT), "log", "-1", "--format=%H", commit, "--", *files]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return result.stdout.strip()
