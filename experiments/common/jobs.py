@@ -63,12 +63,21 @@ def to_plain(config: Any) -> Any:
 
 
 def differences(settings: Mapping[str, Any], but_for: Iterable[str] = ()) -> str:
-    """Describe how settings differ from those under their key `full`; '' if not."""
+    """Describe how settings differ from those under their key `full`; '' if not.
+
+    >>> full = {"overrides": ["model=mlp"], "num_steps": 20000}
+    >>> differences({"overrides": ["model=cnn"], "num_steps": 200, "full": full})
+    'other settings; num steps is 200, not 20,000'
+    """
     found = []
     for key, expected in settings["full"].items():
         if key not in but_for and (value := settings[key]) != expected:
+            name = key.replace("_", " ")
+            if isinstance(expected, Sequence) and not isinstance(expected, str):
+                found.append(f"other {'settings' if key == 'overrides' else name}")
+                continue
             texts = (f"{x:,}" if isinstance(x, int) else str(x) for x in (value, expected))
-            found.append("{} is {}, not {}".format(key.replace("_", " "), *texts))
+            found.append("{} is {}, not {}".format(name, *texts))
     return "; ".join(found)
 
 

@@ -273,7 +273,7 @@ def _verdict(fact: Fact, ours: Estimate, differs: str) -> tuple[str, str]:
     if not math.isfinite(ours.value):
         return UNDECIDED, "a run has diverged"
     if math.isnan(ours.low):
-        return UNDECIDED, f"{ours.n} {ours.of}, of {LEAST_SAMPLES} at least"
+        return UNDECIDED, f"no interval of fewer than {LEAST_SAMPLES} {ours.of}"
     verdict = judge(ours, fact.low, fact.high, fact.margin)
     if verdict == REPRODUCED:
         return verdict, ""

@@ -3,6 +3,7 @@
 What the paper lacks is in files of its own beside the README.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -215,8 +216,25 @@ def _provenance(information: Mapping[str, Mapping[str, Any]]) -> str:
         *tables.markdown([shown[i] for i in kept], ([row[i] for i in kept] for row in rows)),
         "",
         *(f"- Machine {number}: {machine}." for machine, number in machines.items()),
+        *_hosts(information.values()),
     ]
     return "\n".join(lines)
+
+
+def _hosts(information: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return lines on the processes that times were taken in: caches, threads and load."""
+    loads: dict[str, list[float]] = {}
+    for of_experiment in information:
+        for process in of_experiment.get("processes", ()):
+            host = process["host"]
+            caches = ", ".join(f"{name} {size}" for name, size in host["caches"].items())
+            text = f"{host['cpu']}, {host['threads']} threads; caches {caches or 'unknown'}"
+            loads.setdefault(text, []).extend((host["load"] or [math.nan])[:1])
+    return [
+        f"- {len(of_host)} timed processes: {text}; load average at their start "
+        f"{min(of_host):.2g} to {max(of_host):.2g}."
+        for text, of_host in loads.items()
+    ]
 
 
 def _duration(seconds: float | None) -> str:

@@ -169,6 +169,12 @@ def test_a_committed_report_is_short_and_speaks_of_methods_by_name(preset):
             assert not re.search(rf"\b{re.escape(key)}\b", prose), f"{path}: {key}"
 
 
+def test_every_claim_is_measured_by_some_experiment_or_says_why_not():
+    results = CONFIGS.parent / "results"
+    measured = {x.finding.key for name in ("paper", "h200") for x in claims.read(results / name)}
+    assert {key for key, fact in FACTS.items() if not fact.unchecked} <= measured <= FACTS.keys()
+
+
 NOTES = {"provenance": [], "wall_seconds": 1.0}
 
 
@@ -280,3 +286,14 @@ def test_the_protocol_of_a_run_is_that_of_its_commit(tmp_path, monkeypatch):
     text = report.write(tmp_path, "", "", {"cnn_race": ""}, {}, {}).read_text()
     assert f"| cnn_race | {commits[1][:7]} | {commits[0][:7]} | 0:00:01 | 1 |" in text
     assert "was fixed by the commit that is named, before its runs." in text
+
+
+def test_the_processes_of_timings_have_their_machine_in_the_report(tmp_path):
+    host = {"cpu": "C", "caches": {"L1 Data": "32K", "L2 Unified": "1M"}, "threads": 2}
+    processes = [{"of": [], "host": {**host, "load": [x, 9.0, 9.0]}} for x in (0.25, 1.5)]
+    write_json(tmp_path / "one.json", {**NOTES, "processes": processes})
+    text = report.write(tmp_path, "", "", {"one": ""}, {}, {}).read_text()
+    assert (
+        "- 2 timed processes: C, 2 threads; caches L1 Data 32K, L2 Unified 1M; load average at "
+        "their start 0.25 to 1.5." in text
+    )
