@@ -205,7 +205,7 @@ def test_after_a_failure_the_others_go_on(compose, tmp_path, monkeypatch):
     report = (tmp_path / "README.md").read_text()
     assert report.count("failed:** RuntimeError: out of memory\n") == 2
     (line,) = (line for line in report.splitlines() if "Beale: final value" in line)
-    assert line.startswith("- Not in this preset, num steps is 40, not 1,000; of an earlier time:")
+    assert line.startswith("- Not in this preset, num steps is 40, not 1,000; of an earlier time. ")
 
     with monkeypatch.context() as patched:  # what it says of the paper fails, or its figure alone
         patched.setattr(other, "findings", fail)
