@@ -11,22 +11,19 @@ tried), `fair_comparison.json` and the figure `fair_comparison`.
 """
 
 import itertools
-import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig
 
 from experiments.common import commands, jobs, style, tables
 from experiments.common.costs import operations_of_a_step
-from experiments.common.curves import Curve, final_value, plot, read_curves, write_curves
+from experiments.common.curves import Curve, final_value, read_curves, write_curves
 from experiments.common.paper_facts import Finding, compare
 from experiments.common.tuning import Rates, Tuned, read_rates, tune_and_train
 from experiments.common.verdicts import CONFIDENCE, SEEDS
+from experiments.paper.fair_comparison_figure import draw_comparison
 from fwdgrad.measurement import mean_interval
 from fwdgrad.records import read_json, write_table
 from fwdgrad.training import DivergedError
@@ -112,48 +109,17 @@ def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> Tuned:
 def draw(folder: Path) -> None:
     """Draw the figure from the tables in `folder`."""
     panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
-    figure, axes = plt.subplots(len(panels), 4, figsize=(11, 2.5 * len(panels)), squeeze=False)
-    for row, (panel, lines) in zip(axes, panels.items(), strict=True):
-        row[0].set_title(information["titles"][panel], loc="left", fontweight="bold")
-        _draw_tuning(row[0], folder, panel)
-        for estimator, line in lines.items():
-            steps = line["step"][0]
-            gigaoperations = steps * information["operations"][panel][estimator] / 1e9
-            abscissas = (steps, line["seconds"].mean(0), gigaoperations)
-            for axis, x in zip(row[1:], abscissas, strict=True):
-                plot(axis, x, line["valid_loss"], estimator, logarithmic=True)
-        for axis in row[1:]:
-            style.log_scale(axis)
-            style.fit_lines(axis)
-        labels = ("iteration", "training time (s)", "operations (10⁹)")
-        for axis, label in zip(row[1:], labels, strict=True):
-            axis.set(xlabel=label, ylabel="validation loss (nats)")
-            axis.xaxis.set_major_locator(MaxNLocator(4))
-    handles, names = axes[0, 1].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
-    style.save(figure, folder, NAME)
+    tuned = {
+        panel: {x: (rates.chosen, rates.tried) for x, rates in _rates(folder, panel).items()}
+        for panel in panels
+    }
+    draw_comparison(panels, tuned, information, folder, NAME)
 
 
 def _rates(folder: Path, panel: str) -> dict[str, Rates]:
     """Return estimator -> the rates tried and the one chosen."""
     rows = tables.read(folder / f"{NAME}_tuning.csv", _TUNING_COLUMNS)
     return read_rates(rows[rows["panel"] == panel], "valid_loss")
-
-
-def _draw_tuning(axis: Axes, folder: Path, panel: str) -> None:
-    """Draw the loss at each rate: a cross above failed rates, the chosen rate filled."""
-    tuning = _rates(folder, panel)
-    finite = [x for rates in tuning.values() for x in rates.tried.values() if math.isfinite(x)]
-    for i, (estimator, rates) in enumerate(tuning.items()):
-        colour = style.colour(estimator)
-        kept = {rate: x for rate, x in rates.tried.items() if math.isfinite(x)}
-        axis.plot([*kept], [*kept.values()], "o-", color=colour, ms=3, mfc="white")
-        axis.plot(rates.chosen, kept.get(rates.chosen, math.nan), "o", color=colour, ms=5)
-        diverged = [rate for rate in rates.tried if rate not in kept]
-        height = max(finite, default=1.0) * (1.1 + 0.12 * i)
-        axis.plot(diverged, [height] * len(diverged), "x", color=colour, ms=4)
-    axis.set(xlabel="learning rate (× failed)", ylabel="loss after tuning (nats)")
-    style.log_scale(axis, "xy")
 
 
 def describe(folder: Path) -> str:

@@ -1,94 +1,96 @@
-"""The figure of a race: errors against time and operations, and at the end of runs."""
+"""The figure of a race: the final test error of every line, and errors against operations."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from experiments.common import style
-from experiments.races.results import About, Line, Lines
+from experiments.races.results import Line
 from fwdgrad.measurement import mean_interval
 
-# The colour maps of families, and of controls.
-FAMILIES = {
-    "backprop": "Greys", "control": "Purples", "activity": "Blues", "local": "Greens",
-    "weight": "Oranges",
-}  # fmt: skip
+# Families in the order of the panel: name, colour, marker.
+_FAMILIES = {
+    "backprop": ("backprop", "#000000", "o"),
+    "control": ("controls", style.GREY, "s"),
+    "local": ("local losses", "#CC79A7", "D"),
+    "activity": ("activities", "#0072B2", "^"),
+    "weight": ("weights", "#D55E00", "v"),
+}
 
 
-def race_figure(lines: Lines, about: About) -> Figure:
-    """Draw errors while training, by time and by operations, and at the end of runs."""
-    figure, (by_time, by_operations, ends) = plt.subplots(1, 3, figsize=(11, 4))
-    by_operations.sharey(by_time)
-    colours = _colours(lines, about)
-    budgeted = [name for name in lines if about[name]["operations"] is not None]
-    for name, line in lines.items():
-        colour = colours[about[name]["like"]]
-        if about[name]["like"] == name:
-            _draw_run(by_time, line, "seconds", 1, colour, name)
-        if name in (budgeted or colours):
-            _draw_run(by_operations, line, "flops", 1e12, colour, name)
-    for i, (name, colour) in enumerate(colours.items()):
-        lengths = [line for n, line in lines.items() if about[n]["like"] == name]
-        # Beside each other, also where they have the same length.
-        _draw_lengths(ends, lengths, 1 + 0.012 * (i - len(colours) / 2), colour, name)
-    by_time.set(xlabel="training time (s)", ylabel="error (%)")
-    style.log_scale(by_time)
-    by_operations.set(xlabel="operations (10¹²)")
-    ends.set(xlabel="training time of the whole run (s)")
-    least = min(100 * (1 - line.accuracy) for line in lines.values())
-    style.set_limits(ends, "y", 0.9 * least, 2.5 * least)  # where it is decided
-    lengths_of_all = [line.seconds for line in lines.values()]
-    titles = ("validation, while training",) * 2 + ("test, at a run's end, the best",)
-    for panel, title in zip((by_time, by_operations, ends), titles, strict=True):
-        style.log_scale(panel, "x")
-        panel.set_title(title, loc="left", fontweight="bold")
-        style.plain_numbers(panel.xaxis, (1, 2, 5))
-    style.set_limits(ends, "x", 0.7 * min(lengths_of_all), 1.4 * max(lengths_of_all))
-    style.plain_numbers(by_time.yaxis, (1, 1.5, 2, 3, 4, 6, 8))
-    by_operations.tick_params(labelleft=False)
-    figure.legend(*by_time.get_legend_handles_labels(), loc="outside right center", fontsize=7)
-    return figure
+def draw_race(lines: Mapping[str, Line], folder: Path, name: str) -> None:
+    """Draw test errors, sorted in each family, and validation errors of its best line.
 
-
-def _colours(lines: Lines, about: About) -> dict[str, Any]:
-    """Return for every estimator a shade of its family's colour; controls have their own."""
-    shades = {}
-    for family, colour_map in FAMILIES.items():
-        names = [about[n]["like"] for n in lines if _family(n, lines[n]) == family]
-        names = list(dict.fromkeys(names))
-        for i, estimator in enumerate(names):
-            shades[estimator] = plt.get_cmap(colour_map)(0.9 - 0.55 * i / max(1, len(names)))
-    return shades
+    Args:
+      lines: the lines to draw.
+      folder: where the files go.
+      name: of the figure.
+    """
+    families = {
+        family: sorted(names, key=lambda x: -lines[x].accuracy)
+        for family in _FAMILIES
+        if (names := [x for x in lines if _family(x, lines[x]) == family])
+    }
+    size = (style.WIDTH, 1.7 + 0.23 * len(lines))
+    figure, (ends, course) = plt.subplots(1, 2, figsize=size, width_ratios=(3, 2))
+    _draw_ends(ends, lines, families)
+    ends.set_title("at the end")
+    for family, names in families.items():
+        _draw_course(course, lines[names[0]], family)
+    course.set(xlabel="operations (10¹²)", ylabel="validation error (%)")
+    course.set_title("the best of each family")
+    style.log_scale(course, "xy")
+    numbers = [len(line.test_accuracy) for line in lines.values()]
+    kind = "bars and bands: 95 % intervals over seeds (Student's t), for this one test set"
+    caption = f"Means, {style.samples(numbers, 'seeds', kind)}. {_lengths(list(lines.values()))}"
+    style.save(figure, folder, name, caption)
 
 
 def _family(name: str, line: Line) -> str:
     return "control" if name.startswith("control") else line.family
 
 
-def _draw_run(
-    panel: Axes, line: Line, column: str, unit: float, colour: Any, estimator: str
-) -> None:
-    error = 100 * (1 - line.columns["valid_accuracy"])
-    logarithms = [mean_interval(np.log(np.maximum(e, 1e-2))) for e in error.T]
-    mean, low, high = (np.exp([x[k] for x in logarithms])[1:] for k in range(3))
-    x = line.columns[column].mean(0)[1:] / unit
-    dashes = "--" if estimator.startswith("control") else "-"
-    panel.plot(x, mean, dashes, color=colour, label=style.label(estimator))
-    panel.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+def _lengths(lines: Sequence[Line]) -> str:
+    """Say what the runs have in common, operations or seconds."""
+    operations = [float(line.columns["flops"][0, -1]) for line in lines]
+    if max(operations) <= 1.1 * min(operations):
+        return f"Every run makes {np.mean(operations) / 1e12:.2g} · 10¹² operations."
+    seconds = [line.seconds for line in lines]
+    least, most = min(seconds), max(seconds)
+    if most <= 1.1 * least:
+        return f"Every run trains for {np.mean(seconds):.3g} s."
+    return f"Runs train for {least:.3g} to {most:.3g} s."
 
 
-def _draw_lengths(
-    panel: Axes, lines: list[Line], shift: float, colour: Any, estimator: str
+def _draw_ends(
+    axis: Axes, lines: Mapping[str, Line], families: Mapping[str, Sequence[str]]
 ) -> None:
-    lines = sorted(lines, key=lambda line: line.seconds)
-    errors = [mean_interval(100 * (1 - line.test_accuracy)) for line in lines]
-    ends = [[e.value - e.low for e in errors], [e.high - e.value for e in errors]]
-    is_control = estimator.startswith("control")
-    panel.errorbar(
-        [shift * line.seconds for line in lines], [e.value for e in errors],
-        np.maximum(np.nan_to_num(ends), 0), color=colour, marker="o", ms=3, elinewidth=0.8, lw=0.8,
-        ls="--" if is_control else "-", mfc="white" if is_control else None,
-    )  # fmt: skip
+    names = [(family, name) for family, members in families.items() for name in members]
+    for i, (family, name) in enumerate(names):
+        _, colour, marker = _FAMILIES[family]
+        error = mean_interval(100 * (1 - lines[name].test_accuracy))
+        ends = [[error.low], [error.high]]
+        style.bars(axis, [error.value], [i], ends, error.n, on="x", color=colour, marker=marker)
+        style.end_label(axis, max(np.nan_to_num(error[:3])), i, f"{error.value:.2f}", colour)
+    axis.set_yticks(range(len(names)), [style.label(name) for _, name in names])
+    for tick, (family, _) in zip(axis.get_yticklabels(), names, strict=True):
+        tick.set_color(_FAMILIES[family][1])
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel("error on the test images at the end (%)")
+    style.log_scale(axis, "x")
+
+
+def _draw_course(axis: Axes, line: Line, family: str) -> None:
+    """Draw the validation error, a geometric mean over the seeds, without the start."""
+    name, colour, _ = _FAMILIES[family]
+    errors = 100 * (1 - line.columns["valid_accuracy"][:, 1:])
+    intervals = [mean_interval(np.log(np.maximum(column, 1e-2))) for column in errors.T]
+    mean, low, high, _ = np.array(intervals).T
+    x = line.columns["flops"].mean(0)[1:] / 1e12
+    axis.plot(x, np.exp(mean), color=colour, ls="--" if family == "control" else "-")
+    style.band(axis, x, np.exp(low), np.exp(high), len(errors), colour)
+    style.label_ends(axis, [(name, colour)])

@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.common import jobs, style, tables
+from experiments.common import jobs, tables
 from experiments.common.costs import (
     operations_of_a_step,
     over_reference,
@@ -29,7 +29,7 @@ from experiments.common.costs import (
 )
 from experiments.common.timings import processes_of, write_timings
 from experiments.common.tuning import Tuned, read_rates, tune_and_train
-from experiments.races.figure import race_figure
+from experiments.races.figure import draw_race
 from experiments.races.results import COLUMNS, comparisons, markdown_table, read
 from fwdgrad.measurement import exact
 from fwdgrad.records import read_json, write_table
@@ -150,8 +150,10 @@ class Race:
     def draw(self, folder: Path) -> None:
         """Draw the figure from the tables in `folder`."""
         about = read_json(folder / f"{self._name}.json")["lines"]
-        figure = race_figure(read(folder / f"{self._name}.csv"), about)
-        style.save(figure, folder, self._name)
+        lines = read(folder / f"{self._name}.csv")
+        # Lines of other lengths are in the table alone.
+        own = {name: line for name, line in lines.items() if about[name]["like"] == name}
+        draw_race(own, folder, self._name)
 
     def describe(self, folder: Path) -> str:
         """Return the section of the report in Markdown: the figure, a table, and conclusions."""

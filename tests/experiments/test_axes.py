@@ -89,8 +89,6 @@ def test_a_logarithmic_axis(numbers, scale):
     figure, axis = plt.subplots()
     axis.plot(range(len(numbers)), numbers)
     style.log_scale(axis)
-    style.plain_numbers(axis.yaxis, (1, 2, 5))
-    style.fit_lines(axis)
     style.set_limits(axis, "y", 0, np.nan)
     figure.draw_without_rendering()
     assert axis.get_yscale() == scale

@@ -9,7 +9,6 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from experiments.common import from_config
-from experiments.quality import figure
 from experiments.quality.gradient_quality import quality
 from experiments.races import race, results
 from fwdgrad.estimators.value_and_grad import ValueAndGrad
@@ -175,11 +174,3 @@ def test_the_interval_of_a_time_is_that_of_the_means(tmp_path):
     ):
         expected = 8 / 4 ** ((accuracy - 0.95) / 0.02)
         assert found == pytest.approx(expected, rel=tolerance)
-
-
-def test_the_frontier_has_no_point_that_a_cheaper_one_equals():
-    points = np.random.default_rng(0).random((50, 2)).tolist()
-    frontier = figure.frontier_of([tuple(p) for p in points])
-    for cost, value in frontier:
-        assert not any(c < cost and v >= value for c, v in points)
-    assert max(v for _, v in points) == frontier[-1][1]

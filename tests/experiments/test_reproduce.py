@@ -71,9 +71,9 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
           for table in ("tuning", "timings")),
         "estimator_quality_timings.csv", "estimator_quality_samples.csv",
         "step_cost_timings.csv", "step_cost_forms.csv",
-        *(f"{name}.{kind}" for name in FIGURES for kind in ("csv", "json", "png", "pdf")),
+        *(f"{name}.{kind}" for name in FIGURES for kind in ("csv", "json", "png", "svg")),
         "differentiation.json",
-        *(f"{p.NAME}.{kind}" for p in differentiation.PARTS for kind in ("csv", "png", "pdf")),
+        *(f"{p.NAME}.{kind}" for p in differentiation.PARTS for kind in ("csv", "png", "svg")),
     }  # fmt: skip
     pages = ("README.md", "laboratory.md", "races.md", "modes.md")
     report = "".join((tmp_path / page).read_text() for page in pages)
@@ -124,10 +124,10 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     assert snapshot(tmp_path) == before
 
     # Anyone can redraw from the tables alone; of some figures it is enough that they are drawn.
-    def save_some(figure, folder, stem):
+    def save_some(figure, folder, stem, caption):
         drawn.add(stem)
         if stem in ("trajectories", "fair_comparison", "step_sizes"):
-            save(figure, folder, stem)
+            save(figure, folder, stem, caption)
         plt.close(figure)
 
     drawn, save = set(), style.save
