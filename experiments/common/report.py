@@ -30,17 +30,21 @@ _PROTOCOL = (
 )
 _HEADING = 20  # words of title and command
 _PART = "Part of the [report](README.md)."
-_SHOWN = ("figure", "quantity", "the paper", "CPU", "verdict", "GPU", "verdict", "why")
+_SHOWN = (
+    "figure", "quantity", "the paper", "CPU", "verdict on this CPU", "GPU", "verdict on this GPU",
+    "why",
+)  # fmt: skip
 _HOW = f"""\
 Our numbers are by the paper's own estimator, dense normal tangents, or by backprop. *Reproduced*:
 all of our interval lies within a margin around the paper's number (two one-sided tests at 5 %);
-*not reproduced*: all of it lies outside. The margin is {PLOT:.0%} of a number read off a plot,
-{NARROW_PLOT:.0%} for losses on the narrow axis at 2e-5, {TIMES:.0%} for times and their ratios (the
-paper's two timings of one step differ by 12 %), a decade for an order of magnitude, none for a
-one-sided claim. Behind each number its interval, and what n counts: over seeds 90 % (Student's t),
-over processes or timed turns of one process 95 %. T_f/T_b in iterations is for the paper T_f/T_b
-over R_f/R_b. F: read off the paper's figure or caption; Q: quoted by replications; U: remembered,
-no source found. Low-rank tangents, sources and commits of each row: [{claims.TABLE}]
+*not reproduced*: all of it lies outside. The margin is {100 * PLOT:g} % of a number read off a
+plot, {100 * NARROW_PLOT:g} % for losses on the narrow axis at 2e-5, {100 * TIMES:g} % for times and
+their ratios (the paper's two timings of one step differ by 12 %), a decade for an order of
+magnitude, none for a one-sided claim. Behind each number its interval, and what n counts: over
+seeds 90 % (Student's t), over processes 95 %, over timed turns of one process 95 % too, without
+what differs between processes. T_f/T_b in iterations is for the paper T_f/T_b over R_f/R_b. F: read
+off the paper's figure or caption; Q: quoted by replications; U: remembered, no source found.
+Low-rank tangents, sources and commits of each row: [{claims.TABLE}]
 ({claims.TABLE}).""".replace("]\n(", "](").replace("\n", " ")
 
 

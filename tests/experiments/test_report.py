@@ -124,8 +124,8 @@ def test_the_report_has_every_claim_once_and_its_source(tmp_path):
         "reproduced": "1", "not reproduced": "0", "undecided": "1",
         "cannot be checked": str(unchecked), "not in this preset": str(len(FACTS) - unchecked - 2),
     }  # fmt: skip
-    assert "MLP: the paper 0.586–0.598, CPU 0.598 [0.58, 0.61] (reproduced; below 1)" in text
-    assert "R_f/R_b of the MLP: CPU 0.5 [0.4, 0.6] (below 1)" in text
+    assert "MLP: the paper 0.586–0.598, CPU 0.598 [0.58, 0.61] (reproduced; cheaper)" in text
+    assert "R_f/R_b of the MLP: CPU 0.5 [0.4, 0.6] (cheaper)" in text
     rows = claims.read(tmp_path)
     assert [(x.finding.key, x.table, x.commit, x.hardware) for x in rows] == [
         ("mlp.R_ratio", "learning_curves", "abcdef0+", "some CPU"),
