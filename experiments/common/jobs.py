@@ -96,8 +96,17 @@ def command_of(module: str) -> commands.Command:
 
 
 def run_alone(cfg: DictConfig, experiment: Any) -> None:
-    """Run and draw one experiment of a `reproduce` config, a module with `run` and `draw`."""
+    """Run and draw one experiment of a `reproduce` config, a module with `run` and `draw`.
+
+    Raises:
+      ValueError: the preset leaves the experiment out.
+    """
     folder = settings.root(cfg)
+    if cfg.shown is not None and experiment.NAME not in cfg.shown:
+        raise ValueError(
+            f"preset={cfg.preset} has no {experiment.NAME}, but {', '.join(cfg.shown)}. Run it "
+            "with preset=paper (perhaps hours), or set shown=null and its lengths by hand."
+        )
     if cfg.draw_only:
         check_recorded(folder, [experiment.NAME])
     else:

@@ -52,7 +52,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     for panel in bar:
         bar.set_postfix_str(panel)
         level = int(experiment.panels[panel].paper is None)
-        with limit.job("panel", panel, level=level, share=1 / len(experiment.shown)):
+        title = experiment.panels[panel].title
+        with limit.job(title, level=level, share=1 / len(experiment.shown)):
             found[panel] = _measure(cfg, panel, folder / "runs" / NAME)
             _write_tables(cfg, found, folder)
     if not found:

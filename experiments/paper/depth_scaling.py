@@ -46,13 +46,15 @@ _SHOWN = (
 def run(cfg: DictConfig, folder: Path) -> None:
     """Measure every point, or read it back, and write the tables after each.
 
-    The depths of the paper's numbers come first, then the minibatches, then the other depths; of
-    each the largest, whose time bounds that of the others.
+    The depths of the paper's numbers come first; of all points the largest, whose time bounds that
+    of the others.
     """
     experiment: Any = OmegaConf.to_container(cfg.experiments[NAME], resolve=True)
     points = [("depth", depth, experiment["batch_size"]) for depth in experiment["depths"]]
     points += [("batch_size", experiment["depth"], size) for size in experiment["batch_sizes"]]
     shared = {k: experiment[k] for k in ("width", "rounds", "max_seconds", "products_per_call")}
+    if not experiment["resident"]:
+        shared["resident"] = False
     records: dict[tuple[int, int], dict[str, Any]] = {}  # the point on both axes is one record
     bar = jobs.progress(sorted(points, key=lambda p: (_level(p), -p[1] * p[2])), cfg, NAME)
     for point in bar:
@@ -73,9 +75,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
 def _level(point: tuple[str, int, int]) -> int:
     """Return the importance of a point (axis, depth, minibatch) for `budget.Budget.job`."""
     axis, depth, _ = point
-    if axis == "depth":
-        return 0 if depth in _OF_PAPER else 2
-    return 1
+    return 0 if axis == "depth" and depth in _OF_PAPER else 1
 
 
 def _write_tables(

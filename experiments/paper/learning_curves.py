@@ -47,7 +47,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     for i, panel, seed in bar:
         part = f"{experiment.panels[panel].title}, seed"
         bar.set_postfix_str(f"{part} {seed}")
-        with limit.job(part, seed, level=int(i >= _FEW_SEEDS), share=1 / len(ranked)):
+        with limit.job(part, seed, level=2 * (i >= _FEW_SEEDS), share=1 / len(ranked)):
             trained, failed = _train(cfg, panel, seed, bar)
             records, diverged = [*records, *trained], [*diverged, *failed]
             if compared := _compared(records):

@@ -7,6 +7,7 @@ from pathlib import Path
 import hydra
 import jax
 import pytest
+from omegaconf import OmegaConf
 
 from experiments.common import from_config
 from experiments.quality import divergence
@@ -14,6 +15,12 @@ from fwdgrad.measurement import processes
 from fwdgrad.problems import Examples, load_dataset
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def committed(name):
+    """The folder of the committed tables of an experiment, small ones if there are."""
+    shown = OmegaConf.load(CONFIGS / "preset" / "quick.yaml").shown
+    return CONFIGS.parent / "results" / ("quick" if name in shown else "paper")
 
 
 @pytest.fixture

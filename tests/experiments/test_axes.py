@@ -13,10 +13,9 @@ from experiments import reproduce
 from experiments.common import curves, style
 from tests.sweeps import thorough_but
 
-from .conftest import CONFIGS
+from .conftest import committed
 from .timed import STEP, R, write_step_cost
 
-RESULTS = CONFIGS.parent / "results"
 # Columns that are numbered or chosen, not measured.
 GIVEN = {
     "seed", "step", "num_steps", "stage", "depth", "batch_size", "width", "inputs", "outputs",
@@ -63,7 +62,7 @@ def test_every_figure_is_drawn(tmp_path, monkeypatch, name, value):
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
     if name == "differentiation" and value == "nan":
         value = "0"  # numbers of operations are integers
-    source = RESULTS / "quick"
+    source = committed(name)
     if name == "step_cost":
         source = tmp_path / "source"
         source.mkdir()

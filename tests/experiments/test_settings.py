@@ -74,7 +74,7 @@ TABLE = {
     **dict.fromkeys(("wanted", "tuning", "guess_rate"), FRACTION),
     "rate": ([-1.0, *NOT_NUMBERS], [0, 1e-4]),
     "checkpoint_seconds": ([-1, NAN, "abc", None, True, [30]], [0, 0.1, INF]),
-    **dict.fromkeys(("draw_only", "accept_other_code", "learnt", "uncounted"), BOOLEAN),
+    **dict.fromkeys(("draw_only", "accept_other_code", "resident", "learnt", "uncounted"), BOOLEAN),
     "progress": BOOLEAN_OR_NULL,
     **dict.fromkeys(("title", "group", "remark"), TEXT),
     "history": TEXT_OR_NULL,
