@@ -19,7 +19,7 @@ _OUTSIDE = (
     "configs/protocol.yaml",
     "examples/*.py",
     "fwdgrad/problems/data/mnist/README.md",
-    *(f"results/*/*.{kind}" for kind in ("csv", "md", "pdf", "png", "svg")),
+    *(f"results/*/*.{kind}" for kind in ("csv", "md", "png", "svg")),
 )
 _SAMPLES = ("quick", "smoke")  # the figures of `paper`, small
 

@@ -89,7 +89,8 @@ def _run(cfg: DictConfig, folder: Path, shown: dict[str, Any]) -> dict[str, str]
             begun = time.monotonic()
             done[name] = _experiment(cfg, folder, name, shown[name], done.get(name))
             path = _report(cfg, folder, done, [other for other in shown if other not in done])
-            bar.write(f"{name}: {done[name].failure or 'done'} in {time.monotonic() - begun:.0f} s")
+            outcome = "left out" if limit.is_left_out(name) else done[name].failure or "done"
+            bar.write(f"{name}: {outcome} after {time.monotonic() - begun:.0f} s")
     print(f"report: {path}")
     return {name: outcome.failure for name, outcome in done.items() if outcome.failure}
 

@@ -135,20 +135,39 @@ def plot(
     estimator: str,
     *,
     logarithmic: bool | None = None,
+    beside: np.ndarray | None = None,
 ) -> None:
     """Plot the mean over the first axis of `samples` against x, with its interval shaded.
 
-    With `logarithmic` mean and interval are of the logarithms, so that no interval reaches below
-    zero; None follows the scale of the axis.
+    Args:
+      axis: a panel.
+      x: the abscissas.
+      samples: an array (seeds, rows).
+      estimator: whose colour the line has.
+      logarithmic: mean and interval are of the logarithms, so that no interval reaches below zero;
+        None follows the scale of the axis.
+      beside: the samples of a reference; the interval is then that of the paired differences, drawn
+        around the mean.
     """
     if logarithmic is None:
         logarithmic = axis.get_yscale() == "log"
     x, samples = style.finite(x), style.finite(samples, positive=logarithmic)
-    intervals = [mean_interval(c) for c in (np.log(samples) if logarithmic else samples).T]
-    lines = (np.array([interval[k] for interval in intervals]) for k in range(3))
-    mean, low, high = (np.exp(line) if logarithmic else line for line in lines)
-    axis.plot(x, mean, color=style.colour(estimator), label=style.label(estimator))
-    axis.fill_between(x, low, high, color=style.colour(estimator), alpha=0.2, lw=0)
+    values = np.log(samples) if logarithmic else samples
+    mean, low, high, _ = _intervals(values)
+    if beside is not None:
+        reference = style.finite(beside, positive=logarithmic)
+        middle, *ends, _ = _intervals(values - (np.log(reference) if logarithmic else reference))
+        low, high = (mean + end - middle for end in ends)
+    if logarithmic:
+        mean, low, high = (np.exp(line) for line in (mean, low, high))
+    colour = style.colour(estimator)
+    axis.plot(x, mean, color=colour, ls=style.dashes(estimator))
+    style.band(axis, x, low, high, len(samples), colour)
+
+
+def _intervals(samples: np.ndarray) -> np.ndarray:
+    """Return mean, low, high and n, an array of each, over the first axis of samples."""
+    return np.array([mean_interval(column) for column in samples.T]).T
 
 
 def final_value(curve: Curve, column: str, confidence: float = 0.95) -> Interval:

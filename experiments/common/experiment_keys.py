@@ -111,6 +111,7 @@ EXPERIMENTS: dict[str, Any] = {
         **dict.fromkeys(("depths", "batch_sizes"), list_of(POSITIVE_INTEGER)),
         "max_seconds": POSITIVE,
         "products_per_call": POSITIVE_INTEGER,
+        "resident": BOOLEAN,
     },
     "fair_comparison": {
         "panels": {

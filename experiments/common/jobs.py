@@ -63,12 +63,21 @@ def to_plain(config: Any) -> Any:
 
 
 def differences(settings: Mapping[str, Any], but_for: Iterable[str] = ()) -> str:
-    """Describe how settings differ from those under their key `full`; '' if not."""
+    """Describe how settings differ from those under their key `full`; '' if not.
+
+    >>> full = {"overrides": ["model=mlp"], "num_steps": 20000}
+    >>> differences({"overrides": ["model=cnn"], "num_steps": 200, "full": full})
+    'other settings; num steps is 200, not 20,000'
+    """
     found = []
     for key, expected in settings["full"].items():
         if key not in but_for and (value := settings[key]) != expected:
+            name = key.replace("_", " ")
+            if isinstance(expected, Sequence) and not isinstance(expected, str):
+                found.append(f"other {'settings' if key == 'overrides' else name}")
+                continue
             texts = (f"{x:,}" if isinstance(x, int) else str(x) for x in (value, expected))
-            found.append("{} is {}, not {}".format(key.replace("_", " "), *texts))
+            found.append("{} is {}, not {}".format(name, *texts))
     return "; ".join(found)
 
 
@@ -87,8 +96,17 @@ def command_of(module: str) -> commands.Command:
 
 
 def run_alone(cfg: DictConfig, experiment: Any) -> None:
-    """Run and draw one experiment of a `reproduce` config, a module with `run` and `draw`."""
+    """Run and draw one experiment of a `reproduce` config, a module with `run` and `draw`.
+
+    Raises:
+      ValueError: the preset leaves the experiment out.
+    """
     folder = settings.root(cfg)
+    if cfg.shown is not None and experiment.NAME not in cfg.shown:
+        raise ValueError(
+            f"preset={cfg.preset} has no {experiment.NAME}, but {', '.join(cfg.shown)}. Run it "
+            "with preset=paper (perhaps hours), or set shown=null and its lengths by hand."
+        )
     if cfg.draw_only:
         check_recorded(folder, [experiment.NAME])
     else:

@@ -90,11 +90,11 @@ _QUANTITIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "T_f/T_b in iterations", "{:.3g}",
         {**_TIMES, "above": "it needs more iterations"},
     ),
-    "loss_f": ("final loss, forward", "about {:g}", _OPEN),
-    "loss_b": ("final loss, backprop", "about {:g}", _OPEN),
+    "loss_f": ("final loss (forward)", "about {:g}", _OPEN),
+    "loss_b": ("final loss (backprop)", "about {:g}", _OPEN),
     "loss_ratio": ("final loss, forward over backprop", "about {:.2g}", {"margin": PLOT}),
-    "error_f": ("final error rate, forward", "about {:g}", _OPEN),
-    "error_b": ("final error rate, backprop", "about {:g}", _OPEN),
+    "error_f": ("final error rate (forward)", "about {:g}", _OPEN),
+    "error_b": ("final error rate (backprop)", "about {:g}", _OPEN),
     "error_ratio": ("final error rate, forward over backprop", "about {:.2g}", {"margin": PLOT}),
 }  # fmt: skip
 
@@ -274,7 +274,7 @@ def _verdict(fact: Fact, ours: Estimate, differs: str) -> tuple[str, str]:
     if not math.isfinite(ours.value):
         return UNDECIDED, "a run has diverged"
     if math.isnan(ours.low):
-        return UNDECIDED, f"{ours.n} {ours.of}, of {LEAST_SAMPLES} at least"
+        return UNDECIDED, f"no interval of fewer than {LEAST_SAMPLES} {ours.of}"
     verdict = judge(ours, fact.low, fact.high, fact.margin)
     if verdict == REPRODUCED:
         return verdict, ""

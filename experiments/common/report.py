@@ -3,6 +3,7 @@
 What the paper lacks is in files of its own beside the README.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,17 +30,21 @@ _PROTOCOL = (
 )
 _HEADING = 20  # words of title and command
 _PART = "Part of the [report](README.md)."
-_SHOWN = ("figure", "quantity", "the paper", "CPU", "verdict", "GPU", "verdict", "why")
+_SHOWN = (
+    "figure", "quantity", "the paper", "CPU", "verdict on this CPU", "GPU", "verdict on this GPU",
+    "why",
+)  # fmt: skip
 _HOW = f"""\
 Our numbers are by the paper's own estimator, dense normal tangents, or by backprop. *Reproduced*:
 all of our interval lies within a margin around the paper's number (two one-sided tests at 5 %);
-*not reproduced*: all of it lies outside. The margin is {PLOT:.0%} of a number read off a plot,
-{NARROW_PLOT:.0%} for losses on the narrow axis at 2e-5, {TIMES:.0%} for times and their ratios (the
-paper's two timings of one step differ by 12 %), a decade for an order of magnitude, none for a
-one-sided claim. Behind each number its interval, and what n counts: over seeds 90 % (Student's t),
-over processes or timed turns of one process 95 %. T_f/T_b in iterations is for the paper T_f/T_b
-over R_f/R_b. F: read off the paper's figure or caption; Q: quoted by replications; U: remembered,
-no source found. Low-rank tangents, sources and commits of each row: [{claims.TABLE}]
+*not reproduced*: all of it lies outside. The margin is {100 * PLOT:g} % of a number read off a
+plot, {100 * NARROW_PLOT:g} % for losses on the narrow axis at 2e-5, {100 * TIMES:g} % for times and
+their ratios (the paper's two timings of one step differ by 12 %), a decade for an order of
+magnitude, none for a one-sided claim. Behind each number its interval, and what n counts: over
+seeds 90 % (Student's t), over processes 95 %, over timed turns of one process 95 % too, without
+what differs between processes. T_f/T_b in iterations is for the paper T_f/T_b over R_f/R_b. F: read
+off the paper's figure or caption; Q: quoted by replications; U: remembered, no source found.
+Low-rank tangents, sources and commits of each row: [{claims.TABLE}]
 ({claims.TABLE}).""".replace("]\n(", "](").replace("\n", " ")
 
 
@@ -215,8 +220,25 @@ def _provenance(information: Mapping[str, Mapping[str, Any]]) -> str:
         *tables.markdown([shown[i] for i in kept], ([row[i] for i in kept] for row in rows)),
         "",
         *(f"- Machine {number}: {machine}." for machine, number in machines.items()),
+        *_hosts(information.values()),
     ]
     return "\n".join(lines)
+
+
+def _hosts(information: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return lines on the processes that times were taken in: caches, threads and load."""
+    loads: dict[str, list[float]] = {}
+    for of_experiment in information:
+        for process in of_experiment.get("processes", ()):
+            host = process["host"]
+            caches = ", ".join(f"{name} {size}" for name, size in host["caches"].items())
+            text = f"{host['cpu']}, {host['threads']} threads; caches {caches or 'unknown'}"
+            loads.setdefault(text, []).extend((host["load"] or [math.nan])[:1])
+    return [
+        f"- {len(of_host)} timed processes: {text}; load average at their start "
+        f"{min(of_host):.2g} to {max(of_host):.2g}."
+        for text, of_host in loads.items()
+    ]
 
 
 def _duration(seconds: float | None) -> str:

@@ -53,6 +53,7 @@ SEEDS = Samples("seeds", CONFIDENCE)
 PROCESSES = Samples("processes", 0.95)
 TURNS = Samples("turns", 0.95)  # of one process
 EXACT = Samples("exact", 1.0)
+_SINGULAR = {"seeds": "seed", "turns": "turn", "processes": "process"}
 
 
 class Estimate(NamedTuple):
@@ -90,7 +91,8 @@ class Estimate(NamedTuple):
         if self.of == EXACT.name:
             return str(self)
         never = f", {self.unreached} never there" if self.unreached else ""
-        return f"{self} ({self.n} {self.of}{never})"
+        name = self.of if self.n != 1 else _SINGULAR[self.of]
+        return f"{self} ({self.n} {name}{never})"
 
 
 def estimate(interval: Interval, samples: Samples, unreached: int = 0) -> Estimate:

@@ -72,6 +72,8 @@ _NAMES = {
 # What a key may end in, and its words.
 _ENDS = {
     r"-momentum": ", momentum",
+    r"-cosine": ", cosine decay",
+    r"-clipped": ", clipped",
     r"-equal": ", equal operations",
     r"-(\d+)s": ", {0} s",
     r"-at-([\d.e-]+)": ", rate {0}",

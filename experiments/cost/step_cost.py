@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from experiments.common import budget, commands, costs, jobs, style, tables, timings
 from experiments.common.paper_facts import Finding, compare_costs
 from experiments.common.verdicts import PROCESSES
-from experiments.cost.step_cost_figure import step_cost_figure
+from experiments.cost.step_cost_figure import draw_step_cost
 from fwdgrad.measurement import Interval, Sample, exact
 from fwdgrad.records import read_json, write_table
 
@@ -52,7 +52,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     for panel in bar:
         bar.set_postfix_str(panel)
         level = int(experiment.panels[panel].paper is None)
-        with limit.job("panel", panel, level=level, share=1 / len(experiment.shown)):
+        title = experiment.panels[panel].title
+        with limit.job(title, level=level, share=1 / len(experiment.shown)):
             found[panel] = _measure(cfg, panel, folder / "runs" / NAME)
             _write_tables(cfg, found, folder)
     if not found:
@@ -195,8 +196,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Quantities]]:
 
 
 def draw(folder: Path) -> None:
-    """Draw R and the total memory of each program, a row of panels for each model."""
-    style.save(step_cost_figure(*_read(folder)), folder, NAME)
+    """Draw R, memory and compilation of each program, a row of panels for each model."""
+    draw_step_cost(*_read(folder), folder, NAME)
 
 
 def describe(folder: Path) -> str:

@@ -1,71 +1,100 @@
-"""The figure of `step_cost`: R and memory of each program, with the paper's R as marks."""
+"""The figure of `step_cost`: R, memory and compilation of each program, with the paper's R."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from experiments.common import style
 from experiments.common.costs import LOSS
 from experiments.common.paper_facts import FACTS
 from fwdgrad.measurement import Interval
 
+# Quantity -> its unit, and the label of the axis.
+_COLUMNS = {
+    "relative_cost": (1, "R: time over the loss alone"),
+    "total_bytes": (2**20, "parameters, gradients,\ntemporaries (MiB)"),
+    "compile_seconds": (1, "compilation (s)"),
+}
+_SHIFT = 0.17  # of the dots of two minibatches, up and down
+Quantities = Mapping[str, Mapping[str, Interval]]  # line -> quantity -> interval
 
-def step_cost_figure(
-    about: Mapping[str, Mapping[str, Any]],
-    found: Mapping[str, Mapping[str, Mapping[str, Interval]]],
-) -> Figure:
-    """Draw R and the total memory of each program, a row of panels for each model.
+
+def draw_step_cost(
+    about: Mapping[str, Mapping[str, Any]], found: Mapping[str, Quantities], folder: Path, name: str
+) -> None:
+    """Draw a row of panels for each model, with filled dots for its first minibatch.
 
     Args:
-      about: panel -> its `title`, and the model of the `paper`'s numbers or None.
-      found: panel -> line -> quantity -> interval.
+      about: panel -> its `title`, "model, minibatch size", and the model of the `paper`'s numbers
+        or None.
+      found: panel -> the costs of each line.
+      folder: where the files go.
+      name: of the figure.
     """
-    columns = {"relative_cost": 1, "total_bytes": 2**20}  # and their units
+    models: dict[str, list[str]] = {}
+    for panel in found:
+        models.setdefault(about[panel]["title"].partition(", minibatch")[0], []).append(panel)
+    lines = {
+        model: list(dict.fromkeys(x for p in panels for x in found[p] if x != LOSS))
+        for model, panels in models.items()
+    }
+    heights = [len(of_model) for of_model in lines.values()]
     figure, axes = plt.subplots(
-        len(found), 2, figsize=(7.2, 0.4 + 1.6 * len(found)), squeeze=False, sharey="row"
-    )
-    for row, (panel, of_panel) in zip(axes, found.items(), strict=True):
-        row[0].set_title(about[panel]["title"], loc="left", fontweight="bold")
-        lines = [line for line in of_panel if line != LOSS][::-1]
-        for axis, (quantity, unit) in zip(row, columns.items(), strict=True):
-            _dots(axis, [of_panel[line][quantity] for line in lines], unit, lines)
-        row[0].set_yticks(range(len(lines)), [style.label(line) for line in lines])
-        row[0].axvline(1, color=style.colour(LOSS), lw=0.8)
+        len(models), 3, figsize=(style.WIDTH, 1.1 + 0.27 * sum(heights) + 0.3 * len(models)),
+        squeeze=False, sharey="row", height_ratios=heights,
+    )  # fmt: skip
+    for row, (model, panels) in zip(axes, models.items(), strict=True):
+        row[0].set_title(model)
+        for axis, quantity in zip(row, _COLUMNS, strict=True):
+            for i, panel in enumerate(panels):
+                _draw_dots(axis, lines[model], found[panel], quantity, i)
+            axis.set_ylim(len(lines[model]) - 0.5, -0.5)
+            axis.grid(axis="y", visible=False)
+            style.log_scale(axis, "x")
+            axis.margins(x=0.12)
+        row[0].axvline(1, color=style.GREY, lw=0.8)
+        row[0].set_yticks(range(len(lines[model])), [style.label(x) for x in lines[model]])
+        _mark_the_paper(row[0], lines[model], [about[panel]["paper"] for panel in panels])
+    for axis, (_, label) in zip(axes[-1], _COLUMNS.values(), strict=True):
+        axis.set_xlabel(label)
+    numbers = [q["seconds"].n for of_panel in found.values() for q in of_panel.values()]
+    kind = "bars: 95 % intervals of R (Student's t of the logarithms)"
+    sizes = list(dict.fromkeys(about[p]["title"].partition(", ")[2] for p in found))
+    style.save(
+        figure, folder, name,
+        f"Geometric means, {style.samples(numbers, 'fresh processes', kind)}. Filled dots: "
+        f"{sizes[0]}{''.join(f'; open dots: {size}' for size in sizes[1:])}; numbers are of the "
+        "filled ones. Open diamonds: the paper's R, on a GPU. Memory by XLA's account; compilation "
+        "is timed once in each process.",
+    )  # fmt: skip
+
+
+def _draw_dots(
+    axis: Axes, lines: Sequence[str], costs: Quantities, quantity: str, which: int
+) -> None:
+    unit = _COLUMNS[quantity][0]
+    for height, line in enumerate(lines):
+        if line not in costs:
+            continue
+        value, low, high = (float(x) / unit for x in style.finite(costs[line][quantity][:3]))
+        # All dense tangents have one colour: each line has its name beside it.
+        of_line = "forward-normal" if line == "forward-rademacher" else line
+        y, colour = height - _SHIFT + 2 * _SHIFT * which, style.colour(of_line)
+        style.bars(
+            axis, [value], [y], [[low], [high]], costs[line]["seconds"].n, on="x", color=colour,
+            mfc="white" if which else colour,
+        )  # fmt: skip
+        if not which:
+            end = high if high > value else value  # nan is not
+            style.end_label(axis, end, y, f"{value:.3g}", colour)
+
+
+def _mark_the_paper(axis: Axes, lines: Sequence[str], models: Sequence[str | None]) -> None:
+    for which, model in enumerate(models):
         for line, key in (("backprop", "R_b"), ("forward-normal", "R_f")):
-            if (fact := FACTS.get(f"{about[panel]['paper']}.{key}")) and line in lines:
-                x, y = [fact.low, fact.high], [lines.index(line)] * 2
-                row[0].plot(x, y, "|-", color="#777777", ms=9, mew=2)
-    for axis in axes[:, 0]:
-        axis.set_xlim(0)
-    for axis in axes[:, 1]:
-        style.log_scale(axis, "x")
-        style.plain_numbers(axis.xaxis, (1, 2, 5))
-        axis.margins(x=0.15)
-    axes[-1, 0].set_xlabel("R: time over the loss alone")
-    axes[-1, 1].set_xlabel("parameters, gradients, temporaries (MiB)")
-    n = max(interval["seconds"].n for of_panel in found.values() for interval in of_panel.values())
-    measured = f"measured (mean and 95 % interval over {n} processes)" if n > 2 else "measured"
-    handles = [
-        Line2D([], [], color="#000000", ls="", marker="o", ms=4, label=measured),
-        Line2D([], [], color="#777777", ls="", marker="|", ms=9, mew=2, label="the paper (GPU)"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    return figure
-
-
-def _dots(axis: Axes, intervals: list[Interval], unit: float, lines: list[str]) -> None:
-    """Draw a dot at each height, with the interval if it has one, and its number."""
-    for height, (interval, line) in enumerate(zip(intervals, lines, strict=True)):
-        value, low, high = (float(style.finite(x)) / unit for x in interval[:3])
-        error = np.maximum(np.nan_to_num([[value - low], [high - value]]), 0)
-        axis.errorbar(value, height, xerr=error, fmt="o", color=style.colour(line), ms=4, lw=1)
-        axis.annotate(
-            f"{value:.3g}", (value, height), (0, 4), textcoords="offset points", ha="center"
-        )
-    axis.set_ylim(-0.6, len(lines) - 0.2)
-    axis.grid(axis="y", visible=False)
+            if (fact := FACTS.get(f"{model}.{key}")) and line in lines:
+                y = lines.index(line) - _SHIFT + 2 * _SHIFT * which
+                style.paper_mark(axis, (fact.low * fact.high) ** 0.5, y, y, style.colour(line))

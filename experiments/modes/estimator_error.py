@@ -86,29 +86,33 @@ def _squared_error(found: PyTree, exact: PyTree) -> Array:
 
 
 def draw(folder: Path) -> None:
-    """Draw the figure from the table in `folder`."""
+    """Draw the figure from the table in `folder`: the error over theory's, a panel for each."""
     rows = tables.read(folder / f"{NAME}.csv", COLUMNS, grid=_GRID)
-    figure, panel = plt.subplots(figsize=(3.6, 3.2))
-    for i, estimator in enumerate(DISTRIBUTIONS):
+    figure, panels = plt.subplots(
+        1, len(DISTRIBUTIONS), figsize=(style.WIDTH, 2.8), sharex=True, sharey=True
+    )
+    for panel, estimator in zip(panels, DISTRIBUTIONS, strict=True):
         line = rows[rows["estimator"] == estimator]
-        numbers = line["num_tangents"].to_numpy()
-        value, low, high, theory = (
-            np.sqrt(np.maximum(line[column].to_numpy(), 0)) for column in [*COLUMNS][3:]
-        )
-        colour = style.colour(estimator)
-        panel.plot(numbers, theory, color=colour, lw=0.8)
-        aside = numbers * 1.06 ** (i - 1.5)  # so that the bars stand side by side
-        ends = np.maximum(np.nan_to_num((value - low, high - value)), 0)
-        panel.errorbar(
-            aside, value, ends, fmt=".", ms=4, lw=0.8, color=colour,
-            label=style.label(estimator).removeprefix("Forward gradient, ").capitalize(),
+        theory = style.finite(line["theory"], positive=True)
+        value, low, high = (line[f"squared{end}"] / theory for end in ("", "_low", "_high"))
+        panel.axhline(1, color="black", lw=0.8)
+        style.bars(
+            panel, line["num_tangents"], value, [low, high], line["n"],
+            color=style.colour(estimator), ls="-", lw=0.8,
         )  # fmt: skip
-    panel.set(xlabel="tangents K")
-    style.log_scale(panel, "xy")
-    panel.xaxis.set_major_formatter("{x:g}")
-    panel.set_ylabel("root-mean-square error / ‖∇f‖")
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    style.save(figure, folder, NAME)
+        panel.set_title(style.label(estimator).removeprefix("forward gradient, "))
+        panel.set_xlabel("tangents K")
+    style.log_scale(panels[0], "x", base=2)
+    panels[0].set_ylabel("squared error over theory's")
+    first = rows[rows["estimator"] == "forward-normal"].iloc[0]
+    size = first["theory"] * first["num_tangents"] - 1
+    kind = "bars: 95 % intervals (Student's t)"
+    style.save(
+        figure, folder, NAME,
+        f"Mean of ‖g − ∇f‖², {style.samples(rows['n'], 'estimates', kind)}, over its expectation "
+        f"(d ± 1)/K · ‖∇f‖² (+ for normal tangents), d = {size:,.0f} parameters of a small "
+        "network of matrices.",
+    )  # fmt: skip
 
 
 def describe(folder: Path) -> str:
@@ -131,7 +135,8 @@ def describe(folder: Path) -> str:
         f"d = {size:,} weights. "
         "Theory has the expected square (d + 1)/K for normal tangents and (d − 1)/K for the "
         f"others. The table has the mean square over {table['n'].iloc[0]} repetitions with its "
-        "95 % interval (Student's t), and after the stroke its expectation.",
+        "95 % interval (Student's t), and after the stroke its expectation; the figure has their "
+        "ratio.",
         "",
         *tables.markdown(["tangents", *(f"K = {k}" for k in shown)], rows),
     ]

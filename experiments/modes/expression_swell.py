@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from experiments.common import style, tables
 from fwdgrad import apply_chain, pull_back, push_forward
@@ -25,11 +26,11 @@ from fwdgrad.util.trees import Array
 NAME = "expression_swell"
 COLUMNS: tables.Columns = {"depth": int, "kind": str, "operations": int}
 KINDS = {
-    "function": ("The function's formula", "#777777"),
-    "symbolic": ("Symbolic derivative", "#D55E00"),
-    "shared": ("… with common subexpressions once", "#E69F00"),
-    "forward": ("Forward mode's program", "#0072B2"),
-    "reverse": ("Reverse mode's program", "#000000"),
+    "symbolic": ("symbolic derivative", "#D55E00"),
+    "shared": ("symbolic, common\nsubexpressions once", "#CC79A7"),
+    "function": ("the function's formula", "#56B4E9"),
+    "forward": ("forward mode's program", "#0072B2"),
+    "reverse": ("reverse mode's program", "#000000"),
 }
 
 
@@ -83,15 +84,18 @@ def _read(folder: Path) -> pd.DataFrame:
 def draw(folder: Path) -> None:
     """Draw the figure from the table in `folder`."""
     counts = _read(folder)
-    figure, panel = plt.subplots(figsize=(4.4, 3.8))
+    figure, panel = plt.subplots(figsize=(style.WIDTH, 3.8))
     for kind, (label, colour) in KINDS.items():
-        ls = "--" if kind == "reverse" else "-"  # the two programs are of one length
-        panel.plot(counts[kind], color=colour, ls=ls, marker=".", ms=4, label=label)
-    panel.set(xlabel="layers", ylabel="operations")
+        # The programs of both modes are of one length.
+        panel.plot(
+            counts[kind], color=colour, ls="--" if kind == "reverse" else "-", marker="o", ms=4
+        )
+        style.label_ends(panel, [(label, colour)])
+    panel.set(xlabel="layers n", ylabel="operations")
+    panel.set_title("Derivative of the logistic map, $l_{i+1} = 4\\, l_i\\, (1 - l_i)$, $n$ times")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     style.log_scale(panel)
-    handles = panel.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=7)
-    style.save(figure, folder, NAME)
+    style.save(figure, folder, NAME, "Counts of operations: exact, no sampling and no interval.")
 
 
 def describe(folder: Path) -> str:

@@ -25,12 +25,12 @@ NAME = "step_sizes"
 # `step` is nan of a method without one.
 COLUMNS: tables.Columns = {"dtype": str, "method": str, "step": float, "error": float}
 METHODS = {
-    "forward": "Forward difference",
-    "central": "Central difference",
-    "complex": "Complex step",
-    "automatic, forward": "Automatic, forward mode",
-    "automatic, reverse": "Automatic, reverse mode",
-    "symbolic": "Symbolic",
+    "forward": "forward difference",
+    "central": "central difference",
+    "complex": "complex step",
+    "automatic, forward": "automatic, forward mode",
+    "automatic, reverse": "automatic, reverse mode",
+    "symbolic": "symbolic",
 }
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#56B4E9")
 
@@ -92,24 +92,27 @@ def _error(found: Any, exact: np.ndarray) -> float:
 def draw(folder: Path) -> None:
     """Draw the figure from the table in `folder`: a panel for each dtype."""
     rows = tables.read(folder / f"{NAME}.csv", COLUMNS).set_index(["dtype", "method"])
-    figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(style.WIDTH, 3.8), sharey=True)
     for panel, dtype in zip(panels, ("float32", "float64"), strict=True):
         for (method, label), colour in zip(METHODS.items(), _COLOURS, strict=True):
             chosen = rows.loc[[(dtype, method)]]
             # An error of 0 is drawn at a tenth of the dtype's precision.
             errors = np.maximum(chosen["error"], np.finfo(dtype).eps / 10)
             if len(chosen) > 1:
-                panel.plot(chosen["step"], errors, color=colour, label=label)
+                panel.plot(chosen["step"], errors, color=colour)
             else:
-                panel.axhline(errors.iloc[0], color=colour, ls="--", lw=0.9, label=label)
-        panel.set_title(dtype, loc="left", fontweight="bold")
+                panel.plot([1e-16, 1], [errors.iloc[0]] * 2, color=colour, ls="--", lw=1)
+            style.label_ends(panel, [(label, colour)])
+        panel.set_title(dtype)
         panel.set(xlabel="step h")
         style.log_scale(panel, "xy")
         style.set_limits(panel, "y", 1e-18, 1e2)
     panels[0].set_ylabel("relative error of the Jacobian")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    style.save(figure, folder, NAME)
+    style.save(
+        figure, folder, NAME,
+        "Jacobian of exp(W₃ sin(W₂ tanh(W₁ x))), R³ → R², at one point, against its symbolic "
+        "derivative with thirty digits. n = 1 function; errors are exact, no interval.",
+    )  # fmt: skip
 
 
 def describe(folder: Path) -> str:

@@ -31,12 +31,13 @@ _NUM_BATCHES = 2  # with one alone, XLA would take the loss out of a loop of ste
 def measure(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Measure a step of each estimator at one depth and minibatch size.
 
-    Time is taken in turns in this process, memory in a process for each estimator.
+    Time is taken in turns in this process, memory in a process for each estimator, or, without
+    `resident`, by XLA's account of the calls that are timed.
 
     Args:
       config: `depth`, `width`, `batch_size`; `rounds`, the number of turns, at most as many as fit
         into `max_seconds`; `products_per_call`, of a vector and a matrix: a small network makes
-        several steps in a compiled call.
+        several steps in a compiled call; `resident`, whether resident memory is measured.
 
     Returns:
       Estimator -> the quantities of `relative_costs` as dicts, and `parameter_bytes`, `temp_bytes`
@@ -55,8 +56,12 @@ def measure(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     rounds = max(6, min(config["rounds"], math.floor(config["max_seconds"] / turn)))
     costs = relative_costs(programs, rounds=rounds, unit="loss", reference="backprop")
     parameter_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
+    memory: dict[str, Any] = {
+        name: {"temp_bytes": programs[name].temp_bytes, "peak_bytes": None} for name in ESTIMATORS
+    }
     del programs, params  # the processes below need the memory
-    memory = _in_processes(_memory, config, ESTIMATORS)
+    if config.get("resident", True):
+        memory = _in_processes(_memory, config, ESTIMATORS)
     return {
         name: {
             **{quantity: interval._asdict() for quantity, interval in costs[name].items()},

@@ -15,11 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import budget, commands, jobs, style, tables
@@ -27,12 +23,12 @@ from experiments.common.paper_facts import Finding, compare
 from experiments.common.verdicts import TURNS
 from experiments.paper import deep_network
 from experiments.paper.deep_network import ESTIMATORS
+from experiments.paper.depth_scaling_figure import draw_scaling
 from fwdgrad.measurement import Interval, exact, significant
 from fwdgrad.records import write_table
 
 NAME = "depth_scaling"
 _OF_PAPER = (1, 10, 100)  # depths of which the paper has numbers
-_LINE_STYLES = {"backprop-checkpointed": "--"}  # it often lies upon backprop's
 _QUANTITIES = ("seconds", "relative_cost", "over_reference")
 _BYTES = ("parameter_bytes", "temp_bytes", "peak_bytes")
 _COLUMNS: tables.Columns = {
@@ -50,13 +46,15 @@ _SHOWN = (
 def run(cfg: DictConfig, folder: Path) -> None:
     """Measure every point, or read it back, and write the tables after each.
 
-    The depths of the paper's numbers come first, then the minibatches, then the other depths; of
-    each the largest, whose time bounds that of the others.
+    The depths of the paper's numbers come first; of all points the largest, whose time bounds that
+    of the others.
     """
     experiment: Any = OmegaConf.to_container(cfg.experiments[NAME], resolve=True)
     points = [("depth", depth, experiment["batch_size"]) for depth in experiment["depths"]]
     points += [("batch_size", experiment["depth"], size) for size in experiment["batch_sizes"]]
     shared = {k: experiment[k] for k in ("width", "rounds", "max_seconds", "products_per_call")}
+    if not experiment["resident"]:
+        shared["resident"] = False
     records: dict[tuple[int, int], dict[str, Any]] = {}  # the point on both axes is one record
     bar = jobs.progress(sorted(points, key=lambda p: (_level(p), -p[1] * p[2])), cfg, NAME)
     for point in bar:
@@ -77,9 +75,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
 def _level(point: tuple[str, int, int]) -> int:
     """Return the importance of a point (axis, depth, minibatch) for `budget.Budget.job`."""
     axis, depth, _ = point
-    if axis == "depth":
-        return 0 if depth in _OF_PAPER else 2
-    return 1
+    return 0 if axis == "depth" and depth in _OF_PAPER else 1
 
 
 def _write_tables(
@@ -102,67 +98,8 @@ def _write_tables(
 
 
 def draw(folder: Path) -> None:
-    """Draw the figure from the table in `folder`: a column for each axis."""
-    rows = tables.read(folder / f"{NAME}.csv", _COLUMNS)
-    axes_drawn = [axis for axis in ("depth", "batch_size") if (rows["axis"] == axis).any()]
-    figure, panels = plt.subplots(
-        3, len(axes_drawn), figsize=(3.6 * len(axes_drawn), 6.2), squeeze=False, sharex="col"
-    )
-    for column, axis in zip(panels.T, axes_drawn, strict=True):
-        of_axis = rows[rows["axis"] == axis]
-        cost, ratio, memory = column
-        for name in ESTIMATORS:
-            line = of_axis[of_axis["estimator"] == name].set_index(axis)
-            _line(cost, line, "relative_cost", name)
-            if name != "backprop":
-                _line(ratio, line, "over_reference", name)
-            _memory_lines(memory, line, name)
-        ratio.axhline(1, color=style.colour("backprop"), lw=0.8)
-        cost.set_ylim(0)
-        ratio.set_ylim(0)
-        style.log_scale(memory)
-        if memory.get_yscale() == "log":
-            memory.yaxis.set_major_locator(LogLocator())
-            memory.yaxis.set_minor_formatter(NullFormatter())
-        fixed = of_axis.iloc[0]
-        if axis == "depth":
-            cost.set_title(f"minibatch {fixed['batch_size']}", loc="left", fontweight="bold")
-            memory.set_xlabel(f"layers of width {fixed['width']}")
-            memory.xaxis.set_major_locator(MaxNLocator(integer=True))
-        else:
-            cost.set_title(f"{fixed['depth']} layers", loc="left", fontweight="bold")
-            memory.set_xlabel("minibatch (examples)")
-            style.log_scale(memory, "x", base=2)
-            memory.xaxis.set_major_formatter(ScalarFormatter())
-    for panel, label in zip(
-        panels[:, 0],
-        ("R: time over the loss alone", "time over backprop's", "memory of a step (MiB)"),
-        strict=True,
-    ):
-        panel.set_ylabel(label)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    handles += [
-        Line2D([], [], color="#777777", ls="-"),
-        Line2D([], [], color="#777777", ls="", marker="o", mfc="none", ms=4),
-    ]
-    labels += ["XLA's account", "resident, measured"]
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    style.save(figure, folder, NAME)
-
-
-def _line(panel: Axes, line: pd.DataFrame, quantity: str, name: str) -> None:
-    """Draw a median against x, with its interval shaded."""
-    value, low, high = (line[f"{quantity}{end}"] for end in ("", "_low", "_high"))
-    colour, ls = style.colour(name), _LINE_STYLES.get(name, "-")
-    panel.plot(value, color=colour, ls=ls, label=style.label(name), marker=".", ms=4)
-    panel.fill_between(line.index, low, high, color=colour, alpha=0.2, lw=0)
-
-
-def _memory_lines(panel: Axes, line: pd.DataFrame, name: str) -> None:
-    colour = style.colour(name)
-    panel.plot(line["temp_bytes"] / 2**20, color=colour, ls=_LINE_STYLES.get(name, "-"))
-    if line["peak_bytes"].notna().all():
-        panel.plot(line["peak_bytes"] / 2**20, "o", color=colour, mfc="none", ms=4)
+    """Draw the figure from the table in `folder`."""
+    draw_scaling(tables.read(folder / f"{NAME}.csv", _COLUMNS), folder, NAME)
 
 
 def describe(folder: Path) -> str:

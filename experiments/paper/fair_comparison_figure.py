@@ -11,6 +11,13 @@ from matplotlib.axes import Axes
 from experiments.common import style
 from experiments.common.curves import Curve, plot
 
+_SHORT = {
+    "backprop": "backprop",
+    "forward-normal": "forward gradient,\ndense normal",
+    "forward-low_rank": "forward gradient,\nlow-rank",
+    "backprop-cosine": "backprop,\ncosine decay",
+    "forward-low_rank-cosine-clipped": "low-rank, cosine\ndecay, clipped",
+}
 # estimator -> the chosen rate, and rate -> the loss after tuning, not finite where a run failed
 Tuned = Mapping[str, tuple[float, Mapping[float, float]]]
 
@@ -28,34 +35,50 @@ def draw_comparison(
       folder: where the files go.
       name: of the figure.
     """
-    figure, axes = plt.subplots(len(panels), 3, figsize=(9, 2.9 * len(panels)), squeeze=False)
+    size = (style.WIDTH, 2.9 * len(panels) + 0.4)
+    figure, axes = plt.subplots(len(panels), 3, figsize=size, squeeze=False)
     for row, (panel, lines) in zip(axes, panels.items(), strict=True):
         tuning, by_operations, by_time = row
-        tuning.set_title(information["titles"][panel])
+        tuning.set_title(information["titles"][panel], pad=10 + 5 * len(lines))  # above crosses
         _draw_tuning(tuning, tuned[panel])
         for estimator, line in lines.items():
+            later = line["step"][0] > 0  # no logarithmic axis shows the start
             operations = line["step"][0] * information["operations"][panel][estimator] / 1e9
             for axis, x in ((by_operations, operations), (by_time, line["seconds"].mean(0))):
-                plot(axis, x, line["valid_loss"], estimator, logarithmic=True)
+                plot(axis, x[later], line["valid_loss"][:, later], estimator, logarithmic=True)
+            text = _SHORT.get(estimator, style.label(estimator))
+            style.label_ends(by_time, [(text, style.colour(estimator))])
         for axis in (by_operations, by_time):
             style.log_scale(axis, "xy")
             axis.set_ylabel("validation loss (nats)")
         by_operations.set_xlabel("operations (10⁹)")
         by_time.set_xlabel("training time (s)")
-    handles, names = axes[0, 1].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3)
-    style.save(figure, folder, name)
+    numbers = [len(line["step"]) for lines in panels.values() for line in lines.values()]
+    kind = "bands: 95 % intervals (Student's t of the logarithms)"
+    style.save(
+        figure, folder, name,
+        f"Geometric means, {style.samples(numbers, 'seeds', kind)}. Left: every rate that was "
+        "tried, the chosen one filled; crosses: rates at which a run failed. Dashed lines have "
+        "another schedule.",
+    )  # fmt: skip
 
 
 def _draw_tuning(axis: Axes, tuned: Tuned) -> None:
     """Draw the loss at each rate: crosses above failed rates, the chosen rate filled."""
     for i, (estimator, (chosen, tried)) in enumerate(tuned.items()):
-        colour = style.colour(estimator)
+        look: dict[str, Any] = {"color": style.colour(estimator)}
         kept = {rate: loss for rate, loss in sorted(tried.items()) if math.isfinite(loss)}
-        axis.plot([*kept], [*kept.values()], "o-", color=colour, ms=3, mfc="white")
-        axis.plot(chosen, kept.get(chosen, math.nan), "o", color=colour, ms=5)
+        line: dict[str, Any] = {
+            "ls": style.dashes(estimator),
+            "marker": "o",
+            "ms": 3.5,
+            "mfc": "white",
+        }
+        axis.plot([*kept], [*kept.values()], **line, **look)
+        axis.plot(chosen, kept.get(chosen, math.nan), "o", ms=5.5, **look)
         failed = [rate for rate in sorted(tried) if rate not in kept]
-        where: Any = {"transform": axis.get_xaxis_transform(), "clip_on": False}
-        axis.plot(failed, [1.02 + 0.035 * i] * len(failed), "x", color=colour, ms=4, **where)
+        if failed:  # else matplotlib makes room for a marker at the corner of the figure
+            where: dict[str, Any] = {"transform": axis.get_xaxis_transform(), "clip_on": False}
+            axis.plot(failed, [1.02 + 0.035 * i] * len(failed), "x", ms=4, **where, **look)
     axis.set(xlabel="learning rate", ylabel="validation loss after tuning")
     style.log_scale(axis, "xy")

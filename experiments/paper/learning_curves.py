@@ -15,13 +15,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.common import budget, commands, from_config, jobs, style
-from experiments.common.costs import read_costs, step_of
+from experiments.common import budget, commands, from_config, jobs
+from experiments.common.costs import step_of
 from experiments.common.curves import (
     read_curves,
     write_curves,
 )
-from experiments.paper.learning_curves_figure import learning_curves_figure
+from experiments.paper.learning_curves_figure import draw_figures
 from experiments.paper.learning_curves_report import NAME, RUN_COLUMNS
 from experiments.paper.learning_curves_report import describe as describe
 from experiments.paper.learning_curves_report import findings as findings
@@ -47,7 +47,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     for i, panel, seed in bar:
         part = f"{experiment.panels[panel].title}, seed"
         bar.set_postfix_str(f"{part} {seed}")
-        with limit.job(part, seed, level=int(i >= _FEW_SEEDS), share=1 / len(ranked)):
+        with limit.job(part, seed, level=2 * (i >= _FEW_SEEDS), share=1 / len(ranked)):
             trained, failed = _train(cfg, panel, seed, bar)
             records, diverged = [*records, *trained], [*diverged, *failed]
             if compared := _compared(records):
@@ -140,16 +140,9 @@ def _write_tables(
 
 
 def draw(folder: Path) -> None:
-    """Draw the figure from the tables in `folder`."""
-    panels, information = read_curves(folder / f"{NAME}.csv"), read_json(folder / f"{NAME}.json")
-    costs = read_costs(folder, information.get("steps", {}))
-    titles = {
-        panel: f"{title} ({information['shortened'][panel]} iterations)"
-        if panel in information["shortened"]
-        else title
-        for panel, title in information["titles"].items()
-    }
-    style.save(learning_curves_figure(panels, costs, titles), folder, NAME)
+    """Draw the figures from the tables in `folder`."""
+    information = read_json(folder / f"{NAME}.json")
+    draw_figures(read_curves(folder / f"{NAME}.csv"), information, folder, NAME)
 
 
 command = jobs.command_of(__name__)

@@ -1,97 +1,157 @@
-"""The figure of the learning curves: a row of four panels for each model."""
+"""The figures of the learning curves: losses and errors against iterations and time."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from experiments.common import style
-from experiments.common.curves import Curve, mean_over_seeds, plot, time_to
-from fwdgrad.measurement import Interval
+from experiments.common.curves import Curve, mean_over_seeds, paired, plot, time_to
+from experiments.common.end_labels import BEHIND
+from experiments.common.paper_facts import FACTS
 
-Costs = Mapping[str, Mapping[str, Interval]]  # estimator (or `loss`) -> quantity -> interval
+_FIRST = "mlp_2e-4"
+_SHORT = {
+    "backprop": "backprop",
+    "forward-normal": "forward gradient,\ndense normal",
+    "forward-low_rank": "forward gradient,\nlow-rank",
+}
 
 
-def learning_curves_figure(
-    panels: Mapping[str, Mapping[str, Curve]], costs: Mapping[str, Costs], titles: Mapping[str, str]
-) -> Figure:
-    """Draw losses, time and accuracy against iterations and time.
+def draw_figures(
+    panels: Mapping[str, Mapping[str, Curve]], information: Mapping[str, Any], folder: Path,
+    name: str,
+) -> None:  # fmt: skip
+    """Draw the model of the paper's main claim in the figure `name`, the others in `name`_models.
 
     Args:
       panels: panel -> estimator -> curve.
-      costs: panel -> the costs of a step; panels without are drawn without R.
-      titles: panel -> title.
+      information: the experiment's record: `titles`, `shortened` and `changed` of each panel.
+      folder: where the files go.
+      name: of the first figure.
     """
-    figure, axes = plt.subplots(len(panels), 4, figsize=(11, 2.6 * len(panels)), squeeze=False)
+    shortened = information["shortened"]
+    titles = {
+        panel: f"{title} ({shortened[panel]} iterations)" if panel in shortened else title
+        for panel, title in information["titles"].items()
+    }
+    comparable = {x for x in panels if x not in shortened and not information["changed"][x]}
+    first, *others = in_two_figures(panels)
+    _draw({first: panels[first]}, titles, comparable, 3.4, folder, name)
+    if others:
+        at_chance = [titles[panel] for panel in panels if panel not in (first, *others)]
+        left_out = "".join(f" At chance, not drawn: {title}." for title in at_chance)
+        shown = {panel: panels[panel] for panel in others}
+        _draw(shown, titles, comparable, 2.3, folder, f"{name}_models", left_out)
+
+
+def in_two_figures(panels: Mapping[str, Mapping[str, Curve]]) -> list[str]:
+    """Return the panel of the first figure, and those of the second, in which something is learnt.
+
+    A panel of which no line classifies one image in four is at chance, and not drawn.
+    """
+    first = _FIRST if _FIRST in panels else next(iter(panels))
+    accuracies = {
+        panel: max(line["valid_accuracy"][:, -1].mean() for line in lines.values())
+        for panel, lines in panels.items()
+    }
+    return [first, *(x for x in panels if x != first and accuracies[x] >= 0.25)]
+
+
+def _draw(
+    panels: Mapping[str, Mapping[str, Curve]], titles: Mapping[str, str], comparable: set[str],
+    height: float, folder: Path, name: str, remark: str = "",
+) -> None:  # fmt: skip
+    """Draw a row of three panels for each model: loss by iterations, loss and error by time."""
+    size = (style.WIDTH, height * len(panels) + 0.4)
+    figure, axes = plt.subplots(len(panels), 3, figsize=size, squeeze=False)
     for row, (panel, lines) in zip(axes, panels.items(), strict=True):
-        _draw_row(row, lines, costs.get(panel, {}))
-        row[0].set_title(titles[panel], loc="left", fontweight="bold")
-    handles, labels = axes[0, 2].get_legend_handles_labels()
-    for label, ls in (("validation", "-"), ("training", ":")):
-        handles.append(Line2D([], [], color="#777777", ls=ls))
-        labels.append(label)
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    return figure
+        _draw_row(row, panel, lines, panel in comparable)
+        row[0].set_title(titles[panel])
+    numbers = [len(line["step"]) for lines in panels.values() for line in lines.values()]
+    kind = "bands: 95 % intervals (Student's t) of the paired differences to backprop"
+    caption = (
+        f"Means, {style.samples(numbers, 'seeds', kind)}. Validation loss and error; dotted: "
+        "training loss. Open diamonds: the paper's values at its last iteration. T (dots): time at "
+        f"which the mean loss reaches the lowest of backprop's.{remark}"
+    )
+    style.save(figure, folder, name, caption)
 
 
-def _draw_row(axes: np.ndarray, lines: Mapping[str, Curve], costs: Costs) -> None:
-    by_step, by_time, cost, accuracy = axes
+def _draw_row(
+    axes: np.ndarray, panel: str, lines: Mapping[str, Curve], is_comparable: bool
+) -> None:
+    by_step, by_time, errors = axes
+    pairs = {name: paired(line, lines["backprop"]) for name, line in lines.items()}
+    lines = {name: line for name, (line, _) in pairs.items() if len(line["step"])}
+    for estimator, line in lines.items():
+        steps, seconds, reference = line["step"][0], line["seconds"].mean(0), pairs[estimator][1]
+        for axis, x in ((by_step, steps), (by_time, seconds)):
+            plot(axis, x, line["valid_loss"], estimator, beside=reference["valid_loss"])
+        style.label_ends(by_step, [(_SHORT[estimator], style.colour(estimator))])
+        wrong, beside = (100 * (1 - curve["valid_accuracy"]) for curve in (line, reference))
+        plot(errors, seconds, wrong, estimator, beside=beside)
+        if is_comparable:
+            _mark_the_paper(axes, panel, estimator, float(steps[-1]), float(seconds[-1]))
+    for estimator, line in lines.items():
+        # The first row is the loss of one minibatch, the others means over many.
+        trained = style.finite(line["train_loss"]).mean(0)[1:]
+        by_step.plot(line["step"][0][1:], trained, color=style.colour(estimator), ls=":", lw=0.9)
+    _mark_times(by_time, panel, lines)
+    for axis in axes:
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+    by_step.xaxis.set_major_formatter("{x:,.0f}")
+    by_step.set(xlabel="iteration", ylabel="loss (nats)")
+    by_time.set(xlabel="training time (s)", ylabel="validation loss (nats)")
+    errors.set(xlabel="training time (s)", ylabel="validation error (%)")
+    style.log_scale(errors)
+
+
+def _mark_the_paper(
+    axes: np.ndarray, panel: str, estimator: str, steps: float, seconds: float
+) -> None:
+    """Mark the paper's last loss and error of a dense forward gradient or of backprop."""
+    of = {"backprop": "b", "forward-normal": "f"}.get(estimator)
+    colour = style.colour(estimator)
+    if loss := FACTS.get(f"{panel}.loss_{of}"):
+        style.paper_mark(axes[0], steps, loss.low, loss.high, colour)
+        style.paper_mark(axes[1], seconds, loss.low, loss.high, colour)
+    if error := FACTS.get(f"{panel}.error_{of}"):
+        style.paper_mark(axes[2], seconds, 100 * error.low, 100 * error.high, colour, "paper")
+
+
+def _mark_times(axis: Axes, panel: str, lines: Mapping[str, Curve]) -> None:
+    """Draw T of each estimator: a vertical line as in the paper, and its number."""
     means = {estimator: mean_over_seeds(line) for estimator, line in lines.items()}
     target = float(means["backprop"]["valid_loss"].min())
     times = {estimator: time_to(target, mean) for estimator, mean in means.items()}
-    for estimator, line in lines.items():
-        steps, seconds = line["step"][0], line["seconds"].mean(0)
-        plot(by_step, steps, line["valid_loss"], estimator)
-        # The first row is the loss of one minibatch, the others means over many.
-        trained = style.finite(line["train_loss"]).mean(0)[1:]
-        by_step.plot(steps[1:], trained, color=style.colour(estimator), ls=":", lw=0.9)
-        plot(by_time, seconds, line["valid_loss"], estimator)
-        plot(cost, steps, line["seconds"], estimator)
-        plot(accuracy, seconds, line["valid_accuracy"], estimator)
-        if math.isfinite(time := times[estimator]):
-            by_time.plot(time, target, "o", ms=4, color=style.colour(estimator))
-    steps = lines["backprop"]["step"][0]
-    if costs:
-        base = float(style.finite(costs["loss"]["seconds"].value))
-        cost.plot(steps, base * steps, color="#777777", ls="--", label="Loss alone")
-        _write_beside(cost, lines, [_cost_text(e, costs) for e in lines])
-    by_time.axhline(target, color=style.colour("backprop"), lw=0.6, ls="--")
-    _write_beside(by_time, lines, [_time_text(e, times) for e in lines])
-    for axis in axes:
-        axis.xaxis.set_major_locator(MaxNLocator(5))
-    by_step.set(xlabel="iteration", ylabel="loss (nats)")
-    by_time.set(xlabel="training time (s)", ylabel="validation loss (nats)")
-    cost.set(xlabel="iteration", ylabel="training time (s)")
-    accuracy.set(xlabel="training time (s)", ylabel="validation accuracy")
+    axis.axhline(target, color=style.GREY, lw=0.6)
+    texts = [(_time_text(name, times), style.colour(name)) for name in lines]
+    if paper := FACTS.get(f"{panel}.T_ratio"):
+        texts.append((f"paper: $T_f/T_b$ = {paper.value}", style.GREY))
+    for i, (text, colour) in enumerate(texts):
+        axis.annotate(
+            text, (1, 1), (0, -11 * i), xycoords="axes fraction", textcoords="offset points",
+            ha="right", va="top", color=colour, fontsize=8, bbox=BEHIND,
+        )  # fmt: skip
+    low = axis.get_ylim()[0]
+    for estimator, time in times.items():
+        if math.isfinite(time):
+            axis.plot([time, time], [low, target], color=style.colour(estimator), lw=0.8, ls="--")
+            axis.plot(time, target, "o", ms=4, color=style.colour(estimator))
+    axis.set_ylim(low)
 
 
 def _time_text(estimator: str, times: Mapping[str, float]) -> str:
     time, reference = times[estimator], times["backprop"]
     if estimator == "backprop":
-        return f"$T_b$ {reference:.3g} s"
+        return f"$T_b$ = {reference:.3g} s"
     if not math.isfinite(time):
         return "$T_f$ not reached"
-    over = f"{time / reference:.3f}" if reference > 0 else "–"
-    return f"$T_f$ {time:.3g} s, $T_f/T_b$ {over}"
-
-
-def _cost_text(estimator: str, costs: Costs) -> str:
-    relative = costs[estimator]["relative_cost"].value
-    if estimator == "backprop":
-        return f"$R_b$ {relative:.3g}"
-    return f"$R_f$ {relative:.3g}, $R_f/R_b$ {costs[estimator]['over_reference'].value:.3f}"
-
-
-def _write_beside(axis: Axes, estimators: Iterable[str], texts: Iterable[str]) -> None:
-    """Write a line for each estimator, in its colour, above the panel."""
-    for i, (estimator, text) in enumerate(zip(estimators, texts, strict=True)):
-        axis.annotate(
-            text, (1, 1), (0, 2 + 8 * (2 - i)), xycoords="axes fraction",
-            textcoords="offset points", ha="right", va="bottom", fontsize=6.5,
-            color=style.colour(estimator),
-        )  # fmt: skip
+    over = f", $T_f/T_b$ = {time / reference:.3g}" if reference > 0 else ""
+    return f"$T_f$ = {time:.3g} s{over}"

@@ -18,6 +18,7 @@ from experiments.common.curves import (
 )
 from experiments.common.paper_facts import FACTS, Finding, compare, compare_costs
 from experiments.common.verdicts import CONFIDENCE, SEEDS, TURNS
+from experiments.paper.learning_curves_figure import in_two_figures
 from fwdgrad.measurement import Interval, mean_interval, significant
 from fwdgrad.records import read_json
 
@@ -45,6 +46,7 @@ def describe(folder: Path) -> str:
         "## Learning curves (the paper's figures 3, 4 and 5)",
         "",
         f"![Learning curves]({NAME}.png)",
+        *([f"![The other models]({NAME}_models.png)"] if len(in_two_figures(panels)) > 1 else []),
         "",
         "T is the time, of training alone, after which a seed's validation loss is as low as "
         "backprop's lowest with the same seed; T_b is backprop's own. A line some of whose seeds "

@@ -18,19 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 from hydra.utils import instantiate
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import commands, jobs, style, tables
 from experiments.common.budget import measured_once
 from experiments.common.paper_facts import Finding, compare
 from experiments.common.verdicts import CONFIDENCE, SEEDS
+from experiments.paper.trajectories_figure import draw_trajectories
 from fwdgrad.measurement import (
     Interval,
     exact,
@@ -132,75 +129,14 @@ def draw(folder: Path) -> None:
     """Draw the figures from the tables in `folder`."""
     for name in _figures(folder):
         functions = read_json(folder / f"{name}.json")["functions"]
-        paths = _read(folder, name)
-        figure, axes = plt.subplots(len(paths), 4, figsize=(11, 2.5 * len(paths)), squeeze=False)
-        for row, (function, lines) in zip(axes, paths.items(), strict=True):
-            _draw_row(row, lines, functions[function])
-            row[0].set_title(functions[function]["title"], loc="left", fontweight="bold")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-        style.save(figure, folder, name)
-
-
-def _draw_row(axes: np.ndarray, lines: dict[str, Any], settings: dict[str, Any]) -> None:
-    by_step, by_time, cost, path = axes
-    objective = TEST_FUNCTIONS[settings["function"]]
-    least = _minimum(settings)
-    planar = len(settings["start"]) == 2
-    for estimator, line in lines.items():
-        colour = style.colour(estimator)
-        mean = {column: samples.mean(0) for column, samples in line.items()}
-        gap, mean_gap = line["value"] - least, mean["value"] - least
-        for i in range(len(gap)):
-            thin = {"color": colour, "lw": 0.4, "alpha": 0.4}
-            by_step.plot(mean["step"], gap[i], **thin)
-            by_time.plot(line["seconds"][i], gap[i], **thin)
-            cost.plot(mean["step"], line["seconds"][i], **thin)
-            if planar:
-                path.plot(line["x"][i], line["y"][i], **thin)
-            else:
-                path.plot(mean["step"], line["distance"][i], **thin)
-        by_step.plot(mean["step"], mean_gap, color=colour, label=style.label(estimator))
-        by_time.plot(mean["seconds"], mean_gap, color=colour)
-        cost.plot(mean["step"], mean["seconds"], color=colour)
-        if planar:
-            path.plot(mean["x"], mean["y"], color=colour)
-        else:
-            path.plot(mean["step"], mean["distance"], color=colour)
-    if planar:
-        _draw_contours(path, objective)
-    else:
-        path.set(xlabel="iteration", ylabel="distance from the minimum")
-    above = "f" if least == 0 else "f − min f"
-    by_step.set(xlabel="iteration", ylabel=above)
-    by_time.set(xlabel="time (s)", ylabel=above)
-    cost.set(xlabel="iteration", ylabel="time (s)")
-    for axis in (by_step, by_time):
-        style.log_scale(axis)
-    for axis in axes:
-        axis.xaxis.set_major_locator(MaxNLocator(4))
+        minima = {function: _minimum(settings) for function, settings in functions.items()}
+        draw_trajectories(_read(folder, name), functions, minima, folder, name)
 
 
 def _minimum(settings: dict[str, Any]) -> float:
     objective = TEST_FUNCTIONS[settings["function"]]
     argmin = np.broadcast_to(objective.argmin, len(settings["start"]))
     return float(objective.function(jnp.asarray(argmin, jnp.float32)))
-
-
-def _draw_contours(axis: Axes, objective: Any) -> None:
-    """Draw the function's levels around the paths, and a star at its minimum."""
-    minimum = np.broadcast_to(objective.argmin, 2)
-    axis.plot(*minimum, "*", color="#E69F00", ms=9, mec="black", mew=0.5, zorder=5)
-    axis.margins(0.15)
-    (x_low, x_high), (y_low, y_high) = axis.get_xlim(), axis.get_ylim()
-    x, y = np.meshgrid(np.linspace(x_low, x_high, 160), np.linspace(y_low, y_high, 160))
-    points = jnp.asarray(np.stack([x.ravel(), y.ravel()], 1), jnp.float32)
-    values = np.asarray(jax.vmap(objective.function)(points)).reshape(x.shape)
-    axis.contour(
-        x, y, np.log1p(values - values.min()), levels=18, colors="#999999", linewidths=0.3, zorder=0
-    )
-    axis.set(xlabel="x", ylabel="y")
-    axis.grid(visible=False)
 
 
 def describe(folder: Path) -> str:

@@ -39,7 +39,7 @@ from experiments.common.costs import (
     step_costs,
 )
 from experiments.common.timings import processes_of, write_timings
-from experiments.quality.figure import quality_figure
+from experiments.quality.figure import quality_caption, quality_figure
 from experiments.quality.gradient_quality import quality, trained
 from fwdgrad.measurement import Interval, exact, mean_interval
 from fwdgrad.records import read_json, write_table
@@ -148,9 +148,9 @@ def _read(folder: Path) -> dict[int, dict[str, dict[str, Interval]]]:
 
 
 def draw(folder: Path) -> None:
-    """Draw the figure from the table in `folder`: quality against cost, and its frontier."""
-    figure = quality_figure(_read(folder), read_json(folder / f"{NAME}.json"))
-    style.save(figure, folder, NAME)
+    """Draw the figure from the table in `folder`: quality against cost at the first stage."""
+    stage, found = next(iter(_read(folder).items()))
+    style.save(quality_figure(stage, found), folder, NAME, quality_caption(found))
 
 
 def describe(folder: Path) -> str:

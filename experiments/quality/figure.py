@@ -1,101 +1,92 @@
-"""The laboratory's figure: the quality of each estimator against its cost, and the frontier."""
+"""The laboratory's figure: the quality of a choice of estimators against their cost."""
 
-import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import style
 from fwdgrad.measurement import Interval
 
-# A colour for each space, a marker for each variant in it.
-_COLOURS = {
-    "backprop": "#000000", "weights": "#D55E00", "activities": "#0072B2", "layer-wise": "#009E73",
-}  # fmt: skip
-_OTHER_COLOUR = "#CC79A7"  # without tangents
-_MARKERS = "*osD^v<P>Xphx+d8"
-
 Found = Mapping[str, Mapping[str, Interval]]  # line -> quantity -> interval
+_WEIGHTS, _JOINT, _LAYERWISE = "#0072B2", "#CC79A7", "#D55E00"
 
 
-def quality_figure(stages: Mapping[int, Found], information: Mapping[str, Any]) -> Figure:
-    """Draw cosines against time and operations, a column for each stage of the training.
+class _Series(NamedTuple):
+    """Lines of one estimator with rising numbers of tangents, K."""
+
+    label: str
+    colour: str
+    marker: str
+    keys: tuple[str, ...]
+
+
+# Of each kind one; all others are in the report's tables.
+_SERIES = (
+    _Series("backprop", "black", "o", ("backprop",)),
+    _Series("forward gradient,\ndense normal", _WEIGHTS, "o",
+            ("weights-normal-1", "weights-normal-8")),
+    _Series("forward gradient,\nlow-rank", _WEIGHTS, "s",
+            ("weights-low_rank-1", "weights-low_rank-8", "weights-low_rank-64")),
+    _Series("forward gradient,\nblocks", _WEIGHTS, "D",
+            ("weights-blocks-32", "weights-blocks-256")),
+    _Series("activities, joint", _JOINT, "^",
+            ("activities-rademacher-1", "activities-rademacher-16")),
+    _Series("activities, layer-wise,\nexact last", _LAYERWISE, "o",
+            ("layerwise-1", "layerwise-4", "layerwise-16")),
+    _Series("… in blocks", _LAYERWISE, "D",
+            ("layerwise-blocks-8", "layerwise-blocks-32", "layerwise-blocks-128")),
+    _Series("… and control variate", _LAYERWISE, "P", ("layerwise-blocks-guided-32",)),
+)  # fmt: skip
+
+
+def quality_figure(stage: int, found: Found) -> Figure:
+    """Draw cosines against time and against operations.
 
     Args:
-      stages: step of the training -> line -> quantity -> interval.
-      information: the experiment's record: `group`, `learnt` and `uncounted` of each line.
+      stage: the step of the training by backprop at which the estimates were made.
+      found: line -> quantity -> interval.
     """
-    figure, axes = plt.subplots(
-        2, len(stages), figsize=(3.6 * len(stages), 6.4), sharey=True, squeeze=False
-    )
-    for column, (stage, found) in zip(axes.T, stages.items(), strict=True):
-        title = "at the start" if stage == 0 else f"after {stage:,} steps of backprop"
-        column[0].set_title(title, loc="left", fontweight="bold")
-        for axis, cost in zip(column, ("time", "operations"), strict=True):
-            _draw_costs(axis, found, information, cost)
-            axis.set_xlabel(f"{cost} of a step, over backprop's")
-    figure.supylabel("cosine of estimate and exact gradient, hidden layers", fontsize=8)
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(),
-        loc="outside lower center", ncols=len(stages) + 1, fontsize=7,
-    )  # fmt: skip
+    figure, axes = plt.subplots(1, 2, figsize=(style.WIDTH, 4.4), sharey=True)
+    at = "at the start" if stage == 0 else f"after {stage:,} steps of backprop"
+    for axis, cost in zip(axes, ("time", "operations"), strict=True):
+        for series in _SERIES:
+            if keys := [key for key in series.keys if key in found]:
+                _draw_series(axis, series, keys, found, cost)
+        style.log_scale(axis, "xy")
+        low, high = axis.get_xlim()
+        style.set_limits(axis, "x", min(low, 0.8), max(high, 2.5))  # two numbers at least
+        axis.set_xlabel(f"{cost} of a step, over backprop's")
+    axes[0].set_ylabel("cosine with the exact gradient,\nhidden layers")
+    axes[0].set_title(f"paper's MLP, minibatch 64, {at}")
     return figure
 
 
-def _draw_costs(axis: Axes, found: Found, information: Mapping[str, Any], cost: str) -> None:
-    groups = information["group"]
-    variants = dict.fromkeys(_space_and_variant(group)[1] for group in groups.values())
-    markers = dict(zip(variants, itertools.cycle(_MARKERS), strict=False))
-    points = []
-    for group in dict.fromkeys(groups.values()):
-        space, variant = _space_and_variant(group)
-        names = [name for name in found if groups[name] == group]
-        learnt = any(information["learnt"][name] for name in names)
-        x = [found[name][cost].value for name in names]
-        y = [found[name]["hidden_cosine"] for name in names]
-        uncounted = cost == "operations" and any(information["uncounted"][name] for name in names)
-        if not (learnt or uncounted or group == "backprop"):
-            points += [(a, b.value) for a, b in zip(x, y, strict=True)]
-        ends = [[b.value - b.low for b in y], [b.high - b.value for b in y]]
-        axis.errorbar(
-            x, [b.value for b in y], np.maximum(np.nan_to_num(ends), 0),
-            color=_COLOURS.get(space, _OTHER_COLOUR), marker=markers[variant],
-            mfc="white" if learnt else None, ms=4, lw=0.8, elinewidth=0.6,
-            label=f"{group} (learned before)" if learnt else group,
+def quality_caption(found: Found) -> str:
+    """Return the caption: n, the kind of interval, and the numbers beside marks."""
+    drawn = [key for series in _SERIES for key in series.keys if key in found]
+    numbers = [found[key]["hidden_cosine"].n for key in drawn]
+    kind = "bars: 95 % intervals of cosines (Student's t), mostly smaller than the marks"
+    return (
+        f"Means, {style.samples(numbers, 'seeds', kind)}. Numbers: K, the number of "
+        "tangents or of blocks. All other estimators, and later stages of training: in the tables."
+    )
+
+
+def _draw_series(axis: Axes, series: _Series, keys: list[str], found: Found, cost: str) -> None:
+    x = [found[key][cost].value for key in keys]
+    cosines = [found[key]["hidden_cosine"] for key in keys]
+    ends = [[cosine.low for cosine in cosines], [cosine.high for cosine in cosines]]
+    y, n = [cosine.value for cosine in cosines], [cosine.n for cosine in cosines]
+    look: dict[str, Any] = {"color": series.colour, "marker": series.marker, "lw": 1, "ls": "-"}
+    style.bars(axis, x, y, ends, n, **look)
+    numbers = [key.rpartition("-")[2] for key in keys]
+    for number, a, b in [*zip(numbers, x, y, strict=True)][:-1]:
+        axis.annotate(
+            number, (a, b), (-4, 3), textcoords="offset points", ha="right", va="bottom",
+            color=series.colour, fontsize=8,
         )  # fmt: skip
-    frontier = frontier_of(points)
-    axis.step(
-        *zip(*frontier, strict=True), where="post", color="black", lw=0.8, ls=":", zorder=0,
-        label="frontier, without backprop",
-    )  # fmt: skip
-    style.log_scale(axis, "xy")
-    style.plain_numbers(axis.xaxis, (1, 2, 5))
-    low, high = axis.get_xlim()
-    style.set_limits(axis, "x", min(low, 0.8), max(high, 2.5))  # two numbers at least
-
-
-def _space_and_variant(group: str) -> tuple[str, str]:
-    """Split the name of a group into space and variant.
-
-    >>> _space_and_variant("activities, joint, blocks"), _space_and_variant("weights, blocks")
-    (('activities', 'blocks'), ('weights', 'blocks'))
-    """
-    space, _, variant = group.partition(", ")
-    return space, variant.removeprefix("joint").removeprefix(", ") or space
-
-
-def frontier_of(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points that no cheaper point equals or exceeds.
-
-    >>> frontier_of([(2.0, 0.5), (1.0, 0.2), (3.0, 0.4)])
-    [(1.0, 0.2), (2.0, 0.5)]
-    """
-    best: list[tuple[float, float]] = []
-    for cost, value in sorted(points):
-        if not best or value > best[-1][1]:
-            best.append((cost, value))
-    return best
+    last = f", {numbers[-1]}" if numbers[-1].isdigit() else ""
+    style.end_label(axis, x[-1], y[-1], series.label + last, series.colour)

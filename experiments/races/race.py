@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from experiments.common import comparisons, costs, from_config, jobs, style, tables, timings, tuning
 from experiments.common.tuning import Tuned, read_rates, tune_and_train
-from experiments.races.figure import race_figure
+from experiments.races.figure import draw_race
 from experiments.races.results import COLUMNS, TEST_COLUMNS, comparison_table, line_table, read
 from fwdgrad.records import read_json, write_table
 from fwdgrad.training import DivergedError
@@ -143,8 +143,7 @@ class Race:
 
     def draw(self, folder: Path) -> None:
         """Draw the figure from the tables in `folder`."""
-        about = read_json(folder / f"{self._name}.json")["lines"]
-        style.save(race_figure(read(folder, self._name), about), folder, self._name)
+        draw_race(read(folder, self._name), folder, self._name)
 
     def describe(self, folder: Path) -> str:
         """Return the section of the report in Markdown: the figure and the tables."""

@@ -32,13 +32,13 @@ class Interval(NamedTuple):
 def significant(number: float, digits: int = 3) -> str:
     """Return a number with so many significant digits, as reports write every measurement.
 
-    >>> significant(0.98765), significant(1234.5), significant(0.00001234), significant(1.272e9)
-    ('0.988', '1,230', '1.23e-5', '1.27e9')
+    >>> significant(0.98765), significant(1234.5), significant(0.0001234), significant(1.272e9)
+    ('0.988', '1,230', '1.23e-4', '1.27e9')
     """
     if number == 0 or not math.isfinite(number):
         return f"{number:g}"
     rounded = float(f"{number:.{digits - 1}e}")
-    if 1e-4 <= abs(rounded) < 1e6:
+    if 1e-3 <= abs(rounded) < 1e6:
         decimals = max(digits - 1 - math.floor(math.log10(abs(rounded))), 0)
         text = f"{rounded:,.{decimals}f}"
         return text.rstrip("0").rstrip(".") if "." in text else text

@@ -7,13 +7,26 @@ from pathlib import Path
 import hydra
 import jax
 import pytest
+from omegaconf import OmegaConf
 
-from experiments.common import from_config
+from experiments.common import from_config, protocol
 from experiments.quality import divergence
 from fwdgrad.measurement import processes
 from fwdgrad.problems import Examples, load_dataset
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def committed(name):
+    """The folder of the committed tables of an experiment, small ones if there are.
+
+    Those beside the tests are of a few steps, by the code of the races and of the comparison at the
+    best rate, whose own tables take hours to make.
+    """
+    if name in protocol.EXPERIMENTS:
+        return Path(__file__).parent / "tables"
+    shown = OmegaConf.load(CONFIGS / "preset" / "quick.yaml").shown
+    return CONFIGS.parent / "results" / ("quick" if name in shown else "paper")
 
 
 @pytest.fixture

@@ -13,15 +13,14 @@ from experiments import reproduce
 from experiments.common import curves, style
 from tests.sweeps import thorough_but
 
-from .conftest import CONFIGS
+from .conftest import committed
 from .timed import STEP, R, write_step_cost
 
-RESULTS = CONFIGS.parent / "results"
 # Columns that are numbered or chosen, not measured.
 GIVEN = {
     "seed", "step", "num_steps", "stage", "depth", "batch_size", "width", "inputs", "outputs",
     "num_tangents", "n", "rounds", "steps_per_call", "failed_seeds", "learning_rate", "chosen",
-    "process", "turn",
+    "process", "turn", "num_examples",
 }  # fmt: skip
 FIGURES = reproduce.EXPERIMENTS
 
@@ -63,7 +62,7 @@ def test_every_figure_is_drawn(tmp_path, monkeypatch, name, value):
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
     if name == "differentiation" and value == "nan":
         value = "0"  # numbers of operations are integers
-    source = RESULTS / "quick"
+    source = committed(name)
     if name == "step_cost":
         source = tmp_path / "source"
         source.mkdir()
@@ -89,8 +88,6 @@ def test_a_logarithmic_axis(numbers, scale):
     figure, axis = plt.subplots()
     axis.plot(range(len(numbers)), numbers)
     style.log_scale(axis)
-    style.plain_numbers(axis.yaxis, (1, 2, 5))
-    style.fit_lines(axis)
     style.set_limits(axis, "y", 0, np.nan)
     figure.draw_without_rendering()
     assert axis.get_yscale() == scale

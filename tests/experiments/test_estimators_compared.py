@@ -9,7 +9,6 @@ from jax.flatten_util import ravel_pytree
 from experiments.common import from_config, style
 from experiments.common.comparisons import Comparison
 from experiments.common.tuning import Rates
-from experiments.quality import figure
 from experiments.quality.gradient_quality import quality
 from experiments.races import results
 from fwdgrad.estimators.value_and_grad import ValueAndGrad
@@ -123,11 +122,3 @@ def test_the_comparisons_of_a_race_are_reported():
         f"| {style.label('activity-blocks')} | backprop | +0.30 [+0.10, +0.50] | 0.02 | higher |"
     )
     assert second.endswith("| +0.10 [-0.10, +0.30] | 0.3 | equivalent |")
-
-
-def test_the_frontier_has_no_point_that_a_cheaper_one_equals():
-    points = np.random.default_rng(0).random((50, 2)).tolist()
-    frontier = figure.frontier_of([tuple(p) for p in points])
-    for cost, value in frontier:
-        assert not any(c < cost and v >= value for c, v in points)
-    assert max(v for _, v in points) == frontier[-1][1]

@@ -82,7 +82,7 @@ TABLE = {
     ),
     "rate": ([-1.0, *NOT_NUMBERS], [0, 1e-4]),
     "checkpoint_seconds": ([-1, NAN, "abc", None, True, [30]], [0, 0.1, INF]),
-    **dict.fromkeys(("draw_only", "accept_other_code", "learnt", "uncounted",
+    **dict.fromkeys(("draw_only", "accept_other_code", "resident", "learnt", "uncounted",
                      "read_test_set"), BOOLEAN),
     "progress": BOOLEAN_OR_NULL,
     **dict.fromkeys(("title", "group"), TEXT),

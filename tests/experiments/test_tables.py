@@ -11,10 +11,10 @@ from experiments.modes import estimator_error, expression_swell, jacobian_modes
 from experiments.races.results import read as read_race
 from fwdgrad.records import RecordError
 
-from .conftest import CONFIGS
+from .conftest import CONFIGS, committed
 from .timed import STEP, R, write_step_cost
 
-RESULTS = CONFIGS.parent / "results" / "quick"
+RESULTS = CONFIGS.parent / "results"
 READ = {
     "learning_curves": read_curves,
     "fair_comparison": read_curves,
@@ -38,8 +38,8 @@ def write(path, rows):
 def test_a_row_that_is_missing(tmp_path, name):
     """Anywhere in the table: a row at a time is taken out of every run of the first line."""
     path = tmp_path / f"{name}.csv"
-    for of_experiment in RESULTS.glob(f"{name}*.csv"):
-        shutil.copy(of_experiment, tmp_path)
+    for table in committed(name).glob(f"{name}*.csv"):
+        shutil.copy(table, tmp_path)
     header, *rows = rows_of(path)
     READ[name](path)
     seed, step = header.index("seed"), header.index("step")
@@ -61,7 +61,7 @@ def test_a_row_that_is_missing(tmp_path, name):
 @pytest.mark.parametrize("name", PAIRED)
 def test_a_run_that_is_missing(tmp_path, name):
     path = tmp_path / f"{name}.csv"
-    header, *rows = rows_of(RESULTS / path.name)
+    header, *rows = rows_of(committed(name) / path.name)
     seed = header.index("seed")
     lost = rows[0][: seed + 1]
     write(path, [header, *(row for row in rows if row[: seed + 1] != lost)])
@@ -72,9 +72,8 @@ def test_a_run_that_is_missing(tmp_path, name):
 @pytest.mark.parametrize("name", reproduce.EXPERIMENTS)
 def test_a_table_without_rows_or_with_an_entry_that_is_none(tmp_path, name):
     """For every experiment, in its figure or its section of the report."""
-    for path in RESULTS.glob("*.json"):
-        shutil.copy(path, tmp_path)
-    for path in RESULTS.glob("*.csv"):
+    source = committed("differentiation" if name == "step_cost" else name)
+    for path in (*source.glob("*.json"), *source.glob("*.csv")):
         shutil.copy(path, tmp_path)
     write_step_cost(tmp_path, {"mlp-64": (STEP, R)})
     module = reproduce.EXPERIMENTS[name]
@@ -98,7 +97,7 @@ def test_a_table_without_rows_or_with_an_entry_that_is_none(tmp_path, name):
 @pytest.mark.parametrize("part", [expression_swell, estimator_error, jacobian_modes])
 def test_a_row_of_a_grid_that_is_missing_or_twice(tmp_path, part):
     path = tmp_path / f"{part.NAME}.csv"
-    header, *rows = rows_of(RESULTS / path.name)
+    header, *rows = rows_of(committed("differentiation") / path.name)
     for wrong in (rows[:1] + rows[2:], [rows[0], *rows]):
         write(path, [header, *wrong])
         for call in (part.draw, part.describe):
@@ -107,7 +106,7 @@ def test_a_row_of_a_grid_that_is_missing_or_twice(tmp_path, part):
 
 
 def test_every_committed_table_is_whole(tmp_path):
-    for preset in ("quick", "paper"):
-        for name, reader in READ.items():
-            if (path := CONFIGS.parent / "results" / preset / f"{name}.csv").exists():
-                assert reader(path)
+    tables = [(name, path) for name in READ for path in RESULTS.glob(f"*/{name}.csv")]
+    assert len(tables) >= 4
+    for name, path in tables:
+        assert READ[name](path)

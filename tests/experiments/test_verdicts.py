@@ -96,11 +96,11 @@ def test_more_runs_never_weaken_a_verdict(middle, below, above, share, low, wide
         (interval(0.3, 0.27, 0.33), NOT_REPRODUCED, "its steps take longer"),
         (interval(0.18, 0.17, 0.19), NOT_REPRODUCED, "ours is lower"),
         (interval(9.0, 0.2, 17.8), UNDECIDED, "5 seeds are too few"),
-        (interval(0.229, 0.22, 0.24, n=2), UNDECIDED, "2 seeds, of 3 at least"),
+        (interval(0.229, 0.22, 0.24, n=2), UNDECIDED, "no interval of fewer than 3 seeds"),
         (interval(math.nan), UNDECIDED, "a run has diverged"),
         (Unreached(2, 5, interval(0.4, 0.3, 0.5)), NOT_REPRODUCED, "the estimate's noise keeps"),
         (Unreached(4, 5, interval(0.2, 0.1, 0.3)), UNDECIDED, "runs end before"),
-        (Unreached(0, 1, interval(0.4, n=1)), UNDECIDED, "1 seeds, of 3 at least"),
+        (Unreached(0, 1, interval(0.4, n=1)), UNDECIDED, "no interval of fewer than 3 seeds"),
     ],
 )  # fmt: skip
 def test_verdicts_on_a_number(ours, verdict, why):
