@@ -152,7 +152,7 @@ class Race:
         about = read_json(folder / f"{self._name}.json")["lines"]
         lines = read(folder / f"{self._name}.csv")
         # Lines of other lengths are in the table alone.
-        own = {name: line for name, line in lines.items() if about[name]["like"] == name}
+        own = {name: line for name, line in lines.items() if about[name].get("like", name) == name}
         draw_race(own, folder, self._name)
 
     def describe(self, folder: Path) -> str:
