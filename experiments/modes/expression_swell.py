@@ -27,7 +27,7 @@ NAME = "expression_swell"
 COLUMNS: tables.Columns = {"depth": int, "kind": str, "operations": int}
 KINDS = {
     "symbolic": ("symbolic derivative", "#D55E00"),
-    "shared": ("symbolic, common\nsubexpressions once", "#CC79A7"),
+    "shared": ("symbolic, common subexpressions once", "#CC79A7"),
     "function": ("the function's formula", "#56B4E9"),
     "forward": ("forward mode's program", "#0072B2"),
     "reverse": ("reverse mode's program", "#000000"),

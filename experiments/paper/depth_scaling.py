@@ -105,10 +105,10 @@ def draw(folder: Path) -> None:
 def describe(folder: Path) -> str:
     """Return the section of the report in Markdown: the figure, and a table of the ends."""
     points = tables.read(folder / f"{NAME}.csv", _COLUMNS)
-    depths, sizes = (points[points["axis"] == axis] for axis in ("depth", "batch_size"))
-    ends = depths[depths["depth"].isin([depths["depth"].min(), depths["depth"].max()])]
-    largest = sizes[sizes["batch_size"] == sizes["batch_size"].max()]
-    shown = pd.concat([ends, largest])
+    of_depth, sizes = points["axis"] == "depth", points["batch_size"]
+    depths = points["depth"][of_depth]
+    at_ends = of_depth & points["depth"].isin([depths.min(), depths.max()])
+    shown = points[at_ends | (~of_depth & (sizes == sizes[~of_depth].max()))]
     rows = [
         (row["depth"], f"{row['batch_size']:,}", style.label(row["estimator"]),
          _interval(row, "relative_cost"), _interval(row, "over_reference"),

@@ -51,13 +51,15 @@ def draw_trajectories(
         _draw_row(row, function, lines, functions[function], minima[function])
         row[0].set_title(functions[function]["title"])
     numbers = [len(line["value"]) for lines in paths.values() for line in lines.values()]
-    style.save(
-        figure, folder, name,
-        f"n = {max(numbers)} runs (seeds), all of them thin and their means thick; no interval. "
-        "Star: the minimum. Open diamonds: the paper's last value, an order of magnitude read off "
-        "its plot. Low-rank tangents are not drawn: a vector is no matrix, so they are Rademacher "
-        "tangents here.",
-    )  # fmt: skip
+    caption = [
+        f"n = {max(numbers)} runs (seeds), all of them thin and their means thick; no interval.",
+        "Star: the minimum.",
+        "Open diamonds: the paper's last value, an order of magnitude read off its plot.",
+        "Low-rank tangents are not drawn: a vector is no matrix, so they are Rademacher tangents.",
+    ]
+    if not any(f"{function}.final" in FACTS for function in paths):
+        caption[1:3] = ["Values that float32 does not tell from the minimum are not drawn."]
+    style.save(figure, folder, name, " ".join(caption))
 
 
 def _draw_row(
@@ -67,6 +69,7 @@ def _draw_row(
     planar = len(settings["start"]) == 2
     for (estimator, line), look in zip(lines.items(), _LOOKS, strict=False):
         milliseconds, gap = 1e3 * line["seconds"], line["value"] - least
+        gap = np.where(gap > abs(np.spacing(np.float32(least))), gap, np.nan)
         places = (line["x"], line["y"]) if planar else (line["step"], line["distance"])
         for axis, x, y in (
             (by_step, line["step"], gap), (by_time, milliseconds, gap), (path, *places),

@@ -168,6 +168,7 @@ def test_figure_6_holds_each_number_against_its_own(tmp_path):
         "memory.100": ("2.6", "3.4", "not reproduced"),
         "checkpointed.100": ("0.667", "0.5", "reproduced"),
     }  # fmt: skip
+    assert "| 100 | 64 | backprop, checkpointed | 4.75 | 1 |" in depth_scaling.describe(tmp_path)
     rows = [row(100, i, name, width=16) for i, name in enumerate(depth_scaling.ESTIMATORS)]
     write_table(tmp_path / "depth_scaling.csv", depth_scaling._COLUMNS, rows)
     for finding in depth_scaling.findings(tmp_path):
