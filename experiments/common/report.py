@@ -32,7 +32,7 @@ _HEADING = 20  # words of title and command
 _PART = "Part of the [report](README.md)."
 _SHOWN = (
     "figure", "quantity", "the paper", "CPU", "verdict on this CPU", "GPU", "verdict on this GPU",
-    "why",
+    "likely reason",
 )  # fmt: skip
 _HOW = f"""\
 Our numbers are by the paper's own estimator, dense normal tangents, or by backprop. *Reproduced*:

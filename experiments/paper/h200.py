@@ -7,7 +7,10 @@ hold; it measures nothing.
 
 from pathlib import Path
 
+import numpy as np
+
 from experiments.common import claims, jobs, report, style, tables
+from experiments.common.curves import paired, read_curves
 from experiments.paper import learning_curves
 from fwdgrad.measurement import Interval, significant
 from fwdgrad.records import hold, read_json
@@ -40,10 +43,41 @@ def write(folder: Path) -> Path:
         "The verdicts on these numbers are in the column GPU of "
         "[the report of the preset `paper`](../paper/README.md).",
         learning_curves.describe(folder),
+        *_agreement(folder, folder.parent / "paper"),
         describe(folder),
     ]
     title, command = "Records made on an NVIDIA H200", "python -m experiments.paper.h200"
     return report.write_page(folder, title, command, parts, information)
+
+
+def _agreement(folder: Path, other: Path) -> list[str]:
+    """Compare the last common losses of runs with the same seed on two machines."""
+    if not (other / f"{learning_curves.NAME}.csv").exists():
+        return []
+    ours, theirs = (read_curves(x / f"{learning_curves.NAME}.csv") for x in (folder, other))
+    titles = read_json(folder / f"{learning_curves.NAME}.json")["titles"]
+    rows = []
+    for panel, lines in ours.items():
+        for name, line in lines.items():
+            if name not in theirs.get(panel, {}):
+                continue
+            first, second = paired(line, theirs[panel][name])
+            step = max({*first["step"][0]} & {*second["step"][0]})
+            losses = [x["valid_loss"][x["step"] == step] for x in (first, second)]
+            worst = np.abs(losses[0] / losses[1] - 1).max()
+            rows.append([
+                titles[panel], style.label(name), len(losses[0]), f"{step:,}", significant(worst)
+            ])  # fmt: skip
+    return [
+        "## The same seeds on a CPU",
+        "A seed draws the same minibatches and tangents on both machines; sums are rounded in "
+        "another order. The largest relative difference over the seeds, of the validation loss "
+        "after the last iteration that both have, to the runs of "
+        "[the preset `paper`](../paper/README.md):",
+        "\n".join(
+            tables.markdown(("model", "estimator", "seeds", "iteration", "difference"), rows)
+        ),
+    ]
 
 
 def describe(folder: Path) -> str:

@@ -82,7 +82,7 @@ def test_every_part_of_the_preset_of_a_gpu_compiles_and_keeps_a_budget(
     compose, tmp_path, monkeypatch
 ):
     """With small sizes, on any platform; a rerun does what was left out."""
-    monkeypatch.setattr(style, "save", lambda figure, folder, stem: plt.close(figure))
+    monkeypatch.setattr(style, "save", lambda figure, *args, **kwargs: plt.close(figure))
     cfg = shrink(compose("reproduce", "preset=gpu", f"output.root={tmp_path}"))
     cfg.budget_seconds = 1e-3
     assert reproduce.run(cfg) == {}

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from experiments import reproduce
 from experiments.common import jobs, style
+from experiments.common import report as reports
 from experiments.modes import differentiation
 from experiments.paper import (
     deep_network,
@@ -79,7 +80,9 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
         *(f"{p.NAME}.{kind}" for p in differentiation.PARTS for kind in ("csv", "png", "svg")),
     }  # fmt: skip
     pages = ("README.md", "laboratory.md", "races.md", "modes.md")
-    report = "".join((tmp_path / page).read_text() for page in pages)
+    texts = [(tmp_path / page).read_text() for page in pages]
+    assert reports.count_words(texts[0]) <= reports.MOST_WORDS
+    report = "".join(texts)
     assert "not in this preset" in report  # the facts of deeper networks
     for name in (*FIGURES, *(part.NAME for part in differentiation.PARTS)):
         assert f"]({name}.png)" in report
