@@ -67,7 +67,7 @@ _NAMES = {
     "rank_1_at_2_medians": "low-rank, rank 1, clipped at 2 medians",
     "rank_1_at_1_median": "low-rank, rank 1, clipped at 1 median",
     "rank_1_at_0.9_quantile": "low-rank, rank 1, clipped at the 0.9 quantile",
-    "rank_1_clip_2": "low-rank, rank 1, |∇f·v| at most 2",
+    "rank_1_clip_2": "low-rank, rank 1, derivatives clipped at 2",
 }  # fmt: skip
 # What a key may end in, and its words.
 _ENDS = {

@@ -22,7 +22,7 @@ from jax import Array
 from omegaconf import DictConfig
 
 import fwdgrad
-from experiments.common import commands, settings, tables
+from experiments.common import commands, settings, style, tables
 from fwdgrad.measurement import median_interval, proportion_interval
 from fwdgrad.problems import Problem, image_classification, load_dataset
 from fwdgrad.records import atomic_write, hold, provenance, write_json, write_table
@@ -99,7 +99,7 @@ def describe(folder: Path) -> str:
     rates = table["learning_rate"].unique()
     cells = {key: _cell(runs) for key, runs in table.groupby(["line", "learning_rate"])}
     rows = [
-        [name.replace("_", " "), *(cells[name, rate] for rate in rates)]
+        [style.label(name), *(cells[name, rate] for rate in rates)]
         for name in table["line"].unique()
     ]
     lines = [

@@ -157,4 +157,6 @@ def test_divergence(compose, tmp_path):
         assert (float(row["last_loss"]) <= float(row["first_loss"])) == stable
         assert int(row["steps"]) == 40 or not stable
     text = divergence.describe(tmp_path)
-    assert "| rank 1 | 0 of 2 [0.00, 0.66]; 2." in text and "| 2 of 2 [0.34, 1.00] |" in text
+    assert (
+        "| low-rank, rank 1 | 0 of 2 [0.00, 0.66]; 2." in text and "| 2 of 2 [0.34, 1.00] |" in text
+    )

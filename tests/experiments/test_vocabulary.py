@@ -21,7 +21,7 @@ def check_names(keys):
     missing = [key for key, name in names.items() if name is None]
     assert not missing, f"experiments/common/vocabulary.py has no name of {missing}"
     assert len(set(names.values())) == len(names), names
-    assert not any(set("{}_") & set(name) for name in names.values()), names
+    assert not any(set("{}_|") & set(name) for name in names.values()), names
 
 
 @pytest.mark.parametrize("preset", PRESETS)
