@@ -56,6 +56,17 @@ def few_examples(monkeypatch):
         monkeypatch.setattr(module, "load_dataset", load_few)
 
 
+@pytest.fixture
+def all_examples(few_examples, monkeypatch):
+    """Train and evaluate on all examples in one test, and read them anew before and after."""
+    monkeypatch.setattr(from_config, "load_dataset", load_dataset)
+    for cached in (from_config._examples, from_config._problem):
+        cached.cache_clear()
+    yield
+    for cached in (from_config._examples, from_config._problem):
+        cached.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
     """Measure in this process, since a fresh one takes seconds to start."""

@@ -9,7 +9,6 @@ import yaml
 from experiments import reproduce
 from experiments.common import claims, from_config, jobs, report
 from experiments.common.paper_facts import FACTS
-from fwdgrad.problems import load_dataset
 from fwdgrad.records import read_json, read_table
 
 from .conftest import CONFIGS
@@ -74,9 +73,8 @@ def test_the_committed_tables_are_those_that_were_measured(preset, name):
 
 
 @pytest.mark.parametrize("line", ["backprop", "forward-normal", "forward-low_rank"])
-def test_a_recorded_run_can_be_repeated(line, compose, tmp_path, monkeypatch):
+def test_a_recorded_run_can_be_repeated(line, compose, tmp_path, all_examples):
     """The beginning of a run of the paper's logistic regression; sums are rounded differently."""
-    monkeypatch.setattr(from_config, "load_dataset", load_dataset)  # all examples
     lines = yaml.safe_load((CONFIGS / "experiment" / "learning_curves.yaml").read_text())["lines"]
     length = ["num_steps=500", "eval_every=250", "seed=1", f"output.root={tmp_path}"]
     config = compose("train", "model=logistic", "learning_rate=1e-4", *lines[line], *length)
