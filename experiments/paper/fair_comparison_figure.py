@@ -13,10 +13,10 @@ from experiments.common.curves import Curve, plot
 
 _SHORT = {
     "backprop": "backprop",
-    "forward-normal": "forward gradient,\ndense normal",
-    "forward-low_rank": "forward gradient,\nlow-rank",
-    "backprop-cosine": "backprop,\ncosine decay",
-    "forward-low_rank-cosine-clipped": "low-rank, cosine\ndecay, clipped",
+    "forward-normal": "dense normal",
+    "forward-low_rank": "low-rank",
+    "backprop-cosine": "backprop, cosine",
+    "forward-low_rank-cosine-clipped": "low-rank, cosine, clipped",
 }
 # estimator -> the chosen rate, and rate -> the loss after tuning, not finite where a run failed
 Tuned = Mapping[str, tuple[float, Mapping[float, float]]]
@@ -39,7 +39,7 @@ def draw_comparison(
     figure, axes = plt.subplots(len(panels), 3, figsize=size, squeeze=False)
     for row, (panel, lines) in zip(axes, panels.items(), strict=True):
         tuning, by_operations, by_time = row
-        tuning.set_title(information["titles"][panel], pad=10 + 5 * len(lines))  # above crosses
+        tuning.set_title(information["titles"][panel], pad=8 + 4 * len(lines))  # above crosses
         _draw_tuning(tuning, tuned[panel])
         for estimator, line in lines.items():
             later = line["step"][0] > 0  # no logarithmic axis shows the start
@@ -58,8 +58,8 @@ def draw_comparison(
     style.save(
         figure, folder, name,
         f"Geometric means, {style.samples(numbers, 'seeds', kind)}. Left: every rate that was "
-        "tried, the chosen one filled; crosses: rates at which a run failed. Dashed lines have "
-        "another schedule.",
+        "tried, the chosen one filled; crosses: rates at which a run failed. Dense normal and "
+        "low-rank tangents of forward gradients; dashed: cosine decay in the place of the paper's.",
     )  # fmt: skip
 
 
