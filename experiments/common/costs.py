@@ -4,6 +4,7 @@ Programs are timed in several fresh processes (`fwdgrad.measurement.processes`).
 seconds of each turn, and intervals are computed from those.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -233,3 +234,19 @@ def costs_of(samples: Sequence[Sample]) -> dict[str, dict[str, Interval]]:
         "over_reference": over_reference(samples),
     }
     return {line: {q: x[line] for q, x in quantities.items()} for line in quantities["seconds"]}
+
+
+def repaid_after(
+    seconds: float, compile_seconds: float, of_backprop: float, compile_of_backprop: float
+) -> float:
+    """Return the steps after which a faster step has made up for its longer compilation.
+
+    They are inf if the step is not faster than backprop's, and nan if a number is not known.
+
+    >>> repaid_after(0.002, 1.5, 0.003, 0.5), repaid_after(0.004, 1.5, 0.003, 0.5)
+    (1000, inf)
+    """
+    more, saved = compile_seconds - compile_of_backprop, of_backprop - seconds
+    if math.isnan(more) or not saved > 0:
+        return more if math.isnan(more) else math.inf
+    return math.ceil(max(0.0, more) / saved)

@@ -107,7 +107,8 @@ EXPERIMENTS: dict[str, Any] = {
         "max_seconds": POSITIVE,
     },
     "depth_scaling": {
-        **dict.fromkeys(("width", "batch_size", "depth", "rounds"), POSITIVE_INTEGER),
+        **dict.fromkeys(("width", "batch_size", "depth"), POSITIVE_INTEGER),
+        **dict.fromkeys(("processes", "rounds"), POSITIVE_INTEGER),
         **dict.fromkeys(("depths", "batch_sizes"), list_of(POSITIVE_INTEGER)),
         "max_seconds": POSITIVE,
         "products_per_call": POSITIVE_INTEGER,

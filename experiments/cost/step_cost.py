@@ -26,7 +26,7 @@ from experiments.common import budget, commands, costs, jobs, style, tables, tim
 from experiments.common.paper_facts import Finding, compare_costs
 from experiments.common.verdicts import PROCESSES
 from experiments.cost.step_cost_figure import draw_step_cost
-from fwdgrad.measurement import Interval, Sample, exact
+from fwdgrad.measurement import Interval, Sample, exact, significant
 from fwdgrad.records import read_json, write_table
 
 NAME = costs.STEP_COST
@@ -172,19 +172,16 @@ def _fastest(
 def quantities(samples: Sequence[Sample], facts: Mapping[str, Mapping[str, float]]) -> Quantities:
     """Return line -> quantity -> interval.
 
-    The quantities are those of `costs.costs_of`, the facts of a compiled step, and `repaid_after`:
-    the steps after which a program that is faster than backprop has saved the time by which it took
-    longer to compile; inf if it is not faster.
+    The quantities are those of `costs.costs_of`, the facts of a compiled step, and `repaid_after`
+    (`costs.repaid_after`).
     """
     found = costs.costs_of(samples)
-    seconds_of_backprop = found["backprop"]["seconds"].value
+    of_backprop = found["backprop"]["seconds"].value, facts["backprop"]["compile_seconds"]
     for line, of_line in found.items():
         of_line |= {fact: exact(facts[line][fact]) for fact in _FACTS}
         if line not in (costs.LOSS, "backprop", _AGAIN):
-            saved = seconds_of_backprop - of_line["seconds"].value
-            more = facts[line]["compile_seconds"] - facts["backprop"]["compile_seconds"]
-            steps = math.ceil(max(0, more) / saved) if saved > 0 else math.inf
-            of_line["repaid_after"] = exact(steps)
+            own = of_line["seconds"].value, facts[line]["compile_seconds"]
+            of_line["repaid_after"] = exact(costs.repaid_after(*own, *of_backprop))
     return found
 
 
@@ -223,25 +220,22 @@ def describe(folder: Path) -> str:
     ]
     for panel, of_panel in found.items():
         rows = [
-            (style.label(line), _three(q["seconds"], 1e3), _three(q["relative_cost"]),
-             _three(q["over_reference"]), f"{q['compile_seconds'].value:.3g}",
-             _steps(q.get("repaid_after")), *(f"{q[b].value / 2**20:.3g}" for b in _FACTS[1:3]))
+            (style.label(line), _milliseconds(q["seconds"]), q["relative_cost"],
+             q["over_reference"], significant(q["compile_seconds"].value),
+             _steps(q.get("repaid_after")), *(significant(q[b].value / 2**20) for b in _FACTS[1:3]))
             for line, q in of_panel.items()
         ]  # fmt: skip
         text += ["", f"{about[panel]['title']}:", "", *tables.markdown(_SHOWN, rows)]
     return "\n".join(text)
 
 
-def _three(interval: Interval, factor: float = 1) -> str:
-    """Return an interval times a factor, with three significant digits."""
-    value, low, high = (factor * x for x in interval[:3])
-    if math.isnan(low) or low == high:
-        return f"{value:.3g}"
-    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+def _milliseconds(interval: Interval) -> Interval:
+    value, low, high, n = interval
+    return Interval(1e3 * value, 1e3 * low, 1e3 * high, n)
 
 
 def _steps(after: Interval | None) -> str:
-    return f"{after.value:,.0f}" if after is not None and math.isfinite(after.value) else "–"
+    return significant(after.value) if after and math.isfinite(after.value) else "–"
 
 
 def findings(folder: Path) -> list[Finding]:

@@ -1,6 +1,5 @@
 """Time and memory of a step of a deep network: one point of `depth_scaling`."""
 
-import math
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -13,13 +12,13 @@ import jax.numpy as jnp
 
 import fwdgrad
 from fwdgrad.measurement import (
+    Program,
     Step,
     StepProgram,
-    interleaved_seconds,
     loss_step,
     peak_bytes,
-    relative_costs,
     sgd_step,
+    time_in_processes,
 )
 from fwdgrad.problems import DeepNetwork
 from fwdgrad.util.trees import Array, PyTree
@@ -28,47 +27,45 @@ ESTIMATORS = ("backprop", "backprop-checkpointed", "forward-normal", "forward-lo
 _NUM_BATCHES = 2  # with one alone, XLA would take the loss out of a loop of steps
 
 
-def measure(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def measure(config: dict[str, Any]) -> dict[str, Any]:
     """Measure a step of each estimator at one depth and minibatch size.
 
-    Time is taken in turns in this process, memory in a process for each estimator, or, without
+    Time is taken in turns in several processes, memory in a process for each estimator, or, without
     `resident`, by XLA's account of the calls that are timed.
 
     Args:
-      config: `depth`, `width`, `batch_size`; `rounds`, the number of turns, at most as many as fit
-        into `max_seconds`; `products_per_call`, of a vector and a matrix: a small network makes
+      config: `depth`, `width`, `batch_size`; `processes`, `rounds` and `max_seconds` as in
+        `time_in_processes`; `products_per_call`, of a vector and a matrix: a small network makes
         several steps in a compiled call; `resident`, whether resident memory is measured.
 
     Returns:
-      Estimator -> the quantities of `relative_costs` as dicts, and `parameter_bytes`, `temp_bytes`
-      (by XLA's account) and `peak_bytes` (resident).
+      The result of `time_in_processes`, and `memory`: estimator -> `parameter_bytes`, `temp_bytes`
+      and `total_bytes` (by XLA's account) and `peak_bytes` (resident, or None).
     """
+    times = time_in_processes(
+        partial(programs, config),
+        ("loss", *ESTIMATORS),
+        **{key: config[key] for key in ("processes", "rounds", "max_seconds")},
+    )
+    if config.get("resident", True):
+        return {**times, "memory": _in_processes(_memory, config, ESTIMATORS)}
+    parameter_bytes = 4 * config["depth"] * config["width"] ** 2
+    known = {"parameter_bytes": parameter_bytes, "peak_bytes": None}
+    memory = {
+        name: {**known, **{key: times["facts"][name][key] for key in ("temp_bytes", "total_bytes")}}
+        for name in ESTIMATORS
+    }
+    return {**times, "memory": memory}
+
+
+def programs(config: dict[str, Any], order: Sequence[str]) -> dict[str, Program]:
+    """Return the program of the loss and of each estimator, compiled in this order."""
     all_steps, params, batches = steps(config)
     products = config["depth"] * config["batch_size"]
     steps_per_call = max(1, config["products_per_call"] // products)
-    programs = {
-        name: StepProgram(step, params, batches, steps_per_call=steps_per_call)
-        for name, step in all_steps.items()
-    }
-    once = interleaved_seconds(programs, rounds=1)
-    turn = sum(samples[0] for samples in once.values())
-    # At least 6 turns, which an interval of 95 % needs.
-    rounds = max(6, min(config["rounds"], math.floor(config["max_seconds"] / turn)))
-    costs = relative_costs(programs, rounds=rounds, unit="loss", reference="backprop")
-    parameter_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
-    memory: dict[str, Any] = {
-        name: {"temp_bytes": programs[name].temp_bytes, "peak_bytes": None} for name in ESTIMATORS
-    }
-    del programs, params  # the processes below need the memory
-    if config.get("resident", True):
-        memory = _in_processes(_memory, config, ESTIMATORS)
     return {
-        name: {
-            **{quantity: interval._asdict() for quantity, interval in costs[name].items()},
-            "parameter_bytes": parameter_bytes,
-            **memory[name],
-        }
-        for name in ESTIMATORS
+        name: StepProgram(all_steps[name], params, batches, steps_per_call=steps_per_call).timed()
+        for name in order
     }
 
 
@@ -131,11 +128,16 @@ def _checkpoint(function: Callable[[PyTree, Array], Array]) -> Callable[[PyTree,
 
 
 def _memory(config: dict[str, Any], name: str) -> dict[str, int | None]:
-    """Return a step's bytes besides parameters and minibatches: XLA's account, and resident."""
+    """Return the bytes of a step: XLA's account, and resident besides parameters and minibatch."""
     all_steps, params, batches = steps(config)
     StepProgram(all_steps["loss"], params, batches)()  # what any first call allocates
     program = StepProgram(all_steps[name], params, batches)
-    return {"temp_bytes": program.temp_bytes, "peak_bytes": peak_bytes(program)}
+    return {
+        "parameter_bytes": sum(x.nbytes for x in jax.tree.leaves(params)),
+        "temp_bytes": program.temp_bytes,
+        "total_bytes": program.total_bytes,
+        "peak_bytes": peak_bytes(program),
+    }
 
 
 def _in_processes(function: Any, config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -4,12 +4,14 @@ A network of `depth` linear layers of one width, without biases. Part of `reprod
 
     python -m experiments.paper.depth_scaling preset=quick
 
-Time is measured in turns in one process, and relative to the loss alone in the same turn. Memory is
-measured twice: by XLA's account of the compiled step, and as the peak resident memory of a process
-that runs it. Leaves `depth_scaling.csv` (a row for each point and estimator),
-`depth_scaling.json` and the figure `depth_scaling`. Each point is measured once.
+Time is measured in turns in several fresh processes. Memory is measured twice: by XLA's account of
+the compiled step, and as the peak resident memory of a process that runs it. Leaves
+`depth_scaling_timings.csv` (a row for each point, program, process and turn), `depth_scaling.csv`
+(a row for each point and estimator, its times computed from the former), `depth_scaling.json` and
+the figure `depth_scaling`. Each point is measured once.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,9 +20,10 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common import budget, commands, jobs, style, tables
+from experiments.common import budget, commands, jobs, style, tables, timings
+from experiments.common.costs import costs_of, repaid_after, samples_of
 from experiments.common.paper_facts import Finding, compare
-from experiments.common.verdicts import TURNS
+from experiments.common.verdicts import PROCESSES, TURNS, Samples
 from experiments.paper import deep_network
 from experiments.paper.deep_network import ESTIMATORS
 from experiments.paper.depth_scaling_figure import draw_scaling
@@ -30,16 +33,18 @@ from fwdgrad.records import write_table
 NAME = "depth_scaling"
 _OF_PAPER = (1, 10, 100)  # depths of which the paper has numbers
 _QUANTITIES = ("seconds", "relative_cost", "over_reference")
-_BYTES = ("parameter_bytes", "temp_bytes", "peak_bytes")
+_BYTES = ("parameter_bytes", "temp_bytes", "total_bytes", "peak_bytes")
+_TIMES = [f"{quantity}{end}" for quantity in _QUANTITIES for end in ("", "_low", "_high")]
 _COLUMNS: tables.Columns = {
     "axis": str, "depth": int, "batch_size": int, "width": int, "estimator": str,
-    **{f"{quantity}{end}": float for quantity in _QUANTITIES for end in ("", "_low", "_high")},
-    "rounds": int, "parameter_bytes": float, "temp_bytes": float,
-    "peak_bytes": tables.gaps,  # not known on every system
+    **dict.fromkeys(_TIMES, float), "n": int, "compile_seconds": float,
+    **dict.fromkeys(_BYTES[:3], float), "peak_bytes": tables.gaps,  # not known on every system
 }  # fmt: skip
+_POINT: tables.Columns = {"depth": int, "batch_size": int}
 # Of the report's table.
 _SHOWN = (
-    "layers", "minibatch", "estimator", "R", "over backprop", "temporaries (MiB)", "total (MiB)",
+    "layers", "minibatch", "estimator", "R", "over backprop", "compilation (s)",
+    "repaid after (steps)", "temporaries (MiB)", "total (MiB)",
 )  # fmt: skip
 
 
@@ -52,7 +57,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     experiment: Any = OmegaConf.to_container(cfg.experiments[NAME], resolve=True)
     points = [("depth", depth, experiment["batch_size"]) for depth in experiment["depths"]]
     points += [("batch_size", experiment["depth"], size) for size in experiment["batch_sizes"]]
-    shared = {k: experiment[k] for k in ("width", "rounds", "max_seconds", "products_per_call")}
+    names = ("width", "processes", "rounds", "max_seconds", "products_per_call")
+    shared = {name: experiment[name] for name in names}
     if not experiment["resident"]:
         shared["resident"] = False
     records: dict[tuple[int, int], dict[str, Any]] = {}  # the point on both axes is one record
@@ -85,26 +91,63 @@ def _write_tables(
     folder: Path,
 ) -> None:
     """Write the tables of the points of which there is a record."""
+    times = {point: costs_of(samples_of(record)) for point, record in records.items()}
     rows = []
     for axis, depth, batch_size in points:
-        if (depth, batch_size) not in records:
+        point = depth, batch_size
+        if point not in records:
             continue
-        for name, values in records[depth, batch_size]["result"].items():
-            ends = [values[q][end] for q in _QUANTITIES for end in ("value", "low", "high")]
-            rounds, memory = values["seconds"]["n"], [values[b] for b in _BYTES]
-            rows.append((axis, depth, batch_size, width, name, *ends, rounds, *memory))
+        result, of_point = records[point]["result"], times[point]
+        for name, memory in result["memory"].items():
+            compiling = result["facts"][name]["compile_seconds"]
+            costs = (*_numbers(of_point[name]), compiling, *(memory[b] for b in _BYTES))
+            rows.append((axis, *point, width, name, *costs))
+    timings.write_timings(folder / f"{NAME}_timings.csv", records, list(_POINT))
     write_table(folder / f"{NAME}.csv", _COLUMNS, rows)
-    jobs.write_information(folder, NAME, [NAME], jobs.provenance_of(records.values()))
+    information = {
+        "processes": timings.processes_of(records),
+        **jobs.provenance_of(records.values()),
+    }
+    jobs.write_information(folder, NAME, [NAME, f"{NAME}_timings"], information)
+
+
+def _numbers(times: Mapping[str, Interval]) -> list[float]:
+    """Return the values of the columns `_TIMES` and n."""
+    ends = [getattr(times[q], end) for q in _QUANTITIES for end in ("value", "low", "high")]
+    return [*ends, times["seconds"].n]
+
+
+def _read(folder: Path) -> tuple[pd.DataFrame, Samples]:
+    """Return a row for each point and estimator, with times computed from the raw ones.
+
+    A record from before there were raw times has intervals over the turns of one process.
+    """
+    path = folder / f"{NAME}_timings.csv"
+    if not path.exists():
+        new = ("n", "compile_seconds", "total_bytes")
+        old: tables.Columns = {**{k: v for k, v in _COLUMNS.items() if k not in new}, "rounds": int}
+        table = tables.read(folder / f"{NAME}.csv", old)
+        total = table["parameter_bytes"] + table["temp_bytes"]
+        table = table.assign(n=table["rounds"], compile_seconds=math.nan, total_bytes=total)
+        return table, TURNS
+    table = tables.read(folder / f"{NAME}.csv", _COLUMNS)
+    times = {key: costs_of(samples) for key, samples in timings.read_timings(path, _POINT).items()}
+    rows = zip(table["depth"], table["batch_size"], table["estimator"], strict=True)
+    table[[*_TIMES, "n"]] = [_numbers(times[depth, size][name]) for depth, size, name in rows]
+    return table.astype({"n": int}), PROCESSES
 
 
 def draw(folder: Path) -> None:
-    """Draw the figure from the table in `folder`."""
-    draw_scaling(tables.read(folder / f"{NAME}.csv", _COLUMNS), folder, NAME)
+    """Draw the figure from the tables in `folder`."""
+    rows, samples = _read(folder)
+    draw_scaling(rows, samples.name, folder, NAME)
 
 
 def describe(folder: Path) -> str:
     """Return the section of the report in Markdown: the figure, and a table of the ends."""
-    points = tables.read(folder / f"{NAME}.csv", _COLUMNS)
+    points, samples = _read(folder)
+    backprop = points[points["estimator"] == "backprop"].set_index(["depth", "batch_size"])
+    backprop = backprop[~backprop.index.duplicated()]  # a point may be on both axes
     of_depth, sizes = points["axis"] == "depth", points["batch_size"]
     depths = points["depth"][of_depth]
     at_ends = of_depth & points["depth"].isin([depths.min(), depths.max()])
@@ -112,7 +155,9 @@ def describe(folder: Path) -> str:
     rows = [
         (row["depth"], f"{row['batch_size']:,}", style.label(row["estimator"]),
          _interval(row, "relative_cost"), _interval(row, "over_reference"),
-         significant(row["temp_bytes"] / 2**20), significant(_used(row) / 2**20))
+         _known(row["compile_seconds"]),
+         _repaid(row, backprop.loc[(row["depth"], row["batch_size"])]),
+         significant(row["temp_bytes"] / 2**20), significant(row["total_bytes"] / 2**20))
         for _, row in shown.iterrows()
     ]  # fmt: skip
     lines = [
@@ -120,10 +165,11 @@ def describe(folder: Path) -> str:
         "",
         f"![Scaling with depth and minibatch]({NAME}.png)",
         "",
-        "A step of derivative and update by SGD, on one minibatch. R is the median of the ratios "
-        f"to the loss alone in the same turn, over {points['rounds'].max()} turns of one process, "
-        "with its 95 % interval. Memory is XLA's account, which does not vary; the total has the "
-        "parameters in it. Checkpointed backprop keeps the ends of √depth segments.",
+        "A step of derivative and update by SGD, on one minibatch. R is the ratio to the loss "
+        f"alone in the same turn, with its 95 % interval over n = {points['n'].max()} "
+        f"{samples.name}. Compilation is repaid when a faster step has saved the seconds by which "
+        "it compiles longer than backprop. Memory is XLA's account, which does not vary; the total "
+        "has the parameters in it. Checkpointed backprop keeps the ends of √depth segments.",
         "",
         *tables.markdown(_SHOWN, rows),
     ]
@@ -132,12 +178,21 @@ def describe(folder: Path) -> str:
 
 def _interval(row: pd.Series, quantity: str) -> Interval:
     value, low, high = (float(row[f"{quantity}{end}"]) for end in ("", "_low", "_high"))
-    return Interval(value, low, high, int(row["rounds"]))
+    return Interval(value, low, high, int(row["n"]))
+
+
+def _known(number: float) -> str:
+    return significant(number) if math.isfinite(number) else "–"
+
+
+def _repaid(row: pd.Series, backprop: pd.Series) -> str:
+    names = ("seconds", "compile_seconds")
+    return _known(repaid_after(*(float(x[name]) for x in (row, backprop) for name in names)))
 
 
 def findings(folder: Path) -> list[Finding]:
     """Compare the table with the paper's numbers."""
-    table = tables.read(folder / f"{NAME}.csv", _COLUMNS)
+    table, samples = _read(folder)
     of_paper = {"width": 1024, "batch_size": 64}
     found: list[Finding | None] = []
     for depth, rows in table[table["axis"] == "depth"].groupby("depth"):
@@ -149,29 +204,25 @@ def findings(folder: Path) -> list[Finding]:
             "R_f": [_interval(row, "relative_cost") for row in forward],
             "R_b": [_interval(backprop, "relative_cost")],
             "R_ratio": [_interval(row, "over_reference") for row in forward],
-            "bytes": [exact(_used(row)) for row in forward],
-            "memory": [exact(_used(row) / _used(backprop)) for row in forward],
+            "bytes": [exact(row["total_bytes"]) for row in forward],
+            "memory": [exact(row["total_bytes"] / backprop["total_bytes"]) for row in forward],
             "checkpointed": [
                 exact(checkpointed["temp_bytes"] / row["temp_bytes"]) for row in forward
             ],
         }
         found += [
-            compare(f"depth.{quantity}.{depth}", *ours, of=TURNS, differs="; ".join(changed))
+            compare(f"depth.{quantity}.{depth}", *ours, of=samples, differs="; ".join(changed))
             for quantity, ours in numbers.items()
             if quantity != "checkpointed"
         ]
         over_low_rank = significant(numbers["checkpointed"][1].value)
         found.append(
             compare(
-                f"depth.checkpointed.{depth}", *numbers["checkpointed"], of=TURNS,
+                f"depth.checkpointed.{depth}", *numbers["checkpointed"], of=samples,
                 differs="; ".join(changed), note=f"over low-rank tangents {over_low_rank}",
             )
         )  # fmt: skip
     return [f for f in found if f is not None]
-
-
-def _used(row: pd.Series) -> float:
-    return row["parameter_bytes"] + row["temp_bytes"]
 
 
 command = jobs.command_of(__name__)

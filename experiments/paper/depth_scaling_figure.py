@@ -26,11 +26,12 @@ _LABELS = (
 )  # fmt: skip
 
 
-def draw_scaling(rows: pd.DataFrame, folder: Path, name: str) -> None:
+def draw_scaling(rows: pd.DataFrame, samples: str, folder: Path, name: str) -> None:
     """Draw a column of panels for each axis: R, time over backprop's, and memory.
 
     Args:
       rows: the table of the experiment.
+      samples: what n counts, in the plural.
       folder: where the files go.
       name: of the figure.
     """
@@ -58,9 +59,9 @@ def draw_scaling(rows: pd.DataFrame, folder: Path, name: str) -> None:
             panel.set_ylim(0)
     for panel, label in zip(panels[:, 0], _LABELS, strict=True):
         panel.set_ylabel(label)
-    turns = style.samples(rows["rounds"], "timed turns of one process", "bands: 95 % intervals")
+    n = style.samples(rows["n"], samples, "bands: 95 % intervals")
     caption = (
-        f"Times: medians of {turns}. Memory by XLA's account, which does not vary. Forward "
+        f"Times: {n}. Memory by XLA's account, which does not vary. Forward "
         "gradients with dense normal and with low-rank tangents. Open diamonds: the paper, on a "
         "GPU, with dense normal tangents."
     )
@@ -75,8 +76,7 @@ def _draw_column(column: np.ndarray, rows: pd.DataFrame, axis: str) -> None:
         _draw_line(cost, line, "relative_cost", colour)
         if estimator != "backprop":
             _draw_line(ratio, line, "over_reference", colour)
-        used = line["parameter_bytes"] + line["temp_bytes"]
-        for panel, memory in ((total, used), (temporary, line["temp_bytes"])):
+        for panel, memory in ((total, line["total_bytes"]), (temporary, line["temp_bytes"])):
             panel.plot(line.index, style.finite(memory) / 2**20, ".-", ms=4, color=colour)
         for panel in column:
             if panel is not ratio or estimator != "backprop":
@@ -89,7 +89,7 @@ def _draw_column(column: np.ndarray, rows: pd.DataFrame, axis: str) -> None:
 def _draw_line(panel: Axes, line: pd.DataFrame, quantity: str, colour: str) -> None:
     value, low, high = (line[f"{quantity}{end}"].to_numpy() for end in ("", "_low", "_high"))
     panel.plot(line.index, style.finite(value), ".-", color=colour, ms=4)
-    style.band(panel, line.index, low, high, line["rounds"], colour)
+    style.band(panel, line.index, low, high, line["n"], colour)
 
 
 def _mark_the_paper(column: np.ndarray, depths: set[int]) -> None:

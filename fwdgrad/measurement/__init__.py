@@ -27,7 +27,6 @@ try:
         Step,
         StepProgram,
         loss_step,
-        relative_costs,
         sgd_step,
     )
     from fwdgrad.measurement.timing import interleaved_seconds
@@ -52,7 +51,6 @@ __all__ = [
     "peak_bytes",
     "proportion_interval",
     "ratio_over_processes",
-    "relative_costs",
     "seconds_over_processes",
     "sgd_step",
     "significant",

@@ -14,9 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fwdgrad.measurement.intervals import Interval, median_interval
 from fwdgrad.measurement.processes import Program
-from fwdgrad.measurement.timing import interleaved_seconds
 from fwdgrad.training import draw_ahead
 from fwdgrad.util.trees import Array, PyTree
 
@@ -134,31 +132,7 @@ class StepProgram:
         self._params, total = self._compiled(self._params, *self._arguments)
         return total
 
-    def seconds_per_step(self, samples: np.ndarray) -> np.ndarray:
-        """Return the seconds of a step, from the seconds of calls."""
-        return samples / self._steps_per_call
-
     def timed(self) -> Program:
         """Return the program as `time_in_processes` takes it, with all its attributes as facts."""
         names = ("compile_seconds", "temp_bytes", "total_bytes", "operations")
         return Program(self, self._steps_per_call, {name: getattr(self, name) for name in names})
-
-
-def relative_costs(
-    programs: Mapping[str, StepProgram], *, rounds: int, unit: str, reference: str
-) -> dict[str, dict[str, Interval]]:
-    """Time programs in turns; return for each its `seconds` and two ratios.
-
-    All are medians with 95 % intervals. `relative_cost` is the ratio to the program named `unit`,
-    `over_reference` to the program named `reference`, within a turn.
-    """
-    timed = interleaved_seconds(programs, rounds=rounds)
-    seconds = {name: programs[name].seconds_per_step(x) for name, x in timed.items()}
-    return {
-        name: {
-            "seconds": median_interval(samples),
-            "relative_cost": median_interval(samples / seconds[unit]),
-            "over_reference": median_interval(samples / seconds[reference]),
-        }
-        for name, samples in seconds.items()
-    }

@@ -31,14 +31,14 @@ def interleaved_seconds(
       warmup: how many rounds before them are not (the first call may compile).
       seed: of a new random order every two rounds, the second in reverse, so that each function
         follows each other one, and itself, equally often; None: always the order of `functions`.
-      max_seconds: after this time no further round begins, once two are counted.
+      max_seconds: after this time no further round begins, once one is counted.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in functions}
     order, begin = list(functions), time.perf_counter()
     generator = np.random.default_rng(seed)
     for turn in range(warmup + rounds):
         late = max_seconds is not None and time.perf_counter() - begin > max_seconds
-        if late and turn >= warmup + 2:
+        if late and turn > warmup:
             break
         if seed is not None and turn % 2 == 0:
             order = [order[i] for i in generator.permutation(len(order))]

@@ -12,9 +12,10 @@ import pytest
 import fwdgrad
 from experiments.common import costs, tables
 from experiments.cost import null_test, step_cost
+from experiments.paper import deep_network, depth_scaling
 from experiments.quality import divergence
 from fwdgrad.measurement import Sample, geometric_mean_interval, in_fresh_process, processes
-from fwdgrad.records import read_json, read_table
+from fwdgrad.records import read_json, read_table, write_table
 
 from .timed import FACTS
 
@@ -160,3 +161,25 @@ def test_divergence(compose, tmp_path):
     assert (
         "| low-rank, rank 1 | 0 of 2 [0.00, 0.66]; 2." in text and "| 2 of 2 [0.34, 1.00] |" in text
     )
+
+
+def test_figure_6_takes_its_times_from_the_raw_ones(compose, tmp_path, monkeypatch):
+    """Over three processes; times of the table that were changed are not believed."""
+    monkeypatch.setattr(
+        deep_network, "_in_processes",
+        lambda function, config, names: {name: function(config, name) for name in names},
+    )  # fmt: skip
+    cfg = compose("reproduce", "preset=smoke", "experiments.depth_scaling.processes=3")
+    depth_scaling.run(cfg, tmp_path)
+    raw = read_table(tmp_path / "depth_scaling_timings.csv")
+    assert len(raw) == 5 * 3 * 2 and {row["program"] for row in raw} == {
+        "loss", *depth_scaling.ESTIMATORS
+    }  # fmt: skip
+    before, text = depth_scaling._read(tmp_path)[0], depth_scaling.describe(tmp_path)
+    assert "over n = 3 processes" in text and text.count("\n| 2 | 3 | backprop") == 2
+    rows = read_table(tmp_path / "depth_scaling.csv")
+    for number, row in zip(before["relative_cost_low"], rows, strict=True):
+        assert float(row["relative_cost_low"]) == pytest.approx(number)
+    changed = [{**row, "relative_cost_low": "7"} for row in rows]
+    write_table(tmp_path / "depth_scaling.csv", rows[0], [row.values() for row in changed])
+    assert depth_scaling._read(tmp_path)[0].equals(before)

@@ -32,6 +32,7 @@ def test_the_preset_of_a_gpu_has_the_papers_lengths_and_three_seeds(compose):
         for model in ("logistic", "mlp", "cnn") for size in (64, 1024)
     }  # fmt: skip
     assert cfg.experiments.step_cost.processes >= 3
+    assert cfg.experiments.depth_scaling.processes >= 3
     assert {1, 10, 100} <= set(cfg.experiments.depth_scaling.depths)
     assert cfg.experiments.trajectories.num_seeds == 10
     with pytest.raises(RuntimeError, match="preset=gpu needs a GPU"):
@@ -73,7 +74,7 @@ def shrink(cfg):
     for panel in steps.panels.values():
         panel.rounds = 2
         panel.forms = {"other": [{"steps_per_call": 2, "compiler_options": None}]}
-    scaling.width, scaling.depths, scaling.rounds = 8, [1, 10], 6
+    scaling.width, scaling.depths, scaling.processes, scaling.rounds = 8, [1, 10], 1, 2
     scaling.depth, scaling.batch_sizes = 2, [4]
     return cfg
 

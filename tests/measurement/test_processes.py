@@ -128,7 +128,7 @@ def test_turns_in_random_orders():
 def test_no_turn_begins_after_the_time_is_over():
     calls = {name: lambda: jnp.ones(()) for name in "ab"}
     found = interleaved_seconds(calls, rounds=50, max_seconds=0.0)
-    assert {len(x) for x in found.values()} == {2}
+    assert {len(x) for x in found.values()} == {1}
     assert len(interleaved_seconds(calls, rounds=3, max_seconds=60)["a"]) == 3
 
 
