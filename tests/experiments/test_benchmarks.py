@@ -100,7 +100,7 @@ compiler_options: null}], other: [{steps_per_call: 2, compiler_options: null}]}"
     text = step_cost.describe(tmp_path)
     assert "n = 3 fresh processes" in text and "| backprop, a second time | " in text
     information = read_json(tmp_path / "step_cost.json")
-    assert "Overrides is" in information["panels"]["mlp-64"]["changed"].capitalize()
+    assert information["panels"]["mlp-64"]["changed"] == "other settings"
     assert {f.verdict for f in step_cost.findings(tmp_path)} == {"not in this preset"}
 
 
@@ -176,7 +176,7 @@ def test_figure_6_takes_its_times_from_the_raw_ones(compose, tmp_path, monkeypat
         "loss", *depth_scaling.ESTIMATORS
     }  # fmt: skip
     before, text = depth_scaling._read(tmp_path)[0], depth_scaling.describe(tmp_path)
-    assert "over n = 3 processes" in text and text.count("\n| 2 | 3 | backprop") == 2
+    assert "over n = 3 processes" in text and text.count("\n| 2 | 3 | backprop") >= 2
     rows = read_table(tmp_path / "depth_scaling.csv")
     for number, row in zip(before["relative_cost_low"], rows, strict=True):
         assert float(row["relative_cost_low"]) == pytest.approx(number)
