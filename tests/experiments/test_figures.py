@@ -83,6 +83,7 @@ def check(figure):
     boxes = [text.get_window_extent() for text in shown]
     for text, box in zip(shown, boxes, strict=True):
         assert text.get_fontsize() >= 8, text.get_text()
+        assert r"\times" not in text.get_text(), "a tick such as 6 × 10⁻¹"
         assert box.x0 >= -2 and box.x1 <= 100 * width + 2, f"{text.get_text()!r} is cut off"
         assert box.y0 >= -2 and box.y1 <= 100 * height + 2, f"{text.get_text()!r} is cut off"
     for (one, a), (two, b) in itertools.combinations(zip(shown, boxes, strict=True), 2):
@@ -230,6 +231,9 @@ def test_distances_of_colours():
     np.testing.assert_allclose(lab(np.ones(3)), [100, 0, 0], atol=0.01)
     assert distance("black", "white") == pytest.approx(100, abs=0.1)
     assert distance("#D55E00", "#A38400") < 20 < distance("#D55E00", "#0072B2")
+    # By colorspacious 1.1.2.
+    assert distance("#009E73", "#CC79A7") == pytest.approx(17.88, abs=0.02)
+    assert distance("#0072B2", "#D55E00") == pytest.approx(108.42, abs=0.02)
 
 
 def test_no_figure_is_a_pdf():
