@@ -133,8 +133,8 @@ def _experiment(
             return _Outcome()
         if before is not None and not limit.has_worked and not failed:
             return before
-    elif not (folder / f"{name}.json").exists():
-        return _Outcome(failure=f"nothing of it is recorded, {name}.json is missing")
+    if not (folder / f"{name}.json").exists():
+        return _Outcome(failure=(*failed, f"nothing of it is recorded, {name}.json is missing")[0])
     is_old = bool(failed)  # the files are then of an earlier run
     wrong: list[str] = []
     _attempt(wrong, "its tables: ", jobs.check_tables, folder, name)

@@ -7,12 +7,14 @@ goes on with its other jobs, and writes tables of those that it has. So recorded
 and a rerun with more seconds does only what is missing.
 
 The time of a job, compilation included, is expected to be that of the longest job so far of the
-same part, or a share of the preset's expected seconds of the experiment. Jobs have levels of
-importance: jobs of level 0 of all experiments come before those of level 1.
+same part. For the first of a part it is a share of the preset's expected seconds of the experiment,
+and more if its other jobs took more than their shares. Jobs have levels of importance: jobs of
+level 0 of all experiments come before those of level 1.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -69,6 +71,7 @@ class Budget:
         self._job: _Job | None = None
         self._begun: float | None = None  # of the job's work
         self._longest: dict[tuple[str, str], float] = {}  # (experiment, part) -> seconds
+        self._spent: dict[str, list[float]] = {}  # experiment -> seconds of its jobs, and expected
         self._drawing: dict[str, float] = {}  # experiment -> seconds
 
     def rounds(self) -> Iterator[int]:
@@ -82,8 +85,10 @@ class Budget:
                 return
 
     def is_due(self, experiment: str, level: int) -> bool:
-        """Return whether an experiment has anything to do in a round."""
-        return self.seconds is None or level == 0 or bool(self.left_out.get(experiment))
+        """Return whether an experiment has anything to do in a round, and there is time for it."""
+        if self.seconds is None or level == 0:
+            return True
+        return bool(self.left_out.get(experiment)) and self._left() > 0
 
     @contextmanager
     def experiment(self, name: str) -> Iterator[None]:
@@ -122,6 +127,9 @@ class Budget:
                 key = (self._experiment, part)
                 took = self._clock() - self._begun
                 self._longest[key] = max(self._longest.get(key, 0.0), took)
+                spent = self._spent.setdefault(self._experiment, [0.0, 0.0])
+                spent[0] += took
+                spent[1] += self._nominal(share)
             self._job, self._begun = outer
 
     def claim(self) -> None:
@@ -138,13 +146,21 @@ class Budget:
         self._begun, self.has_worked = self._clock(), True
 
     def _fits(self, job: _Job) -> bool:
-        if self.seconds is None:
-            return True
         key = (self._experiment, job.part)
-        expected = self._longest.get(key, job.share * self._expected.get(self._experiment, 0.0))
+        took, nominal = self._spent.get(self._experiment, (0.0, 0.0))
+        slower = max(1.0, took / nominal) if nominal else 1.0
+        return self._longest.get(key, slower * self._nominal(job.share)) <= self._left()
+
+    def _nominal(self, share: float) -> float:
+        return share * self._expected.get(self._experiment, 0.0)
+
+    def _left(self) -> float:
+        """Return the seconds that are left for jobs, after the drawing of every experiment."""
+        if self.seconds is None:
+            return math.inf
         names = {*self._expected, *self._drawing}
         reserve = sum(max(self._reserve, self._drawing.get(name, 0.0)) for name in names)
-        return self._clock() - self._start + expected + reserve <= self.seconds
+        return self.seconds - (self._clock() - self._start) - reserve
 
     def is_left_out(self, experiment: str) -> bool:
         """Return whether an experiment has left out all of its jobs, and so written nothing."""
@@ -155,8 +171,24 @@ class Budget:
         left_out = self.left_out.get(self._experiment)
         if not left_out:
             return {}
-        parts = [f"{part} {', '.join(items)}".strip() for part, items in left_out.items()]
+        parts = [f"{part} {_listed(items)}".strip() for part, items in left_out.items()]
         return {"budget_seconds": self.seconds, "left_out": parts}
+
+
+def _listed(items: Sequence[str]) -> str:
+    """Join names; of integers that follow one another the ends are named.
+
+    >>> _listed(["2", "3", "4", "7", "9", "10"])
+    '2–4, 7, 9, 10'
+    """
+    runs: list[list[str]] = []
+    for item in items:
+        if runs and item.isdecimal() and runs[-1][-1] == str(int(item) - 1):
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    texts = (f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(run) for run in runs)
+    return ", ".join(texts)
 
 
 _present = Budget()

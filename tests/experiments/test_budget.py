@@ -104,7 +104,14 @@ def test_the_time_of_a_job_is_that_of_the_longest_of_its_part():
     jobs_of_it = [("cnn, seed", seed, 0, 20) for seed in range(5)]
     limit = Budget(50, expected={"curves": 25}, clock=clock)
     assert len(Recorder(clock).run(limit, curves=jobs_of_it)) == 2
-    assert limit.information() == {"budget_seconds": 50, "left_out": ["cnn, seed 2, 3, 4"]}
+    assert limit.information() == {"budget_seconds": 50, "left_out": ["cnn, seed 2–4"]}
+
+
+def test_the_first_job_of_a_part_is_expected_to_be_late_where_the_others_were():
+    clock = Clock()
+    jobs_of_it = [(f"panel {i}", "", 0, 20) for i in range(5)]  # 8 seconds expected of each
+    limit = Budget(50, expected={"costs": 40}, clock=clock)
+    assert len(Recorder(clock).run(limit, costs=jobs_of_it)) == 2
 
 
 def test_time_is_kept_for_drawing():
