@@ -81,8 +81,11 @@ def _run(cfg: DictConfig, folder: Path, shown: dict[str, Any]) -> dict[str, str]
     done: dict[str, _Outcome] = {}
     path = folder / "README.md"
     limit = budget.present()
+    present = {name for name in shown if (folder / f"{name}.json").exists()}
     for level in limit.rounds():
         due = [name for name in shown if limit.is_due(name, level)]
+        if cfg.draw_only:
+            due = [name for name in due if name in present]
         bar = jobs.progress(due, cfg, "reproduce")
         for name in bar:
             bar.set_postfix_str(name)

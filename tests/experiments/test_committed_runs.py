@@ -9,7 +9,6 @@ seed makes. Both presets are of the same seeds, made on a CPU and on an H200.
 import pytest
 
 from experiments.common import curves, from_config, jobs
-from fwdgrad.problems import load_dataset
 
 from .conftest import CONFIGS
 
@@ -18,8 +17,7 @@ STEPS = 250
 
 
 @pytest.mark.parametrize("line", ["backprop", "forward-normal", "forward-low_rank"])
-def test_a_committed_run_is_repeated(compose, tmp_path, monkeypatch, line):
-    monkeypatch.setattr(from_config, "load_dataset", load_dataset)  # all of the examples
+def test_a_committed_run_is_repeated(compose, tmp_path, all_examples, line):
     cfg = compose("reproduce", "preset=paper", f"output.root={tmp_path}")
     config = jobs.train_config(
         cfg, "learning_curves", "logistic", line, num_steps=STEPS, eval_every=STEPS, seed=0

@@ -171,12 +171,12 @@ def test_the_command_fails_if_an_experiment_does(compose, tmp_path, capsys):
             command()
     assert list(tmp_path.iterdir()) == []
     write_json(tmp_path / "differentiation.json", {"provenance": [], "wall_seconds": 1})
-    with pytest.raises(SystemExit, match=r"failed: trajectories, .*differentiation, .*cnn_race$"):
+    with pytest.raises(SystemExit, match=r"failed: differentiation$"):
         reproduce.command(cfg)
     report, errors = (tmp_path / "README.md").read_text(), capsys.readouterr().err
+    (line,) = (line for line in report.splitlines() if line.startswith("Not yet run: "))
     for name in set(reproduce.EXPERIMENTS) - {"differentiation"}:
-        reason = f"nothing of it is recorded, {name}.json is missing"
-        assert f"**{name} failed:** {reason}" in report and f"{name}.json" not in errors
+        assert name in line and f"{name}.json" not in errors
     assert "**differentiation failed:** drawing: FileNotFoundError" in report
 
 
@@ -234,8 +234,9 @@ def test_after_a_failure_the_others_go_on(compose, tmp_path, monkeypatch):
     monkeypatch.setattr(other, "describe", fail)
     (tmp_path / "trajectories.json").unlink()
     redraw = compose("reproduce", "preset=smoke", f"output.root={tmp_path}", "draw_only=true")
-    assert set(reproduce.run(redraw)) == {"other", "trajectories"}
-    assert "## Another" not in (tmp_path / "README.md").read_text()
+    assert set(reproduce.run(redraw)) == {"other"}
+    report = (tmp_path / "README.md").read_text()
+    assert "## Another" not in report and "Not yet run: trajectories." in report
 
 
 def test_trajectories_go_down(compose, tmp_path):
