@@ -258,3 +258,30 @@ def test_the_processes_of_timings_have_their_machine_in_the_report(tmp_path):
         "- 2 timed processes: C, 2 threads; caches L1 Data 32K, L2 Unified 1M; load average at "
         "their start 0.25 to 1.5." in text
     )
+
+
+def test_a_long_report_has_its_tables_in_files(tmp_path):
+    """Sections on no figure of the paper are cut before longer ones that are on one."""
+
+    def section(title, rows):
+        table = "\n".join(["| a |", "|---|", *["| word |"] * rows])
+        return f"## {title}\n\n![Figure](x.png)\n\nThree sentences.\n\n{table}\n\nA note."
+
+    sections = {
+        "figure": section("One (the paper's figure 2)", 1200),
+        "best": section("Two", 900),
+        "cost": section("Three", 800),
+    }
+    for name in sections:
+        write_json(tmp_path / f"{name}.json", NOTES)
+    text = report.write(tmp_path, "", "", sections, {}, {}).read_text()
+    assert report.count_words(text) <= report.MOST_WORDS
+    assert sections["figure"] in text
+    for name in ("best", "cost"):
+        beginning = sections[name].partition("\n\n| a |")[0]
+        assert f"{beginning}\n\n[The tables]({name}.md)." in text
+        whole = (tmp_path / f"{name}.md").read_text()
+        assert whole.startswith("# T") and whole.count("| word |") == sections[name].count("word")
+    sections["figure"] = section("One (the paper's figure 2)", 3000)
+    text = report.write(tmp_path, "", "", sections, {}, {}).read_text()
+    assert report.count_words(text) <= report.MOST_WORDS and "](figure.md)" in text
