@@ -128,7 +128,8 @@ def log_scale(axes: Axes, which: str = "y", *, base: float = 10) -> None:
             set_limits(axes, name, low / 2, low * 2)  # one number alone
         getattr(axes, f"set_{name}scale")("log", base=base)
         axis = getattr(axes, f"{name}axis")
-        few: Any = _LogTicks(numticks=8) if base == 10 else LogLocator(base, numticks=8)
+        most = 6 if name == "x" and base == 10 else 8
+        few: Any = _LogTicks(numticks=most) if base == 10 else LogLocator(base, numticks=most)
         axis.set_major_locator(few)
         axis.set_major_formatter(_LogLabels())
         axis.set_minor_formatter(NullFormatter())

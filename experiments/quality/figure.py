@@ -60,7 +60,7 @@ def quality_figure(stage: int, found: Found) -> Figure:
         style.set_limits(axis, "x", min(low, 0.8), max(high, 2.5))  # two numbers at least
         axis.set_xlabel(f"{cost} of a step, over backprop's")
     axes[0].set_ylabel("cosine with the exact gradient,\nhidden layers")
-    axes[0].set_title(f"paper's MLP, minibatch 64, {at}")
+    axes[0].set_title(f"The paper's MLP, minibatch 64, {at}")
     return figure
 
 
