@@ -216,7 +216,7 @@ def describe(folder: Path) -> str:
         "repaid when a faster step has saved the seconds by which it compiles longer than "
         "backprop; – where it is not faster. Temporaries are by XLA's account of the compiled "
         "call; the total has parameters, gradients and state in it too. *A second time* is "
-        "backprop compiled once more under another name: the null test.",
+        f"backprop compiled once more under another name, the null test{_null_test(found)}.",
     ]
     for panel, of_panel in found.items():
         rows = [
@@ -227,6 +227,14 @@ def describe(folder: Path) -> str:
         ]  # fmt: skip
         text += ["", f"{about[panel]['title']}:", "", *tables.markdown(_SHOWN, rows)]
     return "\n".join(text)
+
+
+def _null_test(found: Mapping[str, Quantities]) -> str:
+    """Return in how many panels the interval of the null test holds 1; "" if none has one."""
+    ratios = [x[_AGAIN]["over_reference"] for x in found.values() if _AGAIN in x]
+    known = [ratio for ratio in ratios if not math.isnan(ratio.low)]
+    held = sum(ratio.low <= 1 <= ratio.high for ratio in known)
+    return f": its ratio's interval holds 1 in {held} of {len(known)} panels" if known else ""
 
 
 def _milliseconds(interval: Interval) -> Interval:

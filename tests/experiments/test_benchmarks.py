@@ -99,6 +99,8 @@ compiler_options: null}], other: [{steps_per_call: 2, compiler_options: null}]}"
     assert table["forward-normal"]["relative_cost"].n == 3
     text = step_cost.describe(tmp_path)
     assert "n = 3 fresh processes" in text and "| backprop, a second time | " in text
+    again = table["backprop-again"]["over_reference"]
+    assert f"holds 1 in {int(again.low <= 1 <= again.high)} of 1 panels" in text
     information = read_json(tmp_path / "step_cost.json")
     assert information["panels"]["mlp-64"]["changed"] == "other settings"
     assert {f.verdict for f in step_cost.findings(tmp_path)} == {"not in this preset"}
