@@ -127,9 +127,11 @@ def test_the_table_of_claims_is_made_of_the_findings(tmp_path):
     claims.write(folder, [claims.Sourced(finding, "cpu", "A CPU", "step_cost", "abc")])
     page = "Before.\n\n<!-- claims -->\nold 0.1\n<!-- end of claims -->\n\nAfter.\n"
     new = measured.updated(page, tmp_path)
-    assert "| ratio | published | CPU (A CPU) | GPU | verdict |\n| --- | --- |" in new
-    assert "| 0.586–0.598 | 0.6 [0.5, 0.7] (5 seeds) | – | CPU: reproduced |\n" in new
-    assert "| – | 0.5 [0.4, 0.6] (5 seeds) | – | CPU: below 1 |\n" in new
+    assert "| forward gradient over backprop | published | CPU (A CPU) | GPU | verdict |\n|" in new
+    assert (
+        "| 0.586–0.598 | 0.6 [0.5, 0.7] (5 seeds) | – | reproduced (CPU); below 1 (CPU) |\n" in new
+    )
+    assert "| – | 0.5 [0.4, 0.6] (5 seeds) | – | below 1 (CPU) |\n" in new
     assert new.endswith("|\n<!-- end of claims -->\n\nAfter.\n") and "old" not in new
     assert measured.updated(new, tmp_path) == new and measured.unsourced(new) == []
 
