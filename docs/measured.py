@@ -2,7 +2,7 @@
 
 Each measured number is followed by a comment that names its table, its row and its column:
 
-    0.58 [0.56, 0.60] <!-- results/step_cost/step_cost.csv model=mlp estimator=low_rank : ratio -->
+    0.58 [0.56, 0.60] <!-- results/paper/step_cost.csv model=mlp estimator=low_rank : ratio -->
 
 The row is the one whose cells equal those that are named; the interval is that of the columns
 `ratio_low` and `ratio_high`; of a column `value` it is `low` and `high`. `: seconds in ms` converts
