@@ -28,7 +28,10 @@ from fwdgrad.problems import TEST_FUNCTIONS
 
 _LINES = {EACH: OVERRIDES}
 _SEEDS = list_of(SEED)
-_COST = dict.fromkeys(("processes", "rounds", "steps_per_call"), POSITIVE_INTEGER)
+_COST = {
+    **dict.fromkeys(("processes", "rounds", "steps_per_call"), POSITIVE_INTEGER),
+    "max_seconds": POSITIVE,
+}
 _TUNING = {"seeds": _SEEDS, "num_rates": integer(3), "factor": number("above 1", lambda x: x > 1)}
 _COMPARED = {"confidence": FRACTION, "margin_points": POSITIVE}
 _PAIRS = list_of(list_of(NAME, 2))
