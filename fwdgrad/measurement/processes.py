@@ -60,6 +60,9 @@ def time_in_processes(
 ) -> dict[str, Any]:
     """Time programs in fresh processes, one after the other, in turns within each.
 
+    A script that calls this must do so under `if __name__ == "__main__":`, since each process
+    imports it.
+
     Args:
       make: names -> program of each, compiled in this order; called in each process, so it must be
         importable, with arguments that can be pickled.
