@@ -9,7 +9,8 @@ The row is the one whose cells equal those that are named; the interval is that 
 (ms, µs, MiB, GiB, %). The number keeps its significant digits; a `?` becomes three of them.
 
 The rows between `<!-- claims -->` and `<!-- end of claims -->` are made of `CLAIMS` and of the
-findings in results/paper/ (CPU) and results/gpu/ or results/h200/ (GPU).
+findings in results/paper/ (CPU) and results/gpu/ or results/h200/ (GPU). Costs that results/paper/
+has over the turns of one process alone are those of results/quick/, over processes.
 
 A claim is a number with a decimal point, or one with a unit (%, ms, s, MiB, ×, times, points, …).
 It has such a comment, or one of these, or is an error (`unsourced`):
@@ -78,7 +79,7 @@ def updated(text: str, root: Path = ROOT) -> str:
     """Return a page with its measured numbers as their tables have them.
 
     Raises:
-      UnknownSource: a comment names what is not there, or an interval that the table has not.
+      UnknownSource: a comment names a missing table, row, column or interval.
     """
 
     def number(match: re.Match[str]) -> str:
@@ -134,6 +135,15 @@ def claims_table(root: Path = ROOT) -> str:
 
     folder = root / "results" / "paper"
     own = claims.read(folder) if (folder / claims.TABLE).exists() else []
+    quick = root / "results" / "quick"
+    if (quick / claims.TABLE).exists():
+        # Costs over processes take the place of those over the turns of one process.
+        over_turns = {x.finding.key for x in own if x.finding.ours and "turns" in x.finding.ours.of}
+        own += [
+            x
+            for x in claims.read(quick)
+            if x.finding.key in over_turns and x.finding.ours and x.finding.ours.of == "processes"
+        ]
     found = claims.claims(folder, own)
     of_key = {claim.key: claim for claim in found}
     rows = []
@@ -159,7 +169,7 @@ def claims_table(root: Path = ROOT) -> str:
 
 
 def _of_both(said: Sequence[tuple[str, str]]) -> str:
-    """Return what is said of each device, once if it is the same of both.
+    """Join the words on each device; name them once if both devices have the same.
 
     >>> _of_both([("CPU", "above 1"), ("GPU", "above 1")]), _of_both([("CPU", "above 1")])
     ('above 1', 'above 1 (CPU)')

@@ -4,7 +4,7 @@ An experiment names its jobs (`job`). What makes numbers claims the time of its 
 `from_config.run` and in `measured_once` below) just before it begins, when it is known that nothing
 is recorded yet. A claim that does not fit raises `LeftOut`, which the job swallows: the experiment
 goes on with its other jobs, and writes tables of those that it has. So recorded work costs nothing,
-and a rerun with more seconds does only what is missing.
+and a rerun with more seconds makes the missing numbers alone.
 
 The time of a job, compilation included, is expected to be that of the longest job so far of the
 same part. For the first of a part it is a share of the preset's expected seconds of the experiment,
@@ -26,7 +26,7 @@ LEVELS = 3
 
 
 class LeftOut(Exception):
-    """A job does not fit into the budget, or its level has not come yet."""
+    """A job that does not fit into the budget, or is of a later level."""
 
 
 class _Job(NamedTuple):
@@ -136,7 +136,7 @@ class Budget:
         """Begin the work of the present job.
 
         Raises:
-          LeftOut: its expected time does not fit into what is left, or its level has not come.
+          LeftOut: the expected time exceeds the seconds left, or the job is of a later level.
         """
         job = self._job
         if job is None or self._begun is not None:

@@ -66,7 +66,7 @@ def write(
       sections: experiment -> section in Markdown, in the order of the report.
       findings: experiment -> its comparisons with the paper's numbers.
       failures: experiment -> the reason why it has no new results.
-      notes: sentences on what is missing, such as jobs that a budget left out.
+      notes: sentences on missing numbers, such as jobs that a budget left out.
     """
     information = {name: _information(folder, name) for name in sections}
     own = claims.sourced(findings, information)

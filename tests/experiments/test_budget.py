@@ -1,4 +1,4 @@
-"""A budget in seconds: kept, the most important first, and only what is missing in a rerun."""
+"""A budget in seconds: jobs by importance, and a rerun makes the missing ones alone."""
 
 import os
 import subprocess
@@ -93,7 +93,7 @@ def test_a_rerun_with_more_seconds_does_only_what_is_missing():
         [*FIRST, *MORE]
     )
     assert not any(limit.left_out.values()) and limit.information() == {}
-    again = Budget(0.5, expected=expected, clock=clock)  # what is recorded needs no time
+    again = Budget(0.5, expected=expected, clock=clock)  # recorded jobs need no time
     assert recorder.run(again, curves=CURVES, scaling=DEPTHS) == []
     assert not any(again.left_out.values())
 

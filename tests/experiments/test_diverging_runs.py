@@ -67,6 +67,7 @@ def test_a_rate_that_diverges_is_not_chosen(compose, tmp_path, monkeypatch):
     def run(config):
         rate = config.learning_rate
         made.append((rate, config.seed))
+        assert config.read_test_set == (config.seed in (0, 1))  # not while a rate is chosen
         if rate == 4 or (rate == 2 and config.seed == 1):
             raise DivergedError("nan")
         if config.read_test_set not in trained:

@@ -54,7 +54,7 @@ def texts(figure):
 
 
 def is_inside(axis, label):
-    """Whether the tick of a label is within the limits, so that it is drawn."""
+    """Return whether the tick of a label is within the limits, so that it is drawn."""
     low, high = sorted(axis.get_view_interval())
     place = label.get_position()[0 if axis.axis_name == "x" else 1]
     slack = 1e-9 * (high - low)

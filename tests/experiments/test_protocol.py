@@ -2,6 +2,9 @@
 
 import pytest
 
+from experiments.common import from_config
+from fwdgrad.records import RecordError
+
 EXPERIMENTS = ("fair_comparison", "accuracy_race", "cnn_race")
 
 
@@ -32,3 +35,11 @@ def test_every_line_has_a_first_rate_and_no_other_option(compose, name):
         assert set(line) == ({"overrides", "first_rates"} if name == EXPERIMENTS[0] else of_race)
         if name == EXPERIMENTS[0]:
             assert set(line.first_rates) == set(experiment.panels)
+
+
+def test_a_run_that_chose_a_rate_is_not_compared(compose, tmp_path):
+    """It has not read the test set, and must not read it afterwards."""
+    overrides = ("model=logistic", "num_steps=1", "eval_every=1", f"output.root={tmp_path}")
+    from_config.run(compose("train", *overrides, "read_test_set=false"))
+    with pytest.raises(RecordError, match=r"has not read the test set.*Train another seed"):
+        from_config.run(compose("train", *overrides))

@@ -6,9 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fwdgrad.training import (
-    loop,
-)
+from fwdgrad.training import loop, unpack_flags
 from fwdgrad.training.evaluation import make_evaluate
 from tests.training.regression import SETTINGS, run
 
@@ -39,3 +37,23 @@ def test_evaluation_is_compiled_with_the_settings_options(problem, tmp_path, mon
         make_evaluate(problem.scores, {"xla_no_such_option": True})(
             problem.init(jax.random.key(0)), problem.valid
         )
+
+
+def test_the_test_set_is_left_alone_on_request(problem, tmp_path):
+    """Not even the shape of it is read; without the request each example is in the record."""
+
+    class Sealed(type(problem)):
+        @property
+        def test(self):
+            raise AssertionError("the test set was read")
+
+    sealed = Sealed(problem.train, problem.valid, ())
+    record = run(sealed, tmp_path / "sealed", read_test_set=False)
+    assert not {"test_loss", "test_accuracy"} & set(record.info["final"])
+    assert "test_correct" not in record.info
+    with pytest.raises(AssertionError, match="the test set was read"):
+        run(sealed, tmp_path / "read")
+    read = run(problem, tmp_path / "open")
+    right = unpack_flags(read.info["test_correct"], len(problem.test[1]))
+    assert right.mean() == pytest.approx(read.info["final"]["test_accuracy"])
+    assert 0 < right.sum() < len(right)
