@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from experiments.common import style
 from experiments.common.curves import Curve, mean_over_seeds, paired, plot, time_to
 from experiments.common.end_labels import BEHIND
-from experiments.common.paper_facts import FACTS
+from experiments.common.paper_facts import FACTS, Fact
 
 _FIRST = "mlp_2e-4"
 _SHORT = {
@@ -74,6 +74,9 @@ def _draw(
         _draw_row(row, panel, lines, panel in comparable)
         row[0].set_title(titles[panel])
     numbers = [len(line["step"]) for lines in panels.values() for line in lines.values()]
+    if any(len(line["step"]) < len(lines["backprop"]["step"])
+           for lines in panels.values() for line in lines.values()):  # fmt: skip
+        remark = f" A line without a seed, which diverged: T beside backprop's same seeds.{remark}"
     kind = "bands: 95 % intervals (Student's t) of the paired differences to backprop"
     caption = (
         f"Means, {style.samples(numbers, 'seeds', kind)}. Validation loss and error; dotted: "
@@ -87,13 +90,17 @@ def _draw_row(
     axes: np.ndarray, panel: str, lines: Mapping[str, Curve], is_comparable: bool
 ) -> None:
     by_step, by_time, errors = axes
+    every = len(lines["backprop"]["step"])
     pairs = {name: paired(line, lines["backprop"]) for name, line in lines.items()}
-    lines = {name: line for name, (line, _) in pairs.items() if len(line["step"])}
+    pairs = {name: pair for name, pair in pairs.items() if len(pair[0]["step"])}
+    lines = {name: line for name, (line, _) in pairs.items()}
     for estimator, line in lines.items():
         steps, seconds, reference = line["step"][0], line["seconds"].mean(0), pairs[estimator][1]
         for axis, x in ((by_step, steps), (by_time, seconds)):
             plot(axis, x, line["valid_loss"], estimator, beside=reference["valid_loss"])
-        style.label_ends(by_step, [(_SHORT[estimator], style.colour(estimator))])
+        # A seed with which a line diverged is missing: the mean is not beside that of all seeds.
+        lost = "" if (n := len(line["step"])) == every else f"\n({n} of {every} seeds)"
+        style.label_ends(by_step, [(_SHORT[estimator] + lost, style.colour(estimator))])
         wrong, beside = (100 * (1 - curve["valid_accuracy"]) for curve in (line, reference))
         plot(errors, seconds, wrong, estimator, beside=beside)
         if is_comparable:
@@ -102,7 +109,7 @@ def _draw_row(
         # The first row is the loss of one minibatch, the others means over many.
         trained = style.finite(line["train_loss"]).mean(0)[1:]
         by_step.plot(line["step"][0][1:], trained, color=style.colour(estimator), ls=":", lw=0.9)
-    _mark_times(by_time, panel, lines)
+    _mark_times(by_time, pairs, FACTS.get(f"{panel}.T_ratio") if is_comparable else None)
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(4))
     by_step.xaxis.set_major_formatter("{x:,.0f}")
@@ -125,14 +132,25 @@ def _mark_the_paper(
         style.paper_mark(axes[2], seconds, 100 * error.low, 100 * error.high, colour, "paper")
 
 
-def _mark_times(axis: Axes, panel: str, lines: Mapping[str, Curve]) -> None:
-    """Draw T of each estimator: a vertical line as in the paper, and its number."""
-    means = {estimator: mean_over_seeds(line) for estimator, line in lines.items()}
-    target = float(means["backprop"]["valid_loss"].min())
-    times = {estimator: time_to(target, mean) for estimator, mean in means.items()}
-    axis.axhline(target, color=style.GREY, lw=0.6)
-    texts = [(_time_text(name, times), style.colour(name)) for name in lines]
-    if paper := FACTS.get(f"{panel}.T_ratio"):
+def _mark_times(
+    axis: Axes, pairs: Mapping[str, tuple[Curve, Curve]], paper: Fact | None
+) -> None:  # fmt: skip
+    """Draw T of each estimator: a vertical line as in the paper, and its number.
+
+    Args:
+      axis: the panel of losses by time.
+      pairs: estimator -> its curve and backprop's, of the seeds that both have.
+      paper: the paper's ratio, if the runs have its settings.
+    """
+    texts, points = [], []
+    for estimator, pair in pairs.items():
+        mean, reference = (mean_over_seeds(curve) for curve in pair)
+        target = float(reference["valid_loss"].min())
+        time, own = time_to(target, mean), time_to(target, reference)
+        texts.append((_time_text(estimator, time, own), style.colour(estimator)))
+        points.append((time, target, style.colour(estimator)))
+    axis.axhline(points[[*pairs].index("backprop")][1], color=style.GREY, lw=0.6)
+    if paper is not None:
         texts.append((f"paper: $T_f/T_b$ = {paper.value}", style.GREY))
     for i, (text, colour) in enumerate(texts):
         axis.annotate(
@@ -140,15 +158,14 @@ def _mark_times(axis: Axes, panel: str, lines: Mapping[str, Curve]) -> None:
             ha="right", va="top", color=colour, fontsize=8, bbox=BEHIND,
         )  # fmt: skip
     low = axis.get_ylim()[0]
-    for estimator, time in times.items():
+    for time, target, colour in points:
         if math.isfinite(time):
-            axis.plot([time, time], [low, target], color=style.colour(estimator), lw=0.8, ls="--")
-            axis.plot(time, target, "o", ms=4, color=style.colour(estimator))
+            axis.plot([time, time], [low, target], color=colour, lw=0.8, ls="--")
+            axis.plot(time, target, "o", ms=4, color=colour)
     axis.set_ylim(low)
 
 
-def _time_text(estimator: str, times: Mapping[str, float]) -> str:
-    time, reference = times[estimator], times["backprop"]
+def _time_text(estimator: str, time: float, reference: float) -> str:
     if estimator == "backprop":
         return f"$T_b$ = {reference:.3g} s"
     if not math.isfinite(time):

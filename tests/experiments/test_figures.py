@@ -15,6 +15,7 @@ from matplotlib.text import Text
 
 from experiments.common import protocol, style
 from experiments.modes import walkthrough
+from experiments.paper.learning_curves_figure import draw_figures
 
 from .conftest import CONFIGS, committed
 from .deuteranopia import distance, lab
@@ -241,3 +242,32 @@ def test_no_figure_is_a_pdf():
     assert not list(RESULTS.rglob("*.pdf"))
     for path in RESULTS.rglob("*.png"):
         assert path.with_suffix(".svg").exists()
+
+
+def curve(losses):
+    losses = np.array(losses, float)
+    steps = np.broadcast_to(np.arange(losses.shape[1]) * 10.0, losses.shape)
+    seeds = np.broadcast_to(np.arange(len(losses))[:, None], losses.shape)
+    same = dict.fromkeys(("train_loss", "valid_loss"), losses)
+    return {
+        "seed": seeds,
+        "step": steps,
+        "seconds": steps,
+        "valid_accuracy": 1 - losses / 4,
+        **same,
+    }
+
+
+@pytest.mark.parametrize("shortened", [{}, {"cnn": "20 of 20,000"}])
+def test_a_line_that_lost_a_seed_is_compared_with_the_seeds_it_has(drawn, tmp_path, shortened):
+    """Backprop's third seed is far better; the other line has the first two, and is the faster."""
+    panel = {
+        "backprop": curve([[2, 1.5, 1.0], [2, 1.5, 1.0], [2, 0.5, 0.1]]),
+        "forward-low_rank": curve([[2, 1.0, 0.9], [2, 1.0, 0.9]]),
+    }
+    information = {"titles": {"cnn": "CNN"}, "shortened": shortened, "changed": {"cnn": ""}}
+    draw_figures({"cnn": panel}, information, tmp_path, "learning_curves")
+    texts = [x.get_text() for x in drawn["learning_curves"].findobj(Text)]
+    assert any("(2 of 3 seeds)" in text for text in texts)
+    assert "$T_f$ = 10 s, $T_f/T_b$ = 0.5" in texts  # of a mean of all three it is not reached
+    assert any(text.startswith("paper: $T_f/T_b$") for text in texts) == (not shortened)
