@@ -76,7 +76,7 @@ def _draw(
     numbers = [len(line["step"]) for lines in panels.values() for line in lines.values()]
     if any(len(line["step"]) < len(lines["backprop"]["step"])
            for lines in panels.values() for line in lines.values()):  # fmt: skip
-        remark = f" A line without a seed, which diverged: T beside backprop's same seeds.{remark}"
+        remark = f" Where a run diverged, T is of the seeds that both lines have.{remark}"
     kind = "bands: 95 % intervals (Student's t) of the paired differences to backprop"
     caption = (
         f"Means, {style.samples(numbers, 'seeds', kind)}. Validation loss and error; dotted: "
