@@ -9,8 +9,7 @@ The row is the one whose cells equal those that are named; the interval is that 
 (ms, µs, MiB, GiB, %). The number keeps its significant digits; a `?` becomes three of them.
 
 The rows between `<!-- claims -->` and `<!-- end of claims -->` are made of `CLAIMS` and of the
-findings in results/paper/ (CPU) and results/gpu/ or results/h200/ (GPU). Costs that results/paper/
-has over the turns of one process alone are those of results/quick/, over processes.
+findings in results/paper/ (CPU) and results/gpu/ or results/h200/ (GPU).
 
 A claim is a number with a decimal point, or one with a unit (%, ms, s, MiB, ×, times, points, …).
 It has such a comment, or one of these, or is an error (`unsourced`):
@@ -135,15 +134,6 @@ def claims_table(root: Path = ROOT) -> str:
 
     folder = root / "results" / "paper"
     own = claims.read(folder) if (folder / claims.TABLE).exists() else []
-    quick = root / "results" / "quick"
-    if (quick / claims.TABLE).exists():
-        # Costs over processes take the place of those over the turns of one process.
-        over_turns = {x.finding.key for x in own if x.finding.ours and "turns" in x.finding.ours.of}
-        own += [
-            x
-            for x in claims.read(quick)
-            if x.finding.key in over_turns and x.finding.ours and x.finding.ours.of == "processes"
-        ]
     found = claims.claims(folder, own)
     of_key = {claim.key: claim for claim in found}
     rows = []

@@ -119,6 +119,12 @@ def test_each_number_of_a_page_is_that_of_its_table(path):
     assert measured.unsourced(text) == []
 
 
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_no_page_has_a_number_that_the_main_job_changes(path):
+    """The README's first command writes results/quick anew, before its second runs the tests."""
+    assert "<!-- results/quick/" not in path.read_text(encoding="utf-8")
+
+
 def test_the_table_of_claims_is_made_of_the_findings(tmp_path):
     ours, low_rank = (Estimate(x, x - 0.1, x + 0.1, 5, "seeds", 0.9) for x in (0.6, 0.5))
     finding = Finding("mlp.R_ratio", ours, low_rank, "reproduced", "")
@@ -134,6 +140,11 @@ def test_the_table_of_claims_is_made_of_the_findings(tmp_path):
     assert "| – | 0.5 [0.4, 0.6] (5 seeds) | – | below 1 (CPU) |\n" in new
     assert new.endswith("|\n<!-- end of claims -->\n\nAfter.\n") and "old" not in new
     assert measured.updated(new, tmp_path) == new and measured.unsourced(new) == []
+    other = finding._replace(ours=low_rank)
+    (tmp_path / "results" / "quick").mkdir()
+    source = claims.Sourced(other, "cpu", "A CPU", "step_cost", "abc")
+    claims.write(tmp_path / "results" / "quick", [source])
+    assert measured.updated(new, tmp_path) == new
 
 
 def test_the_doctests_of_measured_numbers_pass():
