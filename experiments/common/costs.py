@@ -143,11 +143,15 @@ def training_programs(
 
 
 def operations_of_a_step(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Return a record of the floating-point operations of a step, by XLA's account."""
+    """Return a record of the floating-point operations of a step, by XLA's account on a CPU.
+
+    On a GPU the account lacks the products and convolutions that libraries compute.
+    """
     identity = {"operations_of": from_config.identity_config(config)}
-    return measured_once(
-        folder, "operations", identity, lambda: _program(_step(config), config, 1, 1).operations
-    )
+    with jax.default_device(jax.devices("cpu")[0]):
+        return measured_once(
+            folder, "operations", identity, lambda: _program(_step(config), config, 1, 1).operations
+        )
 
 
 def _loss_alone(config: DictConfig) -> Step:

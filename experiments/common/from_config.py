@@ -1,6 +1,7 @@
 """Objects of a `train` config: problem, estimator, optimizer; its identity, folder and run."""
 
 import inspect
+from collections.abc import Mapping
 from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fwdgrad.records import (
     RunRecord,
     config_identity,
     read_info,
+    records_of,
     run_folder,
     with_changed_settings,
 )
@@ -47,10 +49,10 @@ def run(cfg: DictConfig) -> RunRecord:
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     made_of = Settings(**{key: config[key] for key in SETTINGS})
     known: dict[str, Any] = {"seed": cfg.seed, "settings": made_of, "sources": _SOURCES}
-    if (record := finished_run(folder(cfg), **known)) is not None:
+    if (record := _finished(cfg, known)) is not None:
         if cfg.read_test_set and "test_accuracy" not in record.info["final"]:
             raise RecordError(
-                f"the run in {folder(cfg)} has not read the test set, since it chose a learning "
+                f"the run in {record.folder} has not read the test set, since it chose a learning "
                 "rate (read_test_set=false). Train another seed, or delete the folder."
             )
         return record
@@ -75,6 +77,22 @@ def run(cfg: DictConfig) -> RunRecord:
     )
 
 
+def _finished(cfg: DictConfig, known: Mapping[str, Any]) -> RunRecord | None:
+    """Return the finished run of a config, of this platform or of one in `output.runs_of`."""
+    with records_of(_recorded_platform(cfg)):
+        return finished_run(folder(cfg), **known)
+
+
+def _recorded_platform(cfg: DictConfig) -> str | None:
+    """Return the platform of the run to read back, this one's first; None for this one."""
+    for platform in (None, *cfg.output.runs_of):
+        with records_of(platform):
+            info = read_info(folder(cfg))
+        if info is not None and info["status"] != "running":
+            return platform
+    return None
+
+
 def _check_examples(cfg: DictConfig) -> None:
     """Raise ValueError if examples change each other's loss and the space is `Activities`."""
     if isinstance(instantiate(cfg.estimator.value_and_grad.space), Activities):
@@ -85,7 +103,8 @@ def _check_examples(cfg: DictConfig) -> None:
 
 def recorded_info(cfg: DictConfig) -> dict[str, Any]:
     """Return the content of a run's `run.json`, also of a run that diverged."""
-    info = read_info(folder(cfg))
+    with records_of(_recorded_platform(cfg)):
+        info = read_info(folder(cfg))
     if info is None:
         raise RecordError(f"{folder(cfg)} has lost its run.json. Start the command once more.")
     return info

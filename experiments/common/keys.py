@@ -74,6 +74,7 @@ _OUTPUT = {
     "progress": optional(BOOLEAN),
     "checkpoint_seconds": SECONDS,
     "accept_other_code": BOOLEAN,
+    "runs_of": list_of(one_of(("cpu", "gpu", "tpu"))),
 }
 _TRAIN = {
     "model": _MODEL,

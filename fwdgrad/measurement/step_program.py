@@ -16,6 +16,7 @@ import numpy as np
 
 from fwdgrad.measurement.processes import Program
 from fwdgrad.training import draw_ahead
+from fwdgrad.util import backend
 from fwdgrad.util.trees import Array, PyTree
 
 _RATE = 1e-6  # so small that parameters hardly change, however often the step is made
@@ -115,7 +116,7 @@ class StepProgram:
         self._arguments = (batches, keys)
         start = time.perf_counter()
         lowered = jax.jit(run, donate_argnums=0).lower(self._params, *self._arguments)
-        self._compiled = lowered.compile(dict(compiler_options or {}))
+        self._compiled = lowered.compile(backend.compiler_options(compiler_options))
         self.compile_seconds = time.perf_counter() - start
         memory: Any = self._compiled.memory_analysis()
         self.temp_bytes: int = memory.temp_size_in_bytes

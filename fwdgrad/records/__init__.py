@@ -14,6 +14,7 @@ try:
         JAX_DEFAULTS,
         changed_settings,
         jax_settings,
+        records_of,
         with_changed_settings,
     )
     from fwdgrad.records.locks import FolderInUseError, Hold, hold
@@ -69,6 +70,7 @@ __all__ = [
     "read_json",
     "read_run",
     "read_table",
+    "records_of",
     "run_folder",
     "save_checkpoint",
     "table_sum",

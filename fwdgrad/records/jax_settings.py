@@ -1,6 +1,9 @@
 """Settings of JAX that decide numbers, part of the identity of a run or a measurement."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -18,12 +21,29 @@ JAX_DEFAULTS: dict[str, Any] = {
 }
 # Flags of XLA that change no number.
 _HARMLESS = ("--xla_dump", "--xla_force_host_platform_device_count")
+# The platform of the records that are read; None: this process's.
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+
+
+@contextmanager
+def records_of(platform: str | None) -> Iterator[None]:
+    """Name and check records as those of another platform, to read them back; None: of this one.
+
+    >>> with records_of("gpu"):
+    ...     changed_settings()
+    {'platform': 'gpu'}
+    """
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
 
 
 def jax_settings() -> dict[str, Any]:
     """Return the settings that decide numbers, the platform included, as plain values."""
     return {
-        name: default_platform()
+        name: _platform.get() or default_platform()
         if name == "platform"
         else _plain(getattr(jax.config, name, default))
         for name, default in JAX_DEFAULTS.items()

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fwdgrad.util import backend
 from fwdgrad.util.trees import Array, PyTree
 
 _PIECE = 1_000  # examples; an MLP of width 1024 needs about 10 MB for as many
@@ -27,7 +28,7 @@ def make_evaluate(
       compiler_options: XLA's.
     """
 
-    @partial(jax.jit, compiler_options=dict(compiler_options or {}))
+    @partial(jax.jit, compiler_options=backend.compiler_options(compiler_options))
     def score(params: PyTree, batch: PyTree) -> tuple[dict[str, Array], dict[str, Array]]:
         of_each = scores(params, batch)
         return jax.tree.map(jnp.sum, of_each), of_each

@@ -23,7 +23,7 @@ class Settings:
       batch_size: examples in a minibatch.
       eval_every: steps between two rows of `metrics.csv`.
       steps_per_call: the most steps in one compiled call (see `fwdgrad.training.stepping`).
-      compiler_options: XLA's, by name, for compiling the step.
+      compiler_options: XLA's, by name, for compiling the step; without those of other platforms.
     """
 
     num_steps: int

@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 from fwdgrad.training.protocols import Estimator, ValueAndGrad
+from fwdgrad.util import backend
 from fwdgrad.util.trees import Array, PyTree
 
 _MOST_BYTES = 2**24  # drawn ahead: less than a few minibatches
@@ -141,7 +142,7 @@ def make_stepper(
     compiled = (
         jax.jit(advance, donate_argnums=0)
         .lower(state, examples, indices, jax.ShapeDtypeStruct((), jnp.int32))
-        .compile(dict(compiler_options or {}))
+        .compile(backend.compiler_options(compiler_options))
     )
     return Stepper(
         value_and_grad,

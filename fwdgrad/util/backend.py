@@ -5,7 +5,9 @@ semantics: a key samples the same tangents on every backend. A choice holds on t
 it was measured. Every other backend runs the program with the fewest XLA operations.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -47,6 +49,17 @@ def platform() -> str:
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform
+
+
+def compiler_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return XLA's options for this platform, without those of the other ones.
+
+    >>> compiler_options({"xla_tpu_option": 1, "xla_option": 2})
+    {'xla_option': 2}
+    """
+    here = platform()
+    others = tuple(f"xla_{other}_" for other in ("cpu", "gpu", "tpu") if other != here)
+    return {name: x for name, x in (options or {}).items() if not name.startswith(others)}
 
 
 def choices() -> Choices:

@@ -101,6 +101,7 @@ TABLE = {
          ("trajectories", "step_cost", "learning_curves")], OVERRIDES
     ),
     "figures.*": NAMES,
+    "runs_of": ([*NOT_LISTS, ["cuda"], [1]], [[], ["gpu"]]),
     "platform": (["tpu", 16, True, ""], [None, "cpu", "gpu"]),
     "expected_seconds.*": POSITIVE,
     "budget_seconds": ([x for x in POSITIVE[0] if x is not None], [None, 600]),

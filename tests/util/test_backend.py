@@ -85,6 +85,12 @@ def test_the_default_device_selects_the_backend():
         assert backend.choices() is backend.CPU
 
 
+def test_options_of_other_platforms_are_left_out(platform):
+    options = {f"xla_{name}_x": name for name in PLATFORMS} | {"xla_x": "all"}
+    assert backend.compiler_options(options) == {f"xla_{platform}_x": platform, "xla_x": "all"}
+    assert backend.compiler_options(None) == {}
+
+
 def test_one_file_asks_for_the_backend():
     """Besides batched factorisations, which the CPU cannot run, and the layout of equations."""
     asking = re.compile(r"default_backend|\.platform\b|lax\.platform_dependent")
