@@ -5,11 +5,12 @@ folder reads it for the column of the other kind of device.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.common import tables
+from experiments.common import machines, tables
 from experiments.common.paper_facts import FACTS, Finding, not_found
 from experiments.common.verdicts import ABSENT, UNCHECKED, VERDICTS, Estimate
 from fwdgrad.records import write_table
@@ -56,15 +57,15 @@ def sourced(
 
     Args:
       findings: experiment -> its findings. Of several on one claim the last one stands.
-      information: experiment -> the content of its JSON file.
+      information: experiment -> the content of its JSON file, with `provenance`, and
+        `findings_of` if that of the findings is another.
     """
     found = {}
     for table, of_table in findings.items():
-        sources = information.get(table, {}).get("provenance", ())
+        about = information.get(table, {})
+        sources = about.get("findings_of", about.get("provenance", ()))
         commits = ", ".join(dict.fromkeys(commit_of(source) for source in sources))
-        hardware = sources[0]["hardware"] if sources else {}
-        device = "cpu" if hardware.get("device", "cpu") == "cpu" else "gpu"
-        name = hardware.get("cpu" if device == "cpu" else "device_kind", "unknown")
+        device, name = machines.device(sources[0]) if sources else ("cpu", "unknown")
         for finding in of_table:
             found[finding.key] = Sourced(finding, device, name, table, commits)
     return list(found.values())
@@ -130,7 +131,8 @@ def claims(folder: Path, own: Sequence[Sourced]) -> list[Claim]:
       own: its findings.
     """
     found: dict[str, dict[str, Sourced]] = {key: {} for key in FACTS}
-    mine = {x.device for x in own}
+    devices = Counter(x.device for x in own)  # one of them is that of nearly all
+    mine = [device for device, _ in devices.most_common(1)]
     others = [
         read(other) for device in DEVICES if device not in mine if (other := _other(folder, device))
     ]

@@ -18,6 +18,7 @@ _COLUMNS = {
     "total_bytes": (2**20, "parameters, gradients,\ntemporaries (MiB)"),
     "compile_seconds": (1, "compilation (s)"),
 }
+_BESIDE = 1.6  # a mark of the paper so many times a number is where the number's text would be
 _SHIFT = 0.17  # of the dots of two minibatches, up and down
 Quantities = Mapping[str, Mapping[str, Interval]]  # line -> quantity -> interval
 
@@ -50,14 +51,14 @@ def draw_step_cost(
         row[0].set_title(model)
         for axis, quantity in zip(row, _COLUMNS, strict=True):
             for i, panel in enumerate(panels):
-                _draw_dots(axis, lines[model], found[panel], quantity, i)
+                _draw_dots(axis, lines[model], found[panel], quantity, i, _of_paper(about[panel]))
             axis.set_ylim(len(lines[model]) - 0.5, -0.5)
             axis.grid(axis="y", visible=False)
             style.log_scale(axis, "x")
             axis.margins(x=0.12)
         row[0].axvline(1, color=style.GREY, lw=0.8)
         row[0].set_yticks(range(len(lines[model])), [style.label(x) for x in lines[model]])
-        _mark_the_paper(row[0], lines[model], [about[panel]["paper"] for panel in panels])
+        _mark_the_paper(row[0], lines[model], [_of_paper(about[panel]) for panel in panels])
     for axis, (_, label) in zip(axes[-1], _COLUMNS.values(), strict=True):
         axis.set_xlabel(label)
     numbers = [q["seconds"].n for of_panel in found.values() for q in of_panel.values()]
@@ -73,8 +74,9 @@ def draw_step_cost(
 
 
 def _draw_dots(
-    axis: Axes, lines: Sequence[str], costs: Quantities, quantity: str, which: int
-) -> None:
+    axis: Axes, lines: Sequence[str], costs: Quantities, quantity: str, which: int,
+    paper: Mapping[str, float],
+) -> None:  # fmt: skip
     unit = _COLUMNS[quantity][0]
     for height, line in enumerate(lines):
         if line not in costs:
@@ -89,12 +91,23 @@ def _draw_dots(
         )  # fmt: skip
         if not which:
             end = high if high > value else value  # nan is not
+            mark = paper.get(line, 0.0) if quantity == "relative_cost" else 0.0
+            end = mark if end < mark < _BESIDE * end else end  # the number is right of the mark
             style.end_label(axis, end, y, f"{value:.3g}", colour)
 
 
-def _mark_the_paper(axis: Axes, lines: Sequence[str], models: Sequence[str | None]) -> None:
-    for which, model in enumerate(models):
-        for line, key in (("backprop", "R_b"), ("forward-normal", "R_f")):
-            if (fact := FACTS.get(f"{model}.{key}")) and line in lines:
+def _of_paper(about: Mapping[str, Any]) -> dict[str, float]:
+    """Return line -> the paper's R, of the lines of which it has one."""
+    keys = {"backprop": "R_b", "forward-normal": "R_f"}
+    facts = {line: FACTS.get(f"{about['paper']}.{key}") for line, key in keys.items()}
+    return {line: (fact.low * fact.high) ** 0.5 for line, fact in facts.items() if fact}
+
+
+def _mark_the_paper(
+    axis: Axes, lines: Sequence[str], papers: Sequence[Mapping[str, float]]
+) -> None:  # fmt: skip
+    for which, paper in enumerate(papers):
+        for line, value in paper.items():
+            if line in lines:
                 y = lines.index(line) - _SHIFT + 2 * _SHIFT * which
-                style.paper_mark(axis, (fact.low * fact.high) ** 0.5, y, y, style.colour(line))
+                style.paper_mark(axis, value, y, y, style.colour(line))

@@ -19,7 +19,17 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from experiments.common import commands, comparisons, costs, jobs, style, tables, timings, tuning
+from experiments.common import (
+    commands,
+    comparisons,
+    costs,
+    jobs,
+    machines,
+    style,
+    tables,
+    timings,
+    tuning,
+)
 from experiments.common.curves import Curve, final_value, read_curves, write_curves
 from experiments.common.paper_facts import Finding, compare
 from experiments.common.tuning import Rates, Tuned
@@ -30,6 +40,7 @@ from fwdgrad.records import read_json, write_table
 from fwdgrad.training import DivergedError
 
 NAME = "fair_comparison"
+_OF_FINDINGS = "mlp"  # the panel that is held against the numbers of replications
 _TUNING_COLUMNS: tables.Columns = {"panel": str, **tuning.COLUMNS}
 _COMPARED = ("panel", *comparisons.Comparison._fields)
 # Of the report's tables.
@@ -46,7 +57,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     runs = folder / "runs" / NAME
     lines: dict[str, dict[str, Tuned]] = {}
     operations: dict[str, dict[str, float]] = {}
-    sources: list[Any] = []
+    counts: list[Any] = []
+    trials: dict[str, list[Any]] = {}
     bar = jobs.progress(list(itertools.product(experiment.shown, experiment.lines)), cfg, NAME)
     failed: list[tuple[str, str]] = []
     for panel, name in bar:
@@ -60,7 +72,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
         lines.setdefault(panel, {})[name] = line
         counted = costs.operations_of_a_step(line.config, runs)
         operations.setdefault(panel, {})[name] = counted["result"]
-        sources += [counted, *(trial.info for trial in line.trials)]
+        counts.append(counted)
+        trials.setdefault(panel, []).extend(trial.info for trial in line.trials)
     if not lines:
         raise DivergedError(f"every line fails at every rate of experiments.{NAME}.")
     timed = {
@@ -70,6 +83,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         for panel, of_panel in lines.items()
     }
     _write_tables(lines, timed, experiment, folder)
+    every = [info for of_panel in trials.values() for info in of_panel]
     information = {
         "titles": {panel: experiment.panels[panel].title for panel in experiment.shown},
         "operations": operations,
@@ -86,7 +100,10 @@ def run(cfg: DictConfig, folder: Path) -> None:
         "tuning": jobs.to_plain(experiment.tuning),
         "failed": failed,
         "processes": timings.processes_of(timed),
-        **jobs.provenance_of([*sources, *timed.values()]),
+        "trained_on": machines.names(every),
+        "timed_on": machines.names(timed.values()),
+        "findings_of": jobs.provenance_of(trials.get(_OF_FINDINGS, []))["provenance"],
+        **jobs.provenance_of([*every, *counts, *timed.values()]),
     }
     written = [NAME, *(f"{NAME}_{table}" for table in ("tuning", "comparisons", "timings"))]
     jobs.write_information(folder, NAME, written, information)
@@ -189,7 +206,8 @@ def describe(folder: Path) -> str:
         f"{len(rule['seeds'])} seeds, and takes the one of the lowest mean validation loss "
         "([protocol](../../configs/protocol.yaml)); then other seeds train at it. Losses are means "
         "over these seeds with 95 % intervals (Student's t), the figure's are geometric means. "
-        "Time is steps times the time of a step on an idle machine.",
+        "Time is steps times the time of a step on an idle machine."
+        f"{machines.sentence(information)}",
         "",
     ]
     rows, verdicts = [], []
@@ -240,13 +258,13 @@ def findings(folder: Path) -> list[Finding]:
     """Compare the tables with the numbers of replications, for the MLP."""
     panels, information = _read(folder), read_json(folder / f"{NAME}.json")
     names = ("backprop", "forward-normal", "forward-low_rank")
-    if not set(names) <= set(panels.get("mlp", {})):
+    if not set(names) <= set(panels.get(_OF_FINDINGS, {})):
         return []
-    losses = [panels["mlp"][name]["valid_loss"][:, -1] for name in names]
-    rates = [_rates(folder, "mlp")[name] for name in names]
-    errors = [1 - np.array(information["test_accuracy"]["mlp"][name]) for name in names]
+    losses = [panels[_OF_FINDINGS][name]["valid_loss"][:, -1] for name in names]
+    rates = [_rates(folder, _OF_FINDINGS)[name] for name in names]
+    errors = [1 - np.array(information["test_accuracy"][_OF_FINDINGS][name]) for name in names]
     rates_of_errors = [mean_interval(x, CONFIDENCE) for x in errors]
-    differs = information["differs"]["mlp"]
+    differs = information["differs"][_OF_FINDINGS]
     samples: Any = {"of": SEEDS, "differs": differs}
     found = [
         compare(

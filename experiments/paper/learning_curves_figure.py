@@ -1,7 +1,7 @@
 """The figures of the learning curves: losses and errors against iterations and time."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from experiments.common.end_labels import BEHIND
 from experiments.common.paper_facts import FACTS, Fact
 
 _FIRST = "mlp_2e-4"
+_LINE = 11  # points from one line of text to the next
+_ROOM = 0.6  # of a panel's width, for a line of text
 _SHORT = {
     "backprop": "backprop",
     "forward-normal": "forward gradient,\ndense normal",
@@ -129,7 +131,7 @@ def _mark_the_paper(
         style.paper_mark(axes[0], steps, loss.low, loss.high, colour)
         style.paper_mark(axes[1], seconds, loss.low, loss.high, colour)
     if error := FACTS.get(f"{panel}.error_{of}"):
-        style.paper_mark(axes[2], seconds, 100 * error.low, 100 * error.high, colour, "paper")
+        style.paper_mark(axes[2], seconds, 100 * error.low, 100 * error.high, colour)
 
 
 def _mark_times(
@@ -152,17 +154,33 @@ def _mark_times(
     axis.axhline(points[[*pairs].index("backprop")][1], color=style.GREY, lw=0.6)
     if paper is not None:
         texts.append((f"paper: $T_f/T_b$ = {paper.value}", style.GREY))
-    for i, (text, colour) in enumerate(texts):
-        axis.annotate(
-            text, (1, 1), (0, -11 * i), xycoords="axes fraction", textcoords="offset points",
-            ha="right", va="top", color=colour, fontsize=8, bbox=BEHIND,
-        )  # fmt: skip
     low = axis.get_ylim()[0]
     for time, target, colour in points:
         if math.isfinite(time):
             axis.plot([time, time], [low, target], color=colour, lw=0.8, ls="--")
             axis.plot(time, target, "o", ms=4, color=colour)
     axis.set_ylim(low)
+    _write_in_a_corner(axis, texts)
+
+
+def _write_in_a_corner(axis: Axes, texts: Sequence[tuple[str, str]]) -> None:
+    """Write lines of text at the upper right, or at the lower left if fewer lines pass there."""
+    height = _LINE * len(texts) / (72 * axis.get_position().height * axis.figure.get_figheight())
+    passing = {"right": 0, "left": 0}
+    for line in axis.lines[:]:
+        ends = axis.transData.transform(np.asarray(line.get_xydata(), float))
+        x, y = axis.transAxes.inverted().transform(ends).T
+        if line.get_transform() == axis.transData:  # not the line across the panel
+            passing["right"] += np.count_nonzero((x > 1 - _ROOM) & (y > 1 - height))
+            passing["left"] += np.count_nonzero((x < _ROOM) & (y < height))
+    is_left = passing["left"] < passing["right"]
+    for i, (text, colour) in enumerate(texts):
+        down = _LINE * (len(texts) - 1 - i) if is_left else -_LINE * i
+        axis.annotate(
+            text, (0.02, 0.02) if is_left else (1, 1), (0, down), xycoords="axes fraction",
+            textcoords="offset points", ha="left" if is_left else "right",
+            va="bottom" if is_left else "top", color=colour, fontsize=8, bbox=BEHIND,
+        )  # fmt: skip
 
 
 def _time_text(estimator: str, time: float, reference: float) -> str:

@@ -19,7 +19,17 @@ from typing import Any
 import jax
 from omegaconf import DictConfig
 
-from experiments.common import comparisons, costs, from_config, jobs, style, tables, timings, tuning
+from experiments.common import (
+    comparisons,
+    costs,
+    from_config,
+    jobs,
+    machines,
+    style,
+    tables,
+    timings,
+    tuning,
+)
 from experiments.common.tuning import Tuned, read_rates, tune_and_train
 from experiments.races.figure import draw_race
 from experiments.races.results import COLUMNS, TEST_COLUMNS, comparison_table, line_table, read
@@ -68,8 +78,7 @@ class Race:
             {name: race.any_run(name) for name in trained}, runs, **race.experiment.timing
         )
         self._write_tables(race, trained, counted, timed, folder)
-        sources = [timed, *counted.values()]
-        sources += [trial.info for tuned in trained.values() for trial in tuned.trials]
+        trials = [trial.info for tuned in trained.values() for trial in tuned.trials]
         information = {
             "lines": {
                 name: {
@@ -85,7 +94,9 @@ class Race:
             "tuning": jobs.to_plain(race.experiment.tuning),
             "compared": jobs.to_plain(race.experiment.compared),
             "processes": timings.processes_of({(): timed}),
-            **jobs.provenance_of(sources),
+            "trained_on": machines.names(trials),
+            "timed_on": machines.names([timed]),
+            **jobs.provenance_of([timed, *counted.values(), *trials]),
         }
         written = [f"{self._name}{table}" for table in _TABLES]
         jobs.write_information(folder, self._name, written, information)
@@ -160,7 +171,8 @@ class Race:
             f"Each run has {information['operations']:.3g} operations. Each line tries "
             f"{rule['num_rates']} rates at full length with {len(rule['seeds'])} seeds and takes "
             "the one of the least validation error ([protocol](../../configs/protocol.yaml)); then "
-            "other seeds train at it, and read the test images once. " + _NAMES,
+            "other seeds train at it, and read the test images once."
+            f"{machines.sentence(information)} {_NAMES}",
             "",
             *line_table(lines, about, rates),
             *(["", f"No rate works for {', '.join(map(style.label, information['failed']))}."]

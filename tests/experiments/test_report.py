@@ -151,6 +151,25 @@ def test_a_gpu_is_judged_in_its_own_column(tmp_path):
     assert f"{row} 0.59 | reproduced | CPU: {dense} |" in text("paper")
 
 
+def test_runs_of_a_gpu_in_a_report_of_a_cpu(tmp_path):
+    """They are judged in the GPU's column, beside the rest of it from another folder."""
+    about = {"provenance": [source(gpu=True)], "wall_seconds": 1.0}
+    found = claims.sourced({"a": [compare("mlp.R_ratio", exact(0.59), of=PROCESSES)]}, {"a": about})
+    claims.write(tmp_path / "gpu", found)
+    of_cpu = {"provenance": [source(gpu=False)], "wall_seconds": 1.0}
+    trained_on_gpu = {**of_cpu, "findings_of": [source(gpu=True)]}
+    own = claims.sourced(
+        {
+            "a": [compare(f"mlp.R_{x}", exact(2.0), of=PROCESSES) for x in ("ratio", "f")],
+            "b": [compare("replications.backprop_wins", exact(0.1), of=PROCESSES)],
+        },
+        {"a": of_cpu, "b": trained_on_gpu},
+    )
+    on = {claim.key: set(claim.on) for claim in claims.claims(tmp_path / "paper", own)}
+    assert on["mlp.R_ratio"] == {"cpu", "gpu"} and on["mlp.R_f"] == {"cpu"}
+    assert on["replications.backprop_wins"] == {"gpu"}
+
+
 NOTES = {"provenance": [], "wall_seconds": 1.0}
 
 
