@@ -28,6 +28,7 @@ from fwdgrad.measurement import (
     time_in_processes,
 )
 from fwdgrad.records import read_json
+from fwdgrad.training import first_examples
 
 STEP_COST = "step_cost"  # the experiment that measures R, and the first name of its files
 LOSS = "loss"  # the line of the loss alone
@@ -165,7 +166,8 @@ def _step(config: DictConfig) -> Step:
 def _program(step: Step, config: DictConfig, num_batches: int, steps_per_call: int) -> StepProgram:
     problem, size = from_config.problem(config), config.batch_size
     batches = jax.tree.map(
-        lambda x: x[: num_batches * size].reshape(num_batches, size, *x.shape[1:]), problem.train
+        lambda x: x.reshape(num_batches, size, *x.shape[1:]),
+        first_examples(problem.train, num_batches * size),
     )
     return StepProgram(
         step,

@@ -1,8 +1,9 @@
 """Objects of a `train` config: problem, estimator, optimizer; its identity, folder and run."""
 
 import inspect
+import math
 from collections.abc import Mapping
-from functools import lru_cache, partial, wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ import optax
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common import budget, settings
+from experiments.common import budget, problems, settings
+from experiments.common.problems import problem
 from fwdgrad import Activities, check_examples_independent
-from fwdgrad.problems import Problem, load_dataset
-from fwdgrad.problems.problem import classification, standardised
 from fwdgrad.records import (
     RecordError,
     RunRecord,
@@ -26,11 +26,13 @@ from fwdgrad.records import (
     with_changed_settings,
 )
 from fwdgrad.training import (
-    Batches,
     Settings,
     finished_run,
+    first_examples,
     guided_optimizer,
+    is_loader,
     make_stepper,
+    minibatches,
     train,
 )
 
@@ -50,7 +52,7 @@ def run(cfg: DictConfig) -> RunRecord:
     made_of = Settings(**{key: config[key] for key in SETTINGS})
     known: dict[str, Any] = {"seed": cfg.seed, "settings": made_of, "sources": _SOURCES}
     if (record := _finished(cfg, known)) is not None:
-        if cfg.read_test_set and "test_accuracy" not in record.info["final"]:
+        if cfg.read_test_set and "test_loss" not in record.info["final"]:
             raise RecordError(
                 f"the run in {record.folder} has not read the test set, since it chose a learning "
                 "rate (read_test_set=false). Train another seed, or delete the folder."
@@ -97,7 +99,11 @@ def _check_examples(cfg: DictConfig) -> None:
     """Raise ValueError if examples change each other's loss and the space is `Activities`."""
     if isinstance(instantiate(cfg.estimator.value_and_grad.space), Activities):
         made = problem(cfg)
-        examples = jax.tree.map(lambda x: x[:: max(1, len(x) // 8)][:8], made.train)
+        examples = made.train
+        if is_loader(examples):
+            examples = first_examples(examples, 8)
+        else:
+            examples = jax.tree.map(lambda x: x[:: max(1, len(x) // 8)][:8], examples)
         check_examples_independent(made.loss, made.init(jax.random.key(cfg.seed)), examples)
 
 
@@ -114,11 +120,15 @@ def summary(record: RunRecord) -> str:
     """Describe a finished run in one line."""
     final = record.info["final"]
     label = record.folder.parent.name.rpartition("-")[0]
-    test = f", test accuracy {final['test_accuracy']:.4f}" if "test_accuracy" in final else ""
+    accuracies = [
+        f", {name} accuracy {value:.4f}"
+        for name in ("valid", "test")
+        if not math.isnan(value := float(final.get(f"{name}_accuracy", "nan")))
+    ]
     return (
         f"{label} seed {record.info['seed']}: {final['step']} steps in {final['seconds']:.1f} s, "
-        f"train loss {final['train_loss']:.4f}, valid loss {final['valid_loss']:.4f}, "
-        f"valid accuracy {final['valid_accuracy']:.4f}{test}"
+        f"train loss {final['train_loss']:.4f}, valid loss {final['valid_loss']:.4f}"
+        f"{''.join(accuracies)}"
     )
 
 
@@ -136,7 +146,10 @@ def label(cfg: DictConfig) -> str:
 
     Options that are not choices of a group, such as the number of tangents, are in the identity.
     """
-    names = [cfg.model.name, cfg.dataset.name, cfg.estimator.label, *_optimizer_names(cfg)]
+    groups, read = {"make_model": "model", "dataset": "dataset"}, problems.reads(cfg)
+    chosen = [cfg[group].name for argument, group in groups.items() if argument in read]
+    first = [] if problems.is_default(cfg) else [problems.name(cfg)]
+    names = [*first, *chosen, cfg.estimator.label, *_optimizer_names(cfg)]
     return "-".join(name for name in names if name != "mnist")
 
 
@@ -156,9 +169,11 @@ def _optimizer_names(cfg: DictConfig) -> list[str]:
 def identity_config(cfg: DictConfig) -> dict[str, Any]:
     """Return the part of a config that decides a run's numbers: all but the seed and the names."""
     config: Any = settings.canonical(OmegaConf.to_container(cfg, resolve=True))
+    read = problems.reads(cfg)
     return {
-        "model": config["model"]["make"],
-        "dataset": config["dataset"],
+        **({} if problems.is_default(cfg) else {"problem": config["problem"]}),
+        **({"model": config["model"]["make"]} if "make_model" in read else {}),
+        **({"dataset": config["dataset"]} if "dataset" in read else {}),
         "estimator": config["estimator"]["value_and_grad"],
         "optimizer": config["optimizer"],
         **{key: config["estimator"][key] for key in ("guess_rate",) if key in config["estimator"]},
@@ -258,42 +273,23 @@ class Training:
 
     def __init__(self, cfg: DictConfig, init: Any = None, transformation: Any = None):
         made = problem(cfg)
-        self._examples, self._capacity = made.train, cfg.steps_per_call
+        self._capacity = cfg.steps_per_call
+        sizes = {"batch_size": cfg.batch_size, "steps_per_call": cfg.steps_per_call}
+        self._minibatches = minibatches(made.train, seed=cfg.seed, **sizes)
         stepper = make_stepper(
-            made.loss, init or made.init, made.train, estimator(cfg),
-            transformation or optimizer(cfg), seed=cfg.seed,
-            batch_size=cfg.batch_size, steps_per_call=cfg.steps_per_call,
+            made.loss, init or made.init, self._minibatches.block(0, 1)[0], estimator(cfg),
+            transformation or optimizer(cfg), seed=cfg.seed, **sizes,
             compiler_options=cfg.compiler_options,
         )  # fmt: skip
         self.state, self._advance = stepper.state, stepper.advance
         self.compile_seconds = stepper.compile_seconds
-        number = jax.tree.leaves(made.train)[0].shape[0]
-        self._batches, self._step = Batches(number, cfg.batch_size, cfg.seed), 0
+        self._step = 0
 
     def advance(self, num_steps: int) -> Any:
         """Make `num_steps` steps and return the last loss."""
         for first in range(0, num_steps, self._capacity):
             count = min(self._capacity, num_steps - first)
-            indices = self._batches.indices(self._step, count, capacity=self._capacity)
-            self.state = self._advance(self.state, self._examples, indices, count)
+            examples, indices = self._minibatches.block(self._step, count)
+            self.state = self._advance(self.state, examples, indices, count)
             self._step += count
         return self.state.loss
-
-
-def problem(cfg: DictConfig) -> Problem:
-    """Return the problem of a `train` config; its data are cached."""
-    make = OmegaConf.to_yaml(cfg.model.make, resolve=True)
-    return _problem(make, cfg.dataset.name, cfg.dataset.folder)
-
-
-@lru_cache(maxsize=1)
-def _problem(make: str, dataset: str, folder: str | None) -> Problem:
-    examples = _examples(dataset, folder)
-    with settings.named("model.make"):
-        make_model = instantiate(OmegaConf.create(make), _convert_="all")
-        return classification(make_model, *examples)
-
-
-@lru_cache(maxsize=1)  # all models of a data set share its arrays
-def _examples(dataset: str, folder: str | None) -> tuple[Any, Any, Any]:
-    return standardised(load_dataset(dataset, folder))

@@ -77,8 +77,9 @@ _OUTPUT = {
     "runs_of": list_of(one_of(("cpu", "gpu", "tpu"))),
 }
 _TRAIN = {
-    "model": _MODEL,
-    "dataset": _DATASET,
+    "problem": CONSTRUCTOR,
+    "model?": _MODEL,
+    "dataset?": _DATASET,
     "estimator": {
         "name": NAME,
         "label": NAME,
@@ -128,6 +129,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "output": _ROOT,
     },
     "null_test": {
+        "problem": CONSTRUCTOR,
         "model": _MODEL,
         "dataset": _DATASET,
         **dict.fromkeys(

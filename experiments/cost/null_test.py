@@ -27,6 +27,7 @@ from fwdgrad.measurement import (
     time_in_processes,
 )
 from fwdgrad.records import atomic_write, hold, read_json
+from fwdgrad.training import first_examples
 from fwdgrad.util.trees import PyTree
 
 NAME = "null_test"
@@ -67,7 +68,8 @@ def programs(cfg: DictConfig, order: Sequence[str]) -> dict[str, Program]:
     """Return the three programs, compiled in this order."""
     problem, size = from_config.problem(cfg), cfg.batch_size
     batches = jax.tree.map(
-        lambda x: x[: _NUM_BATCHES * size].reshape(_NUM_BATCHES, size, *x.shape[1:]), problem.train
+        lambda x: x.reshape(_NUM_BATCHES, size, *x.shape[1:]),
+        first_examples(problem.train, _NUM_BATCHES * size),
     )
     library = fwdgrad.forward_value_and_grad
     makers: dict[str, Callable[..., Any]] = {LIBRARY: library, AGAIN: library, BY_HAND: ByHand}

@@ -165,14 +165,15 @@ def _mark_times(
 
 def _write_in_a_corner(axis: Axes, texts: Sequence[tuple[str, str]]) -> None:
     """Write lines of text at the upper right, or at the lower left if fewer lines pass there."""
-    height = _LINE * len(texts) / (72 * axis.get_position().height * axis.figure.get_figheight())
+    inches = axis.get_position().height * axis.figure.get_size_inches()[1]  # type: ignore
+    height = _LINE * len(texts) / (72 * inches)
     passing = {"right": 0, "left": 0}
     for line in axis.lines[:]:
         ends = axis.transData.transform(np.asarray(line.get_xydata(), float))
         x, y = axis.transAxes.inverted().transform(ends).T
         if line.get_transform() == axis.transData:  # not the line across the panel
-            passing["right"] += np.count_nonzero((x > 1 - _ROOM) & (y > 1 - height))
-            passing["left"] += np.count_nonzero((x < _ROOM) & (y < height))
+            passing["right"] += int(((x > 1 - _ROOM) & (y > 1 - height)).sum())
+            passing["left"] += int(((x < _ROOM) & (y < height)).sum())
     is_left = passing["left"] < passing["right"]
     for i, (text, colour) in enumerate(texts):
         down = _LINE * (len(texts) - 1 - i) if is_left else -_LINE * i

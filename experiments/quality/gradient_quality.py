@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import from_config
 from experiments.quality.laws import expected_error, expected_squared_cosine
-from fwdgrad.training import first_params, guided_optimizer
+from fwdgrad.training import first_examples, first_params, guided_optimizer
 from fwdgrad.util.trees import Array, PyTree
 
 _LAST_LEAVES = 2  # of the parameters: the last layer's weight and bias
@@ -48,8 +48,7 @@ def quality(
     value_and_grad, gradient, sums = _programs(OmegaConf.to_yaml(config, resolve=True), draws)
     found: dict[str, list[float]] = {}
     for seed, at in starts.items():
-        first = seed * size
-        batch = jax.tree.map(lambda x, i=first: x[i : i + size], problem.train)
+        batch = first_examples(problem.train, size, skip=seed * size)
         target = gradient(at, batch)
         guided = _with_guess(config, value_and_grad, at, batch, guess_steps)
         means, of_sum = (

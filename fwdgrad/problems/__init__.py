@@ -18,7 +18,14 @@ try:
     )
     from fwdgrad.problems.idx import DataError, read_idx
     from fwdgrad.problems.models import CNN, MLP, DeepNetwork, LogisticRegression
-    from fwdgrad.problems.problem import Problem, image_classification
+    from fwdgrad.problems.problem import (
+        ImageSets,
+        Loader,
+        Problem,
+        image_classification,
+        made_for,
+        standardised,
+    )
 except ModuleNotFoundError as error:
     raise missing_extra("fwdgrad.problems", error) from error
 
@@ -32,14 +39,18 @@ __all__ = [
     "DeepNetwork",
     "Examples",
     "Frozen",
+    "ImageSets",
+    "Loader",
     "LocalHeads",
     "LogisticRegression",
     "Problem",
     "beale",
     "image_classification",
     "load_dataset",
+    "made_for",
     "read_idx",
     "rosenbrock",
     "sphere",
+    "standardised",
     "styblinski_tang",
 ]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from fwdgrad import apply_chain
-from fwdgrad.problems.models import NUM_CLASSES, NUM_PIXELS
+from fwdgrad.problems.models import IMAGE_SHAPE, NUM_CLASSES
 from fwdgrad.util.trees import Layer, is_differentiable
 
 _MAX_HEAD_PIXELS = 4  # along each axis of the averaged image that a head reads
@@ -30,6 +30,8 @@ class LocalHeads(eqx.Module):
 
     Args:
       make_model: (key=...) -> a model of `fwdgrad.problems` that has a `chain`.
+      shape: of an image.
+      num_classes: the number of logits.
       key: a PRNG key for the model and the heads.
 
     >>> from functools import partial
@@ -44,17 +46,23 @@ class LocalHeads(eqx.Module):
     model: Any
     heads: list[eqx.nn.Linear]
 
-    def __init__(self, make_model: Callable[..., Any], *, key: Array):
+    def __init__(
+        self,
+        make_model: Callable[..., Any],
+        *,
+        shape: tuple[int, ...] = IMAGE_SHAPE,
+        num_classes: int = NUM_CLASSES,
+        key: Array,
+    ):
         self.model = make_model(key=jax.random.split(key, 1)[0])
         *hidden, _ = blocks(self.model.chain)
         _, *keys = jax.random.split(key, 1 + len(hidden))
-        side = round(NUM_PIXELS**0.5)
-        x: Any = jax.ShapeDtypeStruct((side, side), jnp.float32)
+        x: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
         self.heads = []
         for block, k in zip(hidden, keys, strict=True):
             x = jax.eval_shape(lambda x, block=block: apply_chain(block, x), x)
             features = jax.eval_shape(_features, x).size
-            self.heads.append(eqx.nn.Linear(features, NUM_CLASSES, key=k))
+            self.heads.append(eqx.nn.Linear(features, num_classes, key=k))
 
     def __call__(self, image: Array) -> Array:
         *hidden, last = blocks(self.model.chain)

@@ -24,20 +24,27 @@ IMAGE_SHAPE = (28, 28)
 
 
 class Examples(NamedTuple):
-    """Images, uint8 of shape (n, 28, 28), and labels, int32 of shape (n,)."""
+    """Images, uint8 (n, rows, columns) or (n, rows, columns, channels), and labels, int32 (n,)."""
 
     images: np.ndarray
     labels: np.ndarray
 
 
 class Dataset(NamedTuple):
-    """Three sets of examples, with mean and standard deviation of the training pixels over 255."""
+    """Three sets of examples.
+
+    Attributes:
+      train, valid, test: images and labels.
+      mean, std: of the training pixels over 255: numbers, or arrays (channels,).
+      num_classes: the number of classes.
+    """
 
     train: Examples
     valid: Examples
     test: Examples
-    mean: float
-    std: float
+    mean: float | np.ndarray
+    std: float | np.ndarray
+    num_classes: int = NUM_CLASSES
 
 
 class _Source(NamedTuple):

@@ -1,11 +1,13 @@
 """The networks of the paper as Equinox modules: logistic regression, MLP, CNN, deep network.
 
-Each classifier takes one standardised image, float (28, 28), and returns 10 logits; map it over a
-minibatch with `jax.vmap`. Equinox samples weights and biases of linear and convolution layers from
-U(−1/√n, 1/√n), with n the number of inputs of one unit. That is PyTorch's default, and so the
-paper's.
+Each classifier takes one standardised image, float (28, 28), and returns 10 logits, unless it is
+made for another shape, (rows, columns) or (rows, columns, channels), and number of classes; map it
+over a minibatch with `jax.vmap`. Equinox samples weights and biases of linear and convolution
+layers from U(−1/√n, 1/√n), with n the number of inputs of one unit. That is PyTorch's default, and
+so the paper's.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -18,7 +20,7 @@ from jax.tree_util import Partial
 from fwdgrad import apply_chain
 from fwdgrad.util.trees import Layer
 
-NUM_PIXELS = 28 * 28
+IMAGE_SHAPE = (28, 28)
 NUM_CLASSES = 10
 
 
@@ -26,6 +28,8 @@ class LogisticRegression(eqx.Module):
     """Multinomial logistic regression: logits = W x + b, with 7,850 parameters.
 
     Args:
+      shape: of an image.
+      num_classes: the number of logits.
       key: a PRNG key.
 
     >>> LogisticRegression(key=jax.random.key(0))(jax.numpy.zeros((28, 28))).shape
@@ -34,8 +38,14 @@ class LogisticRegression(eqx.Module):
 
     linear: eqx.nn.Linear
 
-    def __init__(self, *, key: Array):
-        self.linear = eqx.nn.Linear(NUM_PIXELS, NUM_CLASSES, key=key)
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, ...] = IMAGE_SHAPE,
+        num_classes: int = NUM_CLASSES,
+        key: Array,
+    ):
+        self.linear = eqx.nn.Linear(math.prod(shape), num_classes, key=key)
 
     @property
     def chain(self) -> list[Layer]:
@@ -52,7 +62,9 @@ class MLP(eqx.Module):
     The paper's MLP has the widths (1024, 1024) and 1,863,690 parameters.
 
     Args:
-      widths: the widths of the hidden layers; the output layer has 10 units.
+      widths: the widths of the hidden layers.
+      shape: of an image.
+      num_classes: the number of logits.
       key: a PRNG key.
 
     >>> MLP(widths=(32, 16), key=jax.random.key(0))(jax.numpy.zeros((28, 28))).shape
@@ -61,8 +73,15 @@ class MLP(eqx.Module):
 
     layers: list[eqx.nn.Linear]
 
-    def __init__(self, widths: tuple[int, ...] = (1024, 1024), *, key: Array):
-        sizes = (NUM_PIXELS, *widths, NUM_CLASSES)
+    def __init__(
+        self,
+        widths: tuple[int, ...] = (1024, 1024),
+        *,
+        shape: tuple[int, ...] = IMAGE_SHAPE,
+        num_classes: int = NUM_CLASSES,
+        key: Array,
+    ):
+        sizes = (math.prod(shape), *widths, num_classes)
         keys = jax.random.split(key, len(sizes) - 1)
         self.layers = [
             eqx.nn.Linear(n, m, key=k) for n, m, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
@@ -124,13 +143,15 @@ class CNN(eqx.Module):
 
     Args:
       channels: the number of output channels of each convolution.
-      width: the number of units of the first linear layer; the second has 10.
+      width: the number of units of the first linear layer.
       pooling: the program for the maxima, with the same values: "select" is faster in forward mode
         on a CPU, "reduce" in reverse mode (by a few per cent of a step).
+      shape: of an image; rows and columns must be multiples of 4.
+      num_classes: the number of logits.
       key: a PRNG key.
 
     Raises:
-      ValueError: `pooling` is neither name.
+      ValueError: `pooling` is neither name, or pooling cuts the images.
 
     >>> CNN(channels=4, width=8, key=jax.random.key(0))(jax.numpy.zeros((28, 28))).shape
     (10,)
@@ -147,20 +168,28 @@ class CNN(eqx.Module):
         width: int = 1024,
         pooling: Literal["select", "reduce"] = "select",
         *,
+        shape: tuple[int, ...] = IMAGE_SHAPE,
+        num_classes: int = NUM_CLASSES,
         key: Array,
     ):
+        rows, columns, *channels_in = shape
+        if rows % 4 or columns % 4:
+            raise ValueError(
+                f"shape must have multiples of 4 rows and columns, which are halved twice; found "
+                f"{rows}×{columns}. Pad the images."
+            )
         if pooling not in _POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(_POOLINGS)}; found {pooling!r}.")
         self.pooling = pooling
         *keys, key_hidden, key_output = jax.random.split(key, 6)
-        inputs = (1, channels, channels, channels)
+        inputs = (*(channels_in or [1]), channels, channels, channels)
         self.convolutions = [
             eqx.nn.Conv2d(n, channels, kernel_size=3, padding="SAME", key=k)
             for n, k in zip(inputs, keys, strict=True)
         ]
-        features = channels * (28 // 4) ** 2
+        features = channels * (rows // 4) * (columns // 4)
         self.hidden = eqx.nn.Linear(features, width, key=key_hidden)
-        self.output = eqx.nn.Linear(width, NUM_CLASSES, key=key_output)
+        self.output = eqx.nn.Linear(width, num_classes, key=key_output)
 
     @property
     def chain(self) -> list[Layer]:
@@ -168,7 +197,7 @@ class CNN(eqx.Module):
         relu, max_pool = jax.nn.relu, _POOLINGS[self.pooling]
         first, second, third, fourth = self.convolutions
         return [
-            *(_add_channel, first, relu, second, relu, max_pool),
+            *(_channels_first, first, relu, second, relu, max_pool),
             *(third, relu, fourth, relu, max_pool),
             *(jnp.ravel, self.hidden, relu, self.output),
         ]
@@ -182,9 +211,9 @@ def _times(weight: Array, x: Array) -> Array:
     return x @ weight
 
 
-def _add_channel(image: Array) -> Array:
-    """Return an image with a channel axis in front."""
-    return image[None]
+def _channels_first(image: Array) -> Array:
+    """Return an image (rows, columns) or (rows, columns, channels) with its channels in front."""
+    return image[None] if image.ndim == 2 else jnp.moveaxis(image, -1, 0)
 
 
 @jax.custom_jvp

@@ -1,7 +1,10 @@
-"""Supervised problems: initial parameters, scores of each example, and three sets of examples."""
+"""Problems: initial parameters, scores of each example, and three sets of examples."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,27 +19,74 @@ from fwdgrad.util.trees import PyTree
 Batch = PyTree  # arrays that share their first axis, the minibatch axis
 
 
+@dataclass(frozen=True)
+class Loader:
+    """A set of examples that a loader of another library yields in minibatches, from host memory.
+
+    Args:
+      make: seed -> an iterable of minibatches, one epoch; a minibatch is a pytree of arrays that
+        share their first axis (NumPy's, or PyTorch's on a CPU). It is called for each epoch with
+        another seed, which decides the order: the same seed must yield the same minibatches, or a
+        run that is interrupted ends with other numbers.
+
+    >>> loader = Loader(lambda seed: ({"x": jnp.full((2, 3), i)} for i in range(4)))
+    >>> [batch["x"][0, 0].item() for batch in loader.batches(0)]
+    [0, 1, 2, 3]
+    """
+
+    make: Callable[[int], Iterable[PyTree]]
+
+    def batches(self, seed: int) -> Iterator[PyTree]:
+        """Return an iterator over the minibatches of an epoch."""
+        return iter(self.make(seed))
+
+
 class Problem(NamedTuple):
-    """A supervised problem, as training code uses it.
+    """A problem, as training code uses it: an estimator minimises the mean loss of the examples.
 
     Attributes:
       init: key -> parameters, a pytree of floating arrays alone.
-      scores: (parameters, batch) -> {"loss": (n,), "accuracy": (n,)}, one float for each example.
-      train, valid, test: three sets of examples, arrays on the device.
+      scores: (parameters, batch) -> {"loss": (n,)}, one float for each of the n examples; with
+        "accuracy": (n,), 1 if an example is classified rightly and else 0, where that has a
+        meaning. Further names are recorded of the test set.
+      train, valid, test: three sets of examples, each of arrays that share their first axis, or a
+        `Loader`.
     """
 
     init: Callable[[Array], PyTree]
     scores: Callable[[PyTree, Batch], dict[str, Array]]
-    train: Batch
-    valid: Batch
-    test: Batch
+    train: Batch | Loader
+    valid: Batch | Loader
+    test: Batch | Loader
 
     def loss(self, params: PyTree, batch: Batch) -> Array:
         """Return the mean loss over a batch, the scalar that training minimises."""
         return self.scores(params, batch)["loss"].mean()
 
 
-def image_classification(make_model: Callable[..., eqx.Module], dataset: Dataset) -> Problem:
+class ImageSets(NamedTuple):
+    """A data set of images on the device: standardised float32 images and int32 labels.
+
+    Attributes:
+      train, valid, test: pairs of images (n, rows, columns) or (n, rows, columns, channels), and
+        labels (n,).
+      num_classes: the number of classes.
+    """
+
+    train: tuple[Array, Array]
+    valid: tuple[Array, Array]
+    test: tuple[Array, Array]
+    num_classes: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of an image."""
+        return self.train[0].shape[1:]
+
+
+def image_classification(
+    make_model: Callable[..., eqx.Module], dataset: Dataset | ImageSets
+) -> Problem:
     """Return the classification of a data set's images by softmax cross-entropy.
 
     The loss of an image with logits z and label y is log Σ_j exp z_j − z_y, in nats. The accuracy
@@ -49,8 +99,9 @@ def image_classification(make_model: Callable[..., eqx.Module], dataset: Dataset
     take longer than the rest of a step of logistic regression.)
 
     Args:
-      make_model: (key=...) -> a module from one image (28, 28) to logits (10,) or (rows, 10).
-      dataset: the result of `load_dataset`.
+      make_model: (key=...) -> a module from one image to logits (classes,) or (rows, classes). If
+        it has arguments `shape` and `num_classes`, they are those of the data set.
+      dataset: the result of `load_dataset`, or of `standardised`, which several problems may share.
 
     >>> from fwdgrad.problems import Examples, LogisticRegression, load_dataset
     >>> mnist = load_dataset("mnist")
@@ -59,18 +110,8 @@ def image_classification(make_model: Callable[..., eqx.Module], dataset: Dataset
     >>> problem.scores(problem.init(jax.random.key(0)), problem.train)["loss"].shape
     (8,)
     """
-    return classification(make_model, *standardised(dataset))
-
-
-def classification(
-    make_model: Callable[..., eqx.Module], train: Batch, valid: Batch, test: Batch
-) -> Problem:
-    """Return the problem of `image_classification` for images that are already standardised.
-
-    Args:
-      make_model: as in `image_classification`.
-      train, valid, test: the result of `standardised`; several problems may share it.
-    """
+    sets = dataset if isinstance(dataset, ImageSets) else standardised(dataset)
+    make_model = made_for(make_model, shape=sets.shape, num_classes=sets.num_classes)
     _, static = partition(make_model(key=jax.random.key(0)))
 
     def init(key: Array) -> PyTree:
@@ -87,16 +128,34 @@ def classification(
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {"loss": losses, "accuracy": (prediction.argmax(-1) == labels).astype(jnp.float32)}
 
-    return Problem(init, scores, train, valid, test)
+    return Problem(init, scores, *sets[:3])
 
 
-def standardised(dataset: Dataset) -> tuple[Batch, Batch, Batch]:
-    """Return the three sets of examples on the device, with standardised float32 images."""
+def made_for(make: Callable[..., Any], **facts: Any) -> Callable[..., Any]:
+    """Return a constructor with those of `facts` that it has as arguments, not yet given.
+
+    So do the constructors within it: a `make_model` that it was given.
+
+    >>> made = made_for(lambda key, shape=(1,): (shape, key), shape=(4, 4), num_classes=3)
+    >>> made(key=0)
+    ((4, 4), 0)
+    """
+    given = dict(make.keywords) if isinstance(make, functools.partial) else {}
+    own = make.func if isinstance(make, functools.partial) else make
+    arguments = inspect.signature(own).parameters
+    new = {name: x for name, x in facts.items() if name in arguments and name not in given}
+    if "make_model" in given:
+        new["make_model"] = made_for(given["make_model"], **facts)
+    return functools.partial(make, **new)
+
+
+def standardised(dataset: Dataset) -> ImageSets:
+    """Return a data set on the device, with standardised float32 images."""
     train, valid, test = (
         (_standardised(part.images, dataset.mean, dataset.std), jax.device_put(part.labels))
         for part in dataset[:3]
     )
-    return train, valid, test
+    return ImageSets(train, valid, test, dataset.num_classes)
 
 
 @jax.jit

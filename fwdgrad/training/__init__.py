@@ -11,11 +11,12 @@ try:
     from fwdgrad.training.evaluation import pack_flags, unpack_flags
     from fwdgrad.training.guidance import guided_optimizer
     from fwdgrad.training.loop import train
+    from fwdgrad.training.minibatches import Batches, first_examples, is_loader, minibatches
     from fwdgrad.training.protocols import TrainableProblem, ValueAndGrad
     from fwdgrad.training.resuming import DivergedError, finished_run
     from fwdgrad.training.run_settings import Settings
     from fwdgrad.training.schedules import exponential_decay
-    from fwdgrad.training.stepping import Batches, draw_ahead, first_params, make_stepper
+    from fwdgrad.training.stepping import draw_ahead, first_params, make_stepper
 except ModuleNotFoundError as error:
     raise missing_extra("fwdgrad.training", error) from error
 
@@ -31,10 +32,13 @@ __all__ = [
     "draw_ahead",
     "exponential_decay",
     "finished_run",
+    "first_examples",
     "first_params",
     "guided_optimizer",
+    "is_loader",
     "make_descend",
     "make_stepper",
+    "minibatches",
     "pack_flags",
     "train",
     "unpack_flags",

@@ -1,7 +1,7 @@
 """Scores of a set of examples and their means, in pieces that fit in memory."""
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fwdgrad.training.minibatches import is_loader
 from fwdgrad.util import backend
 from fwdgrad.util.trees import Array, PyTree
 
@@ -20,6 +21,8 @@ def make_evaluate(
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[[PyTree, PyTree], tuple[dict[str, float], dict[str, np.ndarray]]]:
     """Return a function (parameters, examples) -> the means of the scores, and all of them.
+
+    Examples are arrays that share their first axis, or a loader, of which one epoch is read.
 
     The means are numbers, by name; all scores are arrays (examples,), by name.
 
@@ -36,13 +39,10 @@ def make_evaluate(
     def evaluate(
         params: PyTree, examples: PyTree
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        size = jax.tree.leaves(examples)[0].shape[0]
         # A loop in Python: inside a compiled one, XLA's convolutions are slow on the CPU.
-        pieces = [
-            score(params, jax.tree.map(lambda x: x[start : start + _PIECE], examples))  # noqa: B023
-            for start in range(0, size, _PIECE)
-        ]
+        pieces = [score(params, piece) for piece in _pieces(examples)]
         names = pieces[0][0]
+        size = sum(len(of_each["loss"]) for _, of_each in pieces)
         means = {name: sum(float(total[name]) for total, _ in pieces) / size for name in names}
         of_each = {
             name: np.concatenate([np.asarray(each[name]) for _, each in pieces]) for name in names
@@ -50,6 +50,15 @@ def make_evaluate(
         return means, of_each
 
     return evaluate
+
+
+def _pieces(examples: Any) -> Iterator[PyTree]:
+    """Yield the examples of a set, arrays or a loader, in pieces."""
+    if is_loader(examples):
+        yield from (jax.tree.map(np.asarray, batch) for batch in examples.batches(0))
+        return
+    for start in range(0, jax.tree.leaves(examples)[0].shape[0], _PIECE):
+        yield jax.tree.map(lambda x: x[start : start + _PIECE], examples)  # noqa: B023
 
 
 def pack_flags(flags: np.ndarray) -> str:

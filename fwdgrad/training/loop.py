@@ -35,10 +35,11 @@ from fwdgrad.records import (
     write_metrics,
 )
 from fwdgrad.training.evaluation import make_evaluate, pack_flags
+from fwdgrad.training.minibatches import Minibatches, minibatches
 from fwdgrad.training.protocols import Estimator, TrainableProblem
 from fwdgrad.training.resuming import DivergedError, check_checkpoint, finished_run
 from fwdgrad.training.run_settings import Identity, Settings, check_arguments, finite_rate
-from fwdgrad.training.stepping import Batches, Stepper, make_stepper
+from fwdgrad.training.stepping import Stepper, make_stepper
 
 
 def train(
@@ -60,7 +61,7 @@ def train(
     """Train, or resume training, and return the record of the finished run.
 
     Args:
-      problem: parameters, loss and examples.
+      problem: parameters, loss and examples, which are arrays on the device or loaders.
       estimator: loss function, has_report=True -> value and gradient, for example
         `fwdgrad.forward_value_and_grad` or a `functools.partial` of it.
       optimizer: any optax optimizer; its update is given the loss as `value` too, but not the
@@ -76,9 +77,9 @@ def train(
       sources: Python files besides those of fwdgrad whose code makes the numbers.
       accept_other_code: resume a run that was begun with other code or other versions of the
         packages that compute. The record names both.
-      read_test_set: record the test loss, the test accuracy and the examples that the trained
-        parameters classify rightly (`test_correct`, a text of base 64, a bit an example). Runs that
-        choose a learning rate leave the test set alone.
+      read_test_set: record the means of the test set's scores, and, if they have an accuracy, the
+        examples that the trained parameters classify rightly (`test_correct`, a text of base 64, a
+        bit an example). Runs that choose a learning rate leave the test set alone.
 
     Raises:
       DivergedError: a loss is not finite. The record so far stays in `folder`.
@@ -100,10 +101,16 @@ def train(
         if (record := finished_run(folder, **known)) is not None:  # just now
             return record
         about = check_checkpoint(folder, identity.plain(), identity.sources, accept_other_code)
+        of_steps = minibatches(
+            problem.train,
+            batch_size=settings.batch_size,
+            steps_per_call=settings.steps_per_call,
+            seed=seed,
+        )
         stepper = make_stepper(
             problem.loss,
             problem.init,
-            problem.train,
+            of_steps.block(0, 1)[0],
             estimator,
             optimizer,
             seed=seed,
@@ -111,7 +118,7 @@ def train(
             steps_per_call=settings.steps_per_call,
             compiler_options=settings.compiler_options,
         )
-        run = _Run(problem, stepper, learning_rate, identity, folder, held, about)
+        run = _Run(problem, of_steps, stepper, learning_rate, identity, folder, held, about)
         run.write_files()
         try:
             run.advance_to_end(float(checkpoint_seconds), show_progress, read_test_set)
@@ -129,6 +136,7 @@ class _Run:
     def __init__(
         self,
         problem: TrainableProblem,
+        of_steps: Minibatches,
         stepper: Stepper,
         learning_rate: Callable[[int], Any],
         identity: Identity,
@@ -136,13 +144,12 @@ class _Run:
         held: Hold,
         about: dict[str, Any] | None,  # of the checkpoint
     ):
-        self._problem, self._stepper, self._learning_rate = problem, stepper, learning_rate
+        self._problem, self._minibatches = problem, of_steps
+        self._stepper, self._learning_rate = stepper, learning_rate
         self._identity, self._folder, self._held = identity, folder, held
-        self._settings = settings = identity.settings
-        num_examples = jax.tree.leaves(problem.train)[0].shape[0]
-        self._batches = Batches(num_examples, settings.batch_size, identity.seed)
+        self._settings = identity.settings
         self._params_of = stepper.value_and_grad.params_of
-        self._evaluate = make_evaluate(problem.scores, settings.compiler_options)
+        self._evaluate = make_evaluate(problem.scores, self._settings.compiler_options)
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._opened = time.monotonic() - stepper.compile_seconds
         loaded = load_checkpoint(folder, stepper.state)
@@ -195,16 +202,16 @@ class _Run:
     def _advance(self, count: int) -> None:
         step = self._step
         start = time.perf_counter()
-        indices = self._batches.indices(step, count, capacity=self._settings.steps_per_call)
+        examples, indices = self._minibatches.block(step, count)
         self._state = jax.block_until_ready(
-            self._stepper.advance(self._state, self._problem.train, indices, count)
+            self._stepper.advance(self._state, examples, indices, count)
         )
         self._seconds += time.perf_counter() - start
         self._check_finite("training", float(self._state.loss), self._step - 1)
 
     def _first_loss(self) -> float:
-        indices = self._batches.indices(0, 1, capacity=1)[0]
-        batch = jax.tree.map(lambda x: x[indices], self._problem.train)
+        examples, indices = self._minibatches.block(0, 1)
+        batch = jax.tree.map(lambda x: x[indices[0]], examples)
         return float(jax.jit(self._problem.loss)(self._params_of(self._state.params), batch))
 
     def _reset_losses(self) -> None:
@@ -220,7 +227,7 @@ class _Run:
             learning_rate=finite_rate(self._learning_rate, self._step),
             train_loss=train_loss,
             valid_loss=scores["loss"],
-            valid_accuracy=scores["accuracy"],
+            valid_accuracy=scores.get("accuracy", math.nan),
         )
         self._rows.append(row)
         self._held.check()
@@ -259,7 +266,9 @@ class _Run:
             return {"final": final}
         # The only place that looks at the test set.
         means, of_each = self._evaluate(self._params_of(self._state.params), self._problem.test)
-        final |= {"test_loss": means["loss"], "test_accuracy": means["accuracy"]}
+        final |= {f"test_{name}": mean for name, mean in means.items()}
+        if "accuracy" not in means:
+            return {"final": final}
         return {"final": final, "test_correct": pack_flags(of_each["accuracy"] > 0.5)}
 
     def write_files(self) -> None:

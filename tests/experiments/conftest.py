@@ -9,7 +9,7 @@ import jax
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.common import from_config, protocol
+from experiments.common import problems, protocol
 from experiments.quality import divergence
 from fwdgrad.measurement import processes
 from fwdgrad.problems import Examples, load_dataset
@@ -52,18 +52,18 @@ def load_few(name, folder):
 @pytest.fixture(autouse=True)
 def few_examples(monkeypatch):
     """Train and evaluate on few examples in this process; commands have all examples."""
-    for module in (from_config, divergence):
+    for module in (problems, divergence):
         monkeypatch.setattr(module, "load_dataset", load_few)
 
 
 @pytest.fixture
 def all_examples(few_examples, monkeypatch):
     """Train and evaluate on all examples in one test, and read them anew before and after."""
-    monkeypatch.setattr(from_config, "load_dataset", load_dataset)
-    for cached in (from_config._examples, from_config._problem):
+    monkeypatch.setattr(problems, "load_dataset", load_dataset)
+    for cached in (problems._images, problems._problem):
         cached.cache_clear()
     yield
-    for cached in (from_config._examples, from_config._problem):
+    for cached in (problems._images, problems._problem):
         cached.cache_clear()
 
 
@@ -82,7 +82,7 @@ def small(compose, tmp_path):
             "model=mlp", f"model.make.widths={list(widths)}", "batch_size=8", "steps_per_call=2",
             f"output.root={tmp_path}",
         ]  # fmt: skip
-        problem = from_config.problem(compose("train", *model, "estimator=backprop"))
+        problem = problems.problem(compose("train", *model, "estimator=backprop"))
         starts = {seed: problem.init(jax.random.key(seed)) for seed in (0, 1)}
         return compose("train", *model, *overrides), starts
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.common import from_config
+from experiments.common import from_config, problems
 from fwdgrad.records import checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -33,11 +33,11 @@ LENGTH = ["num_steps=6", "eval_every=3", "steps_per_call=3"]
 @pytest.fixture(autouse=True)
 def few_examples():
     """All of them: runs in this process are held against those of commands."""
-    from_config._problem.cache_clear()
-    from_config._examples.cache_clear()
+    problems._problem.cache_clear()
+    problems._images.cache_clear()
     yield
-    from_config._problem.cache_clear()
-    from_config._examples.cache_clear()
+    problems._problem.cache_clear()
+    problems._images.cache_clear()
 
 
 def command(module, *overrides):

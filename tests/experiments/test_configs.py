@@ -30,7 +30,7 @@ OF_TRAIN = [
 def test_the_groups_are_those_that_the_readme_names():
     assert set(GROUPS) == {
         "dataset", "estimator", "experiment", "model", "optimizer", "preset", "tangents",
-        "space", "aggregation", "guess", "search",
+        "space", "aggregation", "guess", "search", "problem",
     }  # fmt: skip
 
 
