@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from experiments.common import budget, commands, jobs, report, settings, start
+from experiments.common import (
+    budget,
+    commands,
+    jobs,
+    own_problem,
+    report,
+    settings,
+    start,
+)
 from experiments.common.paper_facts import Finding
 from experiments.cost import step_cost
 from experiments.modes import differentiation
@@ -60,6 +68,7 @@ def run(cfg: DictConfig) -> dict[str, str]:
         jobs.check_recorded(folder, shown)
     else:
         start.check_platform(cfg)
+        cfg = own_problem.adapted(cfg, shown)
     with hold(folder):
         limit = budget.Budget() if cfg.draw_only else start.start(cfg, shown)
         with budget.keep(limit):

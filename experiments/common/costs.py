@@ -205,7 +205,8 @@ def _lines(samples: Sequence[Sample]) -> list[str]:
 def step_of(config: DictConfig) -> dict[str, Any]:
     """Return the part of a `train` config that decides the cost of the loss of a step."""
     identity = from_config.identity_config(config)
-    return {key: identity[key] for key in ("model", "dataset", "batch_size")}
+    keys = ("problem", "model", "dataset", "batch_size")
+    return {key: identity[key] for key in keys if key in identity}
 
 
 def read_costs(

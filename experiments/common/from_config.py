@@ -59,7 +59,7 @@ def run(cfg: DictConfig) -> RunRecord:
             )
         return record
     if "space" in cfg.estimator.value_and_grad:
-        _check_examples(cfg)
+        check_examples(cfg)
     rate = _learning_rate(cfg)
     budget.present().claim()
     return train(
@@ -95,7 +95,7 @@ def _recorded_platform(cfg: DictConfig) -> str | None:
     return None
 
 
-def _check_examples(cfg: DictConfig) -> None:
+def check_examples(cfg: DictConfig) -> None:
     """Raise ValueError if examples change each other's loss and the space is `Activities`."""
     if isinstance(instantiate(cfg.estimator.value_and_grad.space), Activities):
         made = problem(cfg)

@@ -2,7 +2,6 @@
 
 import copy
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,8 +12,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from experiments.common import budget, commands, protocol, settings, start
-from fwdgrad.records import RecordError, hold, read_json, read_table, table_sum, write_json
+from experiments.common import budget, protocol, settings
+from fwdgrad.records import RecordError, read_json, read_table, table_sum, write_json
 
 _SOURCES = ("code", "jax", "versions", "hardware")  # "jax" is not in old records
 
@@ -79,50 +78,6 @@ def differences(settings: Mapping[str, Any], but_for: Iterable[str] = ()) -> str
             texts = (f"{x:,}" if isinstance(x, int) else str(x) for x in (value, expected))
             found.append("{} is {}, not {}".format(name, *texts))
     return "; ".join(found)
-
-
-def command_of(module: str) -> commands.Command:
-    """Return the command that runs and draws one experiment of a `reproduce` config.
-
-    Args:
-      module: the name of the experiment's module, which has `NAME`, `run` and `draw`.
-    """
-
-    def command(cfg: DictConfig) -> None:
-        run_alone(cfg, sys.modules[module])
-
-    command.__module__, command.__qualname__ = module, "command"  # where a launcher finds it
-    return commands.with_config("reproduce")(command)
-
-
-def run_alone(cfg: DictConfig, experiment: Any) -> None:
-    """Run and draw one experiment of a `reproduce` config, a module with `run` and `draw`.
-
-    Raises:
-      ValueError: the preset leaves the experiment out.
-    """
-    folder = settings.root(cfg)
-    if cfg.shown is not None and experiment.NAME not in cfg.shown:
-        raise ValueError(
-            f"preset={cfg.preset} has no {experiment.NAME}, but {', '.join(cfg.shown)}. Run it "
-            "with preset=paper (perhaps hours), or set shown=null and its lengths by hand."
-        )
-    if cfg.draw_only:
-        check_recorded(folder, [experiment.NAME])
-    else:
-        start.check_platform(cfg)
-    with hold(folder):
-        if not cfg.draw_only:
-            with budget.keep(start.start(cfg, [experiment.NAME])) as limit:
-                for _ in limit.rounds():
-                    with limit.experiment(experiment.NAME):
-                        experiment.run(cfg, folder)
-            if limit.is_left_out(experiment.NAME):
-                print(f"nothing of it fits into the budget of {cfg.budget_seconds:g} s")
-                return
-        check_tables(folder, experiment.NAME)
-        experiment.draw(folder)
-    print(f"drawn in {folder}")
 
 
 def check_recorded(folder: Path, names: Iterable[str]) -> None:

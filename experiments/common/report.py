@@ -19,7 +19,7 @@ from fwdgrad.records import JAX_DEFAULTS, atomic_write, read_json
 # File -> its title, and the experiments whose sections are in it; the others' are in the README.
 FILES = {
     "laboratory.md": ("The laboratory: quality and cost of each estimator", ("estimator_quality",)),
-    "races.md": ("Races: accuracy for a budget", ("accuracy_race", "cnn_race")),
+    "races.md": ("Races: test error for equal operations", ("accuracy_race", "cnn_race")),
     "modes.md": ("Forward and reverse mode, and other ways to a derivative", ("differentiation",)),
 }
 MOST_WORDS = 2500  # of the README; the longest sections are then in files of their own

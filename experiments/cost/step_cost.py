@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from omegaconf import DictConfig
 
-from experiments.common import budget, commands, costs, jobs, style, tables, timings
+from experiments.common import alone, budget, commands, costs, jobs, style, tables, timings
 from experiments.common.paper_facts import Finding, compare_costs
 from experiments.common.verdicts import PROCESSES
 from experiments.cost.step_cost_figure import draw_step_cost
@@ -259,7 +259,7 @@ def findings(folder: Path) -> list[Finding]:
     ]
 
 
-command = jobs.command_of(__name__)
+command = alone.command_of(__name__)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common import commands, jobs
+from experiments.common import alone, commands, jobs
 from experiments.common.budget import measured_once
 from experiments.modes import estimator_error, expression_swell, jacobian_modes, step_sizes
 from fwdgrad.records import write_table
@@ -55,7 +55,7 @@ def describe(folder: Path) -> str:
     return "\n\n".join([heading, *(part.describe(folder) for part in PARTS)])
 
 
-command = jobs.command_of(__name__)
+command = alone.command_of(__name__)
 
 
 if __name__ == "__main__":

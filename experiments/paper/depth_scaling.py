@@ -20,10 +20,10 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common import budget, commands, jobs, style, tables, timings
+from experiments.common import alone, budget, commands, jobs, style, tables, timings
 from experiments.common.costs import costs_of, repaid_after, samples_of
 from experiments.common.paper_facts import Finding, compare
-from experiments.common.verdicts import PROCESSES, TURNS, Samples
+from experiments.common.verdicts import PROCESSES
 from experiments.paper import deep_network
 from experiments.paper.deep_network import ESTIMATORS
 from experiments.paper.depth_scaling_figure import draw_scaling
@@ -117,35 +117,24 @@ def _numbers(times: Mapping[str, Interval]) -> list[float]:
     return [*ends, times["seconds"].n]
 
 
-def _read(folder: Path) -> tuple[pd.DataFrame, Samples]:
-    """Return a row for each point and estimator, with times computed from the raw ones.
-
-    A record from before there were raw times has intervals over the turns of one process.
-    """
-    path = folder / f"{NAME}_timings.csv"
-    if not path.exists():
-        new = ("n", "compile_seconds", "total_bytes")
-        old: tables.Columns = {**{k: v for k, v in _COLUMNS.items() if k not in new}, "rounds": int}
-        table = tables.read(folder / f"{NAME}.csv", old)
-        total = table["parameter_bytes"] + table["temp_bytes"]
-        table = table.assign(n=table["rounds"], compile_seconds=math.nan, total_bytes=total)
-        return table, TURNS
+def _read(folder: Path) -> pd.DataFrame:
+    """Return a row for each point and estimator, with times computed from the raw ones."""
     table = tables.read(folder / f"{NAME}.csv", _COLUMNS)
-    times = {key: costs_of(samples) for key, samples in timings.read_timings(path, _POINT).items()}
+    raw = timings.read_timings(folder / f"{NAME}_timings.csv", _POINT)
+    times = {key: costs_of(samples) for key, samples in raw.items()}
     rows = zip(table["depth"], table["batch_size"], table["estimator"], strict=True)
     table[[*_TIMES, "n"]] = [_numbers(times[depth, size][name]) for depth, size, name in rows]
-    return table.astype({"n": int}), PROCESSES
+    return table.astype({"n": int})
 
 
 def draw(folder: Path) -> None:
     """Draw the figure from the tables in `folder`."""
-    rows, samples = _read(folder)
-    draw_scaling(rows, samples.name, folder, NAME)
+    draw_scaling(_read(folder), folder, NAME)
 
 
 def describe(folder: Path) -> str:
     """Return the section of the report in Markdown: the figure, and a table of the ends."""
-    points, samples = _read(folder)
+    points = _read(folder)
     backprop = points[points["estimator"] == "backprop"].set_index(["depth", "batch_size"])
     backprop = backprop[~backprop.index.duplicated()]  # a point may be on both axes
     of_depth, sizes = points["axis"] == "depth", points["batch_size"]
@@ -166,10 +155,10 @@ def describe(folder: Path) -> str:
         f"![Scaling with depth and minibatch]({NAME}.png)",
         "",
         "A step of derivative and update by SGD, on one minibatch. R is the ratio to the loss "
-        f"alone in the same turn, with its 95 % interval over n = {points['n'].max()} "
-        f"{samples.name}. Compilation is repaid when a faster step has saved the seconds by which "
-        "it compiles longer than backprop. Memory is XLA's account, which does not vary; the total "
-        "has the parameters in it. Checkpointed backprop keeps the ends of √depth segments.",
+        f"alone in the same turn, with its 95 % interval over n = {points['n'].max()} processes. "
+        "Compilation is repaid when a faster step has saved the seconds by which it compiles "
+        "longer than backprop. Memory is XLA's account, which does not vary; the total has the "
+        "parameters in it. Checkpointed backprop keeps the ends of √depth segments.",
         "",
         *tables.markdown(_SHOWN, rows),
     ]
@@ -192,7 +181,7 @@ def _repaid(row: pd.Series, backprop: pd.Series) -> str:
 
 def findings(folder: Path) -> list[Finding]:
     """Compare the table with the paper's numbers."""
-    table, samples = _read(folder)
+    table = _read(folder)
     of_paper = {"width": 1024, "batch_size": 64}
     found: list[Finding | None] = []
     for depth, rows in table[table["axis"] == "depth"].groupby("depth"):
@@ -211,21 +200,21 @@ def findings(folder: Path) -> list[Finding]:
             ],
         }
         found += [
-            compare(f"depth.{quantity}.{depth}", *ours, of=samples, differs="; ".join(changed))
+            compare(f"depth.{quantity}.{depth}", *ours, of=PROCESSES, differs="; ".join(changed))
             for quantity, ours in numbers.items()
             if quantity != "checkpointed"
         ]
         over_low_rank = significant(numbers["checkpointed"][1].value)
         found.append(
             compare(
-                f"depth.checkpointed.{depth}", *numbers["checkpointed"], of=samples,
+                f"depth.checkpointed.{depth}", *numbers["checkpointed"], of=PROCESSES,
                 differs="; ".join(changed), note=f"over low-rank tangents {over_low_rank}",
             )
         )  # fmt: skip
     return [f for f in found if f is not None]
 
 
-command = jobs.command_of(__name__)
+command = alone.command_of(__name__)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,11 @@ _LABELS = (
 )  # fmt: skip
 
 
-def draw_scaling(rows: pd.DataFrame, samples: str, folder: Path, name: str) -> None:
+def draw_scaling(rows: pd.DataFrame, folder: Path, name: str) -> None:
     """Draw a column of panels for each axis: R, time over backprop's, and memory.
 
     Args:
       rows: the table of the experiment.
-      samples: what n counts, in the plural.
       folder: where the files go.
       name: of the figure.
     """
@@ -59,7 +58,7 @@ def draw_scaling(rows: pd.DataFrame, samples: str, folder: Path, name: str) -> N
             panel.set_ylim(0)
     for panel, label in zip(panels[:, 0], _LABELS, strict=True):
         panel.set_ylabel(label)
-    n = style.samples(rows["n"], samples, "bands: 95 % intervals")
+    n = style.samples(rows["n"], "processes", "bands: 95 % intervals")
     caption = (
         f"Times: {n}. Memory by XLA's account, which does not vary. Forward "
         "gradients with dense normal and with low-rank tangents. Open diamonds: the paper, on a "

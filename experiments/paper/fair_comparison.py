@@ -20,6 +20,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from experiments.common import (
+    alone,
     commands,
     comparisons,
     costs,
@@ -281,7 +282,7 @@ def findings(folder: Path) -> list[Finding]:
     return [f for f in found if f is not None]
 
 
-command = jobs.command_of(__name__)
+command = alone.command_of(__name__)
 
 
 if __name__ == "__main__":

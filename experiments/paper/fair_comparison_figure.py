@@ -18,6 +18,7 @@ _SHORT = {
     "backprop-cosine": "backprop, cosine",
     "forward-low_rank-cosine-clipped": "low-rank, cosine, clipped",
 }
+_ROW = 0.06  # of the height of a panel, for the crosses of a line
 # estimator -> the chosen rate, and rate -> the loss after tuning, not finite where a run failed
 Tuned = Mapping[str, tuple[float, Mapping[float, float]]]
 
@@ -39,7 +40,7 @@ def draw_comparison(
     figure, axes = plt.subplots(len(panels), 3, figsize=size, squeeze=False)
     for row, (panel, lines) in zip(axes, panels.items(), strict=True):
         tuning, by_operations, by_time = row
-        tuning.set_title(information["titles"][panel], pad=8 + 4 * len(lines))  # above crosses
+        tuning.set_title(information["titles"][panel])
         _draw_tuning(tuning, tuned[panel])
         for estimator, line in lines.items():
             later = line["step"][0] > 0  # no logarithmic axis shows the start
@@ -65,7 +66,8 @@ def draw_comparison(
 
 def _draw_tuning(axis: Axes, tuned: Tuned) -> None:
     """Draw the loss at each rate: crosses above failed rates, the chosen rate filled."""
-    for i, (estimator, (chosen, tried)) in enumerate(tuned.items()):
+    failed: dict[str, list[float]] = {}
+    for estimator, (chosen, tried) in tuned.items():
         look: dict[str, Any] = {"color": style.colour(estimator)}
         kept = {rate: loss for rate, loss in sorted(tried.items()) if math.isfinite(loss)}
         line: dict[str, Any] = {
@@ -76,9 +78,13 @@ def _draw_tuning(axis: Axes, tuned: Tuned) -> None:
         }
         axis.plot([*kept], [*kept.values()], **line, **look)
         axis.plot(chosen, kept.get(chosen, math.nan), "o", ms=5.5, **look)
-        failed = [rate for rate in sorted(tried) if rate not in kept]
-        if failed:  # else matplotlib makes room for a marker at the corner of the figure
-            where: dict[str, Any] = {"transform": axis.get_xaxis_transform(), "clip_on": False}
-            axis.plot(failed, [1.02 + 0.035 * i] * len(failed), "x", ms=4, **where, **look)
+        if any(rate not in kept for rate in tried):
+            failed[estimator] = [rate for rate in sorted(tried) if rate not in kept]
     axis.set(xlabel="learning rate", ylabel="validation loss after tuning")
     style.log_scale(axis, "xy")
+    bottom, top = axis.get_ylim()
+    axis.set_ylim(bottom, top * (top / bottom) ** (_ROW * len(failed)))
+    for i, (estimator, rates) in enumerate(failed.items()):
+        heights = [1 - _ROW * (i + 0.5) / (1 + _ROW * len(failed))] * len(rates)
+        where = axis.get_xaxis_transform()
+        axis.plot(rates, heights, "x", ms=4, color=style.colour(estimator), transform=where)

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.common import budget, commands, from_config, jobs
+from experiments.common import alone, budget, commands, from_config, jobs
 from experiments.common.costs import step_of
 from experiments.common.curves import (
     read_curves,
@@ -145,7 +145,7 @@ def draw(folder: Path) -> None:
     draw_figures(read_curves(folder / f"{NAME}.csv"), information, folder, NAME)
 
 
-command = jobs.command_of(__name__)
+command = alone.command_of(__name__)
 
 
 if __name__ == "__main__":

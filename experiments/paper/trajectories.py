@@ -23,7 +23,7 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common import commands, jobs, style, tables
+from experiments.common import alone, commands, jobs, style, tables
 from experiments.common.budget import measured_once
 from experiments.common.paper_facts import Finding, compare
 from experiments.common.verdicts import CONFIDENCE, SEEDS
@@ -219,7 +219,7 @@ def findings(folder: Path) -> list[Finding]:
     return [f for f in found if f is not None]
 
 
-command = jobs.command_of(__name__)
+command = alone.command_of(__name__)
 
 
 if __name__ == "__main__":

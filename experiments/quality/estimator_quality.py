@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from experiments.common import commands, from_config, jobs, style, tables
+from experiments.common import alone, commands, from_config, jobs, style, tables
 from experiments.common.budget import measured_once
 from experiments.common.costs import (
     operations_of_a_step,
@@ -227,7 +227,7 @@ def _of_laws(stages: dict[int, Any]) -> str:
     )
 
 
-command = jobs.command_of(__name__)
+command = alone.command_of(__name__)
 
 
 if __name__ == "__main__":

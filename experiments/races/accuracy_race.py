@@ -5,13 +5,13 @@ On MNIST, with backprop and controls among the lines. Part of `reproduce`; alone
     python -m experiments.races.accuracy_race preset=quick
 """
 
-from experiments.common import commands, jobs
+from experiments.common import alone, commands
 from experiments.races.race import Race
 
 NAME = "accuracy_race"
-_race = Race(NAME, "Accuracy in equal time: the MLP")
+_race = Race(NAME, "Test error for equal operations: the MLP")
 run, draw, describe = _race.run, _race.draw, _race.describe
-command = jobs.command_of(__name__)
+command = alone.command_of(__name__)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ Like the race of the MLP, with fewer lines and seeds. Part of `reproduce`; alone
     python -m experiments.races.cnn_race preset=quick
 """
 
-from experiments.common import commands, jobs
+from experiments.common import alone, commands
 from experiments.races.race import Race
 
 NAME = "cnn_race"
-_race = Race(NAME, "Accuracy in equal time: the CNN")
+_race = Race(NAME, "Test error for equal operations: the CNN")
 run, draw, describe = _race.run, _race.draw, _race.describe
-command = jobs.command_of(__name__)
+command = alone.command_of(__name__)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import jax
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.common import problems, protocol
+from experiments.common import problems
 from experiments.quality import divergence
 from fwdgrad.measurement import processes
 from fwdgrad.problems import Examples, load_dataset
@@ -18,13 +18,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def committed(name):
-    """The folder of the committed tables of an experiment, small ones if there are.
-
-    Those beside the tests are of a few steps, by the code of the races and of the comparison at the
-    best rate, whose own tables take hours to make.
-    """
-    if name in protocol.EXPERIMENTS:
-        return Path(__file__).parent / "tables"
+    """The folder of the committed tables of an experiment, small ones if there are."""
     shown = OmegaConf.load(CONFIGS / "preset" / "quick.yaml").shown
     return CONFIGS.parent / "results" / ("quick" if name in shown else "paper")
 

@@ -177,11 +177,11 @@ def test_figure_6_takes_its_times_from_the_raw_ones(compose, tmp_path, monkeypat
     assert len(raw) == 5 * 3 * 2 and {row["program"] for row in raw} == {
         "loss", *depth_scaling.ESTIMATORS
     }  # fmt: skip
-    before, text = depth_scaling._read(tmp_path)[0], depth_scaling.describe(tmp_path)
+    before, text = depth_scaling._read(tmp_path), depth_scaling.describe(tmp_path)
     assert "over n = 3 processes" in text and text.count("\n| 2 | 3 | backprop") >= 2
     rows = read_table(tmp_path / "depth_scaling.csv")
     for number, row in zip(before["relative_cost_low"], rows, strict=True):
         assert float(row["relative_cost_low"]) == pytest.approx(number)
     changed = [{**row, "relative_cost_low": "7"} for row in rows]
     write_table(tmp_path / "depth_scaling.csv", rows[0], [row.values() for row in changed])
-    assert depth_scaling._read(tmp_path)[0].equals(before)
+    assert depth_scaling._read(tmp_path).equals(before)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import reproduce
-from experiments.common import budget, from_config, jobs, start
+from experiments.common import alone, budget, from_config, jobs, start
 from experiments.common.budget import Budget
 from experiments.paper import learning_curves
 from fwdgrad.records import read_json, read_table, write_table
@@ -165,7 +165,7 @@ def test_seeds_that_do_not_fit_are_named_in_the_report(
     assert {row["seed"] for row in read_table(tmp_path / "learning_curves_runs.csv")} == set("012")
 
     slow_training.clear()
-    jobs.run_alone(compose("reproduce", *options, "budget_seconds=40"), learning_curves)
+    alone.run_alone(compose("reproduce", *options, "budget_seconds=40"), learning_curves)
     assert slow_training == [3, 3, 3]
     assert "left_out" not in read_json(tmp_path / "learning_curves.json")
 
@@ -182,7 +182,7 @@ def test_a_budget_in_which_nothing_fits(compose, tmp_path, capsys, monkeypatch, 
     report = (tmp_path / "README.md").read_text()
     assert "Left out of learning_curves, to keep the budget of 1 s: all of it." in report
     assert not (tmp_path / "learning_curves.csv").exists()
-    jobs.run_alone(cfg, learning_curves)
+    alone.run_alone(cfg, learning_curves)
     assert "nothing of it fits into the budget of 1 s" in capsys.readouterr().out
 
 
@@ -210,7 +210,7 @@ def test_the_report_is_written_after_every_experiment(compose, tmp_path, monkeyp
 
 def test_a_preset_for_another_platform_says_what_it_needs(compose, tmp_path):
     cfg = compose("reproduce", "preset=smoke", "platform=gpu", f"output.root={tmp_path}")
-    for command in (reproduce.run, lambda cfg: jobs.run_alone(cfg, learning_curves)):
+    for command in (reproduce.run, lambda cfg: alone.run_alone(cfg, learning_curves)):
         with pytest.raises(RuntimeError, match=r"needs a GPU, but .* CPU here.*preset=quick"):
             command(cfg)
     assert list(tmp_path.iterdir()) == []

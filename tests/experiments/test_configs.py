@@ -244,7 +244,7 @@ def test_a_loss_that_mixes_examples_raises_with_activities(compose, tmp_path, mo
     options = ("model=logistic", "num_steps=2", "eval_every=2", f"output.root={tmp_path}")
     cfg = compose("train", *options, "space=activities")
     plain = from_config.problem(cfg)
-    from_config._check_examples(cfg)  # the model as it is passes
+    from_config.check_examples(cfg)  # the model as it is passes
     monkeypatch.setattr(from_config, "problem", lambda cfg: Centred(plain))
     with pytest.raises(ValueError, match=r"fun mixes the examples.*space=Weights\(\)"):
         from_config.run(cfg)

@@ -13,11 +13,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from experiments.common import protocol, style
+from experiments.common import style
 from experiments.modes import walkthrough
 from experiments.paper.learning_curves_figure import draw_figures
 
-from .conftest import CONFIGS, committed
+from .conftest import CONFIGS
 from .deuteranopia import distance, lab
 from .test_axes import FIGURES
 from .timed import STEP, R, write_step_cost
@@ -102,14 +102,9 @@ def check(figure):
                 assert distance(one, two) >= LEAST_DISTANCE, (axes.get_title(loc="left"), one, two)
 
 
-def of_paper(name):
-    """The folder of the tables of the preset `paper`, or of small ones."""
-    return committed(name) if name in protocol.EXPERIMENTS else RESULTS / "paper"
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_of_the_committed_results(drawn, tmp_path, name):
-    source = of_paper(name)
+    source = RESULTS / "paper"
     for path in (*source.glob("*.csv"), *source.glob("*.json")):
         shutil.copy(path, tmp_path)
     if name == "step_cost":
@@ -124,20 +119,42 @@ def test_a_figure_of_the_committed_results(drawn, tmp_path, name):
         assert len(diamonds) >= 2 and {x.get_markerfacecolor() for x in diamonds} == {"white"}
 
 
+NUMBERED = [(x, "learning_curves") for x in ("paper", "gpu", "h200", "quick")]
+NUMBERED += [(x, "step_cost") for x in ("paper", "gpu", "quick")]
+
+
+@pytest.mark.parametrize(("folder", "name"), NUMBERED)
+def test_numbers_lie_upon_no_mark_and_no_curve(drawn, tmp_path, folder, name):
+    """The figures that have the paper's marks among numbers, with the results of each machine."""
+    for path in (RESULTS / folder).glob(f"{name}*.[cj]s*"):
+        shutil.copy(path, tmp_path)
+    FIGURES[name].draw(tmp_path)
+    for figure in drawn.values():
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            for text in axes.texts:
+                box = text.get_window_extent().padded(-1)
+                for line in axes.lines:
+                    x, y = axes.transData.transform(line.get_xydata()).T
+                    is_free = text.xycoords == "axes fraction" and line in lines(axes)
+                    if line.get_marker() == "D" or is_free:
+                        inside = (box.x0 < x) & (x < box.x1) & (box.y0 < y) & (y < box.y1)
+                        assert not inside.any(), (text.get_text(), axes.get_ylabel())
+
+
 def test_the_walkthrough(drawn, compose, tmp_path):
     walkthrough.run(compose("walkthrough", f"output.root={tmp_path}"))
     check(drawn["walkthrough"])
 
 
 def with_few_samples(source, folder, n):
-    """Copy tables with n seeds alone, and n for every number of samples."""
+    """Copy tables with n seeds or processes alone, and n for every number of samples."""
     for path in source.glob("*.json"):
         shutil.copy(path, folder)
     for path in source.glob("*.csv"):
         header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
-        if "seed" in header:
-            seed = header.index("seed")
-            rows = [row for row in rows if int(row[seed]) < n]
+        for column in {"seed", "process"} & set(header):
+            rows = [row for row in rows if int(row[header.index(column)]) < n]
         for column in {"n", "rounds"} & set(header):
             for row in rows:
                 row[header.index(column)] = str(n)
@@ -168,7 +185,7 @@ def test_no_interval_of_two_samples(monkeypatch, tmp_path, name, n):
         plt.close(figure)
 
     monkeypatch.setattr(style, "save", keep)
-    with_few_samples(of_paper(name), tmp_path, n)
+    with_few_samples(RESULTS / "paper", tmp_path, n)
     FIGURES[name].draw(tmp_path)
     assert drawn
     for stem, (figure, caption) in drawn.items():

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from experiments import reproduce
-from experiments.common import jobs, style
+from experiments.common import alone, jobs, style
 from experiments.races import accuracy_race
 from fwdgrad.records import read_json, read_table
 
@@ -51,7 +51,7 @@ def test_the_quick_preset_has_an_interval_wherever_it_can(compose):
     for function in cfg.experiments.trajectories.figures.trajectories:
         assert jobs.differences(cfg.experiments.trajectories.functions[function]) == ""
     with pytest.raises(ValueError, match=r"preset=quick has no accuracy_race, but trajectories"):
-        jobs.run_alone(cfg, accuracy_race)
+        alone.run_alone(cfg, accuracy_race)
 
 
 def shrink(cfg):

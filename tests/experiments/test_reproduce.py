@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import reproduce
-from experiments.common import jobs, style
+from experiments.common import alone, style
 from experiments.common import report as reports
 from experiments.modes import differentiation
 from experiments.paper import (
@@ -134,7 +134,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     for module in reproduce.EXPERIMENTS.values():
         module.run(cfg, tmp_path)
     capsys.readouterr()
-    jobs.run_alone(cfg, depth_scaling)
+    alone.run_alone(cfg, depth_scaling)
     assert capsys.readouterr().out.endswith(f"drawn in {tmp_path}\n")
     assert snapshot(tmp_path) == before
 
@@ -168,7 +168,7 @@ def test_nothing_to_draw_is_one_error_and_leaves_nothing(tmp_path):
 def test_the_command_fails_if_an_experiment_does(compose, tmp_path, capsys):
     """An experiment without a record has a line in the report, and no traceback."""
     cfg = compose("reproduce", "preset=smoke", f"output.root={tmp_path}", "draw_only=true")
-    for command in (lambda: reproduce.run(cfg), lambda: jobs.run_alone(cfg, trajectories)):
+    for command in (lambda: reproduce.run(cfg), lambda: alone.run_alone(cfg, trajectories)):
         with pytest.raises(FileNotFoundError, match=r"trajectories\.json.*leave draw_only out"):
             command()
     assert list(tmp_path.iterdir()) == []

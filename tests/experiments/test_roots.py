@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import reproduce
-from experiments.common import jobs
+from experiments.common import alone, jobs
 from experiments.cost import null_test
 from experiments.modes import walkthrough
 from experiments.paper import trajectories
@@ -13,7 +13,7 @@ from fwdgrad.records import FolderInUseError, hold, write_table
 
 COMMANDS = {
     "reproduce": reproduce.run,
-    "trajectories": lambda cfg: jobs.run_alone(cfg, trajectories),
+    "trajectories": lambda cfg: alone.run_alone(cfg, trajectories),
     **{m.__name__.split(".")[-1]: m.command for m in (null_test, walkthrough)},
 }
 
@@ -64,6 +64,6 @@ def test_nothing_is_drawn_of_a_table_that_lost_a_line(compose, tmp_path, monkeyp
     assert f"**first failed:** {found}" in report and "## first" not in report
 
     with pytest.raises(ValueError, match=r"first.csv is not the table that first.json was written"):
-        jobs.run_alone(redraw, experiments["first"])
+        alone.run_alone(redraw, experiments["first"])
     # Run again, it is made again.
     assert reproduce.run(compose("reproduce", *root)) == {} and "first" in drawn[-2:]

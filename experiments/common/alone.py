@@ -1,0 +1,54 @@
+"""The command of one experiment of a `reproduce` config: run and draw it alone."""
+
+import sys
+from typing import Any
+
+from omegaconf import DictConfig
+
+from experiments.common import budget, commands, jobs, own_problem, settings, start
+from fwdgrad.records import hold
+
+
+def command_of(module: str) -> commands.Command:
+    """Return the command that runs and draws one experiment of a `reproduce` config.
+
+    Args:
+      module: the name of the experiment's module, which has `NAME`, `run` and `draw`.
+    """
+
+    def command(cfg: DictConfig) -> None:
+        run_alone(cfg, sys.modules[module])
+
+    command.__module__, command.__qualname__ = module, "command"  # where a launcher finds it
+    return commands.with_config("reproduce")(command)
+
+
+def run_alone(cfg: DictConfig, experiment: Any) -> None:
+    """Run and draw one experiment of a `reproduce` config, a module with `run` and `draw`.
+
+    Raises:
+      ValueError: the preset leaves the experiment out.
+    """
+    folder = settings.root(cfg)
+    if cfg.shown is not None and experiment.NAME not in cfg.shown:
+        raise ValueError(
+            f"preset={cfg.preset} has no {experiment.NAME}, but {', '.join(cfg.shown)}. Run it "
+            "with preset=paper (perhaps hours), or set shown=null and its lengths by hand."
+        )
+    if cfg.draw_only:
+        jobs.check_recorded(folder, [experiment.NAME])
+    else:
+        start.check_platform(cfg)
+        cfg = own_problem.adapted(cfg, [experiment.NAME])
+    with hold(folder):
+        if not cfg.draw_only:
+            with budget.keep(start.start(cfg, [experiment.NAME])) as limit:
+                for _ in limit.rounds():
+                    with limit.experiment(experiment.NAME):
+                        experiment.run(cfg, folder)
+            if limit.is_left_out(experiment.NAME):
+                print(f"nothing of it fits into the budget of {cfg.budget_seconds:g} s")
+                return
+        jobs.check_tables(folder, experiment.NAME)
+        experiment.draw(folder)
+    print(f"drawn in {folder}")
