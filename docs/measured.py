@@ -5,7 +5,7 @@ Each measured number is followed by a comment that names its table, its row and 
     0.58 [0.56, 0.60] <!-- results/paper/step_cost.csv model=mlp estimator=low_rank : ratio -->
 
 The row is the one whose cells equal those that are named; the interval is that of the columns
-`ratio_low` and `ratio_high`; of a column `value` it is `low` and `high`. `: seconds in ms` converts
+`ratio_low` and `ratio_high`, or, if there are none, of `low` and `high`. `: seconds in ms` converts
 (ms, µs, MiB, GiB, %). The number keeps its significant digits; a `?` becomes three of them.
 
 The rows between `<!-- claims -->` and `<!-- end of claims -->` are made of `CLAIMS` and of the
@@ -45,6 +45,10 @@ CLAIMS = (
     ),
     ("the same runs: time to reach backprop's lowest loss", "mlp_2e-4.T_ratio", False),
     ("… our low-rank tangents", "mlp_2e-4.T_ratio", True),
+    (
+        "each at its own best rate, *backprop's* final loss over the forward gradient's: MLP",
+        *("replications.backprop_wins", False),
+    ),
 )
 _CLAIMS = re.compile(r"(<!-- claims -->\n).*?(<!-- end of claims -->)", re.DOTALL)
 UNITS = {"ms": 1e3, "µs": 1e6, "MiB": 2**-20, "GiB": 2**-30, "%": 100.0}
@@ -198,7 +202,10 @@ def _cell(source: str, root: Path) -> tuple[float, float, float]:
     if not row.get(column):
         raise UnknownSource(f"{source}: no {column!r} in that row. It has {', '.join(row)}.")
     stem = column.removesuffix("value")
-    ends = (f"{stem}low", f"{stem}high") if stem != column else (f"{column}_low", f"{column}_high")
+    own = stem == column and f"{column}_low" in row
+    ends = [f"{column}_{end}" if own else end for end in ("low", "high")]
+    if stem not in (column, ""):
+        ends = [f"{stem}{end}" for end in ("low", "high")]
     low, high = (float(row.get(end) or "nan") for end in ends)
     return float(row[column]) * scale, low * scale, high * scale
 
