@@ -8,7 +8,8 @@ from fwdgrad.util.validation import missing_extra
 
 try:
     from fwdgrad.problems.blockwise import Frozen, LocalHeads
-    from fwdgrad.problems.datasets import DATASET_NAMES, Dataset, Examples, load_dataset
+    from fwdgrad.problems.datasets import DATASET_NAMES, Dataset, load_dataset
+    from fwdgrad.problems.files import DataError, Examples
     from fwdgrad.problems.functions import (
         TEST_FUNCTIONS,
         beale,
@@ -16,7 +17,7 @@ try:
         sphere,
         styblinski_tang,
     )
-    from fwdgrad.problems.idx import DataError, read_idx
+    from fwdgrad.problems.idx import read_idx
     from fwdgrad.problems.models import CNN, MLP, DeepNetwork, LogisticRegression
     from fwdgrad.problems.problem import (
         ImageSets,

@@ -1,10 +1,10 @@
-"""MNIST, Fashion-MNIST and KMNIST as arrays, in a fixed train/validation/test split.
+"""Data sets of images as arrays, in a fixed train/validation/test split.
 
-Each data set has 60,000 images for training and 10,000 for testing, 28×28 unsigned bytes in 10
-classes, in four IDX files. The split is the same for all and never random:
+MNIST, Fashion-MNIST and KMNIST have 60,000 images for training and 10,000 for testing, 28×28 bytes;
+CIFAR-10 has 50,000 and 10,000, 32×32×3 bytes. All have 10 classes. The split is never random:
 
-    train   the first 55,000 images of the training files
-    valid   the last   5,000 images of the training files
+    train   the images of the training files but the last 5,000
+    valid   the last 5,000 images of the training files
     test    the test files; a run evaluates them once, at its end
 
 MNIST is part of the repository, and not of the wheel. A data set that is not here is read from a
@@ -12,22 +12,15 @@ folder that the caller names, or downloaded once.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from fwdgrad.problems.idx import DataError, read_idx
+from fwdgrad.problems.cifar import Cifar10
+from fwdgrad.problems.files import DataError, Examples
+from fwdgrad.problems.idx import IdxImages
 
 NUM_VALID = 5_000
-NUM_CLASSES = 10
-IMAGE_SHAPE = (28, 28)
-
-
-class Examples(NamedTuple):
-    """Images, uint8 (n, rows, columns) or (n, rows, columns, channels), and labels, int32 (n,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
 
 
 class Dataset(NamedTuple):
@@ -35,7 +28,7 @@ class Dataset(NamedTuple):
 
     Attributes:
       train, valid, test: images and labels.
-      mean, std: of the training pixels over 255: numbers, or arrays (channels,).
+      mean, std: of the training pixels over 255: numbers, or float32 arrays (channels,).
       num_classes: the number of classes.
     """
 
@@ -44,34 +37,29 @@ class Dataset(NamedTuple):
     test: Examples
     mean: float | np.ndarray
     std: float | np.ndarray
-    num_classes: int = NUM_CLASSES
+    num_classes: int = 10
 
 
-class _Source(NamedTuple):
-    """The source of a data set, and the SHA-256 sums of its files, in the order of `_FILES`.
+class Source(Protocol):
+    """The protocol of a data set's source, a row of the table below."""
 
-    Attributes:
-      url: the folder of the download.
-      packed: the sums of the .gz files of the download.
-      unpacked: the sums of their content, of a data set of the repository, whose .gz files differ.
-    """
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        ...
 
-    url: str
-    packed: tuple[str, ...]
-    unpacked: tuple[str, ...] | None = None
+    def read(self, name: str, folder: Path | None) -> tuple[Examples, Examples]:
+        """Return the examples of the training files and of the test files.
+
+        Args:
+          name: of the data set.
+          folder: the folder of its files; None: that of the repository, or a download.
+        """
+        ...
 
 
-_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-
-_REPOSITORY = Path(__file__).parent / "data"
-
-_SOURCES = {
-    "mnist": _Source(
+_SOURCES: dict[str, Source] = {
+    "mnist": IdxImages(
         url="https://ossci-datasets.s3.amazonaws.com/mnist/",
         packed=(
             "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -86,7 +74,7 @@ _SOURCES = {
             "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         ),
     ),
-    "fashion_mnist": _Source(
+    "fashion_mnist": IdxImages(
         url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         packed=(
             "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
@@ -95,7 +83,7 @@ _SOURCES = {
             "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
         ),
     ),
-    "kmnist": _Source(
+    "kmnist": IdxImages(
         url="http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
         packed=(
             "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
@@ -103,6 +91,11 @@ _SOURCES = {
             "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
             "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
         ),
+    ),
+    "cifar10": Cifar10(
+        url="https://www.cs.toronto.edu/~kriz/",
+        archive="cifar-10-binary.tar.gz",
+        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     ),
 }
 DATASET_NAMES = tuple(_SOURCES)
@@ -112,16 +105,17 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     """Load a data set by name.
 
     Args:
-      name: `mnist`, `fashion_mnist` or `kmnist`.
-      folder: the folder of its four IDX files, each plain or with `.gz`. By default MNIST is read
-        from the repository; the other data sets, and MNIST for an installed wheel, are downloaded
-        once to the user's cache folder.
+      name: `mnist`, `fashion_mnist`, `kmnist` or `cifar10`.
+      folder: the folder of its files: four IDX files, each plain or with `.gz`, or for CIFAR-10 the
+        six files of the binary version or its archive. By default MNIST is read from the
+        repository; the other data sets, and MNIST for an installed wheel, are downloaded once to
+        the user's cache folder.
 
     Returns:
-      A `Dataset` of NumPy arrays: images uint8 (n, 28, 28), labels int32 (n,).
+      A `Dataset` of NumPy arrays: images uint8 (n, 28, 28) or (n, 32, 32, 3), labels int32 (n,).
 
     Raises:
-      ValueError: `name` is none of the three.
+      ValueError: `name` is none of these.
       DataError: a file is missing, damaged or of another format, or cannot be downloaded.
 
     >>> mnist = load_dataset("mnist")
@@ -131,82 +125,28 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     if name not in _SOURCES:
         raise ValueError(f"name must be one of {', '.join(_SOURCES)}; found {name!r}.")
     source = _SOURCES[name]
-    if folder is not None:
-        paths = [_find(name, Path(folder).expanduser(), file) for file in _FILES]
-    elif (_REPOSITORY / name / f"{_FILES[0]}.gz").exists():
-        paths = [_REPOSITORY / name / f"{file}.gz" for file in _FILES]
-    else:
-        paths = [_download(name, source, index) for index in range(len(_FILES))]
-    sums = source.unpacked or (None,) * len(_FILES)
-    arrays = [
-        read_idx(path, ndim=3 if "images" in path.name else 1, sha256=sha256)
-        for path, sha256 in zip(paths, sums, strict=True)
-    ]
-    train, test = _paired(paths[:2], arrays[:2]), _paired(paths[2:], arrays[2:])
-    return _split(train, test)
-
-
-def _split(training: Examples, test: Examples) -> Dataset:
-    """Split the training files into train and valid, and compute the moments of the pixels."""
+    training, test = source.read(name, None if folder is None else Path(folder).expanduser())
+    if (found := len(training.labels)) <= NUM_VALID:
+        raise DataError(
+            f"the training files of {name} have {found} images: expected more than {NUM_VALID}, of "
+            f"which the last {NUM_VALID} are for validation. Take the files that `name` stands for."
+        )
     train = Examples(*(array[:-NUM_VALID] for array in training))
     valid = Examples(*(array[-NUM_VALID:] for array in training))
-    # Sums of integers are exact, and need no float copy of the images.
-    pixels = train.images.size
-    first = int(train.images.sum(dtype=np.uint64)) / pixels
-    second = int(np.square(train.images, dtype=np.uint16).sum(dtype=np.uint64)) / pixels
-    return Dataset(train, valid, test, first / 255, (second - first**2) ** 0.5 / 255)
+    mean, std = _moments(train.images)
+    return Dataset(train, valid, test, mean, std, source.num_classes)
 
 
-def _paired(paths: list[Path], arrays: list[np.ndarray]) -> Examples:
-    """Return images and labels of a pair of files; raise DataError unless they fit each other."""
-    images, labels = arrays
-    if len(images) != len(labels) or len(labels) <= NUM_VALID:
-        raise DataError(
-            f"{paths[0]} and {paths[1]} do not belong together: expected as many images as "
-            f"labels, more than {NUM_VALID}, but found {len(images)} and {len(labels)}. Take both "
-            "files from one data set."
-        )
-    if images.shape[1:] != IMAGE_SHAPE:
-        raise DataError(
-            f"{paths[0]} is of another data set: expected images of 28×28 pixels, found "
-            f"{images.shape[1]}×{images.shape[2]}. Take the files that `name` stands for."
-        )
-    if labels.max() >= NUM_CLASSES:
-        raise DataError(
-            f"{paths[1]} is damaged: expected labels from 0 to {NUM_CLASSES - 1}, found "
-            f"{labels.max()}. Get the file anew."
-        )
-    return Examples(images, labels.astype(np.int32))
+def _moments(images: np.ndarray) -> tuple[Any, Any]:
+    """Return mean and standard deviation of the pixels over 255, by channel if there are channels.
 
-
-def _find(name: str, folder: Path, file: str) -> Path:
-    """Return the path of a file in a folder, packed or plain; raise DataError if it is missing."""
-    candidates = (folder / f"{file}.gz", folder / file)
-    for path in candidates:
-        if path.exists():
-            return path
-    raise DataError(
-        f"{candidates[0]} is missing: expected it, or {file}, in the folder of {name}. Put it "
-        "there, or name another folder (dataset.folder=...)."
-    )
-
-
-def _download(name: str, source: _Source, index: int) -> Path:
-    """Return the path of a file in the user's cache folder, downloaded if it is not there."""
-    import pooch  # here, so that a data set of the repository needs no download library
-
-    file = f"{_FILES[index]}.gz"
-    try:
-        # pooch downloads to a temporary file, checks the sum, and renames the file after that.
-        path = pooch.retrieve(
-            url=source.url + file,
-            known_hash=f"sha256:{source.packed[index]}",
-            fname=file,
-            path=pooch.os_cache("fwdgrad") / name,
-        )
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{file} of {name} cannot be downloaded from {source.url}: {error}. Put its four "
-            "files in a folder by hand and name that folder (dataset.folder=...)."
-        ) from error
-    return Path(path)
+    Sums of integers are exact, and need no float copy of the images.
+    """
+    pixels = images[..., None] if images.ndim == 3 else images
+    number = pixels[..., 0].size
+    first = pixels.sum((0, 1, 2), dtype=np.uint64) / number
+    second = np.square(pixels, dtype=np.uint16).sum((0, 1, 2), dtype=np.uint64) / number
+    mean, std = first / 255, (second - first**2) ** 0.5 / 255
+    if images.ndim == 3:
+        return mean.item(), std.item()
+    return mean.astype(np.float32), std.astype(np.float32)

@@ -4,13 +4,17 @@ import sys
 import types
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from hydra.utils import instantiate
 
 from experiments.common import from_config, problems
 from fwdgrad.problems import CNN, MLP, Frozen, Loader, LocalHeads, LogisticRegression, Problem
 from fwdgrad.problems.problem import made_for
+
+from .conftest import CONFIGS
 
 OWN = "a_package_of_mine"
 SHORT = ("num_steps=4", "eval_every=2", "batch_size=5", "steps_per_call=2", "learning_rate=0.01")
@@ -125,6 +129,15 @@ def test_models_of_any_shape_of_images(make, shape, key):
         made = make
     model = made_for(made, shape=shape, num_classes=7)(key=key)
     assert model(jnp.zeros(shape)).shape[-1] == 7
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 56), (32, 32, 3)])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml")))
+def test_each_model_of_the_configs_takes_the_shape_of_a_data_set(compose, name, shape, key):
+    make = instantiate(compose("train", f"model={name}").model.make, _convert_="all")
+    model = eqx.filter_eval_shape(made_for(make, shape=shape, num_classes=7), key=key)
+    logits = eqx.filter_eval_shape(lambda model, x: model(x), model, jnp.zeros(shape))
+    assert logits.shape[-1] == 7
 
 
 def test_images_that_pooling_would_cut_are_an_error(key):

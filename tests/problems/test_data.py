@@ -1,19 +1,16 @@
-"""Data sets: MNIST in the repository, the split, damaged and missing files, downloads."""
+"""Data sets in IDX files: MNIST in the repository, the split, damaged files, downloads."""
 
-import functools
 import gzip
 import hashlib
-import http.server
 import math
-import threading
 
 import numpy as np
 import pooch
 import pytest
 
-from fwdgrad.problems import DATASET_NAMES, DataError, datasets, load_dataset, read_idx
+from fwdgrad.problems import DATASET_NAMES, DataError, datasets, files, idx, load_dataset, read_idx
 
-MNIST = datasets.Path(datasets.__file__).parent / "data" / "mnist"
+MNIST = files.REPOSITORY / "mnist"
 
 
 def idx_bytes(array):
@@ -25,7 +22,7 @@ def idx_bytes(array):
 def write_small_dataset(folder, *, packed, labels=5_002):
     """Write four files in the format of MNIST; all pixels but the first of an image are zero."""
     folder.mkdir(exist_ok=True)
-    for name in datasets._FILES:
+    for name in idx.FILES:
         part = np.arange(labels) % 10
         if "images" in name:
             part = np.zeros((5_002, 28, 28))
@@ -146,6 +143,14 @@ def test_images_and_labels_of_different_numbers_are_an_error(tmp_path):
         load_dataset("kmnist", tmp_path)
 
 
+def test_too_few_images_for_a_validation_set_are_an_error(tmp_path):
+    write_small_dataset(tmp_path, packed=False)
+    for name, content in zip(idx.FILES, (np.zeros((5_000, 28, 28)), np.zeros(5_000)), strict=False):
+        (tmp_path / name).write_bytes(idx_bytes(content))
+    with pytest.raises(DataError, match=r"training files of kmnist have 5000 images: .* than 5000"):
+        load_dataset("kmnist", tmp_path)
+
+
 def test_images_of_another_size_are_an_error(tmp_path):
     write_small_dataset(tmp_path, packed=False)
     path = tmp_path / "train-images-idx3-ubyte"
@@ -171,31 +176,20 @@ def test_an_unknown_name_is_an_error():
         load_dataset("x")
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
-def served(tmp_path, monkeypatch):
+def served(tmp_path, monkeypatch, serve):
     """Serve a small data set as KMNIST and MNIST from a local server, with an empty cache."""
     write_small_dataset(tmp_path / "served", packed=True)
-    handler = functools.partial(QuietHandler, directory=tmp_path / "served")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
+    server, url = serve(tmp_path / "served")
     sums = tuple(
         hashlib.sha256((tmp_path / "served" / f"{name}.gz").read_bytes()).hexdigest()
-        for name in datasets._FILES
+        for name in idx.FILES
     )
-    source = datasets._Source(f"http://127.0.0.1:{server.server_port}/", packed=sums)
+    source = idx.IdxImages(url, packed=sums)
     monkeypatch.setitem(datasets._SOURCES, "kmnist", source)
     monkeypatch.setitem(datasets._SOURCES, "mnist", source)
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
-    yield server, tmp_path
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    return server, tmp_path
 
 
 def test_files_are_downloaded_once(served):
@@ -209,16 +203,17 @@ def test_files_are_downloaded_once(served):
 def test_mnist_is_downloaded_where_the_repository_is_not(served, monkeypatch):
     """In an installed wheel, which has no data."""
     server, tmp_path = served
-    here = datasets._REPOSITORY / "mnist" / "README.md"
+    here = files.REPOSITORY / "mnist" / "README.md"
     assert "Creative Commons" in here.read_text(encoding="utf-8")
-    monkeypatch.setattr(datasets, "_REPOSITORY", tmp_path / "wheel")
+    monkeypatch.setattr(files, "REPOSITORY", tmp_path / "wheel")
     first = load_dataset("mnist")
     assert len(first.test.labels) == 5_002
     server.shutdown()
     server.server_close()  # refuses connections at once
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "empty")
     with pytest.raises(
-        DataError, match=r"of mnist cannot be downloaded.*Put its four files in a folder by hand"
+        DataError,
+        match=r"of mnist cannot be downloaded.*Put the files of mnist in a folder",
     ):
         load_dataset("mnist")
 
