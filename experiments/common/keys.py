@@ -48,7 +48,12 @@ ARGUMENTS: dict[str, Kind] = {
     "factors": one_of(["rademacher", "normal"]),
     "widths": list_of(POSITIVE_INTEGER),
     "channels": POSITIVE_INTEGER,
-    "width": POSITIVE_INTEGER,
+    **dict.fromkeys(
+        ("width", "length", "depth", "heads", "num_inputs", "teacher_width", "num_examples"),
+        POSITIVE_INTEGER,
+    ),
+    "seed": SEED,
+    "path": optional(PATH),
     "pooling": one_of(["select", "reduce"]),
     "num_frozen": COUNT,
     "momentum": FRACTION,

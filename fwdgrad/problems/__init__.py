@@ -9,6 +9,7 @@ from fwdgrad.util.validation import missing_extra
 try:
     from fwdgrad.problems.blockwise import Frozen, LocalHeads
     from fwdgrad.problems.datasets import DATASET_NAMES, Dataset, load_dataset
+    from fwdgrad.problems.digit_pairs import digit_sum
     from fwdgrad.problems.files import DataError, Examples
     from fwdgrad.problems.functions import (
         TEST_FUNCTIONS,
@@ -27,6 +28,9 @@ try:
         made_for,
         standardised,
     )
+    from fwdgrad.problems.row_reader import RowReader, sequence
+    from fwdgrad.problems.teacher_student import regression
+    from fwdgrad.problems.transformer import Transformer, language_model
 except ModuleNotFoundError as error:
     raise missing_extra("fwdgrad.problems", error) from error
 
@@ -45,12 +49,18 @@ __all__ = [
     "LocalHeads",
     "LogisticRegression",
     "Problem",
+    "RowReader",
+    "Transformer",
     "beale",
+    "digit_sum",
     "image_classification",
+    "language_model",
     "load_dataset",
     "made_for",
     "read_idx",
+    "regression",
     "rosenbrock",
+    "sequence",
     "sphere",
     "standardised",
     "styblinski_tang",

@@ -140,13 +140,17 @@ def made_for(make: Callable[..., Any], **facts: Any) -> Callable[..., Any]:
     >>> made(key=0)
     ((4, 4), 0)
     """
-    given = dict(make.keywords) if isinstance(make, functools.partial) else {}
-    own = make.func if isinstance(make, functools.partial) else make
-    arguments = inspect.signature(own).parameters
-    new = {name: x for name, x in facts.items() if name in arguments and name not in given}
-    if "make_model" in given:
-        new["make_model"] = made_for(given["make_model"], **facts)
-    return functools.partial(make, **new)
+    own, args, keywords = make, (), {}
+    if isinstance(make, functools.partial):
+        own, args, keywords = make.func, make.args, make.keywords
+    signature = inspect.signature(own)
+    given = signature.bind_partial(*args, **keywords)
+    for name, fact in facts.items():
+        if name in signature.parameters:
+            given.arguments.setdefault(name, fact)
+    if "make_model" in given.arguments:
+        given.arguments["make_model"] = made_for(given.arguments["make_model"], **facts)
+    return functools.partial(own, *given.args, **given.kwargs)
 
 
 def standardised(dataset: Dataset) -> ImageSets:

@@ -10,7 +10,7 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from experiments.common import from_config, settings
+from experiments.common import from_config, problems, settings
 from experiments.common.keys import KEYS
 from experiments.common.kinds import EACH
 
@@ -141,6 +141,9 @@ TABLE = {
     "factors": (["gauss", 1, None], ["normal"]),
     "pooling": (["max", 1, None], ["reduce"]),
     "num_frozen": COUNT,
+    **dict.fromkeys(("length", "heads", "num_inputs", "teacher_width", "num_examples"),
+                    POSITIVE_INTEGER),
+    "path": PATH_OR_NULL,
     "_partial_": ([NAN], [True]),
     "_target_": ([1, None, ""], []),
 }  # fmt: skip
@@ -148,7 +151,8 @@ OF_TRAIN = [
     ["model=mlp"], ["model=cnn"], ["model=mlp_frozen"], ["estimator=spsa"], ["space=activities"],
     ["estimator=backprop_checkpointed"], ["guess=learned", "aggregation=projection"],
     ["tangents=low_rank"], ["optimizer=cosine"], ["optimizer=sgd_clipped"],
-    ["space=weights_exact_last"],
+    ["space=weights_exact_last"], ["problem=digit_sum"], ["problem=sequence"],
+    ["problem=regression"], ["problem=language_model"],
     ["estimator.value_and_grad.clip=1"],
 ]  # fmt: skip
 
@@ -268,7 +272,7 @@ def test_every_command_checks_its_config_before_anything_else(compose, tmp_path,
 )  # fmt: skip
 def test_wrong_values_of_a_run(compose, tmp_path, monkeypatch, override):
     """Before a data set is read or a folder is made."""
-    monkeypatch.setattr(from_config, "load_dataset", lambda *_: pytest.fail("data were read"))
+    monkeypatch.setattr(problems, "load_dataset", lambda *_: pytest.fail("data were read"))
     cfg = compose("train", f"output.root={tmp_path}/runs", override)
     key = override.partition("=")[0].removeprefix("+")
     with pytest.raises(ValueError, match=rf"^{re.escape(key)} must be "):
