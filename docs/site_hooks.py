@@ -17,8 +17,8 @@ _OUTSIDE = (
     "CONTRIBUTING.md",
     "LICENSE",
     "configs/protocol.yaml",
-    "examples/*.py",
-    "fwdgrad/problems/data/mnist/README.md",
+    "examples/**/*.py",
+    "fwdgrad/problems/data/*/README.md",
     *(f"results/*/*.{kind}" for kind in ("csv", "md", "png", "svg")),
 )
 _SAMPLES = ("quick", "smoke")  # the figures of `paper`, small

@@ -20,7 +20,7 @@ def lotka_volterra(t, y, log_rates):
 
 def solve(log_rates, start):
     saveat, adjoint = diffrax.SaveAt(ts=TIMES), diffrax.DirectAdjoint()  # for both modes
-    term, solver = diffrax.ODETerm(lotka_volterra), diffrax.Tsit5()
+    term, solver = diffrax.ODETerm(lotka_volterra), diffrax.Heun()
     return diffrax.diffeqsolve(
         term, solver, 0, 5, 0.1, start, log_rates, saveat=saveat, adjoint=adjoint, max_steps=64
     ).ys
