@@ -4,7 +4,9 @@ Any key of configs/train.yaml can be set on the command line, and `-m` makes a s
 
     python -m experiments.train -m seed=0,1,2 estimator=forward,backprop num_steps=2000
 
-With the extra `tune`, Optuna searches for the learning rate of the least validation loss:
+Add hydra/launcher=joblib, submitit_local, submitit_slurm or ray to make it in parallel
+(docs/experiments.md, Sweeps). With the extra `tune`, Optuna searches for the learning rate of the
+least validation loss:
 
     python -m experiments.train -m +search=optuna model=mlp estimator=backprop num_steps=2000
 

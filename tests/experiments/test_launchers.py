@@ -1,15 +1,13 @@
 """The commands under parallel launchers, which pickle them, and on any console."""
 
-import importlib.util
+import importlib
 import io
-import json
 import os
 import re
 import subprocess
 import sys
 
 import pytest
-from omegaconf import OmegaConf
 
 from experiments.common import commands
 
@@ -79,41 +77,6 @@ def test_every_command_is_found_by_its_name_in_another_process(tmp_path):
     lines = [line.split() for line in unpickled.stdout.splitlines()]
     assert [(name, module) for name, module, _ in lines] == [(name, name) for name in COMMANDS]
     assert all(int(size) < 100 for *_, size in lines)
-
-
-@pytest.mark.thorough  # three processes; what the launcher asks of a command is tested above
-def test_a_sweep_by_joblib(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    result = run(
-        "-m", "experiments.train", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
-        "seed=0,1", "model=logistic", "num_steps=2", "eval_every=2", "steps_per_call=2",
-        f"output.root={tmp_path}",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert sorted(path.parent.name for path in tmp_path.glob("*/*/run.json")) == [
-        "seed-0", "seed-1"
-    ]  # fmt: skip
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None, reason="no plugin"
-)
-def test_a_search_by_optuna(tmp_path):
-    """Of two trials the better one is named, and a run that diverges is a trial that has failed."""
-    result = run(
-        "-m", "experiments.train", "-m", "+search=optuna", "hydra.sweeper.n_trials=3",
-        "hydra.sweeper.sampler.seed=1",
-        "hydra.sweeper.params.learning_rate='choice(1e-4,1e-3,1e38)'",
-        "model=logistic", "num_steps=2", "eval_every=2", "steps_per_call=2",
-        f"output.root={tmp_path}",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    infos = [json.loads(path.read_text()) for path in tmp_path.glob("*/*/run.json")]
-    assert sorted(info["status"] for info in infos) == ["diverged", "finished", "finished"]
-    best = OmegaConf.load(tmp_path / "optimization_results.yaml")
-    assert best.best_value == min(
-        info["final"]["valid_loss"] for info in infos if info["status"] == "finished"
-    )
 
 
 def test_a_console_that_is_not_utf_8(tmp_path):
