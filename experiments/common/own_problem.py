@@ -72,7 +72,7 @@ def _step_cost(cfg: DictConfig, experiment: DictConfig, own: list[str]) -> None:
         for steps in dict.fromkeys((train.steps_per_call, 1))
         for options in (None, _NO_YNN)
     ]
-    panel = {
+    panel: dict[str, Any] = {
         "title": f"{problems.name(train)}, minibatch {train.batch_size}",
         "paper": None,
         "without": [],
