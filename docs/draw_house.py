@@ -21,7 +21,8 @@ BOXES = {
     "experiments.cost": (80, 100, "time and memory"),
     "experiments.common": (0, 100, "configs, runs, curves, tables, the paper's facts, the report"),
     "fwdgrad.measurement": (0, 64, "time, memory and operations of a training step"),
-    "fwdgrad.problems": (66, 100, "data, models, losses"),
+    "fwdgrad.problems": (66, 82, "data, models, losses"),
+    "fwdgrad.optax": (84, 100, "in a chain of optax"),
     "fwdgrad.training": (0, 64, "the loop, its steps, clipping, schedules"),
     "fwdgrad.records": (0, 28, "files of a run, locks"),
     "fwdgrad": (30, 100, "the front door: the list of public names"),
@@ -162,7 +163,7 @@ def _middle_of_overlap(package: str, other: str) -> float:
 def _colours(package: str) -> tuple[str, str]:
     if package.startswith("experiments"):
         return "#fdf0e0", "#d9a05b"
-    if package.split(".")[-1] in ("measurement", "training", "records", "problems"):
+    if package.split(".")[-1] in ("measurement", "training", "records", "problems", "optax"):
         return "#e8f3e8", "#7fae7f"
     return "#e6eef8", "#7d9cc6"
 

@@ -15,9 +15,10 @@ def test_an_example_runs_and_shows_one_line(script, capsys):
     assert capsys.readouterr().out.count("\n") == 1
 
 
-def test_there_are_three_examples():
+def test_there_are_these_examples():
     assert [script.stem for script in SCRIPTS] == [
         "equinox_three_lines",
         "flax_nnx_transformer",
         "optax_activity_perturbation",
+        "optax_chain",
     ]

@@ -39,7 +39,7 @@ for module in list(missing):
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
     *("fwdgrad.problems", "fwdgrad.records", "fwdgrad.training", "fwdgrad.measurement"),
-    "fwdgrad.problems.symbolic",
+    *("fwdgrad.problems.symbolic", "fwdgrad.optax"),
 )
 
 
