@@ -50,7 +50,7 @@ EXTERNAL = {  # what a floor may import besides the standard library
     "fwdgrad.records": {"jax", "equinox", "filelock"},
     "fwdgrad.training": {"jax", "numpy", "optax", "tqdm"},
     "fwdgrad.measurement": {"jax", "numpy", "scipy"},
-    "experiments": {"omegaconf"},
+    "experiments": {"numpy", "omegaconf", "bokeh"},
     **{
         name: {
             *("jax", "numpy", "optax", "scipy", "sympy"),

@@ -144,6 +144,7 @@ KEYS: dict[str, dict[str, Any]] = {
         ),
         "output": _ROOT,
     },
+    "dashboard": {"page": PATH, "output": _ROOT},
     "walkthrough": {
         "tangent": list_of(NUMBER, 3),
         "cotangent": list_of(NUMBER, 2),

@@ -38,6 +38,7 @@ COLOURS = {
     "forward-low_rank": "#D55E00",
     "backprop-checkpointed": "#56B4E9",
 }
+MORE_COLOURS = ("#E69F00", "#56B4E9", "#882255", "#999933")  # of lines that have none, in turns
 
 plt.rcParams.update(
     {

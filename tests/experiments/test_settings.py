@@ -93,7 +93,7 @@ TABLE = {
     "dataset.name": (["mnits", *NOT_TEXTS], ["mnist", "kmnist"]),
     "function": (["beele", *NOT_TEXTS], ["beale"]),
     "derivatives": ([-1, 1.5, True, None, []], [0, 8]),
-    "root": PATH,
+    **dict.fromkeys(("root", "page"), PATH),
     "folder": PATH_OR_NULL,
     **dict.fromkeys(("overrides", "training", "accuracy_race.model", "cnn_race.model"), OVERRIDES),
     **dict.fromkeys(
