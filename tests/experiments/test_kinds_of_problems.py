@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from experiments.common import from_config
+from fwdgrad.problems import datasets
 
-from ..problem_checks import check_problem
+from ..problem_checks import check_problem, small_cifar
 from .conftest import CONFIGS
 
 SMALL = {
@@ -90,6 +91,19 @@ def test_a_wrong_argument_is_an_error(config, tmp_path, override, message):
     with pytest.raises(ValueError, match=message):
         from_config.run(config(*override.split()))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("problem", ["image_classification", "digit_sum", "sequence"])
+def test_images_in_colour(config, tmp_path, monkeypatch, problem):
+    (folder := tmp_path / "cifar").mkdir()
+    monkeypatch.setitem(datasets._SOURCES, "cifar10", small_cifar(folder, 1_010))
+    small = ["model=cnn", "model.make.channels=2", "model.make.width=4"]
+    if problem == "sequence":
+        small = ["problem.width=4"]
+    cfg = config(f"problem={problem}", "dataset=cifar10", f"dataset.folder={folder}", *small)
+    record = from_config.run(cfg)
+    assert math.isfinite(record.metrics[-1].valid_loss)
+    assert "cifar10" in record.folder.parent.name
 
 
 def test_a_problem_sets_its_own_rate_and_form_of_the_step(compose):

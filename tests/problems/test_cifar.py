@@ -14,25 +14,16 @@ import pytest
 from fwdgrad.problems import CNN, DataError, datasets, image_classification, load_dataset
 from fwdgrad.problems.cifar import _FILES, _INSIDE, Cifar10
 
+from ..problem_checks import cifar_rows, small_cifar
+
 ROWS = 1_010  # of each file: 50 for training, 5,000 for validation
 ARCHIVE = "cifar-10-binary.tar.gz"
-
-
-def content_of(file, rows=ROWS):
-    """Return a file of the format: each row a label, then the red, green and blue channel."""
-    generator = np.random.default_rng(_FILES.index(file))
-    found = generator.integers(0, 256, (rows, 3_073), np.uint8)
-    found[:, 0] %= 10
-    return found
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The folder of a small CIFAR-10."""
-    source = Cifar10("http://127.0.0.1:0/", ARCHIVE, "0" * 64, rows=ROWS)
-    monkeypatch.setitem(datasets._SOURCES, "cifar10", source)
-    for file in _FILES:
-        (tmp_path / file).write_bytes(content_of(file).tobytes())
+    monkeypatch.setitem(datasets._SOURCES, "cifar10", small_cifar(tmp_path, ROWS))
     return tmp_path
 
 
@@ -47,7 +38,7 @@ def test_the_split_and_the_layout_of_a_row(folder):
     cifar = load_dataset("cifar10", folder)
     assert [len(part.labels) for part in cifar[:3]] == [50, 5_000, ROWS]
     assert cifar.train.images.dtype == np.uint8 and cifar.train.labels.dtype == np.int32
-    rows = np.concatenate([content_of(file) for file in _FILES])
+    rows = np.concatenate([cifar_rows(file, ROWS) for file in _FILES])
     images = np.concatenate([part.images for part in cifar[:3]])
     assert images.shape == (6 * ROWS, 32, 32, 3)
     np.testing.assert_array_equal(np.concatenate([x.labels for x in cifar[:3]]), rows[:, 0])
@@ -56,7 +47,7 @@ def test_the_split_and_the_layout_of_a_row(folder):
 
 
 def test_moments_are_of_each_channel(folder):
-    rows = content_of(_FILES[0])
+    rows = cifar_rows(_FILES[0], ROWS)
     rows[:, 1:1025] //= 4  # the red channel
     (folder / _FILES[0]).write_bytes(rows.tobytes())
     cifar = load_dataset("cifar10", folder)
