@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Package -> (left and right edge in percent of the width, description).
 BOXES = {
-    "experiments": (0, 100, "the commands train and reproduce"),
+    "experiments": (0, 100, "the commands train, compare, reproduce and dashboard"),
     "experiments.paper": (0, 19, "the paper's figures"),
     "experiments.races": (20, 39, "accuracy in equal time"),
     "experiments.quality": (40, 59, "bias, variance"),
@@ -26,7 +26,7 @@ BOXES = {
     "fwdgrad.training": (0, 64, "the loop, its steps, clipping, schedules"),
     "fwdgrad.records": (0, 28, "files of a run, locks"),
     "fwdgrad": (30, 100, "the front door: the list of public names"),
-    "fwdgrad.diagnostics": (30, 64, "explain, check"),
+    "fwdgrad.diagnostics": (30, 64, "explain, compare, check"),
     "fwdgrad.modes": (66, 100, "chains of layers, Jacobians"),
     "fwdgrad.estimators": (30, 64, "value and gradient, aggregation"),
     "fwdgrad.perturbation": (30, 64, "weights, activities"),

@@ -9,6 +9,8 @@
 `fwdgrad.measurement` and `fwdgrad.records` are imported by name and need the extra `experiments`.
 """
 
+from fwdgrad.diagnostics.compare import USUAL_ESTIMATORS, compare
+from fwdgrad.diagnostics.comparison import EstimatorComparison
 from fwdgrad.diagnostics.explain import explain
 from fwdgrad.diagnostics.explanation import Explanation
 from fwdgrad.diagnostics.independence import check_examples_independent
@@ -35,10 +37,12 @@ from fwdgrad.util.trees import combine, partition
 __version__ = "0.1.0"
 
 __all__ = [
+    "USUAL_ESTIMATORS",
     "Activities",
     "BlockSparse",
     "Blocks",
     "Drawn",
+    "EstimatorComparison",
     "Explanation",
     "Factored",
     "Guided",
@@ -59,6 +63,7 @@ __all__ = [
     "backprop_value_and_grad",
     "check_examples_independent",
     "combine",
+    "compare",
     "evolution_value_and_grad",
     "explain",
     "forward_value_and_grad",

@@ -46,6 +46,8 @@ FRONTS = ("fwdgrad.records", "fwdgrad.training", "fwdgrad.measurement")
 EXTERNAL = {  # what a floor may import besides the standard library
     **{name: {"jax", "numpy"} for name in LIBRARY},
     "fwdgrad.optax": {"jax", "numpy", "optax"},
+    "fwdgrad.util": {"jax", "numpy", "scipy"},  # which JAX needs
+    "fwdgrad.diagnostics": {"jax", "numpy", "tqdm"},  # a progress bar, if it is installed
     "fwdgrad.problems": {"jax", "numpy", "equinox", "optax", "pooch", "sympy"},
     "fwdgrad.records": {"jax", "equinox", "filelock"},
     "fwdgrad.training": {"jax", "numpy", "optax", "tqdm"},

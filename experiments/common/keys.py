@@ -25,6 +25,7 @@ from experiments.common.kinds import (
     STEPS,
     SUFFIX,
     Kind,
+    integer,
     list_of,
     one_of,
     optional,
@@ -107,8 +108,16 @@ _TRAIN = {
     "read_test_set": BOOLEAN,
     "output": _OUTPUT,
 }
+_OF_RUNS = ("num_steps", "eval_every", "compiler_options", "read_test_set", "output")
 KEYS: dict[str, dict[str, Any]] = {
     "train": _TRAIN,
+    "compare": {
+        **{key: x for key, x in _TRAIN.items() if key not in _OF_RUNS},
+        "half_width": POSITIVE,
+        "max_keys": integer(6),
+        "max_seconds": POSITIVE,
+        "output": {**_ROOT, "progress": optional(BOOLEAN)},
+    },
     "reproduce": {
         "experiments": EXPERIMENTS,
         "protocol": PROTOCOL,

@@ -5,14 +5,13 @@ from functools import lru_cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import from_config
 from experiments.quality.laws import expected_error, expected_squared_cosine
 from fwdgrad.training import first_examples, first_params, guided_optimizer
+from fwdgrad.util.moments import error_moments
 from fwdgrad.util.trees import Array, PyTree
 
 _LAST_LEAVES = 2  # of the parameters: the last layer's weight and bias
@@ -45,70 +44,42 @@ def quality(
         squared_cosine_law  the squared cosine by theory
     """
     problem, size = from_config.problem(config), config.batch_size
-    value_and_grad, gradient, sums = _programs(OmegaConf.to_yaml(config, resolve=True), draws)
+    value_and_grad, gradient, moments = _programs(OmegaConf.to_yaml(config, resolve=True), draws)
     found: dict[str, list[float]] = {}
     for seed, at in starts.items():
         batch = first_examples(problem.train, size, skip=seed * size)
         target = gradient(at, batch)
         guided = _with_guess(config, value_and_grad, at, batch, guess_steps)
-        means, of_sum = (
-            {name: float(x) for name, x in of.items()}
-            for of in sums(jax.random.key(seed), guided, batch, target)
-        )
-        bias = (of_sum["squares"] - draws * means["error"]) / (draws * (draws - 1))
-        parts = {"bias": bias, "variance": means["error"] - bias}
+        measured = moments(jax.random.key(seed), guided, batch, target)
         law = expected_error(config, at, batch)
         laws = {"law": law, "squared_cosine_law": expected_squared_cosine(config, law)}
-        for name, x in {**means, **parts, **laws}.items():
-            found.setdefault(name, []).append(x)
+        for name, x in {**measured, **laws}.items():
+            found.setdefault(name, []).append(float(x))
     return found
 
 
 @lru_cache(maxsize=1)  # the stages of a line follow one another
 def _programs(config: str, draws: int) -> tuple[Any, Any, Any]:
-    """Return the estimator of a `train` config, and ∇f and `_sums`, compiled once."""
+    """Return the estimator of a `train` config, and ∇f and `_moments`, compiled once."""
     made: Any = OmegaConf.create(config)
     loss = from_config.problem(made).loss
     value_and_grad = from_config.estimator(made)(loss)
-    sums = jax.jit(lambda *args: _sums(value_and_grad, draws, *args))
-    return value_and_grad, jax.jit(jax.grad(loss)), sums
+    moments = jax.jit(lambda *args: _moments(value_and_grad, draws, *args))
+    return value_and_grad, jax.jit(jax.grad(loss)), moments
 
 
-def _sums(
+def _moments(
     value_and_grad: Any, draws: int, key: Array, at: PyTree, batch: PyTree, target: PyTree
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return means over the draws, and the squared sum of the errors, relative to the target."""
-    norm = _product(target, target)
+) -> dict[str, Array]:
+    """Return the moments of the estimate, and the cosine of all layers but the last."""
+    keys = jax.random.split(key, draws)
 
-    def draw(total: PyTree, key: Array) -> tuple[PyTree, dict[str, Array]]:
-        found = value_and_grad(key, at, batch)[1]
-        found = value_and_grad.params_of(found)
-        error = jax.tree.map(jnp.subtract, found, target)
-        cosine = _cosine(*(jax.tree.leaves(x) for x in (found, target)))
-        hidden = [jax.tree.leaves(x)[:-_LAST_LEAVES] for x in (found, target)]
-        return jax.tree.map(jnp.add, total, error), {
-            "cosine": cosine,
-            "hidden_cosine": _cosine(*hidden),
-            "squared_cosine": cosine**2,
-            "slope": _product(found, target) / norm,
-            "error": _product(error, error) / norm,
-        }
+    def draw(i: Array) -> list[Array]:
+        found = value_and_grad(keys[i], at, batch)[1]
+        return jax.tree.leaves(value_and_grad.params_of(found))
 
-    zeros = jax.tree.map(jnp.zeros_like, target)
-    total, samples = jax.lax.scan(draw, zeros, jax.random.split(key, draws))
-    means = {name: x.mean() for name, x in samples.items()}
-    return means, {"squares": _product(total, total) / norm}
-
-
-def _product(a: PyTree, b: PyTree) -> Array:
-    products = [jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
-    return jnp.stack(products).sum()
-
-
-def _cosine(a: list[Array], b: list[Array]) -> Array:
-    if not a:
-        return jnp.float32(np.nan)
-    return _product(a, b) / jnp.sqrt(_product(a, a) * _product(b, b))
+    hidden = {"hidden_cosine": slice(-_LAST_LEAVES)}
+    return error_moments(draw, draws, jax.tree.leaves(target), hidden)
 
 
 def _with_guess(

@@ -1,6 +1,5 @@
 """Calls of a loss whose arrays may be abstract: shapes of results, and the cost of a step."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fwdgrad.diagnostics.explanation import Cost
+from fwdgrad.util.costs import Cost, cost_of
 from fwdgrad.util.trees import Array, PyTree, extract_leaves, is_differentiable
 
 
@@ -60,6 +59,21 @@ def _is_parameter(x: Any) -> bool:
     return is_differentiable(x) or (_is_abstract(x) and jnp.issubdtype(x.dtype, jnp.floating))
 
 
+def compile_step(value_and_grad: Callable[..., Any], call: Call, key: Array) -> Any:
+    """Return an estimate and the update p − η g, compiled as one step for keys like `key`.
+
+    The step is (p, key, η, the call's arrays) -> the next p, in the memory of p.
+    """
+
+    def step(theta: list[Array], key: Array, rate: Any, arrays: list[Array]) -> list[Array]:
+        _, grad = value_and_grad(key, *call.rebuild(theta, arrays))
+        of_leaves, _ = extract_leaves(grad, is_differentiable)
+        return [p - rate * g for p, g in zip(theta, of_leaves, strict=True)]
+
+    program = jax.jit(step, donate_argnums=0)
+    return program.lower(call.params, key, 1e-3, call.arrays).compile()
+
+
 def cost_of_step(
     value_and_grad: Callable[..., Any], call: Call, may_fail: bool = False
 ) -> Cost | None:
@@ -70,21 +84,9 @@ def cost_of_step(
       call: its arguments.
       may_fail: if True, return None for a step that cannot be compiled.
     """
-
-    def step(key: Array, theta: list[Array], arrays: list[Array]) -> list[Array]:
-        _, grad = value_and_grad(key, *call.rebuild(theta, arrays))
-        of_leaves, _ = extract_leaves(grad, is_differentiable)
-        return [p - 1e-3 * g for p, g in zip(theta, of_leaves, strict=True)]
-
     try:
-        compiled = jax.jit(step).lower(jax.random.key(0), call.params, call.arrays).compile()
+        return cost_of(compile_step(value_and_grad, call, jax.random.key(0)))
     except Exception:
         if may_fail:  # a while_loop has no reverse mode
             return None
         raise
-    analysis, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-    return Cost(
-        analysis.get("flops", math.nan),
-        analysis.get("bytes accessed", math.nan),
-        memory.temp_size_in_bytes if memory is not None else math.nan,
-    )

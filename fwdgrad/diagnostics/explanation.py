@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fwdgrad.diagnostics.custom_rules import CustomRule
+from fwdgrad.util.costs import Cost
 
 
 @dataclass(frozen=True)
@@ -58,21 +59,6 @@ class SiteExplanation:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """The cost of one compiled step by XLA's analysis, which counts the body of a loop once.
-
-    Attributes:
-      operations: the number of floating-point operations.
-      bytes_accessed: the bytes read and written.
-      temporary_bytes: the memory beside parameters and arguments.
-    """
-
-    operations: float
-    bytes_accessed: float
-    temporary_bytes: float
-
-
-@dataclass(frozen=True)
 class Explanation:
     """The result of `explain`, which prints as a table.
 
@@ -101,9 +87,9 @@ class Explanation:
     def __str__(self) -> str:
         tables = []
         if self.sites:
-            tables.append(_aligned(_rows_of_sites(self.sites)))
+            tables.append(aligned(_rows_of_sites(self.sites)))
         if self.leaves or not self.sites:
-            tables.append(_aligned(_rows_of_leaves(self.leaves)))
+            tables.append(aligned(_rows_of_leaves(self.leaves)))
         lines = [line for table in tables for line in ("", *table)][1:]
         if self.why_whole:
             lines.append(
@@ -128,7 +114,7 @@ class Explanation:
             pair = [c and getattr(c, attribute) for c in (self.forward, self.backprop)]
             ratio = f"{pair[0] / pair[1]:.2f}" if pair[0] and pair[1] else "—"
             costs.append((name, *("—" if x is None else f"{x:,.0f}" for x in pair), ratio))
-        return "\n".join([*lines, "", *_aligned(costs, right=True)])
+        return "\n".join([*lines, "", *aligned(costs, right=True)])
 
 
 def _rows_of_leaves(leaves: Iterable[LeafExplanation]) -> list[tuple[str, ...]]:
@@ -163,7 +149,7 @@ def _where(used: Iterable[str], lost: Iterable[str]) -> list[str]:
     ]
 
 
-def _aligned(rows: list[tuple[str, ...]], right: bool = False) -> list[str]:
+def aligned(rows: list[tuple[str, ...]], right: bool = False) -> list[str]:
     """Return rows as lines of aligned columns; `right` aligns all columns but the first right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

@@ -4,15 +4,6 @@ from fwdgrad.util.validation import missing_extra
 
 try:
     from fwdgrad.measurement.cache import measured_once
-    from fwdgrad.measurement.intervals import (
-        Interval,
-        exact,
-        geometric_mean_interval,
-        mean_interval,
-        median_interval,
-        proportion_interval,
-        significant,
-    )
     from fwdgrad.measurement.memory import peak_bytes
     from fwdgrad.measurement.processes import (
         Program,
@@ -29,7 +20,16 @@ try:
         loss_step,
         sgd_step,
     )
-    from fwdgrad.measurement.timing import interleaved_seconds
+    from fwdgrad.util.intervals import (
+        Interval,
+        exact,
+        geometric_mean_interval,
+        mean_interval,
+        median_interval,
+        proportion_interval,
+        significant,
+    )
+    from fwdgrad.util.timing import interleaved_seconds
 except ModuleNotFoundError as error:
     raise missing_extra("fwdgrad.measurement", error) from error
 

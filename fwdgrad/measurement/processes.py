@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fwdgrad.measurement.intervals import Interval, geometric_mean_interval
-from fwdgrad.measurement.timing import interleaved_seconds
 from fwdgrad.records import changed_settings, cpu_model
+from fwdgrad.util.intervals import Interval, geometric_mean_interval
+from fwdgrad.util.timing import interleaved_seconds
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fwdgrad.measurement.processes import Program
 from fwdgrad.training import draw_ahead
 from fwdgrad.util import backend
+from fwdgrad.util.costs import cost_of
 from fwdgrad.util.trees import Array, PyTree
 
 _RATE = 1e-6  # so small that parameters hardly change, however often the step is made
@@ -118,16 +118,9 @@ class StepProgram:
         lowered = jax.jit(run, donate_argnums=0).lower(self._params, *self._arguments)
         self._compiled = lowered.compile(backend.compiler_options(compiler_options))
         self.compile_seconds = time.perf_counter() - start
-        memory: Any = self._compiled.memory_analysis()
-        self.temp_bytes: int = memory.temp_size_in_bytes
-        self.total_bytes: int = (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes
-            - sum(x.nbytes for x in jax.tree.leaves(batches))
-        )
-        self.operations = float((self._compiled.cost_analysis() or {}).get("flops", np.nan))
+        cost = cost_of(self._compiled)
+        self.temp_bytes, self.operations = cost.temporary_bytes, cost.operations
+        self.total_bytes = cost.total_bytes - sum(x.nbytes for x in jax.tree.leaves(batches))
 
     def __call__(self) -> Array:
         self._params, total = self._compiled(self._params, *self._arguments)

@@ -85,16 +85,20 @@ def checked_clip(clip: Any) -> float | None:
     """Return `clip` as a float, or None; raise TypeError or ValueError unless it is positive."""
     if clip is None:
         return None
-    return _positive("clip", clip, "None or ", " Use clip=None for no clipping.")
+    return checked_positive("clip", clip, "None or ", " Use clip=None for no clipping.")
 
 
 def checked_step(step: Any) -> float:
     """Return `step` as a float; raise TypeError or ValueError unless it is positive."""
-    return _positive("step", step)
+    return checked_positive("step", step)
 
 
-def _positive(name: str, value: Any, alternative: str = "", remedy: str = "") -> float:
-    """Return a positive finite number, or a concrete scalar array of one, as a float."""
+def checked_positive(name: str, value: Any, alternative: str = "", remedy: str = "") -> float:
+    """Return a positive finite number, or a concrete scalar array of one, as a float.
+
+    Raises:
+      TypeError, ValueError: it is not such a number.
+    """
     is_array = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer)
     is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if is_array:

@@ -16,6 +16,7 @@ from matplotlib.text import Text
 from experiments.common import style
 from experiments.modes import walkthrough
 from experiments.paper.learning_curves_figure import draw_figures
+from experiments.quality import own_loss
 
 from .conftest import CONFIGS
 from .deuteranopia import distance, lab
@@ -288,3 +289,10 @@ def test_a_line_that_lost_a_seed_is_compared_with_the_seeds_it_has(drawn, tmp_pa
     assert any("(2 of 3 seeds)" in text for text in texts)
     assert "$T_f$ = 10 s, $T_f/T_b$ = 0.5" in texts  # of a mean of all three it is not reached
     assert any(text.startswith("paper: $T_f/T_b$") for text in texts) == (not shortened)
+
+
+def test_compared_estimators(drawn, compose, tmp_path):
+    short = ("model=logistic", "max_keys=6", "batch_size=4", f"output.root={tmp_path}")
+    own_loss.run(compose("compare", *short), tmp_path)
+    own_loss.draw(tmp_path)
+    check(drawn["compare"])

@@ -28,7 +28,8 @@ WITHOUT_CONFIG = {"experiments.paper.h200"}  # it reports committed tables, and 
 
 def test_every_module_that_runs_as_a_script_starts_a_command_of_its_own():
     on_top = [name for name in COMMANDS if name.count(".") == 1]
-    assert on_top == ["experiments.dashboard", "experiments.reproduce", "experiments.train"]
+    names = ("compare", "dashboard", "reproduce", "train")
+    assert on_top == [f"experiments.{name}" for name in names]
     assert {"experiments.cost.null_test", "experiments.modes.walkthrough"} <= set(COMMANDS)
     for name, text in MODULES.items():
         is_script = '\nif __name__ == "__main__":' in text

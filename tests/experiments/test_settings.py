@@ -63,11 +63,12 @@ TABLE = {
     "jacobian_modes.rounds": ([5, *NOT_INTEGERS], [6]),
     "estimator_error.width": ([1, *NOT_INTEGERS], [2]),
     "draws": ([1, *NOT_INTEGERS], [2]),
+    "max_keys": ([5, *NOT_INTEGERS], [6]),
     "smallest": ([0, -301, *NOT_INTEGERS], [-16]),
     "model.steps_per_call": MAPPING,
     "seed": SEED,
     **dict.fromkeys(
-        ("learning_rate", "operations", "max_seconds", "initial", "first_rate",
+        ("learning_rate", "operations", "max_seconds", "initial", "first_rate", "half_width",
          "margin_points", "first_rates.*"), POSITIVE
     ),
     "optimizer.learning_rate": (POSITIVE[0], [1, {"_target_": "a.b"}]),
@@ -95,7 +96,9 @@ TABLE = {
     "derivatives": ([-1, 1.5, True, None, []], [0, 8]),
     **dict.fromkeys(("root", "page"), PATH),
     "folder": PATH_OR_NULL,
-    **dict.fromkeys(("overrides", "training", "accuracy_race.model", "cnn_race.model"), OVERRIDES),
+    **dict.fromkeys(
+        ("overrides", "own", "training", "accuracy_race.model", "cnn_race.model"), OVERRIDES
+    ),
     **dict.fromkeys(
         [f"{name}.lines.*" for name in
          ("trajectories", "step_cost", "learning_curves")], OVERRIDES

@@ -1,6 +1,6 @@
 """Confidence intervals of means, medians and proportions.
 
-`scipy.stats` is imported where it is used, since its import takes half a second.
+SciPy, which JAX needs, is imported where it is used, since its import takes half a second.
 """
 
 import math
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
 
 class Interval(NamedTuple):
@@ -63,6 +62,8 @@ def mean_interval(samples: Sequence[float] | np.ndarray, confidence: float = 0.9
     >>> print(mean_interval([1.0, 2.0, 3.0]))
     2 [-0.484, 4.48]
     """
+    from scipy import special
+
     values = np.asarray(samples, float)
     n = len(values)
     mean = float(values.mean())
