@@ -53,13 +53,13 @@ def package(monkeypatch):
 def config(compose, tmp_path):
     def make(*overrides, own=()):
         target = f"problem._target_={OWN}.classes"
-        short = "num_steps=4 eval_every=2 batch_size=8 steps_per_call=2 learning_rate=0.1"
+        short = "num_steps=4 eval_every=2 batch_size=8 steps_per_call=1 learning_rate=0.1"
         quoted = ",".join(f"'{x}'" for x in [target, *short.split(), *own])
         return compose(
             "reproduce", "preset=smoke", f"output.root={tmp_path}", "output.progress=false",
-            f"own=[{quoted}]", "protocol.timing={processes: 3, rounds: 2}",
+            f"own=[{quoted}]", "protocol.timing={processes: 1, rounds: 2}",
             "protocol.seeds=[0,1,2]", "protocol.tuning={seeds: [7], num_rates: 3, factor: 3}",
-            "experiments.learning_curves.seeds=[0,1]", "experiments.step_cost.processes=3",
+            "experiments.learning_curves.seeds=[0,1]", "experiments.step_cost.processes=1",
             *overrides,
         )  # fmt: skip
 
@@ -76,6 +76,15 @@ def test_the_cost_of_a_step(config, tmp_path):
     about = read_json(tmp_path / "step_cost.json")["panels"]["own"]
     assert about["title"] == "classes, minibatch 8" and about["changed"] == ""
     assert about["step"]["problem"]["_target_"] == f"{OWN}.classes"
+
+
+@pytest.mark.parametrize("name", ["transformer_on_text", "regression_on_a_frame", "cnn_on_colours"])
+def test_the_cost_of_a_step_of_the_examples(config, tmp_path, name):
+    cfg = config()
+    cfg.own = [f"problem._target_=examples.problems.{name}.make_problem", *cfg.own[1:]]
+    alone.run_alone(cfg, step_cost)
+    found = {row["estimator"] for row in read_table(tmp_path / "step_cost.csv")}
+    assert {"backprop", "forward-normal", "forward-low_rank"} <= found
 
 
 def test_lines_that_the_loss_does_not_allow_are_left_out(config, tmp_path, capsys):
