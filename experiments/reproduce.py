@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from experiments.common import (
+    alone,
     budget,
     commands,
     jobs,
@@ -64,6 +65,8 @@ def run(cfg: DictConfig) -> dict[str, str]:
     """
     folder = settings.root(cfg)
     shown = _shown(cfg)
+    if cfg.line is not None:
+        alone.check_line(cfg, "reproduce")
     if cfg.draw_only:
         jobs.check_recorded(folder, shown)
     else:

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.common import budget, commands, jobs, own_problem, settings, start
+from experiments.common import budget, commands, jobs, own_problem, protocol, settings, start
 from fwdgrad.records import hold
 
 
@@ -26,8 +26,11 @@ def command_of(module: str) -> commands.Command:
 def run_alone(cfg: DictConfig, experiment: Any) -> None:
     """Run and draw one experiment of a `reproduce` config, a module with `run` and `draw`.
 
+    With a `line`, its runs are made and nothing else, by `train_line` of the module; several
+    processes may do so for lines of one experiment.
+
     Raises:
-      ValueError: the preset leaves the experiment out.
+      ValueError: the preset leaves the experiment out, or the experiment has no such line.
     """
     folder = settings.root(cfg)
     if cfg.shown is not None and experiment.NAME not in cfg.shown:
@@ -40,6 +43,10 @@ def run_alone(cfg: DictConfig, experiment: Any) -> None:
     else:
         start.check_platform(cfg)
         cfg = own_problem.adapted(cfg, [experiment.NAME])
+    if cfg.line is not None:
+        check_line(cfg, experiment.NAME)
+        experiment.train_line(cfg, folder)
+        return
     with hold(folder):
         if not cfg.draw_only:
             with budget.keep(start.start(cfg, [experiment.NAME])) as limit:
@@ -52,3 +59,19 @@ def run_alone(cfg: DictConfig, experiment: Any) -> None:
         jobs.check_tables(folder, experiment.NAME)
         experiment.draw(folder)
     print(f"drawn in {folder}")
+
+
+def check_line(cfg: DictConfig, name: str) -> None:
+    """Raise an error unless `line` names a line of an experiment that tunes its lines.
+
+    Raises:
+      ValueError: the experiment has no such line.
+    """
+    tuned = protocol.EXPERIMENTS
+    lines = cfg.experiments[name].lines if name in tuned else ()
+    if cfg.line not in lines:
+        has = f"{name} has {', '.join(lines)}" if lines else f"{name} tunes no lines"
+        raise ValueError(
+            f"line={cfg.line} is to be trained alone, but {has}. Only the commands of "
+            f"{', '.join(tuned)} train a line alone; leave line= out of the others."
+        )

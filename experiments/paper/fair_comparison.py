@@ -110,6 +110,13 @@ def run(cfg: DictConfig, folder: Path) -> None:
     jobs.write_information(folder, NAME, written, information)
 
 
+def train_line(cfg: DictConfig, folder: Path) -> None:
+    """Tune and train the line `cfg.line` with every model; `run` reads the runs back."""
+    bar = jobs.progress(list(cfg.experiments[NAME].shown), cfg, NAME)
+    for panel in bar:
+        _tune_and_train(cfg, panel, cfg.line, bar)
+
+
 def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> Tuned:
     experiment = cfg.experiments[NAME]
     settings, line = experiment.panels[panel], experiment.lines[name]

@@ -10,7 +10,7 @@ from experiments.races.race import Race
 
 NAME = "cnn_race"
 _race = Race(NAME, "Test error for equal operations: the CNN")
-run, draw, describe = _race.run, _race.draw, _race.describe
+run, draw, describe, train_line = _race.run, _race.draw, _race.describe, _race.train_line
 command = alone.command_of(__name__)
 
 

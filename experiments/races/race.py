@@ -101,6 +101,15 @@ class Race:
         written = [f"{self._name}{table}" for table in _TABLES]
         jobs.write_information(folder, self._name, written, information)
 
+    def train_line(self, cfg: DictConfig, folder: Path) -> None:
+        """Tune and train the line `cfg.line`; `run` reads the runs back."""
+        race = _Configs(cfg, self._name)
+        # Not in the folder of `run`, which one process holds.
+        counts = folder / "runs" / self._name / cfg.line
+        operations = costs.operations_of_a_step(race.any_run(cfg.line), counts)["result"]
+        for name in (bar := jobs.progress([cfg.line], cfg, self._name)):
+            _tune_and_train(race, name, operations, bar)
+
     def _write_tables(
         self,
         race: "_Configs",

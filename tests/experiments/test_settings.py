@@ -111,6 +111,7 @@ TABLE = {
     "shown": NAMES_OR_NULL,
     **dict.fromkeys(("step_cost.shown", "learning_curves.shown", "fair_comparison.shown"), NAMES),
     "without": NAMES,
+    "line": ([x for x in NAME[0] if x is not None], ["backprop", None]),
     "paper": ([x for x in NAME[0] if x is not None], ["mlp", None]),
     "seeds": SEEDS,
     "panels.*.seeds": SEEDS_OR_NULL,
