@@ -26,7 +26,7 @@ def solve(log_rates, start):
     ).ys
 
 
-def make_problem(number=96):
+def make_problem(number=384):
     """Fit the four rates to observed paths; a batch has starts (n, 2) and paths (n, 20, 2)."""
     starts = jax.random.uniform(jax.random.key(0), (number, 2), minval=1, maxval=4)
     paths = jax.jit(jax.vmap(solve, (None, 0)))(TRUE, starts)
