@@ -165,14 +165,17 @@ def _step(config: DictConfig) -> Step:
 
 def _program(step: Step, config: DictConfig, num_batches: int, steps_per_call: int) -> StepProgram:
     problem, size = from_config.problem(config), config.batch_size
-    batches = jax.tree.map(
-        lambda x: x.reshape(num_batches, size, *x.shape[1:]),
-        first_examples(problem.train, num_batches * size),
-    )
+    examples = first_examples(problem.train, num_batches * size)
+    number = len(jax.tree.leaves(examples)[0])
+    if number < size:
+        raise ValueError(
+            f"batch_size must be at most the number of training examples, {number}; found {size}."
+        )
+    whole = number // size  # of a small set fewer minibatches, in turn
     return StepProgram(
         step,
         problem.init(jax.random.key(0)),
-        batches,
+        jax.tree.map(lambda x: x[: whole * size].reshape(whole, size, *x.shape[1:]), examples),
         steps_per_call=steps_per_call,
         compiler_options=config.compiler_options,
     )

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.common import from_config
+from experiments.common import costs, from_config
 from fwdgrad.problems import datasets
 
 from ..problem_checks import check_problem, small_cifar
@@ -111,6 +111,16 @@ def test_a_problem_sets_its_own_rate_and_form_of_the_step(compose):
     assert "model" not in cfg and "dataset" not in cfg and "tangents" not in cfg
     assert cfg.optimizer._target_ == "optax.adam"
     assert compose("train", "problem=language_model", "learning_rate=7").learning_rate == 7
+
+
+@pytest.mark.parametrize(("size", "minibatches"), [(8, 2), (20, 1), (5, 4), (4, 4)])
+def test_the_cost_of_a_step_on_few_examples(config, size, minibatches):
+    cfg = config("problem=regression", "problem.num_examples=20", f"batch_size={size}")
+    program = costs._program(costs._step(cfg), cfg, 4, 1)
+    assert program._arguments[0][0].shape == (minibatches, size, 16)
+    cfg.batch_size = 21
+    with pytest.raises(ValueError, match="at most the number of training examples, 20; found 21"):
+        costs._program(costs._step(cfg), cfg, 4, 1)
 
 
 def test_there_are_four_examples_of_under_forty_lines():
