@@ -15,6 +15,7 @@ from fwdgrad.util.trees import Array
 GROUPS = 16  # of keys, each of which gives one sample of every quantity
 FEWEST_GROUPS = 3  # of an interval
 PILOT = 2  # keys of a group in the first round, the fewest that tell bias and variance apart
+_GROWTH = 1.5  # of a round over the one before, or it is not worth losing that one's keys
 _ROUNDING = 1e-6  # the largest half-width that counts as rounding of an exact gradient
 
 UNKNOWN = Interval(math.nan, math.nan, math.nan, 0)
@@ -55,7 +56,7 @@ def measure_quality(
 
     Rounds of new keys, the first with two keys a group; each tells how many keys the precision
     takes, and the next one has as many, or twice as many as before. Intervals are of the last round
-    alone. The last one is that which is precise enough, or the limits allow none that is larger.
+    alone. The last one is precise enough, or the limits allow none that is half as large again.
 
     Args:
       estimate: key, `given` -> the leaves of g.
@@ -96,7 +97,7 @@ def measure_quality(
         share = (time.perf_counter() - start) / precision.seconds
         wanted = size * max(2.0, (_half_width(found) / precision.half_width) ** 2)
         affordable = min(precision.max_keys // len(found), first / len(found) * (1 / share - 1))
-        if _half_width(found) <= precision.half_width or affordable <= size:
+        if _half_width(found) <= precision.half_width or affordable < _GROWTH * size:
             break
         size = math.ceil(min(wanted, affordable))
     known = Quality._fields[:-1] if target is not None else ("variance",)

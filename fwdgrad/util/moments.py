@@ -29,7 +29,7 @@ def error_moments(
         variance         error − bias, the mean of which is E‖g − E g‖²
 
     Bias and variance have no bias of their own, so one may be below zero. If t is zero, errors are
-    not divided, and the cosine is nan.
+    not divided, and the cosine is nan. A draw of zero has the cosine 0.
 
     Args:
       draw: the number of a draw -> the leaves of g.
@@ -79,7 +79,8 @@ def _product(a: Vector, b: Vector) -> Array:
 def _cosine(a: Vector, b: Vector) -> Array:
     if not a:
         return jnp.float32(jnp.nan)
-    return _product(a, b) / jnp.sqrt(_product(a, a) * _product(b, b))
+    of_a, of_b = jnp.sqrt(_product(a, a)), jnp.sqrt(_product(b, b))
+    return jnp.where((of_a == 0) & (of_b > 0), 0, _product(a, b) / (of_a * of_b))
 
 
 def _wide(leaves: Vector) -> list[Array]:

@@ -63,6 +63,14 @@ def test_without_a_target_errors_are_absolute_and_there_is_no_cosine():
     assert float(found["variance"]) == pytest.approx(by_numpy(draws, [0, 0])["variance"], rel=1e-6)
 
 
+def test_a_draw_of_zero_has_no_direction():
+    """As a difference of two equal losses; the others have their cosines."""
+    draws = jnp.array([[0.0, 0.0], [2.0, 0.0]])
+    assert float(error_moments(lambda i: [draws[i]], 2, [jnp.ones(2)])["cosine"]) == pytest.approx(
+        0.5**1.5
+    )
+
+
 def test_sums_are_in_float32_at_least():
     """In bfloat16 a sum of 1,000 ones ends at 256."""
     found = error_moments(lambda i: [jnp.ones(1000, jnp.bfloat16)], 2, [jnp.zeros(1000)])
