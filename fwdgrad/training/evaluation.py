@@ -42,7 +42,7 @@ def make_evaluate(
         # A loop in Python: inside a compiled one, XLA's convolutions are slow on the CPU.
         pieces = [score(params, piece) for piece in _pieces(examples)]
         names = pieces[0][0]
-        size = sum(len(of_each["loss"]) for _, of_each in pieces)
+        size = sum(len(of_each[min(names)]) for _, of_each in pieces)
         means = {name: sum(float(total[name]) for total, _ in pieces) / size for name in names}
         of_each = {
             name: np.concatenate([np.asarray(each[name]) for _, each in pieces]) for name in names

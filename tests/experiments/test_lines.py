@@ -8,6 +8,7 @@ from experiments.paper import fair_comparison, trajectories
 from experiments.races import accuracy_race
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("experiment", [fair_comparison, accuracy_race])
 def test_the_comparison_reads_the_runs_of_its_lines_back(
     compose, tmp_path, monkeypatch, experiment

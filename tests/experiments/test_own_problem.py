@@ -78,6 +78,7 @@ def test_the_cost_of_a_step(config, tmp_path):
     assert about["step"]["problem"]["_target_"] == f"{OWN}.classes"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["transformer_on_text", "regression_on_a_frame", "cnn_on_colours"])
 def test_the_cost_of_a_step_of_the_examples(config, tmp_path, name):
     cfg = config()
@@ -102,6 +103,7 @@ def test_learning_curves(config, tmp_path):
     assert (tmp_path / "learning_curves.png").exists()
 
 
+@pytest.mark.thorough
 def test_each_at_its_best_rate(config, tmp_path):
     alone.run_alone(config(), fair_comparison)
     rows = read_table(tmp_path / "fair_comparison_tuning.csv")
@@ -109,6 +111,7 @@ def test_each_at_its_best_rate(config, tmp_path):
     assert first == "0.1" and len({row["estimator"] for row in rows}) == 5
 
 
+@pytest.mark.thorough
 def test_the_laboratory(config, tmp_path):
     lines = "[weights-rademacher-1,activities-rademacher-1,weights-low_rank-1]"
     small = ["draws=4", f"shown={lines}", "seeds=[0,1,2]", "stages=[0,2]"]
