@@ -173,12 +173,16 @@ def test_figure_6_holds_each_number_against_its_own(tmp_path):
     assert shown == {
         "R_f.1": ("2.5", "1.25", "reproduced"), "R_f.100": ("4.2", "2.1", "reproduced"),
         "R_b.1": ("4.75", "None", "reproduced"), "R_b.100": ("4.75", "None", "reproduced"),
-        "R_ratio.1": ("0.526", "0.263", "reproduced"), "R_ratio.100": ("0.884", "0.442", "reproduced"),
+        "R_ratio.1": ("0.526", "0.263", "reproduced"),
+        "R_ratio.100": ("0.884", "0.442", "reproduced"),
         "bytes.100": ("3.25e9", "4.25e9", "not reproduced"),
         "memory.100": ("2.6", "3.4", "not reproduced"),
         "checkpointed.100": ("0.667", "0.5", "reproduced"),
     }  # fmt: skip
-    assert "| 100 | 64 | backprop, checkpointed | 4.75 | 1 |" in depth_scaling.describe(tmp_path)
+    assert (
+        "| 100 | 64 | backprop, checkpointed | 4.75 [4.75, 4.75] | 1 |"
+        in depth_scaling.describe(tmp_path)
+    )
     write([100], 16)
     for finding in depth_scaling.findings(tmp_path):
         assert finding.verdict == "not in this preset" and finding.why.startswith(
