@@ -123,6 +123,7 @@ def test_a_problem_of_the_user_has_no_model_that_it_does_not_read(record, tmp_pa
     assert math.isnan(first.numbers["valid_accuracy"])
 
 
+@pytest.mark.thorough
 def test_every_choice_of_estimator_has_a_name(compose):
     options = [("estimator=backprop",), ("estimator=spsa",), ("estimator=evolution",)]
     for tangents in ("normal", "sphere", "rademacher", "low_rank", "orthogonal", "block_sparse"):
@@ -240,6 +241,7 @@ def test_every_run_has_a_curve_and_a_filter_changes_curves_and_table(opened, run
     assert page.evaluate(DRAWN, "train_loss") == [1, 1] and column(page, "status") == ["diverged"]
 
 
+@pytest.mark.thorough
 def test_a_click_on_a_heading_sorts(opened, runs):
     page = opened()
     expected = ["0.35", "0.45", "0.55", "0.75", "1.35", "1.75", "1.85", "9.25"]
@@ -270,6 +272,7 @@ def test_a_click_shows_provenance(opened, runs):
     assert "_target_: fwdgrad.backprop_value_and_grad" in page.locator("pre").inner_text()
 
 
+@pytest.mark.thorough
 def test_seconds_in_the_place_of_steps(opened, runs):
     page = opened()
     end = "() => Bokeh.documents[0].get_model_by_name('train_loss').x_range.end"
@@ -279,6 +282,7 @@ def test_seconds_in_the_place_of_steps(opened, runs):
     assert page.evaluate(DRAWN, "train_loss") == [8, 8]
 
 
+@pytest.mark.thorough
 def test_many_runs_open_with_the_means_of_one_model(opened, record):
     for seed in range(30):
         record("mlp-backprop-0a", seed, "estimator=backprop")
@@ -289,6 +293,7 @@ def test_many_runs_open_with_the_means_of_one_model(opened, record):
     assert sorted(column(page, "seed")) == ["0", "mean of 30"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("damaged", [False, True])
 def test_one_run_alone(opened, record, damaged):
     folder = record("mlp-backprop-0a", 0, accuracy=math.nan)
@@ -304,6 +309,7 @@ def test_one_run_alone(opened, record, damaged):
     assert [bool(panel) for panel in page.evaluate(names)] == [True, False]
 
 
+@pytest.mark.thorough
 def test_a_loss_that_explodes_is_cut_and_texts_are_no_markup(opened, record):
     evil = "<img src=x onerror='throw 1'>"
     record("mlp-backprop-0a", 0, losses=(2.0, 1e30), config={"estimator": {"label": evil}})

@@ -39,6 +39,7 @@ def test_each_problem_has_small_sizes():
     assert {path.stem for path in (CONFIGS / "problem").glob("*.yaml")} == set(SMALL)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("name", SMALL)
 def test_each_problem_trains(config, name, estimator):
@@ -93,6 +94,7 @@ def test_a_wrong_argument_is_an_error(config, tmp_path, override, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("problem", ["image_classification", "digit_sum", "sequence"])
 def test_images_in_colour(config, tmp_path, monkeypatch, problem):
     (folder := tmp_path / "cifar").mkdir()
@@ -140,6 +142,7 @@ def example(config):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("name", OF_EXAMPLES)
 def test_an_example_trains(example, name, estimator):

@@ -25,6 +25,7 @@ def near(interval, expected):
     return abs(interval.value - expected) <= 1.25 * (interval.high - interval.low)
 
 
+@pytest.mark.thorough
 def test_variances_are_those_of_the_laws(compose, tmp_path):
     """Within two and a half half-widths; the laboratory has the same start and minibatch."""
     result = own_loss.run(compose("compare", *SMALL, "max_keys=480"), tmp_path)
@@ -100,6 +101,7 @@ def with_a_while_loop():
     return Problem(lambda key: jax.random.normal(key, (3,)), scores, x, x, x)
 
 
+@pytest.mark.thorough
 def test_a_problem_of_ones_own_without_reverse_mode(compose, tmp_path, monkeypatch):
     module = types.ModuleType("a_problem_of_mine")
     module.make = with_a_while_loop

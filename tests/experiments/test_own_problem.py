@@ -96,6 +96,7 @@ def test_lines_that_the_loss_does_not_allow_are_left_out(config, tmp_path, capsy
     assert "layerwise-1" not in lines and "forward-normal" in lines
 
 
+@pytest.mark.thorough
 def test_learning_curves(config, tmp_path):
     alone.run_alone(config(), learning_curves)
     rows = read_table(tmp_path / "learning_curves_runs.csv")
@@ -121,6 +122,7 @@ def test_the_laboratory(config, tmp_path):
     assert found == {"weights-rademacher-1", "activities-rademacher-1", "weights-low_rank-1"}
 
 
+@pytest.mark.thorough
 def test_a_race(config, tmp_path, capsys):
     small = [
         "operations=20000",

@@ -78,6 +78,7 @@ def shrink(cfg):
     return cfg
 
 
+@pytest.mark.thorough
 def test_every_part_of_the_preset_of_a_gpu_compiles_and_keeps_a_budget(
     compose, tmp_path, monkeypatch
 ):

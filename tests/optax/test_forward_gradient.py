@@ -66,6 +66,7 @@ ESTIMATORS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_makes_the_steps_of_a_loop_by_hand(name, key):
     optimizer = OPTIMIZERS[name]
@@ -126,6 +127,7 @@ def test_apply_if_finite_leaves_out_an_estimate_that_is_not():
     assert optax.tree.get(state, "count") == 2 and (after["w"] != before["w"]).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "freeze",
     [

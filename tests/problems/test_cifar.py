@@ -58,6 +58,7 @@ def test_moments_are_of_each_channel(folder):
     np.testing.assert_allclose(cifar.std, pixels.std((0, 1, 2)), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_files_of_the_real_size(tmp_path):
     for file in _FILES:
         rows = np.full((10_000, 3_073), _FILES.index(file), np.uint8)
