@@ -21,7 +21,7 @@ def device(source: Source) -> tuple[str, str]:
 
 
 def names(records: Iterable[Source]) -> str:
-    """Return the devices of records and of what they resumed, each once."""
+    """Return the names of the devices that made records, each name once."""
     sources = jobs.provenance_of(records)["provenance"]
     return " and ".join(dict.fromkeys(device(source)[1] for source in sources))
 

@@ -165,13 +165,22 @@ def _model_of(overrides: Sequence[str]) -> str:
 def _keep_usable(
     cfg: DictConfig, experiment: DictConfig, name: str, lines: dict[str, list[str]]
 ) -> None:
-    """Delete the lines that the problem cannot use, and the comparisons of those."""
+    """Delete the lines that the problem cannot use, and the comparisons of those.
+
+    Raises:
+      ValueError: backprop is among them, with which the others are compared.
+    """
+    reasons = {}
     for line, overrides in lines.items():
         if reason := _unusable(jobs.compose_train(cfg, overrides)):
             print(f"own: {name} leaves {line} out: {reason}")
             del experiment.lines[line]
-    if not experiment.lines:
-        raise ValueError(f"own: no line of {name} can use this problem, for the reasons above.")
+            reasons[line] = reason
+    if "backprop" in reasons:
+        raise ValueError(
+            f"own: {name} compares with backprop, which this loss does not allow: "
+            f"{reasons['backprop']} Run experiments.compare, which needs no backprop."
+        )
     if "comparisons" in experiment:
         kept = set(experiment.lines)
         experiment.comparisons = [x for x in experiment.comparisons if set(x) <= kept]
@@ -181,6 +190,8 @@ def _unusable(train: DictConfig) -> str:
     """Return the reason why a line's estimator cannot take the loss, in a line; "" if it can."""
     made = problems.problem(train)
     batch = first_examples(made.train, train.batch_size)
+    key = jax.random.key(0)
+    jax.eval_shape(lambda key: made.loss(made.init(key), batch), key)  # the loss's own errors
     try:
         if "space" in train.estimator.value_and_grad:
             from_config.check_examples(train)
@@ -189,7 +200,7 @@ def _unusable(train: DictConfig) -> str:
         def step(key: Any) -> Any:
             return value_and_grad(key, value_and_grad.init(made.init(key), batch), batch)
 
-        jax.eval_shape(step, jax.random.key(0))
+        jax.eval_shape(step, key)
     except (TypeError, ValueError, NotImplementedError) as error:
         return str(error).strip().partition("\n")[0]
     return ""

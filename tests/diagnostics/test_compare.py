@@ -1,4 +1,4 @@
-"""`compare` against exact laws of the variance; what it leaves out and why; errors."""
+"""`compare` against exact laws of the variance; estimators that fail; wrong arguments."""
 
 import math
 import sys

@@ -19,8 +19,12 @@ from fwdgrad.records import read_json, read_table
 OWN = "another_package_of_mine"
 
 
-def classes(mixed=False, has_accuracy=True):
-    """Two layers on two classes; `mixed`: each example's loss depends on the minibatch."""
+def classes(mixed=False, has_accuracy=True, loops=False, broken=False):
+    """Two layers on two classes.
+
+    `mixed`: each example's loss depends on the minibatch; `loops`: reverse mode is not defined;
+    `broken`: the loss raises an error.
+    """
     x = jax.random.normal(jax.random.key(0), (64, 3))
     y = (x.sum(1) > 0).astype(jnp.int32)
 
@@ -32,6 +36,10 @@ def classes(mixed=False, has_accuracy=True):
         inputs, labels = batch
         logits = jnp.tanh(inputs @ params[0]) @ params[1]
         logits = logits - logits.mean(0) if mixed else logits
+        if broken:
+            raise TypeError("a mistake in the loss")
+        if loops:
+            logits = jax.lax.while_loop(lambda x: x.sum() > 1e9, lambda x: x / 2, logits)
         losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
         right = (logits.argmax(1) == labels).astype(jnp.float32)
         return {"loss": losses, **({"accuracy": right} if has_accuracy else {})}
@@ -141,11 +149,17 @@ def test_a_race(config, tmp_path, capsys):
     [
         (depth_scaling, (), "depth_scaling cannot use a problem of your own: it makes networks"),
         (accuracy_race, ("+problem.has_accuracy=false",), "classes have no accuracy"),
+        (step_cost, ("+problem.loops=true",), "compares with backprop, which .* Run experiments"),
     ],
 )
 def test_a_problem_that_an_experiment_cannot_use_says_why(config, experiment, own, message):
     with pytest.raises(ValueError, match=message):
         alone.run_alone(config("shown=null", own=own), experiment)
+
+
+def test_an_error_of_the_loss_is_its_own(config):
+    with pytest.raises(TypeError, match="a mistake in the loss"):
+        alone.run_alone(config(own=["+problem.broken=true"]), step_cost)
 
 
 def test_the_folder_of_a_preset_is_refused(config):

@@ -58,7 +58,7 @@ def statuses(root):
 
 
 def is_clean(root):
-    """Whether no sweep has left a record of how its members ended."""
+    """Return True if no folder of a sweep is left."""
     return not list(root.glob(".sweep-*"))
 
 
@@ -119,7 +119,7 @@ def test_members_that_fail_are_named_and_the_others_finish(tmp_path, launcher):
 @pytest.mark.thorough
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_a_killed_worker_loses_nothing(compose, tmp_path, all_examples, launcher):
-    """Started again the sweep trains what is missing, and ends with the same bits."""
+    """Train the missing runs when the sweep is started again; they end with the same bits."""
     root = tmp_path / "killed"
     sweep = [*LONG, "seed=0,1", "output.checkpoint_seconds=0", f"output.root={root}"]
     process = start(*sweep, launcher=launcher)

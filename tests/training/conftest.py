@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fwdgrad.training import loop
-from tests.training.regression import CONFIG, Regression, run
+from tests.training.regression import CONFIG, Regression, run, run_and_kill
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +35,8 @@ def finished(problem, tmp_path_factory):
 @pytest.fixture(scope="module")
 def unfinished(problem, tmp_path_factory):
     """A folder of a run that was stopped in the middle, with a checkpoint."""
-    folder, advance, made = tmp_path_factory.mktemp("unfinished"), loop._Run._advance, []
-
-    def stop(self, count):
-        if len(made) == 4:
-            raise KeyboardInterrupt
-        made.append(count)
-        advance(self, count)
-
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(loop._Run, "_advance", stop)
-        run(problem, folder, config=CONFIG)
+    folder = tmp_path_factory.mktemp("unfinished")
+    run_and_kill(problem, folder, config=CONFIG)
     return folder
 
 

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 import fwdgrad
 from fwdgrad.records import checkpoints
-from fwdgrad.training import Settings, exponential_decay, train
+from fwdgrad.training import Settings, exponential_decay, loop, train
 
 
 class Regression(NamedTuple):
@@ -45,6 +46,21 @@ def run(problem, folder, *, estimator=FORWARD, rate=0.01, settings=SETTINGS, **o
     return train(
         problem, estimator, optax.sgd(schedule), schedule, settings, folder=folder, **options
     )
+
+
+def run_and_kill(problem, folder, **options):
+    """Start a run and stop it after four calls of its compiled step."""
+    advance, made = loop._Run._advance, []
+
+    def stop(self, count):
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        made.append(count)
+        advance(self, count)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(loop._Run, "_advance", stop)
+        run(problem, folder, **options)
 
 
 def without_seconds(rows):

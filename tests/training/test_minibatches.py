@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fwdgrad.problems import Loader
-from fwdgrad.training import Batches, Settings, first_examples, is_loader, loop, minibatches
-from tests.training.regression import Regression, assert_same_run, run
+from fwdgrad.training import Batches, Settings, first_examples, is_loader, minibatches
+from tests.training.regression import Regression, assert_same_run, run, run_and_kill
 
 
 def in_minibatches(examples, size):
@@ -54,17 +54,7 @@ def test_a_run_equals_that_of_arrays_of_the_same_minibatches(loaded, tmp_path, s
 
 def test_a_run_that_was_killed_ends_with_the_same_bits(loaded, tmp_path):
     alone = run(loaded, tmp_path / "alone")
-    advance, made = loop._Run._advance, []
-
-    def stop(self, count):
-        if len(made) == 4:
-            raise KeyboardInterrupt
-        made.append(count)
-        advance(self, count)
-
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(loop._Run, "_advance", stop)
-        run(loaded, tmp_path / "killed")
+    run_and_kill(loaded, tmp_path / "killed")
     assert_same_run(run(loaded, tmp_path / "killed"), alone)
 
 
