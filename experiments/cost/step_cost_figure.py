@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from experiments.common import style
 from experiments.common.costs import LOSS
+from experiments.common.end_labels import BEHIND
 from experiments.common.paper_facts import FACTS
 from fwdgrad.measurement import Interval
 
@@ -92,8 +93,13 @@ def _draw_dots(
         if not which:
             end = high if high > value else value  # nan is not
             mark = paper.get(line, 0.0) if quantity == "relative_cost" else 0.0
-            end = mark if end < mark < _BESIDE * end else end  # the number is right of the mark
-            style.end_label(axis, end, y, f"{value:.3g}", colour)
+            if value < mark < _BESIDE * end:  # the number is left of the dot, away from the mark
+                axis.annotate(
+                    f"{value:.3g}", (low if low < value else value, y), (-6, 0), ha="right",
+                    va="center", textcoords="offset points", color=colour, fontsize=8, bbox=BEHIND,
+                )  # fmt: skip
+            else:
+                style.end_label(axis, end, y, f"{value:.3g}", colour)
 
 
 def _of_paper(about: Mapping[str, Any]) -> dict[str, float]:
