@@ -82,8 +82,10 @@ def _draw_tuning(axis: Axes, tuned: Tuned) -> None:
             failed[estimator] = [rate for rate in sorted(tried) if rate not in kept]
     axis.set(xlabel="learning rate", ylabel="validation loss after tuning")
     style.log_scale(axis, "xy")
-    bottom, top = axis.get_ylim()
-    axis.set_ylim(bottom, top * (top / bottom) ** (_ROW * len(failed)))
+    scale = axis.yaxis.get_transform()  # linear where no loss is positive
+    bottom, top = scale.transform(axis.get_ylim())
+    room = scale.inverted().transform(top + _ROW * len(failed) * (top - bottom))
+    axis.set_ylim(top=room)
     for i, (estimator, rates) in enumerate(failed.items()):
         heights = [1 - _ROW * (i + 0.5) / (1 + _ROW * len(failed))] * len(rates)
         where = axis.get_xaxis_transform()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import hydra
 import jax
+import matplotlib.pyplot as plt
 import pytest
 from omegaconf import OmegaConf
 
@@ -48,6 +49,13 @@ def few_examples(monkeypatch):
     """Train and evaluate on few examples in this process; commands have all examples."""
     for module in (problems, divergence):
         monkeypatch.setattr(module, "load_dataset", load_few)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    """Close the figures that a failed test leaves open, which would fail the tests after it."""
+    yield
+    plt.close("all")
 
 
 @pytest.fixture

@@ -52,7 +52,12 @@ def copy_with(value, source, folder, of):
 @pytest.mark.parametrize(
     ("name", "value"),
     thorough_but(
-        [*((name, "0") for name in FIGURES), ("learning_curves", "-1"), ("accuracy_race", "nan")],
+        [
+            *((name, "0") for name in FIGURES),
+            ("learning_curves", "-1"),
+            ("accuracy_race", "nan"),
+            ("fair_comparison", "nan"),
+        ],
         itertools.product(FIGURES, ("0", "-1", "nan")),
     ),
 )
