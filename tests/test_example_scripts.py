@@ -5,10 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.sweeps import thorough_but
+
 SCRIPTS = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+@pytest.mark.parametrize(
+    "script",
+    thorough_but([x for x in SCRIPTS if "flax" not in x.stem], SCRIPTS),
+    ids=lambda script: script.stem,
+)
 def test_an_example_runs_and_shows_one_line(script, capsys):
     assert "\n    assert " in script.read_text()
     runpy.run_path(str(script), run_name="__main__")

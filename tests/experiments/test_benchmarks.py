@@ -120,6 +120,7 @@ def test_steps_after_which_compilation_is_repaid():
     assert step_cost.quantities(samples, facts)["forward-low_rank"]["repaid_after"].value == 0
 
 
+@pytest.mark.thorough
 def test_step_costs_of_a_line_in_fresh_processes(compose, tmp_path, monkeypatch):
     """In processes of their own, which find the functions and the configs' data."""
     monkeypatch.setattr(processes, "in_fresh_process", in_fresh_process)
@@ -141,6 +142,7 @@ def test_step_costs_of_a_line_in_fresh_processes(compose, tmp_path, monkeypatch)
     assert costs.over_reference(costs.samples_of(timed))["backprop"].value == 1
 
 
+@pytest.mark.thorough
 def test_divergence(compose, tmp_path):
     """A run that ends as NaN, or above its first loss, counts as failed; pairs have one start."""
     cfg = compose(

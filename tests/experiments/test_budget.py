@@ -147,6 +147,7 @@ def slow_training(monkeypatch):
     return trained
 
 
+@pytest.mark.thorough
 def test_seeds_that_do_not_fit_are_named_in_the_report(
     compose, tmp_path, monkeypatch, slow_training
 ):

@@ -72,6 +72,7 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.01)
 
 
+@pytest.mark.thorough
 def test_killed_run_ends_with_the_same_bits(compose, tmp_path):
     """A second copy of a run's command is refused; kill -9 in the middle of it; the command again.
 
@@ -138,6 +139,7 @@ def sweep(tmp_path_factory):
     return root
 
 
+@pytest.mark.thorough
 def test_sweep_makes_a_folder_for_each_config_and_seed(sweep):
     folders = sorted(str(p.relative_to(sweep)) for p in sweep.glob("*/seed-*"))
     names = [folder.split("-")[:-2] for folder in folders]
@@ -151,6 +153,7 @@ def test_sweep_makes_a_folder_for_each_config_and_seed(sweep):
         )
 
 
+@pytest.mark.thorough
 def test_a_sweep_started_again_makes_the_missing_runs_alone(sweep):
     finished = {p: p.stat().st_mtime_ns for p in sweep.glob("*/seed-*/*")}
     result = call(
@@ -162,6 +165,7 @@ def test_a_sweep_started_again_makes_the_missing_runs_alone(sweep):
     assert len(list(sweep.glob("*/seed-2"))) == 1
 
 
+@pytest.mark.thorough
 def test_other_settings_of_jax_make_another_run(sweep):
     """Beside the finished ones, which stay as they are: other draws, and float64."""
     finished = {path: path.read_bytes() for path in sweep.glob("*/seed-0/*")}

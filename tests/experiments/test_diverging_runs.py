@@ -13,6 +13,7 @@ from fwdgrad.records import read_json, read_table
 from fwdgrad.training import DivergedError
 
 
+@pytest.mark.thorough
 def test_a_seed_with_which_a_run_diverges_is_left_out(compose, tmp_path, monkeypatch):
     def run(config):
         if config.seed == bad and config.estimator.name == "backprop":

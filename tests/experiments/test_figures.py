@@ -17,6 +17,7 @@ from experiments.common import style
 from experiments.modes import walkthrough
 from experiments.paper.learning_curves_figure import draw_figures
 from experiments.quality import own_loss
+from tests.sweeps import thorough_but
 
 from .conftest import CONFIGS
 from .deuteranopia import distance, lab
@@ -124,7 +125,9 @@ NUMBERED = [(x, "learning_curves") for x in ("paper", "gpu", "h200", "quick")]
 NUMBERED += [(x, "step_cost") for x in ("paper", "gpu", "quick")]
 
 
-@pytest.mark.parametrize(("folder", "name"), NUMBERED)
+@pytest.mark.parametrize(
+    ("folder", "name"), thorough_but([x for x in NUMBERED if x[0] == "paper"], NUMBERED)
+)
 def test_numbers_lie_upon_no_mark_and_no_curve(drawn, tmp_path, folder, name):
     """The figures that have the paper's marks among numbers, with the results of each machine."""
     for path in (RESULTS / folder).glob(f"{name}*.[cj]s*"):
@@ -179,7 +182,7 @@ def intervals(figure):
 
 # The times of Jacobians have no number of samples in their table.
 @pytest.mark.parametrize("name", sorted(set(FIGURES) - {"differentiation", "step_cost"}))
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", thorough_but([2], [2, 3]))
 def test_no_interval_of_two_samples(monkeypatch, tmp_path, name, n):
     drawn = {}  # not laid out, which takes most of the time
 
@@ -293,6 +296,7 @@ def test_a_line_that_lost_a_seed_is_compared_with_the_seeds_it_has(drawn, tmp_pa
     assert any(text.startswith("paper: $T_f/T_b$") for text in texts) == (not shortened)
 
 
+@pytest.mark.thorough
 def test_compared_estimators(drawn, compose, tmp_path):
     short = ("model=logistic", "max_keys=6", "batch_size=4", f"output.root={tmp_path}")
     own_loss.run(compose("compare", *short), tmp_path)

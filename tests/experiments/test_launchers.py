@@ -67,6 +67,7 @@ def run(*command, **env):
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_every_command_is_found_by_its_name_in_another_process(tmp_path):
     """A launcher pickles `python -m experiments.NAME` as a reference, and not as `__main__`."""
     pytest.importorskip("cloudpickle")

@@ -74,6 +74,7 @@ def config(compose, tmp_path):
     return make
 
 
+@pytest.mark.thorough
 def test_the_cost_of_a_step(config, tmp_path):
     alone.run_alone(config(), step_cost)
     table = read_table(tmp_path / "step_cost.csv")
@@ -96,6 +97,7 @@ def test_the_cost_of_a_step_of_the_examples(config, tmp_path, name):
     assert {"backprop", "forward-normal", "forward-low_rank"} <= found
 
 
+@pytest.mark.thorough
 def test_lines_that_the_loss_does_not_allow_are_left_out(config, tmp_path, capsys):
     alone.run_alone(config(own=["+problem.mixed=true"]), step_cost)
     said = capsys.readouterr().out

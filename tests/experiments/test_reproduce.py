@@ -46,6 +46,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.thorough
 def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     def of_one_process(function, config, names):
         """A process takes seconds to start: what is found of one estimator stands for all."""
