@@ -101,9 +101,11 @@ def check_examples(cfg: DictConfig) -> None:
         made = problem(cfg)
         examples = made.train
         if is_loader(examples):
-            examples = first_examples(examples, 8)
-        else:
-            examples = jax.tree.map(lambda x: x[:: max(1, len(x) // 8)][:8], examples)
+            examples = first_examples(examples, cfg.batch_size)
+        else:  # spread, since they may be sorted by class
+            examples = jax.tree.map(
+                lambda x: x[:: max(1, len(x) // cfg.batch_size)][: cfg.batch_size], examples
+            )
         check_examples_independent(made.loss, made.init(jax.random.key(cfg.seed)), examples)
 
 

@@ -2,8 +2,10 @@
 
 space=Activities() evaluates the loss of each example by itself. If examples change each other's
 loss (batch normalisation, one dropout key for all), that is another loss function with another
-gradient. Tracing cannot find such a loss; comparing values can: the loss of some examples in one
-minibatch with the mean of their losses in minibatches of one.
+gradient. Tracing cannot find such a loss; comparing numbers can: the loss of some examples in one
+minibatch with the mean of their losses in minibatches of one, and the derivatives of both along one
+direction. Values alone may agree where gradients do not: before a last layer of zeros, or where a
+loss is divided by its own stopped mean.
 """
 
 import math
@@ -16,26 +18,27 @@ import numpy as np
 
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.perturbation.minibatch import noting_minibatches_of_one, number_of_examples
+from fwdgrad.propagation.pushforward import Pushforward
 from fwdgrad.util import validation
 from fwdgrad.util.jax_internals import inner_jaxprs
 from fwdgrad.util.trees import Array, PyTree
 
-NUM_EXAMPLES = 8  # that are compared
-# The relative difference that counts as rounding, by the fewest bits of a float in the loss.
-_ROUNDING = {16: 3e-2, 32: 1e-3, 64: 1e-6}
+NUM_EXAMPLES = 64  # that are compared, at most
+# The relative differences of losses and of derivatives that count as rounding, by the fewest bits
+# of a float in the loss. (Rounding moves a few units over the kink of a ReLU, which changes a
+# derivative by more than a loss.)
+_ROUNDING = {16: (3e-2, 0.3), 32: (1e-3, 1e-2), 64: (1e-6, 1e-5)}
 
 
-class Comparison(NamedTuple):
-    """The loss of some examples in one minibatch, and in minibatches of one.
+class Sums(NamedTuple):
+    """A number of some examples in one minibatch, and in minibatches of one.
 
     Attributes:
-      num_examples: the number of examples.
-      joint: the loss of a minibatch of all of them.
-      mean, total: the mean and the sum of the losses in minibatches of one.
+      joint: that of a minibatch of all of them.
+      mean, total: the mean and the sum of those of minibatches of one.
       rounding: the absolute difference that counts as rounding.
     """
 
-    num_examples: int
     joint: float
     mean: float
     total: float
@@ -43,38 +46,74 @@ class Comparison(NamedTuple):
 
     @property
     def is_mean(self) -> bool:
+        """True if the joint number is the mean of the others."""
+        return self._is_joint(self.mean)
+
+    @property
+    def is_sum(self) -> bool:
+        """True if the joint number is the sum of the others."""
+        return self._is_joint(self.total)
+
+    def _is_joint(self, value: float) -> bool:
+        """Return True if a value is the joint number but for rounding, or both are NaN."""
+        if not math.isfinite(self.joint) or not math.isfinite(value):
+            return self.joint == value or (math.isnan(self.joint) and math.isnan(value))
+        return abs(self.joint - value) <= self.rounding
+
+    def __str__(self) -> str:
+        return (
+            f"{self.joint:.6g}, but the mean of those alone is {self.mean:.6g} (the sum "
+            f"{self.total:.6g})"
+        )
+
+
+class Comparison(NamedTuple):
+    """The loss of some examples in one minibatch, and in minibatches of one.
+
+    Attributes:
+      num_examples: the number of examples.
+      loss: the losses.
+      slope: their derivatives along one random direction of the parameters.
+    """
+
+    num_examples: int
+    loss: Sums
+    slope: Sums
+
+    @property
+    def is_mean(self) -> bool:
         """True if the loss is the mean of the losses of the examples."""
-        return self._same(self.mean)
+        return self.loss.is_mean and self.slope.is_mean
 
     @property
     def is_sum(self) -> bool:
         """True if the loss is the sum of the losses of the examples."""
-        return self._same(self.total)
-
-    def _same(self, value: float) -> bool:
-        """Return True if a value is the joint loss but for rounding, or both are NaN."""
-        if not math.isfinite(self.joint) or not math.isfinite(value):
-            return math.isnan(self.joint) == math.isnan(value)
-        return abs(self.joint - value) <= self.rounding
+        return self.loss.is_sum and self.slope.is_sum
 
     def __str__(self) -> str:
-        values = f"{self.joint:.6g} of {self.num_examples} examples together"
+        values = f"{self.loss.joint:.6g} of {self.num_examples} examples together"
         if self.is_mean:
-            return f"each example has a loss of its own: {values}, {self.mean:.6g} alone"
+            return f"each example has a loss of its own: {values}, {self.loss.mean:.6g} alone"
         if self.is_sum:
             return (
                 f"each example has a loss of its own, and fun is their sum: {values}, "
-                f"{self.mean:.6g} alone; space=Activities() gives the mean's value and gradient"
+                f"{self.loss.mean:.6g} alone; space=Activities() gives the mean's value and "
+                "gradient"
             )
         return self.error_message
 
     @property
     def error_message(self) -> str:
-        """The message of the error: both losses, usual reasons, and remedies."""
+        """The message of the error: the numbers that differ, usual reasons, and remedies."""
+        found = f"the loss of {self.num_examples} examples together is {self.loss}"
+        if self.loss.is_mean:
+            found = (
+                f"the derivative of the loss of {self.num_examples} examples together, along a "
+                f"random direction, is {self.slope}, though the losses agree"
+            )
         return (
             "fun mixes the examples of a minibatch, and space=Activities() evaluates each by "
-            f"itself: the loss of {self.num_examples} examples together is {self.joint:.6g}, but "
-            f"the mean of their losses alone is {self.mean:.6g} (the sum {self.total:.6g}). Usual "
+            f"itself: {found}. Usual "
             "reasons: batch normalisation in training mode (use its running averages, or layer or "
             "group norm); one key of dropout or noise for all examples (pass one for each, by "
             "position: jax.random.split(key, N)); losses that rank, pair, weigh or normalise over "
@@ -94,15 +133,19 @@ def check_examples_independent(
     """Raise ValueError if the examples of a minibatch change each other's loss.
 
     `space=Activities()` requires independent examples and cannot find a violation itself. The check
-    compares the loss of up to 8 examples together with the mean of their losses in minibatches of
-    one. Call it once before training, outside of `jit`; it evaluates the loss twice.
+    compares the loss of up to 64 examples together with the mean of their losses in minibatches of
+    one, and the derivatives of both along one random direction of the parameters. Call it once
+    before training, outside of `jit`; it evaluates the loss and a derivative twice.
 
     A loss that is the sum over the examples passes, too: value and gradient of `Activities` are
     then those of the mean, 1/N of those of `fun`. A sum with a penalty that is added once does not
     pass. Nor does a loss whose random numbers depend on the shape of the minibatch, because in
-    minibatches of one all examples get the same numbers. A minibatch of one always passes.
+    minibatches of one all examples get the same numbers. A minibatch of one always passes. Give a
+    minibatch as in training: examples that are all the same, or sequences without padding, do not
+    show how they would change each other's loss.
 
-    Relative differences up to 1e-3 (3e-2 in half precision) count as rounding.
+    Relative differences of losses up to 1e-3 (3e-2 in half precision) count as rounding, and of
+    derivatives up to 1e-2 (0.3).
 
     Args:
       fun, params, args, has_aux, kwargs: as in `forward_value_and_grad(fun)(key, params, *args)`.
@@ -133,23 +176,49 @@ def compare_examples(loss: Loss) -> Comparison:
             "check_examples_independent compares values, and inside of jax.jit or another "
             "transformation arguments have none; call it before, outside of the transformation."
         )
+    if size == 0:
+        raise ValueError("the arguments after params have no examples, so none can be compared.")
     count = min(size, NUM_EXAMPLES)
     chosen = np.arange(count) * size // count  # spread, because examples may be sorted by class
     examples = [jnp.asarray(x)[chosen] for x in leaves]
 
-    def values(theta: list[Array], examples: list[Array]) -> tuple[Array, Array]:
-        joint = loss.of(theta, jax.tree.unflatten(structure, examples))[0]
-        return joint, losses_alone(loss, theta, examples, structure)
+    def duals(theta: list[Array], examples: list[Array]) -> list[tuple[Array, Array]]:
+        def joint(theta: Sequence[Array]) -> tuple[Array, PyTree]:
+            return loss.of(theta, jax.tree.unflatten(structure, examples))
+
+        def alone(theta: Sequence[Array]) -> tuple[Array, None]:
+            return losses_alone(loss, theta, examples, structure), None
+
+        return [_dual(loss, fun, theta) for fun in (joint, alone)]
 
     with noting_minibatches_of_one(), jax.default_matmul_precision("highest"):
-        traced = jax.jit(values).trace(loss.theta, examples)
+        traced = jax.jit(duals).trace(loss.theta, examples)
         joint, alone = traced.lower().compile()(loss.theta, examples)
+    rounding = _ROUNDING[min(_bits(traced.jaxpr.jaxpr), 64)]
+    return Comparison(count, *map(_sums, joint, alone, rounding))
+
+
+def _dual(loss: Loss, fun: Callable[..., Any], theta: Sequence[Array]) -> tuple[Array, Array]:
+    """Return the values of a function, which evaluates a loss, and their derivatives.
+
+    The derivatives are along signs, the same for each function.
+    """
+    keys = jax.random.split(jax.random.key(0), len(theta))
+    signs = [
+        jax.random.rademacher(key, (1, *x.shape), x.dtype)
+        for key, x in zip(keys, theta, strict=True)
+    ]
+    values, slopes, _ = Pushforward(loss.trace(fun, theta), theta, loss.names)(signs)
+    return values, slopes[0]
+
+
+def _sums(joint: Array, alone: Array, share: float) -> Sums:
+    """Return the comparison of a number, with a share of rounding."""
     found = np.asarray(alone, np.float64)
-    share = _ROUNDING[min(_bits(traced.jaxpr.jaxpr), 64)]
-    with np.errstate(invalid="ignore"):  # of losses that are not finite
+    with np.errstate(invalid="ignore"):  # of numbers that are not finite
         scale = max(abs(float(joint)), float(np.abs(found).mean()))
     rounding = share * scale if math.isfinite(scale) else 0.0
-    return Comparison(count, float(joint), float(found.mean()), float(found.sum()), rounding)
+    return Sums(float(joint), float(found.mean()), float(found.sum()), rounding)
 
 
 def losses_alone(

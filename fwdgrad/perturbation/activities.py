@@ -65,7 +65,8 @@ class Activities:
 
     Args:
       layerwise: push the noise of each site forward separately, so that the derivative along it is
-        known alone. The cost is one tangent for each site, from that site on.
+        known alone. The cost is K tangents for each site, from that site on, so it grows with the
+        square of the number of sites.
       exact_last: take the exact derivative at the last sites, from which no way to the loss leads
         through another parameter: reverse mode through the loss function alone (softmax minus
         one-hot). A value is not last if it meets a value of another parameter in a product, even

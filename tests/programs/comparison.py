@@ -121,7 +121,12 @@ SPACES = (*WEIGHTS, *ACTIVITIES)
 
 
 def check_spaces(loss, params, *args, spaces=SPACES, plain=None, rounding=ROUNDING):
-    """Assert that the mean of the estimate is the gradient in each space."""
+    """Assert that the mean of the estimate is the gradient in each space.
+
+    If a space is `Activities`, the check of independent examples must allow the loss, too.
+    """
+    if any(isinstance(space, fwdgrad.Activities) for space in spaces):
+        fwdgrad.check_examples_independent(loss, params, *args)
     theta, rest = fwdgrad.partition(params)
     value, expected = jax.jit(
         jax.value_and_grad(lambda t: (plain or loss)(fwdgrad.combine(t, rest), *args))
