@@ -75,6 +75,8 @@ _MODEL = {
     "compiler_options?": OPTIONS,
 }
 _DATASET = {"name": one_of(DATASET_NAMES), "folder": optional(PATH)}
+# Of a data set of the user's own, which has a source.
+OWN_DATASET = {"name": NAME, "folder": optional(PATH), "source": CONSTRUCTOR}
 _ROOT = {"root": PATH}
 _OUTPUT = {
     **_ROOT,
@@ -108,7 +110,7 @@ _TRAIN = {
     "read_test_set": BOOLEAN,
     "output": _OUTPUT,
 }
-_OF_RUNS = ("num_steps", "eval_every", "compiler_options", "read_test_set", "output")
+_OF_RUNS = ("num_steps", "eval_every", "read_test_set", "output")
 KEYS: dict[str, dict[str, Any]] = {
     "train": _TRAIN,
     "compare": {

@@ -55,6 +55,7 @@ def run(cfg: DictConfig, folder: Path) -> EstimatorComparison:
         half_width=cfg.half_width,
         max_keys=cfg.max_keys,
         max_seconds=cfg.max_seconds,
+        compiler_options=cfg.compiler_options,
         show_progress=cfg.output.progress,
     )
     rows = [

@@ -1,12 +1,13 @@
 """Calls of a loss whose arrays may be abstract: shapes of results, and the cost of a step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fwdgrad.util import backend
 from fwdgrad.util.costs import Cost, cost_of
 from fwdgrad.util.trees import Array, PyTree, extract_leaves, is_differentiable
 
@@ -59,7 +60,12 @@ def _is_parameter(x: Any) -> bool:
     return is_differentiable(x) or (_is_abstract(x) and jnp.issubdtype(x.dtype, jnp.floating))
 
 
-def compile_step(value_and_grad: Callable[..., Any], call: Call, key: Array) -> Any:
+def compile_step(
+    value_and_grad: Callable[..., Any],
+    call: Call,
+    key: Array,
+    compiler_options: Mapping[str, Any] | None = None,
+) -> Any:
     """Return an estimate and the update p − η g, compiled as one step for keys like `key`.
 
     The step is (p, key, η, the call's arrays) -> the next p, in the memory of p.
@@ -71,7 +77,8 @@ def compile_step(value_and_grad: Callable[..., Any], call: Call, key: Array) -> 
         return [p - rate * g for p, g in zip(theta, of_leaves, strict=True)]
 
     program = jax.jit(step, donate_argnums=0)
-    return program.lower(call.params, key, 1e-3, call.arrays).compile()
+    lowered = program.lower(call.params, key, 1e-3, call.arrays)
+    return lowered.compile(backend.compiler_options(compiler_options))
 
 
 def cost_of_step(

@@ -58,6 +58,7 @@ def compare(
     half_width: float = 0.1,
     max_keys: int = 2000,
     max_seconds: float = 60.0,
+    compiler_options: Mapping[str, Any] | None = None,
     show_progress: bool | None = None,
 ) -> EstimatorComparison:
     """Compare the quality and the cost of estimators on a loss of your own.
@@ -94,6 +95,8 @@ def compare(
       max_keys: the most keys of an interval, at least 6.
       max_seconds: of drawing and timing together; compiling is not counted. Where it is too short
         for the precision there are fewer keys, so numbers then depend on the machine.
+      compiler_options: XLA's options by name, for all programs; those of other platforms are left
+        out.
       show_progress: a progress bar, if tqdm is installed; None: on a terminal alone.
 
     Returns:
@@ -125,8 +128,13 @@ def compare(
         )
     half_width = validation.checked_positive("half_width", half_width)
     max_seconds = validation.checked_positive("max_seconds", max_seconds)
+    if not isinstance(compiler_options, (Mapping, type(None))):
+        raise TypeError(
+            "compiler_options must be a mapping from names of XLA's options to values, or None; "
+            f"found {compiler_options!r}."
+        )
     chosen = _made(fun, USUAL_ESTIMATORS if estimators is None else estimators)
-    subject = ComparedLoss(fun, params, args)
+    subject = ComparedLoss(fun, params, args, compiler_options)
     programs: dict[Any, Callable[[], Any]] = {_LOSS: subject.loss_alone()}
     target, gradient_note = subject.exact_gradient()
     precision = Precision(half_width, max_keys, (1 - _TIMING) * max_seconds / len(chosen))

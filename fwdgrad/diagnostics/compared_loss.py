@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -18,14 +18,27 @@ from fwdgrad.diagnostics.independence import Comparison, compare_examples
 from fwdgrad.estimators.backprop import backprop_value_and_grad
 from fwdgrad.perturbation.activities import Activities
 from fwdgrad.perturbation.loss import Loss, check_unguided
+from fwdgrad.propagation.record import Record, recording
+from fwdgrad.util import backend
 from fwdgrad.util.costs import cost_of
 from fwdgrad.util.trees import Array, PyTree, extract_leaves, is_differentiable, require_parameters
 
 
 class ComparedLoss:
-    """A loss at its parameters and arguments, all of them on the device."""
+    """A loss at its parameters and arguments, all of them on the device.
 
-    def __init__(self, fun: Callable[..., Any], params: PyTree, args: tuple[Any, ...]):
+    Args:
+      fun, params, args: the loss, and where it is evaluated.
+      compiler_options: XLA's, for all programs.
+    """
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        params: PyTree,
+        args: tuple[Any, ...],
+        compiler_options: Mapping[str, Any] | None = None,
+    ):
         leaves = jax.tree.leaves((params, args))
         if any(isinstance(x, (jax.ShapeDtypeStruct, jax.core.Tracer)) for x in leaves):
             raise TypeError(
@@ -35,7 +48,7 @@ class ComparedLoss:
             )
         check_unguided(params)
         require_parameters(params)
-        self._fun = fun
+        self._fun, self._options = fun, backend.compiler_options(compiler_options)
         self._params, self._args = jax.tree.map(
             lambda x: jax.device_put(x) if isinstance(x, (np.ndarray, np.generic)) else x,
             (params, args),
@@ -57,19 +70,20 @@ class ComparedLoss:
             loss = Loss(self._fun, params, tuple(args), {}, None)
             return loss.at(loss.theta)[0]
 
-        compiled = jax.jit(value).lower(call.params, call.arrays).compile()
+        compiled = jax.jit(value).lower(call.params, call.arrays).compile(self._options)
         return lambda: compiled(call.params, call.arrays)
 
     def exact_gradient(self) -> tuple[list[Array] | None, str]:
         """Return the leaves of ∇f, or None and the reason."""
-        estimate = jax.jit(_leaves_of(backprop_value_and_grad(self._fun), self._call))
+        gradient = _leaves_of(backprop_value_and_grad(self._fun), self._call)
+        estimate = jax.jit(gradient, compiler_options=self._options)
         try:
-            gradient = jax.block_until_ready(estimate(None, (self._call.params, self._call.arrays)))
+            found = jax.block_until_ready(estimate(None, (self._call.params, self._call.arrays)))
         except Exception as error:  # of reverse mode: the loss alone was compiled before
             return None, _reason(error)
-        squared = sum(float(np.square(np.asarray(x, float)).sum()) for x in gradient)
+        squared = sum(float(np.square(np.asarray(x, float)).sum()) for x in found)
         if squared > 0 and math.isfinite(squared):
-            return gradient, ""
+            return found, ""
         return None, f"the gradient is {'zero' if squared == 0 else 'not finite'} at these params"
 
     def measured(
@@ -82,7 +96,7 @@ class ComparedLoss:
     ) -> tuple[EstimatorRow, Callable[[], Any] | None]:
         """Return the row of an estimator without its times, and its step to be timed, if any."""
         try:
-            note = self._note_on_examples(value_and_grad)
+            notes = [self._note_on_examples(value_and_grad)]
             state, updated = self._params, self._updated
             if hasattr(value_and_grad, "init"):
                 state = value_and_grad.init(self._params, *self._args)
@@ -90,11 +104,13 @@ class ComparedLoss:
             if state is not self._params:  # with a guess
                 updated = self._copies(call)
             start = time.perf_counter()
-            step = compile_step(value_and_grad, call, key)
+            with recording() as record:
+                step = compile_step(value_and_grad, call, key, self._options)
             compile_seconds = time.perf_counter() - start
+            notes.append(_note_on_sites(value_and_grad, record))
             estimate = _leaves_of(value_and_grad, call)
             given = (call.params, call.arrays)
-            quality = measure_quality(estimate, given, key, target, precision)
+            quality = measure_quality(estimate, given, key, target, precision, self._options)
             jax.block_until_ready(step(self._copies(call), key, 0.0, call.arrays))
         except Exception as error:  # of this estimator alone
             return EstimatorRow(name, note=_reason(error)), None
@@ -106,7 +122,7 @@ class ComparedLoss:
             total_bytes=cost.total_bytes - sum(x.nbytes for x in call.arrays),
             temporary_bytes=cost.temporary_bytes,
             compile_seconds=compile_seconds,
-            note=note,
+            note="; ".join(filter(None, notes)),
         )
         if not math.isfinite(quality.variance.value):
             return replace(row, note="an estimate is not finite, so the step was not timed"), None
@@ -134,6 +150,23 @@ class ComparedLoss:
     @cached_property
     def _examples(self) -> Comparison:
         return compare_examples(Loss(self._fun, self._params, self._args, {}, None))
+
+
+def _note_on_sites(value_and_grad: Any, record: Record) -> str:
+    """Return the reasons for which activity perturbation may cost much or find little."""
+    noisy = [kind for *_, kind in record.sites or () if kind.startswith("noise")]
+    note = f"noisy sites: {len(noisy)}"
+    if is_split := bool(noisy) and value_and_grad.space.layerwise:
+        note += (
+            f", each with {value_and_grad.num_tangents} tangents of its own, pushed forward from "
+            "there"
+        )
+    if shared := noisy.count("noise, one for all"):
+        note += (
+            f"; {shared} of them parameters themselves (in a scan, in a penalty), whose noise all "
+            "examples share"
+        )
+    return note if is_split or shared else ""
 
 
 def _leaves_of(value_and_grad: Any, call: Call) -> Callable[..., list[Array]]:

@@ -51,6 +51,7 @@ def measure_quality(
     key: Array,
     target: Sequence[Array] | None,
     precision: Precision,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Quality:
     """Return the quality of an estimate, with intervals over groups of keys.
 
@@ -65,6 +66,7 @@ def measure_quality(
       target: the exact gradient; None if it is not known: then the variance is not over its square,
         and there is nothing else.
       precision: precision and limits.
+      compiler_options: XLA's, for this platform.
     """
     zeros = [jnp.zeros(x.shape, x.dtype) for x in jax.eval_shape(estimate, key, given)]
 
@@ -77,7 +79,7 @@ def measure_quality(
         return error_moments(draw, size, target)
 
     fixed = (key, given, zeros if target is None else target)
-    compiled = jax.jit(moments).lower(0, PILOT, *fixed).compile()
+    compiled = jax.jit(moments).lower(0, PILOT, *fixed).compile(compiler_options)
     start = time.perf_counter()
 
     def samples(first: int, size: int) -> list[dict[str, float]]:

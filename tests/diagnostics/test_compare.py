@@ -15,6 +15,7 @@ from fwdgrad.diagnostics.estimate_quality import Precision, measure_quality
 from fwdgrad.estimators.value_and_grad import ValueAndGrad
 from fwdgrad.util.intervals import Interval, exact
 from tests.oracle import normal
+from tests.perturbation.activity_losses import LOSSES
 
 D = 12
 W, X, Y = normal(0, D), normal(1, (6, D)), normal(2, 6)
@@ -165,6 +166,13 @@ def test_activities_are_compared_where_their_examples_are_independent(fun, note)
     assert row.note.startswith(note) and not found["weights"].note
 
 
+def test_noise_that_examples_share_is_noted():
+    loss, params, args = LOSSES["scanned"]()
+    one = {"at": partial(forward, space=fwdgrad.Activities())}
+    (row,) = compare(loss, params, *args, estimators=one, max_keys=6).rows
+    assert row.note.startswith("noisy sites: 1; 1 of them parameters themselves (in a scan, ")
+
+
 def test_an_estimator_that_fails_says_why_and_the_others_are_compared():
     def broken(fun):
         def value_and_grad(key, params, *args):
@@ -194,7 +202,9 @@ def test_the_usual_estimators():
     params = {"w": np.asarray(normal(3, (D, 8))), "b": jnp.zeros(8, jnp.bfloat16)}
     params |= {"u": normal(4, (8, 1)), "steps": 3}
     found = compare(loss, params, np.asarray(X), Y, max_keys=32)
-    assert [row.note for row in found.rows] == [""] * 8
+    assert [row.note for row in found.rows if "layer-wise" not in row.name] == [""] * 7
+    layerwise = found["activities, layer-wise, exact last, 8 blocks"]
+    assert layerwise.note.startswith("noisy sites: 1, each with 8 tangents of its own")
     cosines = {row.name: row.cosine.value for row in found.rows}
     assert cosines["backprop"] == pytest.approx(1, abs=1e-3)
     assert cosines["low rank"] < cosines["low rank, K = 8"] < cosines["backprop"]
@@ -272,6 +282,12 @@ def test_limits_of_keys_and_of_seconds():
             r"estimators\['mine'\] must be a function from a loss to its estimator.*without the",
         ),
         ({"estimators": {"mine": lambda fun: 3}}, TypeError, r"estimators\['mine'\] must be"),
+        ({"compiler_options": 3}, TypeError, "compiler_options must be a mapping"),
+        (
+            {"compiler_options": {"xla_tpu_option": 1, "xla_no_option": 1}},
+            jax.errors.JaxRuntimeError,
+            "xla_no_option",
+        ),
         ({"params": 3}, ValueError, "params has no differentiable leaf"),
         ({"fun": lambda w, *args: w}, TypeError, "must return a scalar loss"),
         ({"fun": lambda w, *args: (w[0], w)}, TypeError, "must return a scalar loss"),
