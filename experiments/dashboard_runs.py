@@ -133,7 +133,7 @@ def _groups(run: Run) -> dict[str, str]:
     config, info = run.config, run.record.info
     problem = config.get("problem", {}).get("_target_", _IMAGES)
     label = run.name.split("/")[-2]
-    short = problem.rpartition(".")[2]
+    short = vocabulary.problem_name(problem)
 
     def read(group: str) -> str:
         """Return the choice of a group, unless the problem does not read it."""

@@ -1,4 +1,4 @@
-"""Assertions on a problem of any kind; a small CIFAR-10."""
+"""Assertions on a problem of any kind, and on what commands measure of it; a small CIFAR-10."""
 
 import jax
 import jax.numpy as jnp
@@ -44,3 +44,28 @@ def check_problem(problem, key):
         return problem.loss(step, batch) / value
 
     assert 0.998 < descended(params, sets[0]) < 0.9999  # 0.999 to first order
+
+
+def check_measured(name, compose, folder):
+    """Assert that `step_cost` and `compare` measure all estimators on a problem of `examples`."""
+    from experiments import compare
+    from experiments.common import alone
+    from experiments.cost import step_cost
+    from fwdgrad.records import read_json, read_table
+
+    target = f"problem._target_=examples.problems.{name}.make_problem"
+    quoted = ",".join(f"'{x}'" for x in (target, "batch_size=8", "steps_per_call=1"))
+    one = "experiments.step_cost.processes=1", "protocol.timing={processes: 1, rounds: 2}"
+    quiet = f"output.root={folder}/cost", "output.progress=false"
+    alone.run_alone(
+        compose("reproduce", "preset=smoke", f"own=[{quoted}]", *one, *quiet), step_cost
+    )
+    lines = {row["estimator"] for row in read_table(folder / "cost" / "step_cost.csv")}
+    assert {"backprop", "forward-normal", "forward-low_rank", "layerwise-1"} <= lines
+    small = "batch_size=8", "max_keys=6", "max_seconds=5", f"output.root={folder}/compare"
+    compare.command(compose("compare", target, *small))
+    rows = read_table(folder / "compare" / "compare.csv")
+    cosines = [float(row["value"]) for row in rows if row["quantity"] == "cosine"]
+    assert len(cosines) == 8 and all(0 < abs(x) < 1 + 1e-5 for x in cosines)
+    notes = read_json(folder / "compare" / "compare.json")["notes"]
+    assert all(note.startswith("activities") and "Error" not in note for note in notes)

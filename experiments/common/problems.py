@@ -7,8 +7,15 @@ from typing import Any
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common import settings
-from fwdgrad.problems import ImageSets, Problem, load_dataset, standardised
+from experiments.common import settings, vocabulary
+from fwdgrad.problems import (
+    Dataset,
+    ImageSets,
+    Problem,
+    check_problem,
+    load_dataset,
+    standardised,
+)
 
 # The problem that names and identities of runs leave out: those of before there were others.
 _IMAGES = {"_target_": "fwdgrad.problems.image_classification"}
@@ -23,7 +30,7 @@ def problem(cfg: DictConfig) -> Problem:
     the group `dataset`.
 
     Raises:
-      ValueError: an argument is wrong, or the function returns no problem.
+      TypeError, ValueError: an argument is wrong, or the function returns no problem.
     """
     given = {"problem": cfg.problem}
     read = reads(cfg)
@@ -42,21 +49,38 @@ def _problem(text: str) -> Problem:
         with settings.named("model.make"):
             groups["make_model"] = instantiate(given.model, _convert_="all")
     if "dataset" in given:
-        groups["dataset"] = _images(given.dataset.name, given.dataset.folder)
-    own = {key: x for key, x in given.problem.items() if key != "_target_"}
-    with settings.named("problem"):
-        made = _function(given.problem._target_)(**groups, **instantiate(own, _convert_="all"))
+        groups["dataset"] = _images(OmegaConf.to_yaml(given.dataset))
+    made = _made("problem", given.problem, **groups)
     if missing := [x for x in Problem._fields if not hasattr(made, x)]:
         raise ValueError(
             f"problem._target_={given.problem._target_} must return a fwdgrad.problems.Problem, or "
             f"an object like it; found {type(made).__name__}, without {', '.join(missing)}."
         )
-    return made if hasattr(made, "loss") else Problem(*(getattr(made, x) for x in Problem._fields))
+    if not hasattr(made, "loss"):
+        made = Problem(*(getattr(made, x) for x in Problem._fields))
+    if not given.problem._target_.startswith("fwdgrad."):
+        check_problem(made)
+    return made
 
 
 @lru_cache(maxsize=1)  # all models of a data set share its arrays
-def _images(dataset: str, folder: str | None) -> ImageSets:
-    return standardised(load_dataset(dataset, folder))
+def _images(text: str) -> ImageSets:
+    given: Any = OmegaConf.create(text)
+    return standardised(dataset(given))
+
+
+def dataset(cfg: DictConfig) -> Dataset:
+    """Return the data set of the group `dataset`: of the library, or of the source it names."""
+    if "source" not in cfg:
+        return load_dataset(cfg.name, cfg.folder)
+    return load_dataset(cfg.name, cfg.folder, _made("dataset.source", cfg.source))
+
+
+def _made(key: str, cfg: DictConfig, **groups: Any) -> Any:
+    """Return the result of a `_target_`, called with the other keys and with what groups give."""
+    own = {name: x for name, x in cfg.items() if name != "_target_"}
+    with settings.named(key):
+        return _function(cfg._target_)(**groups, **instantiate(own, _convert_="all"))
 
 
 def reads(cfg: DictConfig) -> set[str]:
@@ -94,5 +118,5 @@ def is_default(cfg: DictConfig) -> bool:
 
 
 def name(cfg: DictConfig) -> str:
-    """Return the name of a problem: the last part of its `_target_`."""
-    return cfg.problem._target_.rpartition(".")[2]
+    """Return the name of a problem."""
+    return vocabulary.problem_name(cfg.problem._target_)

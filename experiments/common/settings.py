@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common.keys import ARGUMENTS, CONSTRUCTOR, KEYS
+from experiments.common.keys import ARGUMENTS, CONSTRUCTOR, KEYS, OWN_DATASET
 from experiments.common.kinds import EACH, TEXT, Kind
 
 _FURTHER_IN = "estimator.value_and_grad, tangents.distribution, model.make or optimizer"
@@ -21,7 +21,11 @@ def check(cfg: DictConfig, config_name: str) -> None:
     Raises:
       ValueError: a key has a wrong value, is unknown, or is missing.
     """
-    _check(OmegaConf.to_container(cfg, resolve=True), KEYS[config_name], "")
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    known = KEYS[config_name]
+    if "source" in (plain.get("dataset") or {}):
+        known = {**known, **{key: OWN_DATASET for key in ("dataset", "dataset?") if key in known}}
+    _check(plain, known, "")
 
 
 def _check(value: Any, expected: Any, path: str) -> None:

@@ -108,3 +108,13 @@ def find_name(key: str) -> str | None:
 def label(key: str) -> str:
     """Return the name of a key in figures, tables and sentences; of an unknown key, the key."""
     return find_name(key) or key.replace("_", " ")
+
+
+def problem_name(target: str) -> str:
+    """Return the name of a problem: that of its function, or its module's for `make_problem`.
+
+    >>> problem_name("fwdgrad.problems.digit_sum"), problem_name("mine.spirals.make_problem")
+    ('digit_sum', 'spirals')
+    """
+    module, _, function = target.rpartition(".")
+    return module.rpartition(".")[2] if function == "make_problem" else function

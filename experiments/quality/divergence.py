@@ -22,9 +22,9 @@ from jax import Array
 from omegaconf import DictConfig
 
 import fwdgrad
-from experiments.common import commands, settings, style, tables
+from experiments.common import commands, problems, settings, style, tables
 from fwdgrad.measurement import median_interval, proportion_interval
-from fwdgrad.problems import Problem, image_classification, load_dataset
+from fwdgrad.problems import Problem, image_classification
 from fwdgrad.records import atomic_write, hold, provenance, write_json, write_table
 
 NAME = "divergence"
@@ -36,10 +36,8 @@ _COLUMNS: tables.Columns = {
 
 def run(cfg: DictConfig) -> None:
     """Train every line at every rate with every seed, and write the table."""
-    problem = image_classification(
-        instantiate(cfg.model.make, _convert_="all"),
-        load_dataset(cfg.dataset.name, cfg.dataset.folder),
-    )
+    make_model = instantiate(cfg.model.make, _convert_="all")
+    problem = image_classification(make_model, problems.dataset(cfg.dataset))
     rows = []
     for name, line in cfg.lines.items():
         made = instantiate(line, _convert_="all")

@@ -8,6 +8,7 @@ from fwdgrad.util.validation import missing_extra
 
 try:
     from fwdgrad.problems.blockwise import Frozen, LocalHeads
+    from fwdgrad.problems.checks import check_problem
     from fwdgrad.problems.datasets import DATASET_NAMES, Dataset, load_dataset
     from fwdgrad.problems.digit_pairs import digit_sum
     from fwdgrad.problems.files import DataError, Examples
@@ -52,6 +53,7 @@ __all__ = [
     "RowReader",
     "Transformer",
     "beale",
+    "check_problem",
     "digit_sum",
     "image_classification",
     "language_model",

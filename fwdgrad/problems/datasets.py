@@ -4,7 +4,7 @@ MNIST, Fashion-MNIST and KMNIST have 60,000 images for training and 10,000 for t
 CIFAR-10 has 50,000 and 10,000, 32×32×3 bytes. All have 10 classes. The split is never random:
 
     train   the images of the training files but the last 5,000
-    valid   the last 5,000 images of the training files
+    valid   the last 5,000 images of the training files (of a data set of yours a tenth, if less)
     test    the test files; a run evaluates them once, at its end
 
 MNIST is part of the repository, and not of the wheel. A data set that is not here is read from a
@@ -41,7 +41,7 @@ class Dataset(NamedTuple):
 
 
 class Source(Protocol):
-    """The protocol of a data set's source, a row of the table below."""
+    """The protocol of a data set's source: a row of the table below, or one of your own."""
 
     @property
     def num_classes(self) -> int:
@@ -101,40 +101,50 @@ _SOURCES: dict[str, Source] = {
 DATASET_NAMES = tuple(_SOURCES)
 
 
-def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
+def load_dataset(
+    name: str, folder: str | Path | None = None, source: Source | None = None
+) -> Dataset:
     """Load a data set by name.
 
     Args:
-      name: `mnist`, `fashion_mnist`, `kmnist` or `cifar10`.
+      name: `mnist`, `fashion_mnist`, `kmnist` or `cifar10`; with a source any name.
       folder: the folder of its files: four IDX files, each plain or with `.gz`, or for CIFAR-10 the
         six files of the binary version or its archive. By default MNIST is read from the
         repository; the other data sets, and MNIST for an installed wheel, are downloaded once to
         the user's cache folder.
+      source: of a data set of your own, an object with `num_classes` and `read(name, folder)`.
 
     Returns:
       A `Dataset` of NumPy arrays: images uint8 (n, 28, 28) or (n, 32, 32, 3), labels int32 (n,).
 
     Raises:
-      ValueError: `name` is none of these.
+      TypeError, ValueError: `source` is no source; without one, `name` is none of these.
       DataError: a file is missing, damaged or of another format, or cannot be downloaded.
 
     >>> mnist = load_dataset("mnist")
     >>> [len(examples.labels) for examples in (mnist.train, mnist.valid, mnist.test)]
     [55000, 5000, 10000]
     """
-    if name not in _SOURCES:
+    if source is None and name not in _SOURCES:
         raise ValueError(f"name must be one of {', '.join(_SOURCES)}; found {name!r}.")
-    source = _SOURCES[name]
-    training, test = source.read(name, None if folder is None else Path(folder).expanduser())
-    if (found := len(training.labels)) <= NUM_VALID:
-        raise DataError(
-            f"the training files of {name} have {found} images: expected more than {NUM_VALID}, of "
-            f"which the last {NUM_VALID} are for validation. Take the files that `name` stands for."
+    of_name = _SOURCES[name] if source is None else source
+    if missing := [x for x in ("num_classes", "read") if not hasattr(of_name, x)]:
+        raise TypeError(
+            f"source must be an object with num_classes and read(name, folder); found "
+            f"{type(source).__name__}, without {' and '.join(missing)}."
         )
-    train = Examples(*(array[:-NUM_VALID] for array in training))
-    valid = Examples(*(array[-NUM_VALID:] for array in training))
+    training, test = of_name.read(name, None if folder is None else Path(folder).expanduser())
+    found = len(training.labels)
+    num_valid = NUM_VALID if source is None else min(NUM_VALID, max(1, found // 10))
+    if found <= num_valid:
+        raise DataError(
+            f"the training files of {name} have {found} images: expected more than {num_valid}, of "
+            f"which the last {num_valid} are for validation. Take the files that `name` stands for."
+        )
+    train = Examples(*(array[:-num_valid] for array in training))
+    valid = Examples(*(array[-num_valid:] for array in training))
     mean, std = _moments(train.images)
-    return Dataset(train, valid, test, mean, std, source.num_classes)
+    return Dataset(train, valid, test, mean, std, of_name.num_classes)
 
 
 def _moments(images: np.ndarray) -> tuple[Any, Any]:

@@ -77,7 +77,8 @@ def first_examples(examples: Any, number: int, *, skip: int = 0) -> PyTree:
 
 class _OfArrays:
     def __init__(self, train: PyTree, batch_size: int, steps_per_call: int, seed: int):
-        self._train, self._capacity = train, steps_per_call
+        self._train = jax.tree.map(jnp.asarray, train)  # on the device, once
+        self._capacity = steps_per_call
         self._order = Batches(_length(train), batch_size, seed)
 
     def block(self, first: int, count: int) -> tuple[PyTree, np.ndarray]:

@@ -11,7 +11,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments.common import problems
-from experiments.quality import divergence
 from fwdgrad.measurement import processes
 from fwdgrad.problems import Examples, load_dataset
 
@@ -37,9 +36,9 @@ def composed(name, overrides):
 
 
 @lru_cache(maxsize=4)
-def load_few(name, folder):
+def load_few(name, folder, source=None):
     """Return the first 1,000 examples of each part of a data set, with the whole set's moments."""
-    dataset = load_dataset(name, folder)
+    dataset = load_dataset(name, folder, source)
     few = [Examples(*(array[:1000] for array in part)) for part in dataset[:3]]
     return dataset._replace(train=few[0], valid=few[1], test=few[2])
 
@@ -47,8 +46,7 @@ def load_few(name, folder):
 @pytest.fixture(autouse=True)
 def few_examples(monkeypatch):
     """Train and evaluate on few examples in this process; commands have all examples."""
-    for module in (problems, divergence):
-        monkeypatch.setattr(module, "load_dataset", load_few)
+    monkeypatch.setattr(problems, "load_dataset", load_few)
 
 
 @pytest.fixture(autouse=True)

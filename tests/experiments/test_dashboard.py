@@ -114,11 +114,11 @@ def test_long_curves_are_thinned_and_keep_their_ends(record, tmp_path):
 
 
 def test_a_problem_of_the_user_has_no_model_that_it_does_not_read(record, tmp_path):
-    problem = {"problem": {"_target_": "mine.module.make_problem"}}
-    record("make_problem-forward-normal-0a", 0, config=problem, accuracy=math.nan)
-    record("make_problem-cnn-forward-normal-0b", 0, "model=cnn", config=problem)
+    problem = {"problem": {"_target_": "mine.spirals.make_problem"}}
+    record("spirals-forward-normal-0a", 0, config=problem, accuracy=math.nan)
+    record("spirals-cnn-forward-normal-0b", 0, "model=cnn", config=problem)
     first, second = sorted(rows(find_runs(tmp_path)[0]), key=lambda row: row.name, reverse=True)
-    assert first.groups["problem"] == "make_problem" and first.groups["model"] == "–"
+    assert first.groups["problem"] == "spirals" and first.groups["model"] == "–"
     assert second.groups["model"] == "cnn"
     assert math.isnan(first.numbers["valid_accuracy"])
 

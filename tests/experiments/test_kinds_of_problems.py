@@ -1,4 +1,4 @@
-"""Each problem of `configs/problem`, and each of `examples/problems`, goes through `train`."""
+"""Each problem of `configs/problem` trains; those of `examples/problems` are measured, too."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 from experiments.common import costs, from_config
 from fwdgrad.problems import datasets
 
-from ..problem_checks import check_problem, small_cifar
+from ..problem_checks import check_measured, check_problem, small_cifar
 from .conftest import CONFIGS
 
 SMALL = {
@@ -150,7 +150,13 @@ def test_an_example_trains(example, name, estimator):
     record = from_config.run(example(name, *ESTIMATORS[estimator]))
     losses = [row.valid_loss for row in record.metrics]
     assert len(losses) == 3 and np.isfinite(losses).all()
-    assert record.folder.parent.name.startswith("make_problem-")
+    assert record.folder.parent.name.startswith(f"{name}-")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", OF_EXAMPLES)
+def test_an_example_is_measured(compose, tmp_path, name):
+    check_measured(name, compose, tmp_path)
 
 
 @pytest.mark.parametrize("name", OF_EXAMPLES)

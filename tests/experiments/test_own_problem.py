@@ -88,16 +88,6 @@ def test_the_cost_of_a_step(config, tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["transformer_on_text", "regression_on_a_frame", "cnn_on_colours"])
-def test_the_cost_of_a_step_of_the_examples(config, tmp_path, name):
-    cfg = config()
-    cfg.own = [f"problem._target_=examples.problems.{name}.make_problem", *cfg.own[1:]]
-    alone.run_alone(cfg, step_cost)
-    found = {row["estimator"] for row in read_table(tmp_path / "step_cost.csv")}
-    assert {"backprop", "forward-normal", "forward-low_rank"} <= found
-
-
-@pytest.mark.thorough
 def test_lines_that_the_loss_does_not_allow_are_left_out(config, tmp_path, capsys):
     alone.run_alone(config(own=["+problem.mixed=true"]), step_cost)
     said = capsys.readouterr().out
