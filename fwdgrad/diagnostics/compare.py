@@ -183,6 +183,11 @@ def _made(fun: Callable[..., Any], estimators: Estimators) -> dict[str, Callable
                 f"{make!r}. Give the constructor without the loss: "
                 "functools.partial(fwdgrad.forward_value_and_grad, num_tangents=4)."
             )
+        if any(getattr(value_and_grad, option, False) for option in ("has_aux", "has_report")):
+            raise TypeError(
+                f"estimators[{name!r}] must return (value, gradient) alone. Leave has_aux and "
+                "has_report out."
+            )
         made[name] = value_and_grad
     return made
 

@@ -282,6 +282,11 @@ def test_limits_of_keys_and_of_seconds():
             r"estimators\['mine'\] must be a function from a loss to its estimator.*without the",
         ),
         ({"estimators": {"mine": lambda fun: 3}}, TypeError, r"estimators\['mine'\] must be"),
+        (
+            {"estimators": {"mine": partial(forward, has_report=True)}},
+            TypeError,
+            r"estimators\['mine'\] must return .*Leave has_aux and has_report out",
+        ),
         ({"compiler_options": 3}, TypeError, "compiler_options must be a mapping"),
         (
             {"compiler_options": {"xla_tpu_option": 1, "xla_no_option": 1}},
