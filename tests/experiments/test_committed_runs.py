@@ -9,14 +9,16 @@ seed makes. Both presets are of the same seeds, made on a CPU and on an H200.
 import pytest
 
 from experiments.common import curves, from_config, jobs
+from tests.sweeps import thorough_but
 
 from .conftest import CONFIGS
 
 RESULTS = CONFIGS.parent / "results"
 STEPS = 250
+LINES = ["backprop", "forward-normal", "forward-low_rank"]
 
 
-@pytest.mark.parametrize("line", ["backprop", "forward-normal", "forward-low_rank"])
+@pytest.mark.parametrize("line", thorough_but(["forward-low_rank"], LINES))
 def test_a_committed_run_is_repeated(compose, tmp_path, all_examples, line):
     cfg = compose("reproduce", "preset=paper", f"output.root={tmp_path}")
     config = jobs.train_config(

@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from experiments.common import from_config, problems
 from fwdgrad.problems import CNN, MLP, Frozen, Loader, LocalHeads, LogisticRegression, Problem
 from fwdgrad.problems.problem import made_for
+from tests.sweeps import thorough_but
 
 from .conftest import CONFIGS
 
@@ -53,6 +54,9 @@ def package(monkeypatch):
     problems._problem.cache_clear()
 
 
+SHAPES = [((28, 28),), ((28, 56),), ((32, 32, 3),)]
+
+
 @pytest.fixture
 def config(compose, tmp_path):
     return lambda name, *more: compose(
@@ -70,7 +74,7 @@ def config(compose, tmp_path):
         ["guess=learned"],
     ],
 )
-@pytest.mark.parametrize("name", ["line", "from_a_loader"])
+@pytest.mark.parametrize("name", thorough_but(["line"], ["line", "from_a_loader"]))
 def test_a_function_of_ones_own_trains(config, name, estimator):
     record = from_config.run(config(name, *estimator))
     assert [row.step for row in record.metrics] == [0, 2, 4]
@@ -112,7 +116,7 @@ def test_a_wrong_choice_is_an_error(config, name, more, message):
         from_config.run(config(name, *more))
 
 
-@pytest.mark.parametrize("shape", [(28, 28), (28, 56), (32, 32, 3)])
+@pytest.mark.parametrize(("shape",), thorough_but([((32, 32, 3),)], SHAPES))
 @pytest.mark.parametrize(
     "make",
     [LogisticRegression, MLP, CNN, "frozen", "local"],
@@ -131,7 +135,7 @@ def test_models_of_any_shape_of_images(make, shape, key):
     assert model(jnp.zeros(shape)).shape[-1] == 7
 
 
-@pytest.mark.parametrize("shape", [(28, 28), (28, 56), (32, 32, 3)])
+@pytest.mark.parametrize(("shape",), thorough_but([((32, 32, 3),)], SHAPES))
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml")))
 def test_each_model_of_the_configs_takes_the_shape_of_a_data_set(compose, name, shape, key):
     make = instantiate(compose("train", f"model={name}").model.make, _convert_="all")

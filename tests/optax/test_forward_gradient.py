@@ -21,6 +21,7 @@ from tests.optax.network import (
     steps,
     steps_by_hand,
 )
+from tests.sweeps import thorough_but
 
 OPTIMIZERS = {
     "sgd": optax.sgd(0.1),
@@ -78,7 +79,7 @@ def test_an_optimizer_makes_the_steps_of_a_loop_by_hand(name, key):
     assert any((params[name] != PARAMS[name]).all() for name in PARAMS)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", thorough_but(["low-rank", "spsa"], ESTIMATORS))
 def test_an_estimator_makes_the_steps_of_a_loop_by_hand(name):
     estimator, options = ESTIMATORS[name]
     tx = optax.chain(forward_gradient(7, estimator=estimator, **options), optax.sgd(0.1))

@@ -103,7 +103,6 @@ def test_everything_that_is_drawn_is_independent(layerwise):
     thorough_but(
         [
             ("convolution", "joint"), ("gated", "exact last"), ("normalised", "layerwise"),
-            ("images", "joint"), ("images", "layerwise, exact last"),
         ],
         itertools.product(["convolution", "gated", "normalised", "images"], SPACES),
     ),

@@ -114,10 +114,17 @@ def test_mean_interval_covers_as_often_as_it_says():
 
 
 @pytest.mark.parametrize("n", [6, 9, 20, 51])
-def test_median_interval_covers_at_least_as_often_as_it_says(n):
-    samples = np.random.default_rng(0).exponential(size=(4_000, n))
+def test_median_interval_is_the_shortest_that_covers_as_often_as_it_says(n):
+    below = median_interval(np.arange(n)).low  # samples on either side of the interval
+    misses = [2 * scipy.stats.binom.cdf(number, n, 0.5) for number in (below, below + 1)]
+    assert misses[0] <= 0.05 < misses[1]
+
+
+def test_coverage_of_a_median_interval():
+    samples = np.random.default_rng(0).exponential(size=(1_000, 9))
     covered = np.mean([i.low < math.log(2) < i.high for i in map(median_interval, samples)])
-    assert covered > 0.95 - 4.4 * (0.95 * 0.05 / 4_000) ** 0.5
+    exactly = 1 - 2 * scipy.stats.binom.cdf(1, 9, 0.5)
+    assert abs(covered - exactly) < 4.4 * (exactly * (1 - exactly) / 1_000) ** 0.5
 
 
 def test_intervals_against_scipy_stats():

@@ -12,6 +12,7 @@ from fwdgrad.tangents.factored import Factored, Split
 from fwdgrad.tangents.forms import dense
 from tests.estimators.test_forward import Given
 from tests.oracle import normal
+from tests.sweeps import thorough_but
 
 
 def loss_of_matrix(w, x):
@@ -183,7 +184,7 @@ def last_only(table, body):
     return lookup(jnp.take(table, jnp.arange(12), axis=0, mode="clip"), body)
 
 
-@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("number", thorough_but([3], [1, 3]))
 @pytest.mark.parametrize("loss", [lookup, tied, last_only])
 def test_embeddings_keep_their_factors(loss, number, key):
     """Rows are looked up in one factor, and no tangent has the size of the table."""
