@@ -17,6 +17,7 @@ import fwdgrad
 from fwdgrad.estimators.forward_gradient import GuidedGradient
 from fwdgrad.estimators.value_and_grad import ValueAndGrad, method_of_fun
 from tests.estimators.test_forward import VALUE_AND_GRADS
+from tests.sweeps import thorough_but
 
 
 def squares(params, x, *, scale=1.0):
@@ -64,7 +65,7 @@ def test_every_kind_of_estimator_is_here():
 
 
 @pytest.mark.parametrize("again", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy])
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", thorough_but(["activities", "spsa"], ESTIMATORS))
 def test_a_copy_has_the_same_options_and_estimates(name, again, key):
     estimator = ESTIMATORS[name]
     found = again(estimator)

@@ -53,7 +53,8 @@ def copy_with(value, source, folder, of):
     ("name", "value"),
     thorough_but(
         [
-            *((name, "0") for name in FIGURES),
+            ("depth_scaling", "0"),
+            ("step_cost", "0"),
             ("learning_curves", "-1"),
             ("accuracy_race", "nan"),
             ("fair_comparison", "nan"),
