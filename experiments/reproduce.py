@@ -72,7 +72,7 @@ def run(cfg: DictConfig) -> dict[str, str]:
     else:
         start.check_platform(cfg)
         cfg = own_problem.adapted(cfg, shown)
-    with hold(folder):
+    with hold(folder), start.processes(cfg):
         limit = budget.Budget() if cfg.draw_only else start.start(cfg, shown)
         with budget.keep(limit):
             return _run(cfg, folder, shown)

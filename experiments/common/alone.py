@@ -47,7 +47,7 @@ def run_alone(cfg: DictConfig, experiment: Any) -> None:
         check_line(cfg, experiment.NAME)
         experiment.train_line(cfg, folder)
         return
-    with hold(folder):
+    with hold(folder), start.processes(cfg):
         if not cfg.draw_only:
             with budget.keep(start.start(cfg, [experiment.NAME])) as limit:
                 for _ in limit.rounds():

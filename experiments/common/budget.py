@@ -7,9 +7,10 @@ goes on with its other jobs, and writes tables of those that it has. So recorded
 and a rerun with more seconds makes the missing numbers alone.
 
 The time of a job, compilation included, is expected to be that of the longest job so far of the
-same part. For the first of a part it is a share of the preset's expected seconds of the experiment,
-and more if its other jobs took more than their shares. Jobs have levels of importance: jobs of
-level 0 of all experiments come before those of level 1.
+same part, each in proportion to its share. For the first of a part it is a share of the preset's
+expected seconds of the experiment, and more if its other jobs took more than their shares. A job
+that turns out to take longer than the seconds left is ended early (`go_on`). Jobs have levels of
+importance: jobs of level 0 of all experiments come before those of level 1.
 """
 
 import math
@@ -70,7 +71,8 @@ class Budget:
         self._experiment = ""
         self._job: _Job | None = None
         self._begun: float | None = None  # of the job's work
-        self._longest: dict[tuple[str, str], float] = {}  # (experiment, part) -> seconds
+        self._lacked = 0.0  # seconds that the job would have taken longer, had it not ended early
+        self._longest: dict[tuple[str, str], float] = {}  # (experiment, part) -> of a share of 1
         self._spent: dict[str, list[float]] = {}  # experiment -> seconds of its jobs, and expected
         self._drawing: dict[str, float] = {}  # experiment -> seconds
 
@@ -114,7 +116,7 @@ class Budget:
           part: the name of jobs that take about the same time.
           item: the name of this one among them.
           level: 0 the most important.
-          share: of the experiment's expected seconds, used while no job of this part has been done.
+          share: of the experiment's expected seconds; in proportion to those of other jobs.
         """
         outer = self._job, self._begun
         self._job, self._begun = _Job(part, str(item), level, share), None
@@ -125,12 +127,12 @@ class Budget:
         finally:
             if self._begun is not None:
                 key = (self._experiment, part)
-                took = self._clock() - self._begun
-                self._longest[key] = max(self._longest.get(key, 0.0), took)
+                took = self._clock() - self._begun + self._lacked
+                self._longest[key] = max(self._longest.get(key, 0.0), took / share)
                 spent = self._spent.setdefault(self._experiment, [0.0, 0.0])
                 spent[0] += took
                 spent[1] += self._nominal(share)
-            self._job, self._begun = outer
+            (self._job, self._begun), self._lacked = outer, 0.0
 
     def claim(self) -> None:
         """Begin the work of the present job.
@@ -145,11 +147,22 @@ class Budget:
             raise LeftOut(f"{job.part} {job.item}")
         self._begun, self.has_worked = self._clock(), True
 
+    def go_on(self, seconds: float) -> None:
+        """Go on with the present job, the rest of which is now expected to take so long.
+
+        Raises:
+          LeftOut: the seconds left are fewer.
+        """
+        if self._job is not None and seconds > self._left():
+            self._lacked = seconds
+            raise LeftOut(f"{self._job.part} {self._job.item}")
+
     def _fits(self, job: _Job) -> bool:
         key = (self._experiment, job.part)
         took, nominal = self._spent.get(self._experiment, (0.0, 0.0))
         slower = max(1.0, took / nominal) if nominal else 1.0
-        return self._longest.get(key, slower * self._nominal(job.share)) <= self._left()
+        expected = slower * self._expected.get(self._experiment, 0.0)
+        return job.share * self._longest.get(key, expected) <= self._left()
 
     def _nominal(self, share: float) -> float:
         return share * self._expected.get(self._experiment, 0.0)

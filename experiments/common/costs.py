@@ -14,7 +14,7 @@ import jax
 from omegaconf import DictConfig
 
 from experiments.common import from_config, timings
-from experiments.common.budget import measured_once
+from experiments.common.budget import measured_once, present
 from fwdgrad.measurement import (
     Interval,
     Program,
@@ -107,8 +107,9 @@ def _timed(
 
     def measure() -> dict[str, Any]:
         return time_in_processes(
-            make, list(configs), processes=processes, rounds=form["rounds"], max_seconds=max_seconds
-        )
+            make, list(configs), processes=processes, rounds=form["rounds"],
+            max_seconds=max_seconds, go_on=present().go_on,
+        )  # fmt: skip
 
     return measured_once(folder, label, {**form, **limits, "lines": lines}, measure)
 

@@ -1,9 +1,10 @@
 """Objects of a `train` config: problem, estimator, optimizer; its identity, folder and run."""
 
 import inspect
+import json
 import math
 from collections.abc import Mapping
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fwdgrad.records import (
     with_changed_settings,
 )
 from fwdgrad.training import (
+    Programs,
     Settings,
     finished_run,
     first_examples,
@@ -62,21 +64,22 @@ def run(cfg: DictConfig) -> RunRecord:
         check_examples(cfg)
     rate = _learning_rate(cfg)
     budget.present().claim()
+    shared = _shared(json.dumps(with_changed_settings(identity_config(cfg))))
+    shared[:] = shared or [Programs(), problem(cfg), value_and_grad, transformation]
+    programs, made, value_and_grad, transformation = shared
     return train(
-        problem(cfg),
-        value_and_grad,
-        transformation,
-        rate if callable(rate) else lambda step: rate,
-        made_of,
-        seed=cfg.seed,
-        folder=folder(cfg),
-        config=OmegaConf.to_yaml(cfg, resolve=True),
-        checkpoint_seconds=cfg.output.checkpoint_seconds,
-        show_progress=cfg.output.progress,
-        sources=_SOURCES,
-        accept_other_code=cfg.output.accept_other_code,
-        read_test_set=cfg.read_test_set,
-    )
+        made, value_and_grad, transformation, rate if callable(rate) else lambda step: rate,
+        made_of, seed=cfg.seed, folder=folder(cfg), config=OmegaConf.to_yaml(cfg, resolve=True),
+        checkpoint_seconds=cfg.output.checkpoint_seconds, show_progress=cfg.output.progress,
+        sources=_SOURCES, accept_other_code=cfg.output.accept_other_code,
+        read_test_set=cfg.read_test_set, programs=programs,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=16)  # the lines of figures 3 to 5 are 12
+def _shared(identity: str) -> list[Any]:
+    """Return what runs that differ in their seeds share; empty until the first of them fills it."""
+    return []
 
 
 def _finished(cfg: DictConfig, known: Mapping[str, Any]) -> RunRecord | None:

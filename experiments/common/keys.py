@@ -129,6 +129,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "platform": optional(one_of(["cpu", "gpu"])),
         "expected_seconds": {EACH: POSITIVE},
         "budget_seconds": optional(POSITIVE),
+        "share_processes": BOOLEAN,
         "line": optional(NAME),
         "draw_only": BOOLEAN,
         "output": _OUTPUT,

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax import Array
 from omegaconf import DictConfig
 
 from experiments.common.budget import Budget
+from fwdgrad.measurement import shared_processes
 from fwdgrad.util import backend
 
 # Seconds of `_products`, the loss of depth_scaling at 20 layers and a minibatch of 64: on two quiet
@@ -27,6 +29,8 @@ def check_platform(cfg: DictConfig) -> None:
     Raises:
       RuntimeError: JAX finds no such device.
     """
+    # This process shares an accelerator with those that measure.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     here = backend.platform()
     if cfg.platform not in (None, here):
         raise RuntimeError(
@@ -35,6 +39,11 @@ def check_platform(cfg: DictConfig) -> None:
             "this machine has a GPU, install JAX for it: pip install 'jax[cuda12]', in the version "
             "of constraints.txt."
         )
+
+
+def processes(cfg: DictConfig) -> AbstractContextManager[None]:
+    """Return the context of measurements: with shared processes if the config says so."""
+    return shared_processes() if cfg.share_processes else nullcontext()
 
 
 def start(cfg: DictConfig, names: Iterable[str]) -> Budget:

@@ -57,3 +57,17 @@ def processes_of(records: Mapping[Key, Mapping[str, Any]]) -> list[dict[str, Any
         for key, record in records.items()
         for i, about in enumerate(record["result"]["processes"])
     ]
+
+
+def note_on_sharing(information: Mapping[str, Any]) -> str:
+    """Return the sentence on processes that several measurements share; "" if none does.
+
+    >>> note_on_sharing({"processes": [{"process": 0}]})
+    ''
+    """
+    if not any(process.get("before") for process in information["processes"]):
+        return ""
+    return (
+        " The processes are the same for all panels, so programs of later panels may compile "
+        "faster than in a process of their own."
+    )

@@ -216,7 +216,8 @@ def describe(folder: Path) -> str:
         "repaid when a faster step has saved the seconds by which it compiles longer than "
         "backprop; – where it is not faster. Temporaries are by XLA's account of the compiled "
         "call; the total has parameters, gradients and state in it too. *A second time* is "
-        f"backprop compiled once more under another name, the null test{_null_test(found)}.",
+        f"backprop compiled once more under another name, the null test{_null_test(found)}."
+        f"{timings.note_on_sharing(information)}",
     ]
     for panel, of_panel in found.items():
         rows = [

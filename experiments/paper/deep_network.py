@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import fwdgrad
+from experiments.common import budget
 from fwdgrad.measurement import (
     Program,
     Step,
@@ -46,6 +47,7 @@ def measure(config: dict[str, Any]) -> dict[str, Any]:
         partial(programs, config),
         ("loss", *ESTIMATORS),
         **{key: config[key] for key in ("processes", "rounds", "max_seconds")},
+        go_on=budget.present().go_on,
     )
     if config.get("resident", True):
         return {**times, "memory": _in_processes(_memory, config, ESTIMATORS)}

@@ -7,7 +7,8 @@ in the same folder. Part of `reproduce`; alone:
     python -m experiments.paper.learning_curves preset=quick
 
 Leaves in the preset's folder `learning_curves.csv` (a row an evaluation),
-`learning_curves_runs.csv` (a row a run), `learning_curves.json` and the figure `learning_curves`.
+`learning_curves_runs.csv` (a row a run; one whose step a run of another seed had compiled has a
+`compile_seconds` of 0), `learning_curves.json` and the figure `learning_curves`.
 """
 
 from pathlib import Path

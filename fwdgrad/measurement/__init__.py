@@ -9,7 +9,6 @@ try:
         Program,
         Sample,
         host_state,
-        in_fresh_process,
         ratio_over_processes,
         seconds_over_processes,
         time_in_processes,
@@ -20,6 +19,7 @@ try:
         loss_step,
         sgd_step,
     )
+    from fwdgrad.measurement.workers import in_fresh_process, shared_processes
     from fwdgrad.util.intervals import (
         Interval,
         exact,
@@ -53,6 +53,7 @@ __all__ = [
     "ratio_over_processes",
     "seconds_over_processes",
     "sgd_step",
+    "shared_processes",
     "significant",
     "time_in_processes",
 ]

@@ -6,19 +6,23 @@ exclude 1 for the ratio of a program to itself under another name. So each proce
 number, the median over its turns, and intervals are over processes. A process compiles the programs
 in an order of its own, and the next process in the reverse of it: two programs that are equal could
 change their names without changing the distribution of their ratio's logarithm, except in sign.
+
+A process takes seconds to start, on a GPU about eight. Within `workers.shared_processes` it makes
+one measurement after another: process i of each is process i of all.
 """
 
-import multiprocessing
+import gc
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from fwdgrad.measurement.workers import in_fresh_process, shared
 from fwdgrad.records import changed_settings, cpu_model
 from fwdgrad.util.intervals import Interval, geometric_mean_interval
 from fwdgrad.util.timing import interleaved_seconds
@@ -57,6 +61,7 @@ def time_in_processes(
     rounds: int,
     max_seconds: float | None = None,
     seed: int = 0,
+    go_on: Callable[[float], None] = lambda seconds: None,
 ) -> dict[str, Any]:
     """Time programs in fresh processes, one after the other, in turns within each.
 
@@ -71,21 +76,28 @@ def time_in_processes(
       rounds: the number of turns in a process.
       max_seconds: of timing in a process, after which no further turn begins.
       seed: of the programs' orders.
+      go_on: called before each process but the first with the seconds that this and the later ones
+        will take if they are as fast as the last; an error that it raises ends the measurement.
 
     Returns:
       Plain values: `samples`, a row of `Sample` each; `facts`, name -> fact -> median over the
       processes; `processes`, for each its `host_state` at the start, the `order` of compiling and
-      the `compile_seconds` of each program.
+      the `compile_seconds` of each program; of a process that has made measurements before, their
+      number `before`. Compilation does not read JAX's persistent cache.
 
     Raises:
       RuntimeError: a process was killed.
     """
-    found = [
-        in_fresh_process(
-            _time, make, order, rounds, max_seconds, seed + process, changed_settings()
-        )
-        for process, order in enumerate(_orders(names, processes, seed))
-    ]
+    found: list[dict[str, Any]] = []
+    for process, order in enumerate(_orders(names, processes, seed)):
+        arguments = make, order, rounds, max_seconds, seed + process, changed_settings()
+        if (kept := shared()) is not None:
+            kept.start(processes, make)
+        begun = time.monotonic()
+        call = in_fresh_process if kept is None else partial(kept.call, process)
+        found.append(call(_time, *arguments))
+        if left := processes - len(found):
+            go_on(left * (time.monotonic() - begun))
     samples = [
         Sample(name, process, turn, float(f"{seconds:.6g}"))
         for process, of_process in enumerate(found)
@@ -101,7 +113,7 @@ def time_in_processes(
     }
     about = [
         {
-            **{key: of_process[key] for key in ("host", "order")},
+            **{key: of_process[key] for key in ("host", "order", "before") if key in of_process},
             "compile_seconds": {
                 name: of_process["facts"][name]["compile_seconds"] for name in names
             },
@@ -128,6 +140,8 @@ def _time(
 ) -> dict[str, Any]:
     """Return what one process finds: the seconds of a step in each turn, and facts."""
     host = host_state()
+    gc.collect()  # the programs of an earlier measurement
+    jax.config.update("jax_enable_compilation_cache", False)
     for name, value in settings.items():
         if name != "platform":
             jax.config.update(name, value)
@@ -140,25 +154,6 @@ def _time(
         "host": host,
         "order": list(order),
     }
-
-
-def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return function(*arguments), called in a new process that ends afterwards.
-
-    Raises:
-      RuntimeError: the process was killed.
-    """
-    # The processes of a measurement share an accelerator with the one that starts them.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(function, *arguments).result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a process that measures was killed, perhaps since memory ran out. Measure fewer or "
-            "smaller programs at once."
-        ) from error
 
 
 def host_state() -> dict[str, Any]:

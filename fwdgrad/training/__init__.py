@@ -16,7 +16,7 @@ try:
     from fwdgrad.training.resuming import DivergedError, finished_run
     from fwdgrad.training.run_settings import Settings
     from fwdgrad.training.schedules import exponential_decay
-    from fwdgrad.training.stepping import draw_ahead, first_params, make_stepper
+    from fwdgrad.training.stepping import Programs, draw_ahead, first_params, make_stepper
 except ModuleNotFoundError as error:
     raise missing_extra("fwdgrad.training", error) from error
 
@@ -24,6 +24,7 @@ __all__ = [
     "Batches",
     "ClippingState",
     "DivergedError",
+    "Programs",
     "Settings",
     "TrainableProblem",
     "ValueAndGrad",

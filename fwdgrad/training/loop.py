@@ -39,7 +39,7 @@ from fwdgrad.training.minibatches import Minibatches, minibatches
 from fwdgrad.training.protocols import Estimator, TrainableProblem
 from fwdgrad.training.resuming import DivergedError, check_checkpoint, finished_run
 from fwdgrad.training.run_settings import Identity, Settings, check_arguments, finite_rate
-from fwdgrad.training.stepping import Stepper, make_stepper
+from fwdgrad.training.stepping import Programs, Stepper, make_stepper
 
 
 def train(
@@ -57,6 +57,7 @@ def train(
     sources: Sequence[Path] = (),
     accept_other_code: bool = False,
     read_test_set: bool = True,
+    programs: Programs | None = None,
 ) -> RunRecord:
     """Train, or resume training, and return the record of the finished run.
 
@@ -80,6 +81,7 @@ def train(
       read_test_set: record the means of the test set's scores, and, if they have an accuracy, the
         examples that the trained parameters classify rightly (`test_correct`, a text of base 64, a
         bit an example). Runs that choose a learning rate leave the test set alone.
+      programs: compiled programs to share with runs of other seeds; None: they are compiled.
 
     Raises:
       DivergedError: a loss is not finite. The record so far stays in `folder`.
@@ -93,6 +95,8 @@ def train(
       OtherCodeWarning: the finished run was made with other code or other versions.
     """
     check_arguments(seed, checkpoint_seconds, show_progress, learning_rate, settings.num_steps)
+    programs = programs or Programs()
+    programs.check(settings, problem, estimator, optimizer)
     identity = Identity(seed, settings, config, tuple(sources))
     known: dict[str, Any] = {"seed": seed, "settings": settings, "sources": sources}
     if (record := finished_run(folder, **known)) is not None:
@@ -101,24 +105,14 @@ def train(
         if (record := finished_run(folder, **known)) is not None:  # just now
             return record
         about = check_checkpoint(folder, identity.plain(), identity.sources, accept_other_code)
-        of_steps = minibatches(
-            problem.train,
-            batch_size=settings.batch_size,
-            steps_per_call=settings.steps_per_call,
-            seed=seed,
-        )
+        sizes = {"batch_size": settings.batch_size, "steps_per_call": settings.steps_per_call}
+        of_steps = minibatches(problem.train, seed=seed, **sizes)
         stepper = make_stepper(
-            problem.loss,
-            problem.init,
-            of_steps.block(0, 1)[0],
-            estimator,
-            optimizer,
-            seed=seed,
-            batch_size=settings.batch_size,
-            steps_per_call=settings.steps_per_call,
-            compiler_options=settings.compiler_options,
-        )
-        run = _Run(problem, of_steps, stepper, learning_rate, identity, folder, held, about)
+            problem.loss, problem.init, of_steps.block(0, 1)[0], estimator, optimizer, seed=seed,
+            compiler_options=settings.compiler_options, programs=programs, **sizes,
+        )  # fmt: skip
+        of_run = identity, folder, held, about
+        run = _Run(problem, of_steps, stepper, programs, learning_rate, *of_run)
         run.write_files()
         try:
             run.advance_to_end(float(checkpoint_seconds), show_progress, read_test_set)
@@ -138,6 +132,7 @@ class _Run:
         problem: TrainableProblem,
         of_steps: Minibatches,
         stepper: Stepper,
+        programs: Programs,
         learning_rate: Callable[[int], Any],
         identity: Identity,
         folder: Path,
@@ -149,7 +144,9 @@ class _Run:
         self._identity, self._folder, self._held = identity, folder, held
         self._settings = identity.settings
         self._params_of = stepper.value_and_grad.params_of
-        self._evaluate = make_evaluate(problem.scores, self._settings.compiler_options)
+        options = self._settings.compiler_options
+        self._evaluate = programs.once("evaluate", lambda: make_evaluate(problem.scores, options))
+        self._loss = programs.once("loss", lambda: jax.jit(problem.loss))
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._opened = time.monotonic() - stepper.compile_seconds
         loaded = load_checkpoint(folder, stepper.state)
@@ -212,7 +209,7 @@ class _Run:
     def _first_loss(self) -> float:
         examples, indices = self._minibatches.block(0, 1)
         batch = jax.tree.map(lambda x: x[indices[0]], examples)
-        return float(jax.jit(self._problem.loss)(self._params_of(self._state.params), batch))
+        return float(self._loss(self._params_of(self._state.params), batch))
 
     def _reset_losses(self) -> None:
         zero = jax.tree.map(np.zeros_like, (self._state.loss_sum, self._state.loss_count))

@@ -15,6 +15,7 @@ of microseconds the few operations of a draw would count.
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +51,47 @@ class State(NamedTuple):
     report_sum: dict[str, Array]
 
 
+class Programs:
+    """The compiled programs of runs that differ in their seeds alone, and so share them.
+
+    The first `train` with such an object compiles; the others take its programs, and record a
+    `compile_seconds` of 0.
+    """
+
+    def __init__(self) -> None:
+        self._of: tuple[Any, ...] | None = None
+        self._made: dict[str, Any] = {}
+
+    def check(self, settings: Any, *objects: Any) -> None:
+        """Raise ValueError unless settings and objects are those of the first call."""
+        if self._of is None:
+            self._of = settings, *objects
+        first, *others = self._of
+        if first != settings or any(x is not y for x, y in zip(others, objects, strict=True)):
+            raise ValueError(
+                "programs must be of one problem, estimator, optimizer and settings; found others "
+                "than those that they were compiled for. Make a Programs() for each."
+            )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._made
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return the program of this name; make it the first time."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+
+class _CompiledStep(NamedTuple):
+    """The parts of a `Stepper` that are the same for every seed."""
+
+    value_and_grad: ValueAndGrad
+    initial_state: Callable[[PyTree], State]
+    advance: Callable[[State, PyTree, Array, np.ndarray, np.int32], State]
+    compile_seconds: float
+
+
 class Stepper(NamedTuple):
     """A compiled training step and its first state.
 
@@ -79,15 +121,83 @@ def make_stepper(
     batch_size: int,
     steps_per_call: int,
     compiler_options: Mapping[str, Any] | None = None,
+    programs: Programs | None = None,
 ) -> Stepper:
-    """Initialise the state from `seed` and compile the step, with XLA's options if given."""
-    steps_key = _keys(seed)[1]
-    value_and_grad = estimator(loss, has_report=True)
-    # Some optimizers (optax.contrib.reduce_on_plateau) want to know the loss as well.
-    update = optax.with_extra_args_support(optimizer).update
+    """Initialise the state from `seed` and compile the step, with XLA's options if given.
+
+    The seed is an argument of the compiled step, which may so be one of `programs`.
+    """
+    programs = programs or Programs()
+    batch = jax.tree.map(lambda x: x[:batch_size], examples)
+    params, steps_key = first_params(init, seed), _keys(seed)[1]
+
+    def compiled() -> _CompiledStep:
+        value_and_grad = estimator(loss, has_report=True)
+        state_of = jax.jit(partial(_initial_state, value_and_grad, optimizer, steps_key, batch))
+        state = jax.eval_shape(state_of, jax.eval_shape(value_and_grad.init, params, batch))
+        # Some optimizers (optax.contrib.reduce_on_plateau) want to know the loss as well.
+        update = optax.with_extra_args_support(optimizer).update
+        start = time.perf_counter()
+        program = (
+            jax.jit(partial(_advance, value_and_grad, update, steps_per_call), donate_argnums=0)
+            .lower(
+                state,
+                examples,
+                steps_key,
+                jax.ShapeDtypeStruct((steps_per_call, batch_size), jnp.int32),
+                jax.ShapeDtypeStruct((), jnp.int32),
+            )
+            .compile(backend.compiler_options(compiler_options))
+        )
+        return _CompiledStep(value_and_grad, state_of, program, time.perf_counter() - start)
+
+    is_new = "step" not in programs
+    step = programs.once("step", compiled)
+    # Compiled, so these are copies: the state is donated, and the parameters may be somebody's.
+    state = step.initial_state(step.value_and_grad.init(params, batch))
+    return Stepper(
+        step.value_and_grad,
+        state,
+        lambda s, e, i, n: step.advance(s, e, steps_key, i, np.int32(n)),
+        step.compile_seconds if is_new else 0.0,
+    )
+
+
+def _initial_state(
+    value_and_grad: ValueAndGrad,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    batch: PyTree,
+    params: PyTree,
+) -> State:
+    """Return the state before the first step; of key and batch only the shapes matter."""
+    value, _, report = jax.eval_shape(value_and_grad, key, params, batch)
+    zero = jnp.zeros((), value.dtype)
+    return State(
+        params=params,
+        opt_state=optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+        loss=zero,
+        loss_sum=zero,
+        loss_count=jnp.zeros((), jnp.int32),
+        report_sum=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), report),
+    )
+
+
+def _advance(
+    value_and_grad: ValueAndGrad,
+    update: Callable[..., Any],
+    steps_per_call: int,
+    state: State,
+    examples: PyTree,
+    steps_key: Array,
+    indices: Array,
+    count: Array,
+) -> State:
+    """Make `count` steps, of which each has a key by its number."""
 
     def step_once(
-        state: State, examples: PyTree, indices: Array, estimate: Callable[..., Any], source: PyTree
+        state: State, indices: Array, estimate: Callable[..., Any], source: PyTree
     ) -> State:
         batch = jax.tree.map(lambda x: x[indices], examples)
         value, grad, report = estimate(source, state.params, batch)
@@ -102,54 +212,22 @@ def make_stepper(
             report_sum=jax.tree.map(jnp.add, state.report_sum, report),
         )
 
-    def advance(state: State, examples: PyTree, indices: Array, count: Array) -> State:
-        steps = state.step + jnp.arange(steps_per_call)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(steps_key, steps)
-        if steps_per_call == 1:
-            return step_once(state, examples, indices[0], value_and_grad, keys[0])
-        batch = jax.tree.map(lambda x: x[indices[0]], examples)
-        estimate, sources = draw_ahead(value_and_grad, keys, state.params, batch)
+    steps = state.step + jnp.arange(steps_per_call)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(steps_key, steps)
+    if steps_per_call == 1:
+        return step_once(state, indices[0], value_and_grad, keys[0])
+    batch = jax.tree.map(lambda x: x[indices[0]], examples)
+    estimate, sources = draw_ahead(value_and_grad, keys, state.params, batch)
 
-        def unfinished(carry: tuple[Array, State]) -> Array:
-            return (carry[0] < count) & jnp.isfinite(carry[1].loss)
+    def unfinished(carry: tuple[Array, State]) -> Array:
+        return (carry[0] < count) & jnp.isfinite(carry[1].loss)
 
-        def body(carry: tuple[Array, State]) -> tuple[Array, State]:
-            i, state = carry
-            source = jax.tree.map(lambda x: x[i], sources)
-            return i + 1, step_once(state, examples, indices[i], estimate, source)
+    def body(carry: tuple[Array, State]) -> tuple[Array, State]:
+        i, state = carry
+        source = jax.tree.map(lambda x: x[i], sources)
+        return i + 1, step_once(state, indices[i], estimate, source)
 
-        return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
-
-    batch = jax.tree.map(lambda x: x[:batch_size], examples)
-
-    def initial_state(params: PyTree) -> State:
-        value, _, report = jax.eval_shape(value_and_grad, steps_key, params, batch)
-        zero = jnp.zeros((), value.dtype)
-        return State(
-            params=params,
-            opt_state=optimizer.init(params),
-            step=jnp.zeros((), jnp.int32),
-            loss=zero,
-            loss_sum=zero,
-            loss_count=jnp.zeros((), jnp.int32),
-            report_sum=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), report),
-        )
-
-    # Compiled, so these are copies: the state is donated, and the parameters may be somebody's.
-    state = jax.jit(initial_state)(value_and_grad.init(first_params(init, seed), batch))
-    indices = jax.ShapeDtypeStruct((steps_per_call, batch_size), jnp.int32)
-    start = time.perf_counter()
-    compiled = (
-        jax.jit(advance, donate_argnums=0)
-        .lower(state, examples, indices, jax.ShapeDtypeStruct((), jnp.int32))
-        .compile(backend.compiler_options(compiler_options))
-    )
-    return Stepper(
-        value_and_grad,
-        state,
-        lambda s, e, i, n: compiled(s, e, i, np.int32(n)),
-        time.perf_counter() - start,
-    )
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 
 
 def first_params(init: Callable[[Array], PyTree], seed: int) -> PyTree:

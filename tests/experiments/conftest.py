@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.common import problems
+from experiments.common import from_config, problems
 from fwdgrad.measurement import processes
 from fwdgrad.problems import Examples, load_dataset
 
@@ -47,6 +47,7 @@ def load_few(name, folder, source=None):
 def few_examples(monkeypatch):
     """Train and evaluate on few examples in this process; commands have all examples."""
     monkeypatch.setattr(problems, "load_dataset", load_few)
+    from_config._shared.cache_clear()
 
 
 @pytest.fixture(autouse=True)

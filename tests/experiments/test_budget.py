@@ -114,6 +114,41 @@ def test_the_first_job_of_a_part_is_expected_to_be_late_where_the_others_were():
     assert len(Recorder(clock).run(limit, costs=jobs_of_it)) == 2
 
 
+def test_jobs_are_expected_to_take_their_shares():
+    """Of the seconds of the longest job of the part, in proportion."""
+    clock = Clock()
+    limit = Budget(80, expected={"scaling": 10}, clock=clock)
+    taken = []
+    with budget.keep(limit), limit.experiment("scaling"):
+        for depth in (100, 30, 20, 10):
+            with limit.job("depth", depth, share=depth / 160):
+                limit.claim()
+                clock.now += 0.6 * depth
+                taken.append(depth)
+    assert taken == [100, 30] and limit.left_out["scaling"] == {"depth": ["20", "10"]}
+
+
+def test_a_job_that_takes_longer_than_expected_ends_early():
+    """And does not begin once more, unless there is the time that it lacked."""
+    clock, begun = Clock(), []
+
+    def job():
+        with limit.job("depth", 100, share=0.5):
+            limit.claim()
+            begun.append(clock.now)
+            for process in range(3):
+                clock.now += 20
+                limit.go_on(20 * (2 - process))
+
+    limit = Budget(50, expected={"scaling": 20}, clock=clock)
+    with budget.keep(limit), limit.experiment("scaling"):
+        job()
+        job()
+    assert begun == [100.0] and clock.now == 120
+    assert limit.left_out == {"scaling": {"depth": ["100", "100"]}}
+    assert budget.present().go_on(1e9) is None  # without a limit
+
+
 def test_time_is_kept_for_drawing():
     clock = Clock()
     limit = Budget(30, expected={"curves": 50}, reserve=15, clock=clock)

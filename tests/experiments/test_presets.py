@@ -18,7 +18,7 @@ def panels_of(cfg, name):
 
 def test_the_preset_of_a_gpu_has_the_papers_lengths_and_three_seeds(compose):
     cfg = compose("reproduce", "preset=gpu")
-    assert cfg.platform == "gpu" and cfg.budget_seconds < 600
+    assert cfg.platform == "gpu" and cfg.budget_seconds < 600 and cfg.share_processes
     assert set(cfg.expected_seconds) == set(cfg.shown)
     curves = panels_of(cfg, "learning_curves")
     assert set(curves) == {"logistic", "mlp_2e-5", "mlp_2e-4", "cnn"}
@@ -66,7 +66,7 @@ def shrink(cfg):
     for experiment in (curves, steps):
         for name, panel in experiment.panels.items():
             panel.overrides = [*panel.overrides, *sizes[re.split("[-_]", name)[0]], *of_all]
-    curves.seeds = [0]
+    curves.seeds = [0, 1]
     for panel in curves.panels.values():
         panel.num_steps, panel.seeds = 4, None
     steps.processes = 1
@@ -82,7 +82,10 @@ def shrink(cfg):
 def test_every_part_of_the_preset_of_a_gpu_compiles_and_keeps_a_budget(
     compose, tmp_path, monkeypatch
 ):
-    """With small sizes, on any platform; a rerun does what was left out."""
+    """With small sizes, on any platform; a rerun does what was left out.
+
+    One process makes all measurements, and a line is compiled for its first seed alone.
+    """
     monkeypatch.setattr(style, "save", lambda figure, *args, **kwargs: plt.close(figure))
     cfg = shrink(compose("reproduce", "preset=gpu", f"output.root={tmp_path}"))
     cfg.budget_seconds = 1e-3
@@ -96,4 +99,14 @@ def test_every_part_of_the_preset_of_a_gpu_compiles_and_keeps_a_budget(
     assert "Left out" not in (tmp_path / "README.md").read_text()
     runs = read_table(tmp_path / "learning_curves_runs.csv")
     assert {row["panel"] for row in runs} == {"logistic", "mlp_2e-5", "mlp_2e-4", "cnn"}
+    assert len(runs) == 24
+    for row in runs:
+        assert (float(row["compile_seconds"]) > 0) == (row["seed"] == "0")
     assert len(read_json(tmp_path / "step_cost.json")["panels"]) == 6
+    before = {
+        process.get("before", 0)
+        for name in ("step_cost", "depth_scaling")
+        for process in read_json(tmp_path / f"{name}.json")["processes"]
+    }
+    assert before == set(range(6))  # panels of small sizes are the same for both minibatches
+    assert "The processes are the same for all panels" in (tmp_path / "README.md").read_text()

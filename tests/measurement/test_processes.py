@@ -2,7 +2,11 @@
 
 import math
 import os
+import signal
 import statistics
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +23,9 @@ from fwdgrad.measurement import (
     processes,
     ratio_over_processes,
     seconds_over_processes,
+    shared_processes,
     time_in_processes,
+    workers,
 )
 
 
@@ -156,6 +162,60 @@ def test_each_measurement_is_made_in_a_fresh_process_with_the_same_settings():
     for about in found["processes"]:
         assert about["host"].keys() == host_state().keys()
         assert about["compile_seconds"] == {"a": 1.0, "b": 1.0}
+
+
+def test_shared_processes_make_one_measurement_after_another():
+    """One that is killed is replaced; they end with their context."""
+    with shared_processes():
+        first, second = (time_in_processes(sums, ["a", "b"], processes=1, rounds=1) for _ in "12")
+        with pytest.raises(RuntimeError, match=r"was killed, perhaps since memory ran out"):
+            workers.shared().call(0, end)
+        third = time_in_processes(sums, ["a", "b"], processes=1, rounds=1)
+    ids = [found["facts"]["a"]["process"] for found in (first, second, third)]
+    assert ids[0] == ids[1] != ids[2] and os.getpid() not in ids
+    assert [found["processes"][0].get("before") for found in (first, second, third)] == [
+        None, 1, None
+    ]  # fmt: skip
+    assert workers.shared() is None
+    for process in map(int, ids):
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_a_measurement_that_would_take_too_long_ends_after_a_process(monkeypatch):
+    left = []
+
+    def go_on(seconds):
+        left.append(seconds)
+        if len(left) == 2:
+            raise TimeoutError
+
+    monkeypatch.setattr(processes, "in_fresh_process", lambda function, *args: function(*args))
+    with pytest.raises(TimeoutError):
+        time_in_processes(sums, ["a"], processes=5, rounds=1, go_on=go_on)
+    assert len(left) == 2 and all(seconds > 0 for seconds in left)
+
+
+@pytest.mark.thorough
+def test_a_process_ends_with_the_one_that_started_it():
+    """Also if that is killed."""
+    script = """if __name__ == "__main__":
+        import os, signal
+        from fwdgrad.measurement import workers
+        with workers.shared_processes():
+            workers.shared().start(1, None)
+            print(workers.shared()._pools[0].submit(os.getpid).result(), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ran.returncode == -signal.SIGKILL
+    process, deadline = int(ran.stdout), time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"process {process} goes on")
 
 
 def end():

@@ -17,6 +17,7 @@ from fwdgrad.records.runs import read_metrics
 from fwdgrad.training import (
     Batches,
     DivergedError,
+    Programs,
     Settings,
     exponential_decay,
     loop,
@@ -172,6 +173,38 @@ def test_finished_run_is_not_repeated(problem, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "make_stepper", None)
     assert run(problem, tmp_path) == first
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+
+def test_runs_of_other_seeds_take_the_programs_of_the_first(problem, tmp_path):
+    """They compile nothing, and have the numbers of a run alone to the bit."""
+    made, compiled = [], []
+
+    def estimator(loss, **options):
+        made.append(loss)
+        return FORWARD(loss, **options)
+
+    def count(name, seconds, **more):
+        if name.endswith("backend_compile_duration"):
+            compiled.append(seconds)
+
+    programs = Programs()
+    shared = (problem, estimator, optax.sgd(0.01), lambda step: 0.01, SETTINGS)
+    options = {"programs": programs, "show_progress": False}
+    first = train(*shared, seed=2, folder=tmp_path / "first", **options)
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        again = train(*shared, seed=3, folder=tmp_path / "again", **options)
+        assert len(made) == 1 and not compiled
+        alone = train(*shared, seed=3, folder=tmp_path / "alone", show_progress=False)
+        assert len(made) == 2 and compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert again.info["compile_seconds"] == 0
+    assert min(record.info["compile_seconds"] for record in (first, alone)) > 0
+    assert_same_run(again, alone)
+    with pytest.raises(ValueError, match=r"programs must be of one problem, estimator, optimizer"):
+        run(problem, tmp_path / "other", programs=programs)
+    assert not (tmp_path / "other").exists()
 
 
 def test_seeds_differ_and_estimators_share_examples_and_start(problem, tmp_path):

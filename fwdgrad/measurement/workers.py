@@ -1,0 +1,119 @@
+"""Processes to measure in: fresh ones, or some that all measurements share."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return function(*arguments), called in a new process that ends afterwards.
+
+    Raises:
+      RuntimeError: the process was killed.
+    """
+    with _error_if_killed(), _one_process() as pool:
+        return pool.submit(function, *arguments).result()
+
+
+@contextmanager
+def shared_processes() -> Iterator[None]:
+    """Take the same processes for all measurements by `time_in_processes`.
+
+    Process i of each measurement is process i of all: within a measurement the processes are as
+    independent as ever, two measurements are not. A program may be compiled faster after an earlier
+    measurement, since the compiler may know the fastest kernels of a GPU by then; the records say
+    how many measurements a process has made `before`.
+    """
+    global _shared
+    outer, _shared = _shared, _Processes()
+    try:
+        yield
+    finally:
+        _shared.end()
+        _shared = outer
+
+
+def shared() -> "_Processes | None":
+    """Return the processes of `shared_processes`; None outside of it."""
+    return _shared
+
+
+class _Processes:
+    """Processes that make one measurement after another, one process at a time."""
+
+    def __init__(self) -> None:
+        self._pools: dict[int, ProcessPoolExecutor] = {}
+        self._made: dict[int, int] = {}  # process -> its measurements
+
+    def start(self, number: int, make: Any) -> None:
+        """Start the processes that are missing, all at once, and wait until they are up.
+
+        They import the module of `make`, which takes some of the seconds, and open the device.
+        """
+        missing = set(range(number)) - self._pools.keys()
+        for process in missing:
+            self._pools[process], self._made[process] = _one_process(), 0
+        for started in [self._pools[process].submit(_open, make) for process in missing]:
+            with _error_if_killed():
+                started.result()
+
+    def call(self, process: int, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Return function(*arguments) of a process, and its number of measurements `before`."""
+        before = {"before": self._made[process]} if self._made[process] else {}
+        try:
+            with _error_if_killed():
+                result = self._pools[process].submit(function, *arguments).result()
+        except RuntimeError:
+            del self._pools[process]  # another takes its place in the next measurement
+            raise
+        self._made[process] += 1
+        return {**result, **before}
+
+    def end(self) -> None:
+        for pool in self._pools.values():
+            pool.shutdown(cancel_futures=True)
+
+
+_shared: _Processes | None = None
+
+
+def _open(make: Any) -> None:
+    """Open the device; the module of `make` has been imported to read the argument."""
+    jax.devices()
+
+
+def _one_process() -> ProcessPoolExecutor:
+    # The processes of a measurement share an accelerator with the one that starts them.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it ends, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def _error_if_killed() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process that measures was killed, perhaps since memory ran out. Measure fewer or "
+            "smaller programs at once."
+        ) from error
