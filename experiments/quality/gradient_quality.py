@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import from_config
 from experiments.quality.laws import expected_error, expected_squared_cosine
+from fwdgrad.problems import Problem
 from fwdgrad.training import first_examples, first_params, guided_optimizer
 from fwdgrad.util.moments import error_moments
 from fwdgrad.util.trees import Array, PyTree
@@ -47,7 +48,7 @@ def quality(
     value_and_grad, gradient, moments = _programs(OmegaConf.to_yaml(config, resolve=True), draws)
     found: dict[str, list[float]] = {}
     for seed, at in starts.items():
-        batch = first_examples(problem.train, size, skip=seed * size)
+        batch = minibatch(problem, size, seed)
         target = gradient(at, batch)
         guided = _with_guess(config, value_and_grad, at, batch, guess_steps)
         measured = moments(jax.random.key(seed), guided, batch, target)
@@ -56,6 +57,23 @@ def quality(
         for name, x in {**measured, **laws}.items():
             found.setdefault(name, []).append(float(x))
     return found
+
+
+def minibatch(problem: Problem, size: int, seed: int) -> PyTree:
+    """Return the minibatch of training examples of a seed, each seed its own.
+
+    Raises:
+      ValueError: the set has too few examples.
+    """
+    batch = first_examples(problem.train, size, skip=seed * size)
+    found = len(jax.tree.leaves(batch)[0])
+    if found < size:
+        raise ValueError(
+            f"batch_size={size} with seed={seed} takes {(seed + 1) * size} training examples, "
+            "since each seed has a minibatch of its own; the problem has fewer. Choose a smaller "
+            "batch_size or seed."
+        )
+    return batch
 
 
 @lru_cache(maxsize=1)  # the stages of a line follow one another

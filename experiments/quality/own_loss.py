@@ -16,10 +16,11 @@ from omegaconf import DictConfig
 
 import fwdgrad
 from experiments.common import from_config, jobs, problems, style, tables
+from experiments.quality.gradient_quality import minibatch
 from fwdgrad import EstimatorComparison
 from fwdgrad.measurement import Interval, exact
 from fwdgrad.records import provenance, read_json, write_table
-from fwdgrad.training import first_examples, first_params
+from fwdgrad.training import first_params
 
 NAME = "compare"
 _COLUMNS: tables.Columns = {"estimator": str, "quantity": str}
@@ -38,14 +39,7 @@ def run(cfg: DictConfig, folder: Path) -> EstimatorComparison:
     """
     begun = time.monotonic()
     problem, size = problems.problem(cfg), cfg.batch_size
-    batch = first_examples(problem.train, size, skip=cfg.seed * size)
-    found = len(jax.tree.leaves(batch)[0])
-    if found < size:
-        raise ValueError(
-            f"batch_size={size} with seed={cfg.seed} takes {(cfg.seed + 1) * size} training "
-            f"examples, since each seed has a minibatch of its own; found "
-            f"{cfg.seed * size + found}. Choose a smaller batch_size or seed."
-        )
+    batch = minibatch(problem, size, cfg.seed)
     result = fwdgrad.compare(
         problem.loss,
         first_params(problem.init, cfg.seed),

@@ -8,6 +8,7 @@ import numpy as np
 
 from fwdgrad.problems.problem import Problem
 from fwdgrad.util.trees import PyTree, is_differentiable
+from fwdgrad.util.validation import error_note
 
 _FEW = 3  # examples with which scores are traced
 
@@ -27,20 +28,18 @@ def check_problem(problem: Problem) -> None:
     ValueError: scores(params, batch)['loss'] must be floats of shape (3,) for 3 examples, ...
     """
     sets = {name: _few(name, getattr(problem, name)) for name in ("train", "valid", "test")}
-    like = _types(sets["train"])
-    for name, examples in sets.items():
-        if (found := _types(examples)) != like:
-            raise ValueError(
-                f"{name} must have examples like those of train: {like}; found {found}."
-            )
-    number = jax.tree.leaves(sets["train"])[0].shape[0]
+    types = {name: _types(examples) for name, examples in sets.items()}
 
     def traced(key: Any, batch: PyTree) -> None:
         params = problem.init(key)
         _check_floating(params)
-        _check_scores(problem.scores(params, batch), number)
+        _check_scores(problem.scores(params, batch), jax.tree.leaves(batch)[0].shape[0])
 
-    jax.eval_shape(traced, jax.random.key(0), sets["train"])
+    for name, examples in sets.items():
+        if name == "train" or types[name] != types["train"]:
+            found = f"An example of {name} is {types[name]}, one of train {types['train']}."
+            with error_note(found):
+                jax.eval_shape(traced, jax.random.key(0), examples)
 
 
 def _few(name: str, examples: Any) -> PyTree:
