@@ -76,7 +76,8 @@ def compile_step(
         of_leaves, _ = extract_leaves(grad, is_differentiable)
         return [p - rate * g for p, g in zip(theta, of_leaves, strict=True)]
 
-    program = jax.jit(step, donate_argnums=0)
+    # Arguments that the loss does not read stay, or its memory would not count them.
+    program = jax.jit(step, donate_argnums=0, keep_unused=True)
     lowered = program.lower(call.params, key, 1e-3, call.arrays)
     return lowered.compile(backend.compiler_options(compiler_options))
 

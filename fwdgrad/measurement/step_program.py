@@ -115,7 +115,8 @@ class StepProgram:
         self._params = jax.tree.map(jnp.copy, step.value_and_grad.init(params, first))
         self._arguments = (batches, keys)
         start = time.perf_counter()
-        lowered = jax.jit(run, donate_argnums=0).lower(self._params, *self._arguments)
+        program = jax.jit(run, donate_argnums=0, keep_unused=True)  # or memory leaves some out
+        lowered = program.lower(self._params, *self._arguments)
         self._compiled = lowered.compile(backend.compiler_options(compiler_options))
         self.compile_seconds = time.perf_counter() - start
         cost = cost_of(self._compiled)
