@@ -85,7 +85,7 @@ def _draw_tuning(axis: Axes, tuned: Tuned) -> None:
     scale = axis.yaxis.get_transform()  # linear where no loss is positive
     bottom, top = scale.transform(axis.get_ylim())
     room = scale.inverted().transform(top + _ROW * len(failed) * (top - bottom))
-    axis.set_ylim(top=room)
+    axis.set_ylim(top=float(room))
     for i, (estimator, rates) in enumerate(failed.items()):
         heights = [1 - _ROW * (i + 0.5) / (1 + _ROW * len(failed))] * len(rates)
         where = axis.get_xaxis_transform()
