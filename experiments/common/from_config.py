@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any
@@ -147,10 +148,7 @@ def folder(cfg: DictConfig) -> Path:
 
 
 def label(cfg: DictConfig) -> str:
-    """Return the choices of a config: model, estimator; data set and optimizer if not the default.
-
-    Options that are not choices of a group, such as the number of tangents, are in the identity.
-    """
+    """Return the choices: model, estimator; data set and optimizer if they are not the default."""
     groups, read = {"make_model": "model", "dataset": "dataset"}, problems.reads(cfg)
     chosen = [cfg[group].name for argument, group in groups.items() if argument in read]
     first = [] if problems.is_default(cfg) else [problems.name(cfg)]
@@ -162,11 +160,8 @@ def _optimizer_names(cfg: DictConfig) -> list[str]:
     """Return the names of the optimizer and its schedule; none for the defaults."""
     rate = cfg.optimizer.get("learning_rate")
     schedule = rate.get("_target_") if isinstance(rate, DictConfig) else "constant"
-    short = {
-        "optax.sgd": "",
-        "fwdgrad.training.exponential_decay": "",
-        "optax.cosine_decay_schedule": "cosine",
-    }
+    short = {"optax.sgd": "", "fwdgrad.training.exponential_decay": "",
+             "optax.cosine_decay_schedule": "cosine"}  # fmt: skip
     names = (short.get(x, str(x).rpartition(".")[2]) for x in (cfg.optimizer._target_, schedule))
     return [name for name in names if name]
 
@@ -181,7 +176,7 @@ def identity_config(cfg: DictConfig) -> dict[str, Any]:
         **({"dataset": config["dataset"]} if "dataset" in read else {}),
         "estimator": config["estimator"]["value_and_grad"],
         "optimizer": config["optimizer"],
-        **{key: config["estimator"][key] for key in ("guess_rate",) if key in config["estimator"]},
+        **{k: x for k, x in config["estimator"].items() if k in ("guess_rate", "feedback")},
         **{key: config[key] for key in SETTINGS},
     }
 
@@ -202,6 +197,10 @@ def estimator(cfg: DictConfig) -> Any:
         _check_choices(cfg, ["guess"])
     if cfg.estimator.get("guess_rate") is None:
         return made
+    if (feedback := cfg.estimator.get("feedback")) is not None:
+        if not isinstance(space := made.keywords.get("space"), Activities):
+            raise ValueError(f"guess={cfg.guess.name} needs activities. Say space=activities.")
+        made = partial(made, space=replace(space, feedback=feedback))
 
     @wraps(made.func)
     def guided(loss: Any, **options: Any) -> Any:

@@ -70,6 +70,9 @@ ARGUMENTS: dict[str, Kind] = {
 _MODEL = {
     "name": NAME,
     "make": CONSTRUCTOR,
+    "widths?": list_of(POSITIVE_INTEGER),
+    "channels?": POSITIVE_INTEGER,
+    "width?": POSITIVE_INTEGER,
     "learning_rate": POSITIVE,
     "steps_per_call": {"default": POSITIVE_INTEGER, f"{EACH}?": POSITIVE_INTEGER},
     "compiler_options?": OPTIONS,
@@ -94,6 +97,7 @@ _TRAIN = {
         "label": NAME,
         "value_and_grad": CONSTRUCTOR,
         "guess_rate?": FRACTION,
+        "feedback?": one_of(["alone", "fixed"]),
     },
     "tangents?": {"name": NAME, "suffix": NAME, "distribution": CONSTRUCTOR},
     "space?": {"name": NAME, "prefix": NAME, "suffix": SUFFIX},

@@ -35,7 +35,7 @@ def problem(cfg: DictConfig) -> Problem:
     given = {"problem": cfg.problem}
     read = reads(cfg)
     if "make_model" in read:
-        given["model"] = cfg.model.make
+        given["model"] = OmegaConf.to_container(cfg.model.make, resolve=True)
     if "dataset" in read:
         given["dataset"] = cfg.dataset
     return _problem(OmegaConf.to_yaml(OmegaConf.create(given), resolve=True))

@@ -24,8 +24,10 @@ earlier pre-activation, c_n = A_z e_n. The noise estimates only the rest:
 
 The gradient of A_z is −mean_n r_n e_nᵀ / mean_n ‖e_n‖², with r_n the second term above: normalised
 least mean squares, learned from directional derivatives alone. No weights are transported back.
+A feedback may also stand alone, learned or fixed, without the noise (`Activities.feedback`).
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -135,7 +137,27 @@ def feedback(errors: Array, matrix: Array, mask: Array) -> Array:
     return jnp.where(mask, jnp.tensordot(errors.astype(matrix.dtype), matrix, 1), 0)
 
 
-def gradient_of_feedback(errors: Array, residuals: dict[int, Array]) -> list[Array]:
+def random_feedback(params: list[Array], like: list[Array]) -> list[Array]:
+    """Return feedback with entries from U(−1/√n, 1/√n), n the number of units of its site.
+
+    That is the usual distribution of a last layer's weights. The key is made of the bits of
+    `params`, so that other first parameters have another feedback.
+
+    Args:
+      params: the parameters.
+      like: for each site an array (E, *shape of the pre-activation).
+    """
+    key = jax.random.key(0)
+    for x in params:
+        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+        key = jax.random.fold_in(key, jnp.sum(bits, dtype=jnp.uint32))
+    return [
+        jax.random.uniform(k, a.shape, a.dtype, -1, 1) / math.sqrt(math.prod(a.shape[1:]))
+        for k, a in zip(jax.random.split(key, len(like)), like, strict=True)
+    ]
+
+
+def gradient_of_feedback(errors: Array, residuals: dict[int, Array]) -> dict[int, Array]:
     """Return the gradients of feedback, −mean_n e_n r_n / mean_n ‖e_n‖² for each site.
 
     Args:
@@ -145,7 +167,7 @@ def gradient_of_feedback(errors: Array, residuals: dict[int, Array]) -> list[Arr
     squares = jnp.sum(jnp.square(errors))
     scale = jnp.where(squares > 0, squares, 1)
     whole = jax.sharding.PartitionSpec() if has_explicit_axes() else None
-    return [
-        -jnp.tensordot(errors.astype(r.dtype), r, (0, 0), out_sharding=whole) / scale
-        for _, r in sorted(residuals.items())
-    ]
+    return {
+        i: -jnp.tensordot(errors.astype(r.dtype), r, (0, 0), out_sharding=whole) / scale
+        for i, r in residuals.items()
+    }

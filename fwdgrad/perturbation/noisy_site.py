@@ -64,18 +64,23 @@ class NoisySite:
         """The name of the site in records."""
         return site_name(self.index)
 
-    def masked(self, noise: Any, values: Mapping[Any, Any]) -> tuple[Any, Array]:
-        """Return the noise, zero where it has no effect, and the mask, True elsewhere."""
+    def mask(self, values: Mapping[Any, Any]) -> Array:
+        """Return False at entries where noise has no effect, True elsewhere."""
         if self.post_activation is None:
-            return noise, jnp.ones((), bool)
-        mask = self.post_activation.has_effect(values)
+            return jnp.ones((), bool)
+        return self.post_activation.has_effect(values)
+
+    def masked(self, noise: Any, mask: Array) -> Any:
+        """Return the noise, zero where `mask` is False."""
+        if self.post_activation is None:
+            return noise
         ones = mask.astype(noise.dtype)
         if not is_structured(noise):
-            return noise * ones[None], mask
+            return noise * ones[None]
         masked = noise.masked(ones)
         if not is_structured(masked):
             self._record_loss("masked where the activation after it is flat")
-        return masked, mask
+        return masked
 
     def enter(self, tangent: Tangent, noise: Any) -> Tangent:
         """Return the tangents of the entry with the noise.

@@ -32,7 +32,7 @@ class Pushed(NamedTuple):
     Attributes:
       outputs: of the loss, the loss first.
       derivatives: (number of groups, k), ∂ℓ along each tangent of each group's noise.
-      noise: site -> its k tangents, zero where the mask is.
+      noise: site -> its k tangents, zero where the mask is; of sites whose noise was given.
       masks: site -> the entries at which noise goes in, a boolean or an array of its shape.
       exact: site -> ∂ℓ/∂z, of the sites whose derivative is exact.
       values: variable -> value, of those that pulling back to the parameters reads.
@@ -171,7 +171,7 @@ class NoisyLoss:
         Args:
           leaves: the parameters.
           example: the other inputs.
-          noise: for each noisy site, its tangents.
+          noise: for each noisy site, its tangents; or empty, and no tangent is pushed.
         """
         values = self.program.environment([*leaves, *example])
         duals: dict[Any, Tangent] = {}
@@ -185,12 +185,15 @@ class NoisyLoss:
                 propagate_equations(context, step.equations, values, duals, step.kept)
             for site in step.sites:
                 i, entry, v = site.index, site.entry, site.site.variable
-                if context.record is not None:
-                    context.record.enter(site.name, noise[i])
                 with context_of(site.made_by):
-                    put_in[i], masks[i] = site.masked(noise[i], values)
+                    masks[i] = site.mask(values)
                     if isinstance(entry, Operand):
                         values[entry], duals[entry] = values[v], duals.get(v)
+                    if i not in noise:
+                        continue
+                    if context.record is not None:
+                        context.record.enter(site.name, noise[i])
+                    put_in[i] = site.masked(noise[i], masks[i])
                     duals[entry] = site.enter(duals.get(entry), put_in[i])
         if self.exact:
             derivatives, exact = self._exactly(values, duals)
@@ -205,7 +208,7 @@ class NoisyLoss:
         return Pushed(
             read_atoms(self.program.outvars, values),
             rows.reshape(len(self.groups), number),
-            {i: put_in[i] for i in self.noisy},
+            put_in,
             {i: masks[i] for i in self.noisy},
             exact,
             {v: values[v] for v in self.read},

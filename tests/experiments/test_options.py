@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,8 @@ SPACES = {
     "activities": fwdgrad.Activities(),
 }
 OF_GROUP = {"tangents": TANGENTS, "space": SPACES, "aggregation": AGGREGATIONS}
-GUESSES = ("isotropic", "learned")
+GUESSES = ("isotropic", "learned", "feedback_learned", "feedback_fixed")
+FEEDBACK = {"feedback_learned": "alone", "feedback_fixed": "fixed"}  # at activities
 # The groups that an estimator reads.
 READS = {
     "forward": {"tangents", "space", "aggregation", "guess"},
@@ -65,6 +67,8 @@ DEFAULTS = {"tangents": "normal", "space": "weights", "aggregation": "mean", "gu
 def combinations(estimator, most):
     """The products with at most so many options that are not the default."""
     for chosen in product(READS[estimator]):
+        if chosen.get("guess") in FEEDBACK and chosen["space"] != "activities":
+            continue
         if sum(option != DEFAULTS[group] for group, option in chosen.items()) <= most:
             yield chosen
 
@@ -79,8 +83,12 @@ def test_every_combination_has_its_options_and_a_label_of_its_own(compose, estim
         cfg = compose("train", f"estimator={estimator}", *(f"{g}={o}" for g, o in chosen.items()))
         made = from_config.estimator(cfg)
         for group in READS[estimator] - {"guess"}:
-            assert value_of(made, group) == OF_GROUP[group][chosen[group]]
-        assert (cfg.estimator.get("guess_rate") is not None) == (chosen.get("guess") == "learned")
+            expected = OF_GROUP[group][chosen[group]]
+            if group == "space" and chosen.get("guess") in FEEDBACK:
+                expected = replace(expected, feedback=FEEDBACK[chosen["guess"]])
+            assert value_of(made, group) == expected
+        has_guess = chosen.get("guess", "isotropic") != "isotropic"
+        assert (cfg.estimator.get("guess_rate") is not None) == has_guess
         labels.add(from_config.label(cfg))
     assert len(labels) == len(list(combinations(estimator, most)))
 
@@ -156,6 +164,16 @@ def test_defaults_of_spsa_and_evolution_are_the_librarys(compose):
         library = getattr(fwdgrad, f"{name}_value_and_grad")
         assert "tangents" not in made.keywords
         assert value_of(made, "tangents") == value_of(library, "tangents")
+
+
+@pytest.mark.parametrize("space", ["weights", "weights_exact_last"])
+@pytest.mark.parametrize("guess", FEEDBACK)
+def test_feedback_alone_needs_activities(compose, space, guess):
+    cfg = compose("train", f"space={space}", f"guess={guess}")
+    with pytest.raises(
+        ValueError, match=rf"^guess={guess} needs activities\. Say space=activities"
+    ):
+        from_config.estimator(cfg)
 
 
 def test_a_guess_rate_by_itself_is_not_ignored(compose):

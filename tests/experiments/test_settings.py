@@ -143,6 +143,7 @@ TABLE = {
     "quantile": FRACTION,
     "multiple": POSITIVE,
     "factors": (["gauss", 1, None], ["normal"]),
+    "feedback": (["random", 1, None], ["alone", "fixed"]),
     "pooling": (["max", 1, None], ["reduce"]),
     "num_frozen": COUNT,
     **dict.fromkeys(("length", "heads", "num_inputs", "teacher_width", "num_examples"),
@@ -157,7 +158,7 @@ OF_TRAIN = [
     ["tangents=low_rank"], ["optimizer=cosine"], ["optimizer=sgd_clipped"],
     ["space=weights_exact_last"], ["problem=digit_sum"], ["problem=sequence"],
     ["problem=regression"], ["problem=language_model"],
-    ["estimator.value_and_grad.clip=1"],
+    ["estimator.value_and_grad.clip=1"], ["space=activities", "guess=feedback_fixed"],
 ]  # fmt: skip
 
 
