@@ -30,7 +30,7 @@ from experiments.common.paper_facts import Finding
 from experiments.cost import step_cost
 from experiments.modes import differentiation
 from experiments.paper import depth_scaling, fair_comparison, learning_curves, trajectories
-from experiments.quality import estimator_quality
+from experiments.quality import estimator_quality, scaling_laws
 from experiments.races import accuracy_race, cnn_race
 from fwdgrad.records import hold, read_json
 
@@ -41,7 +41,7 @@ EXPERIMENTS = {
     module.NAME: module
     for module in (
         trajectories, step_cost, learning_curves, depth_scaling, fair_comparison, differentiation,
-        estimator_quality, accuracy_race, cnn_race,
+        estimator_quality, scaling_laws, accuracy_race, cnn_race,
     )
 }  # fmt: skip
 

@@ -36,6 +36,7 @@ _TUNING = {"seeds": _SEEDS, "num_rates": integer(3), "factor": number("above 1",
 _COMPARED = {"confidence": FRACTION, "margin_points": POSITIVE}
 _PAIRS = list_of(list_of(NAME, 2))
 _TIMING = {"processes": POSITIVE_INTEGER, "rounds": POSITIVE_INTEGER}
+_AXES = ("width", "depth", "num_tangents", "rank")  # of scaling laws
 _FORMS = list_of(
     mapping(
         {"steps_per_call": POSITIVE_INTEGER, "compiler_options": OPTIONS, "overrides?": OVERRIDES}
@@ -171,6 +172,35 @@ EXPERIMENTS: dict[str, Any] = {
                 "draws?": integer(2),
                 "learnt?": BOOLEAN,
                 "uncounted?": BOOLEAN,
+            }
+        },
+    },
+    "scaling_laws": {
+        "parts": list_of(one_of(["errors", "training"])),
+        "overrides": OVERRIDES,
+        **dict.fromkeys(("width", "depth"), POSITIVE_INTEGER),
+        "shown": optional(list_of(NAME)),
+        "errors": {
+            "overrides": OVERRIDES,
+            "seeds": _SEEDS,
+            "standard_error": POSITIVE,
+            "guess_steps": POSITIVE_INTEGER,
+            "axes": dict.fromkeys(_AXES, list_of(POSITIVE_INTEGER)),
+        },
+        "training": {
+            "overrides": OVERRIDES,
+            "widths": list_of(POSITIVE_INTEGER),
+            "operations": POSITIVE,
+            "num_rows": POSITIVE_INTEGER,
+            "seeds": _SEEDS,
+            "tuning": _TUNING,
+            "timing": _TIMING,
+        },
+        "lines": {
+            EACH: {
+                "axes": list_of(one_of(_AXES)),
+                "overrides": OVERRIDES,
+                "first_rate?": POSITIVE,
             }
         },
     },

@@ -29,6 +29,7 @@ _ROWS = 40  # evaluations of a run
 _OTHERS = {
     "trajectories": "it minimises test functions of two variables",
     "depth_scaling": "it makes networks of one layer to a hundred",
+    "scaling_laws": "it makes MLPs of many widths and depths",
     "differentiation": "it compares ways to a derivative on functions of its own",
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 _ROOT = Path(__file__).parents[2]
 # The experiments that follow configs/protocol.yaml, with their own configs.
-EXPERIMENTS = ("fair_comparison", "accuracy_race", "cnn_race")
+EXPERIMENTS = ("fair_comparison", "accuracy_race", "cnn_race", "scaling_laws")
 
 
 def fixed_by(name: str, provenance: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -18,7 +18,10 @@ from fwdgrad.records import JAX_DEFAULTS, atomic_write, read_json
 
 # File -> its title, and the experiments whose sections are in it; the others' are in the README.
 FILES = {
-    "laboratory.md": ("The laboratory: quality and cost of each estimator", ("estimator_quality",)),
+    "laboratory.md": (
+        "The laboratory: quality and cost of each estimator",
+        ("estimator_quality", "scaling_laws"),
+    ),
     "races.md": ("Races: test error for equal operations", ("accuracy_race", "cnn_race")),
     "modes.md": ("Forward and reverse mode, and other ways to a derivative", ("differentiation",)),
 }

@@ -33,7 +33,7 @@ from .conftest import CONFIGS
 
 FIGURES = {
     "trajectories", "trajectories_more", "step_cost", "learning_curves", "depth_scaling",
-    "fair_comparison", "estimator_quality", "accuracy_race", "cnn_race",
+    "fair_comparison", "estimator_quality", "scaling_laws", "accuracy_race", "cnn_race",
 }  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     cfg = compose("reproduce", *overrides)
     assert reproduce.run(cfg) == {}
     printed = capsys.readouterr().out
-    assert printed.count("seed 0: ") == 3 + 2 + 2 + 1 and "README.md" in printed
+    assert printed.count("seed 0: ") == 3 + 2 + 2 + 1 + 2 and "README.md" in printed
     assert {path.name for path in tmp_path.iterdir()} == {
         "README.md", "laboratory.md", "races.md", "modes.md", "findings.csv", "runs",
         "learning_curves_runs.csv",
@@ -77,6 +77,8 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
         "accuracy_race_test.csv", "cnn_race_test.csv", "estimator_quality_samples.csv",
         "step_cost_timings.csv", "step_cost_forms.csv", "depth_scaling_timings.csv",
         *(f"{name}.{kind}" for name in FIGURES for kind in ("csv", "json", "png", "svg")),
+        *(f"scaling_laws_{x}.csv" for x in ("fits", "training", "tuning", "timings")),
+        *(f"scaling_laws_training.{kind}" for kind in ("png", "svg")),
         "differentiation.json",
         *(f"{p.NAME}.{kind}" for p in differentiation.PARTS for kind in ("csv", "png", "svg")),
     }  # fmt: skip
@@ -152,7 +154,9 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     redraw = compose("reproduce", *overrides, "draw_only=true")
     assert reproduce.run(redraw) == {}
     assert snapshot(tmp_path) == {p: b for p, b in before.items() if p.parts[0] != "runs"}
-    assert drawn == FIGURES | {part.NAME for part in differentiation.PARTS}
+    assert drawn == FIGURES | {"scaling_laws_training"} | {
+        part.NAME for part in differentiation.PARTS
+    }
 
 
 def test_nothing_to_draw_is_one_error_and_leaves_nothing(tmp_path):
