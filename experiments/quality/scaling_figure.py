@@ -26,7 +26,7 @@ _LOOKS = {
     "activity-blocks-guided": ("#CC79A7", "v"),
 }
 _AXES = {
-    PARAMETERS: "parameters, $d$",
+    PARAMETERS: "parameters, $d$ (millions)",
     "width": "width",
     "depth": "hidden layers",
     "num_tangents": "tangents or blocks, $K$",
@@ -69,7 +69,8 @@ def _draw_errors(scaling: Scaling, folder: Path, name: str) -> None:
             numbers += [len(errors.error) for errors in lines.values()]
             names = panel is row[-1]
             for line, errors in lines.items():
-                _draw_line(panel, line, errors, names)
+                unit = 1e6 if axis == PARAMETERS else 1.0
+                _draw_line(panel, line, errors._replace(x=errors.x / unit), names)
             style.log_scale(panel, "xy")
             panel.set_xlabel(_AXES[axis])
         row[0].set_ylabel("error, $E\\|g-\\nabla f\\|^2 / \\|\\nabla f\\|^2$")

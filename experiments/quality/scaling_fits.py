@@ -210,7 +210,7 @@ def fits_of(scaling: Scaling) -> list[tuple[Any, ...]]:
                 at, least = best_number(errors)
                 rows += [(axis, line, "least_overhead", *least)]
                 rows += [(axis, line, "least_overhead_at", *exact(at))]
-            else:
+            elif axis != PARAMETERS:
                 rows += [(axis, line, "overhead_meets", *laws["overhead"].reaches(1.0))]
     for line, ratios in scaling.ratios.items():
         rows += [("all", line, "over_law", *over_law(ratios))]

@@ -9,6 +9,7 @@ from experiments.quality.power_laws import PowerLaw
 from experiments.quality.scaling_fits import (
     BUDGETS,
     NUMBER,
+    PARAMETERS,
     Errors,
     Scaling,
     best_number,
@@ -21,7 +22,7 @@ from experiments.quality.scaling_fits import (
 from fwdgrad.measurement import Interval, mean_interval, significant
 
 _AXES = {
-    "parameters": "parameters d", "width": "width", "depth": "hidden layers",
+    PARAMETERS: "parameters d", "width": "width", "depth": "hidden layers",
     "num_tangents": "tangents or blocks K", "rank": "rank",
 }  # fmt: skip
 _SHOWN = (
@@ -110,22 +111,20 @@ def _found(scaling: Scaling) -> list[str]:
             f"{100 * scaling.information['standard_error']:g} %."
         )
     meeting = [
-        f"{style.label(line)} along {_AXES[axis]}, at {place}"
+        f"{style.label(line)}, {_AXES[axis]} of {place} (measured: {_range(errors)})"
         for axis, line, errors, laws in _each(scaling)
         for meets, place in [_meeting(axis, errors, laws["overhead"])]
-        if meets and axis != "parameters"
+        if meets
     ]
     lowest = min(
         ((least_overhead(errors)[1].value, line) for _, line, errors, _ in _each(scaling)),
         default=(math.nan, ""),
     )
     if meeting:
-        said.append(f"The fits reach an overhead of 1 for {'; '.join(meeting)}, and for no other.")
-    elif ratios:
-        said.append(
-            "No fit reaches an overhead of 1, along no axis: by this measure no estimator meets "
-            "backprop, at any width or K."
-        )
+        said.append(f"Extrapolated, an overhead of 1 is reached by {'; '.join(meeting)}.")
+    if ratios:
+        others = "other estimator, along no other axis" if meeting else "estimator, along no axis"
+        said.append(f"By these fits no {others}, meets backprop, at whatever width, depth or K.")
     said.append(
         f"The least overhead measured is {significant(lowest[0])}: {style.label(lowest[1])}."
     )
@@ -134,6 +133,8 @@ def _found(scaling: Scaling) -> list[str]:
 
 def _meeting(axis: str, errors: Errors, overhead: PowerLaw) -> tuple[bool, str]:
     """Return whether the fits let an estimator meet backprop, and where or why not."""
+    if axis == PARAMETERS:  # a width says it
+        return False, "–"
     if axis != NUMBER:
         return _place(overhead)
     at, least = best_number(errors)
@@ -161,9 +162,8 @@ def _error_rows(scaling: Scaling) -> Iterator[list[object]]:
         at, least = least_overhead(errors)
         yield [
             _AXES[axis], style.label(line),
-            f"{significant(errors.x.min())} … {significant(errors.x.max())}",
-            laws["error"].exponent, _or_dash(laws["law"].exponent),
-            significant(laws["error"].farthest), f"{least} at {significant(at)}",
+            _range(errors), laws["error"].exponent, _theory(laws["law"].exponent),
+            significant(laws["error"].farthest), f"{least} at {at:,.10g}",
             laws["overhead"].exponent, _meeting(axis, errors, laws["overhead"])[1],
         ]  # fmt: skip
 
@@ -185,5 +185,13 @@ def _loss_rows(scaling: Scaling) -> Iterator[list[object]]:
             yield [budget, style.label(line), law.exponent, significant(law.farthest), *of_ratio]
 
 
-def _or_dash(interval: Interval) -> str:
-    return "–" if math.isnan(interval.value) else str(interval)
+def _range(errors: Errors) -> str:
+    return f"{errors.x.min():,.10g} … {errors.x.max():,.10g}"
+
+
+def _theory(exponent: Interval) -> str:
+    """Return theory's exponent, in the fourth decimal and without an interval of rounding."""
+    if math.isnan(exponent.value):
+        return "–"
+    value, low, high = (round(x, 4) + 0.0 for x in exponent[:3])
+    return str(Interval(value, low, high, exponent.n))
