@@ -29,7 +29,13 @@ from experiments.common import (
 from experiments.common.paper_facts import Finding
 from experiments.cost import step_cost
 from experiments.modes import differentiation
-from experiments.paper import depth_scaling, fair_comparison, learning_curves, trajectories
+from experiments.paper import (
+    depth_scaling,
+    fair_comparison,
+    learning_curves,
+    small_rates,
+    trajectories,
+)
 from experiments.quality import estimator_quality, scaling_laws
 from experiments.races import accuracy_race, cnn_race
 from fwdgrad.records import hold, read_json
@@ -40,8 +46,8 @@ from fwdgrad.records import hold, read_json
 EXPERIMENTS = {
     module.NAME: module
     for module in (
-        trajectories, step_cost, learning_curves, depth_scaling, fair_comparison, differentiation,
-        estimator_quality, scaling_laws, accuracy_race, cnn_race,
+        trajectories, step_cost, learning_curves, depth_scaling, fair_comparison, small_rates,
+        differentiation, estimator_quality, scaling_laws, accuracy_race, cnn_race,
     )
 }  # fmt: skip
 

@@ -8,6 +8,8 @@ from omegaconf import DictConfig
 from experiments.common import budget, commands, jobs, own_problem, protocol, settings, start
 from fwdgrad.records import hold
 
+_BY_LINE = (*protocol.EXPERIMENTS, "small_rates")  # experiments with `train_line`
+
 
 def command_of(module: str) -> commands.Command:
     """Return the command that runs and draws one experiment of a `reproduce` config.
@@ -62,16 +64,15 @@ def run_alone(cfg: DictConfig, experiment: Any) -> None:
 
 
 def check_line(cfg: DictConfig, name: str) -> None:
-    """Raise an error unless `line` names a line of an experiment that tunes its lines.
+    """Raise an error unless `line` names a line of an experiment that can train it alone.
 
     Raises:
       ValueError: the experiment has no such line.
     """
-    tuned = protocol.EXPERIMENTS
-    lines = cfg.experiments[name].lines if name in tuned else ()
+    lines = cfg.experiments[name].lines if name in _BY_LINE else ()
     if cfg.line not in lines:
         has = f"{name} has {', '.join(lines)}" if lines else f"{name} tunes no lines"
         raise ValueError(
             f"line={cfg.line} is to be trained alone, but {has}. Only the commands of "
-            f"{', '.join(tuned)} train a line alone; leave line= out of the others."
+            f"{', '.join(_BY_LINE)} train a line alone; leave line= out of the others."
         )

@@ -136,6 +136,25 @@ EXPERIMENTS: dict[str, Any] = {
         "confidence": FRACTION,
         "timing": _TIMING,
     },
+    "small_rates": {
+        "title": TEXT,
+        "overrides": OVERRIDES,
+        "num_steps": STEPS,
+        "learning_rate": POSITIVE,
+        "seeds": _SEEDS,
+        "stages": {
+            "minibatches": integer(2),  # two halves
+            **dict.fromkeys(
+                ("loss_every", "gradient_every", "curvature_every", "curvature_minibatches"),
+                POSITIVE_INTEGER,
+            ),
+            **dict.fromkeys(("lanczos", "probes"), POSITIVE_INTEGER),
+        },
+        "shown": optional(list_of(NAME)),
+        "lines": _LINES,
+        "rate_seeds": _SEEDS,
+        "rates": {EACH: list_of(POSITIVE)},
+    },
     "differentiation": {
         "step_sizes": {
             "width": POSITIVE_INTEGER,

@@ -269,25 +269,25 @@ class Training:
       cfg: a `train` config.
       init: key -> the first parameters; None: the config's.
       transformation: the optimizer; None: the config's.
+      programs: `Programs` to share with trainings of other seeds; None: they are compiled.
 
     Attributes:
       state: a `fwdgrad.training.stepping.State`.
       compile_seconds: the time of compiling.
     """
 
-    def __init__(self, cfg: DictConfig, init: Any = None, transformation: Any = None):
+    def __init__(
+        self, cfg: DictConfig, init: Any = None, transformation: Any = None, programs: Any = None
+    ):
         made = problem(cfg)
-        self._capacity = cfg.steps_per_call
+        self._step, self._capacity = 0, cfg.steps_per_call
         sizes = {"batch_size": cfg.batch_size, "steps_per_call": cfg.steps_per_call}
         self._minibatches = minibatches(made.train, seed=cfg.seed, **sizes)
-        stepper = make_stepper(
+        _, self.state, self._advance, self.compile_seconds = make_stepper(
             made.loss, init or made.init, self._minibatches.block(0, 1)[0], estimator(cfg),
             transformation or optimizer(cfg), seed=cfg.seed, **sizes,
-            compiler_options=cfg.compiler_options,
+            compiler_options=cfg.compiler_options, programs=programs,
         )  # fmt: skip
-        self.state, self._advance = stepper.state, stepper.advance
-        self.compile_seconds = stepper.compile_seconds
-        self._step = 0
 
     def advance(self, num_steps: int) -> Any:
         """Make `num_steps` steps and return the last loss."""

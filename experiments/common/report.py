@@ -22,6 +22,7 @@ FILES = {
         "The laboratory: quality and cost of each estimator",
         ("estimator_quality", "scaling_laws"),
     ),
+    "small_rates.md": ("Why the forward gradient is faster at small rates", ("small_rates",)),
     "races.md": ("Races: test error for equal operations", ("accuracy_race", "cnn_race")),
     "modes.md": ("Forward and reverse mode, and other ways to a derivative", ("differentiation",)),
 }

@@ -37,6 +37,9 @@ COLOURS = {
     "forward-sphere": "#009E73",
     "forward-low_rank": "#D55E00",
     "backprop-checkpointed": "#56B4E9",
+    "backprop-noise": "#882255",
+    "backprop-grown": "#009E73",
+    "noise": "#CC79A7",
 }
 MORE_COLOURS = ("#E69F00", "#56B4E9", "#882255", "#999933")  # of lines that have none, in turns
 

@@ -11,6 +11,9 @@ _NAMES = {
     "backprop": "backprop",
     "backprop-checkpointed": "backprop, checkpointed",
     "backprop-again": "backprop, a second time",
+    "backprop-noise": "backprop plus independent noise",
+    "backprop-grown": "backprop, norms grown as by noise",
+    "noise": "noise alone",
     # The paper's estimator, which perturbs the weights, by the distribution of its tangents.
     "forward-normal": "forward gradient, dense normal",
     "forward-rademacher": "forward gradient, dense Rademacher",
@@ -75,6 +78,7 @@ _NAMES = {
 # What a key may end in, and its words.
 _ENDS = {
     r"-momentum": ", momentum",
+    r"-held": ", norms held",
     r"-cosine": ", cosine decay",
     r"-clipped": ", clipped",
     r"-guided": ", control variate",

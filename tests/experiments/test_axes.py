@@ -22,7 +22,11 @@ GIVEN = {
     "num_tangents", "n", "rounds", "steps_per_call", "failed_seeds", "learning_rate", "chosen",
     "process", "turn", "num_examples",
 }  # fmt: skip
-FIGURES = reproduce.EXPERIMENTS
+FIGURES = {
+    name: module
+    for name, module in reproduce.EXPERIMENTS.items()
+    if (committed(name) / f"{name}.json").exists()
+}
 
 
 def is_number(text):

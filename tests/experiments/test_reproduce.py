@@ -33,7 +33,8 @@ from .conftest import CONFIGS
 
 FIGURES = {
     "trajectories", "trajectories_more", "step_cost", "learning_curves", "depth_scaling",
-    "fair_comparison", "estimator_quality", "scaling_laws", "accuracy_race", "cnn_race",
+    "fair_comparison", "small_rates", "estimator_quality", "scaling_laws", "accuracy_race",
+    "cnn_race",
 }  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     assert printed.count("seed 0: ") == 3 + 2 + 2 + 1 + 2 and "README.md" in printed
     assert {path.name for path in tmp_path.iterdir()} == {
         "README.md", "laboratory.md", "races.md", "modes.md", "findings.csv", "runs",
-        "learning_curves_runs.csv",
+        "learning_curves_runs.csv", "small_rates.md", "small_rates_rates.csv",
         *(f"{name}_{table}.csv" for name in ("accuracy_race", "cnn_race", "fair_comparison")
           for table in ("tuning", "timings", "comparisons")), "estimator_quality_timings.csv",
         "accuracy_race_test.csv", "cnn_race_test.csv", "estimator_quality_samples.csv",
@@ -82,7 +83,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
         "differentiation.json",
         *(f"{p.NAME}.{kind}" for p in differentiation.PARTS for kind in ("csv", "png", "svg")),
     }  # fmt: skip
-    pages = ("README.md", "laboratory.md", "races.md", "modes.md")
+    pages = ("README.md", "laboratory.md", "small_rates.md", "races.md", "modes.md")
     texts = [(tmp_path / page).read_text() for page in pages]
     assert reports.count_words(texts[0]) <= reports.MOST_WORDS
     report = "".join(texts)

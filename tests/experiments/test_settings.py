@@ -55,7 +55,8 @@ TABLE = {
         ("batch_size", "eval_every", "steps_per_call", "default", "num_rows", "width", "depth",
          "products_per_call", "num_seeds", "repetitions", "guess_steps", "num_batches",
          "selection_rounds", "processes", "repeats", "rounds", "num_train", "num_valid",
-         "num_tangents", "rank", "channels"),
+         "num_tangents", "rank", "channels", "loss_every", "gradient_every", "curvature_every",
+         "curvature_minibatches", "lanczos", "probes"),
         POSITIVE_INTEGER,
     ),
     "num_steps": STEPS,
@@ -101,7 +102,7 @@ TABLE = {
     ),
     **dict.fromkeys(
         [f"{name}.lines.*" for name in
-         ("trajectories", "step_cost", "learning_curves")], OVERRIDES
+         ("trajectories", "step_cost", "learning_curves", "small_rates")], OVERRIDES
     ),
     "figures.*": NAMES,
     "runs_of": ([*NOT_LISTS, ["cuda"], [1]], [[], ["gpu"]]),
@@ -117,6 +118,10 @@ TABLE = {
     "panels.*.seeds": SEEDS_OR_NULL,
     "stages": ([*NOT_LISTS, [-1], ["a"]], [[0, 200]]),
     "rates": RATES,
+    **dict.fromkeys(("small_rates.stages", "small_rates.rates"), MAPPING),
+    "small_rates.rates.*": RATES,
+    "rate_seeds": SEEDS,
+    "minibatches": ([1, *NOT_INTEGERS], [2]),
     **dict.fromkeys(("depths", "batch_sizes", "sizes", "numbers", "widths"), SIZES),
     "start": ([*NOT_LISTS, ["a"], [NAN]], [[0, 0.5]]),
     "tangent": ([*NOT_LISTS, [1.0, 0.0], [NAN, 0, 0], ["a", 0, 0]], [[1, 0.5, 0]]),

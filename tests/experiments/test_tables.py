@@ -12,6 +12,7 @@ from experiments.races.results import read as read_race
 from fwdgrad.records import RecordError
 
 from .conftest import CONFIGS, committed
+from .test_axes import FIGURES
 from .timed import STEP, R, write_step_cost
 
 RESULTS = CONFIGS.parent / "results"
@@ -69,7 +70,7 @@ def test_a_run_that_is_missing(tmp_path, name):
         READ[name](path)
 
 
-@pytest.mark.parametrize("name", reproduce.EXPERIMENTS)
+@pytest.mark.parametrize("name", FIGURES)
 def test_a_table_without_rows_or_with_an_entry_that_is_none(tmp_path, name):
     """For every experiment, in its figure or its section of the report."""
     source = committed("differentiation" if name == "step_cost" else name)
