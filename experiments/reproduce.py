@@ -37,7 +37,7 @@ from experiments.paper import (
     trajectories,
 )
 from experiments.quality import estimator_quality, scaling_laws
-from experiments.races import accuracy_race, cnn_race
+from experiments.races import accuracy_race, cnn_race, sum_race, sum_race_cnn, sum_race_deep
 from fwdgrad.records import hold, read_json
 
 # In the order of the report; the learning curves take R from the tables of `step_cost`. Each has
@@ -47,7 +47,8 @@ EXPERIMENTS = {
     module.NAME: module
     for module in (
         trajectories, step_cost, learning_curves, depth_scaling, fair_comparison, small_rates,
-        differentiation, estimator_quality, scaling_laws, accuracy_race, cnn_race,
+        differentiation, estimator_quality, scaling_laws, accuracy_race, cnn_race, sum_race,
+        sum_race_deep, sum_race_cnn,
     )
 }  # fmt: skip
 

@@ -105,17 +105,27 @@ def mean_time(
 
 
 def mean_ratio(
-    curve: Curve, reference: Curve, by: str = "seconds", confidence: float = 0.95
+    curve: Curve,
+    reference: Curve,
+    by: str = "seconds",
+    confidence: float = 0.95,
+    loss: float | None = None,
 ) -> Interval | Unreached:
-    """Return the mean over seeds of a curve's T over the reference's; arguments of `mean_time`."""
-    own = _times(reference, reference, by)
+    """Return the mean over seeds of a curve's T over the reference's; arguments of `mean_time`.
+
+    With a `loss` both are times to it; nan if the reference does not reach it with every seed.
+    """
+    own = _times(reference, reference, by, loss)
+    own = np.where(np.isfinite(own), own, np.nan)
     # A reference that has learnt nothing has its lowest loss at the start.
     with np.errstate(divide="ignore", invalid="ignore"):
-        return _mean(_times(curve, reference, by) / own, curve[by][:, -1] / own, confidence)
+        times = _times(curve, reference, by, loss)
+        return _mean(times / own, curve[by][:, -1] / own, confidence)
 
 
-def _times(curve: Curve, reference: Curve, by: str) -> np.ndarray:
-    targets = reference["valid_loss"].min(1)
+def _times(curve: Curve, reference: Curve, by: str, loss: float | None = None) -> np.ndarray:
+    lowest = reference["valid_loss"].min(1)
+    targets = lowest if loss is None else np.full_like(lowest, loss)
     return np.array([time_to(loss, curve, i, by) for i, loss in enumerate(targets)])
 
 

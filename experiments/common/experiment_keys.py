@@ -43,13 +43,22 @@ _FORMS = list_of(
     )
 )
 _RACE = {
-    "operations": POSITIVE,
+    "operations": optional(POSITIVE),
+    "num_steps?": STEPS,
+    "target_accuracy?": FRACTION,
+    "num_tangents?": POSITIVE_INTEGER,
     "num_rows": POSITIVE_INTEGER,
     "overrides": OVERRIDES,
     "model": OVERRIDES,
     "shown": optional(list_of(NAME)),
     "lines": {
-        EACH: {"family": NAME, "derivatives": COUNT, "overrides": OVERRIDES, "first_rate": POSITIVE}
+        EACH: {
+            "family": NAME,
+            "derivatives": COUNT,
+            "overrides": OVERRIDES,
+            "first_rate": POSITIVE,
+            "times?": POSITIVE,
+        }
     },
     "comparisons": _PAIRS,
     "seeds": _SEEDS,
@@ -223,6 +232,7 @@ EXPERIMENTS: dict[str, Any] = {
             }
         },
     },
-    "accuracy_race": _RACE,
-    "cnn_race": _RACE,
+    **dict.fromkeys(
+        ("accuracy_race", "cnn_race", "sum_race", "sum_race_deep", "sum_race_cnn"), _RACE
+    ),
 }

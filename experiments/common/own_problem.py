@@ -32,6 +32,10 @@ _OTHERS = {
     "scaling_laws": "it makes MLPs of many widths and depths",
     "small_rates": "it explains a figure of the paper",
     "differentiation": "it compares ways to a derivative on functions of its own",
+    **dict.fromkeys(
+        ("sum_race", "sum_race_deep", "sum_race_cnn"),
+        "its problem is the sum of two digits (run accuracy_race)",
+    ),
 }
 
 

@@ -6,18 +6,27 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parents[2]
-# The experiments that follow configs/protocol.yaml, with their own configs.
-EXPERIMENTS = ("fair_comparison", "accuracy_race", "cnn_race", "scaling_laws")
+# The experiments that follow configs/protocol.yaml, and the configs that their own builds on.
+EXPERIMENTS: dict[str, tuple[str, ...]] = {
+    "fair_comparison": (),
+    "accuracy_race": (),
+    "cnn_race": (),
+    "sum_race": ("accuracy_race",),
+    "sum_race_deep": ("sum_race", "accuracy_race"),
+    "sum_race_cnn": ("cnn_race",),
+    "scaling_laws": (),
+}
 
 
 def fixed_by(name: str, provenance: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the commits that had last changed an experiment's protocol when its runs were made.
 
     Args:
-      name: one of `EXPERIMENTS`.
+      name: of `EXPERIMENTS`.
       provenance: sources of records, each with the commit of its code.
     """
-    files = ("configs/protocol.yaml", f"configs/experiment/{name}.yaml")
+    configs = (name, *EXPERIMENTS[name])
+    files = ("configs/protocol.yaml", *(f"configs/experiment/{x}.yaml" for x in configs))
     commits = dict.fromkeys(source["code"].get("commit") for source in provenance)
     found = [_last_change(commit, files) for commit in commits if commit]
     return list(dict.fromkeys(filter(None, found)))

@@ -24,6 +24,10 @@ FILES = {
     ),
     "small_rates.md": ("Why the forward gradient is faster at small rates", ("small_rates",)),
     "races.md": ("Races: test error for equal operations", ("accuracy_race", "cnn_race")),
+    "sum_races.md": (
+        "Races on the sum of two digits: test error for equal steps",
+        ("sum_race", "sum_race_deep", "sum_race_cnn"),
+    ),
     "modes.md": ("Forward and reverse mode, and other ways to a derivative", ("differentiation",)),
 }
 MOST_WORDS = 2500  # of the README; the longest sections are then in files of their own

@@ -31,6 +31,9 @@ _NAMES = {
     "local-blocks": "local losses, activity perturbation",
     "weight-low_rank": "forward gradient, low-rank",
     "weight-low_rank-exact_last": "forward gradient, low-rank, exact last",
+    "feedback-fixed": "direct feedback alignment",
+    "feedback-learned": "learned feedback alone",
+    "evolution-low_rank": "evolution strategies, low-rank",
     "weight-blocks": "forward gradient, blocks",
     "weight-blocks-layerwise": "forward gradient, blocks, layer-wise, exact last",
     # The laboratory; {n} is the number of tangents.
@@ -85,6 +88,7 @@ _ENDS = {
     r"-exact-last": ", exact last",
     r"-projection": ", projection",
     r"-equal": ", equal operations",
+    r"-times-(\d+)": ", {0} times the steps",
     r"-(\d+)s": ", {0} s",
     r"-at-([\d.e-]+)": ", rate {0}",
     r"[-_](\d+)": ", K = {0}",

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.common import style
-from experiments.races.results import Line
+from experiments.races.results import Line, equal_operations, family_of
 from fwdgrad.measurement import mean_interval
 
 # Families in the order of the panel: name, colour, marker.
@@ -17,7 +17,9 @@ _FAMILIES = {
     "control": ("controls", style.GREY, "s"),
     "local": ("local losses", "#CC79A7", "D"),
     "activity": ("activities", "#0072B2", "^"),
+    "feedback": ("feedback", "#009E73", "P"),
     "weight": ("weights", "#D55E00", "v"),
+    "values": ("losses alone", "#E69F00", "X"),
 }
 
 
@@ -32,7 +34,7 @@ def draw_race(lines: Mapping[str, Line], folder: Path, name: str) -> None:
     families = {
         family: sorted(names, key=lambda x: -lines[x].accuracy)
         for family in _FAMILIES
-        if (names := [x for x in lines if _family(x, lines[x]) == family])
+        if (names := [x for x in lines if family_of(x, lines[x]) == family])
     }
     size = (style.WIDTH, 1.7 + 0.23 * len(lines))
     figure, (ends, course) = plt.subplots(1, 2, figsize=size, width_ratios=(3, 2))
@@ -49,15 +51,15 @@ def draw_race(lines: Mapping[str, Line], folder: Path, name: str) -> None:
     style.save(figure, folder, name, caption)
 
 
-def _family(name: str, line: Line) -> str:
-    return "control" if name.startswith("control") else line.family
-
-
 def _lengths(lines: Sequence[Line]) -> str:
-    """Say what the runs have in common, operations or seconds."""
-    operations = [float(line.columns["flops"][0, -1]) for line in lines]
-    if max(operations) <= 1.1 * min(operations):
-        return f"Every run makes {np.mean(operations) / 1e12:.2g} · 10¹² operations."
+    """Say what the runs have in common, operations, steps or seconds."""
+    if equal_operations(lines):
+        operations = np.mean([line.operations for line in lines])
+        return f"Every run makes {operations / 1e12:.2g} · 10¹² operations."
+    steps = [int(line.columns["step"][0, -1]) for line in lines]
+    if (fewest := min(steps)) == sorted(steps)[len(steps) // 2]:  # most have the same
+        longer = ", or the multiple that its name says" if max(steps) > fewest else ""
+        return f"Every run makes {fewest:,} steps{longer}."
     seconds = [line.seconds for line in lines]
     least, most = min(seconds), max(seconds)
     if most <= 1.1 * least:

@@ -1,7 +1,8 @@
-"""Races: the test error of each family of estimators, trained with equal operations.
+"""Races: the test error of each family of estimators, trained with equal operations or steps.
 
 Every line trains for the same floating-point operations by XLA's count, so that lines of one
-program make the same number of steps, at its best learning rate. Rates, seeds and comparisons are
+program make the same number of steps; or for the same number of steps, of which a line may have a
+multiple. Each is at its best learning rate. Rates, seeds and comparisons are
 those of `configs/protocol.yaml`. Controls train the last layer alone, or all layers but the first
 ones: accuracy that needs no learning in the hidden layers. The training time of a line is its steps
 times the time of a step, measured with all lines in turns on an idle machine.
@@ -32,7 +33,13 @@ from experiments.common import (
 )
 from experiments.common.tuning import Tuned, read_rates, tune_and_train
 from experiments.races.figure import draw_race
-from experiments.races.results import COLUMNS, TEST_COLUMNS, comparison_table, line_table, read
+from experiments.races.results import (
+    COLUMNS,
+    TEST_COLUMNS,
+    comparison_table,
+    line_table,
+    read,
+)
 from fwdgrad.records import read_json, write_table
 from fwdgrad.training import DivergedError
 
@@ -43,6 +50,12 @@ _NAMES = (
     "perturbs one of K groups of units. *Local losses*: each layer learns from a linear classifier "
     "of its own. *Controls*: exact gradients, but the other layers stay as they were initialised; "
     "an accuracy that needs no learning in hidden layers."
+)
+_RIVALS = (
+    " *Feedback*: hidden layers learn by a matrix times the exact error of the last layer; it is "
+    "random (direct feedback alignment), or learned from noise that does not enter the update "
+    "(learned feedback alone). *Losses alone*: no derivatives, but differences of losses or, by "
+    "evolution strategies, their ranks."
 )
 
 
@@ -86,11 +99,14 @@ class Race:
                     "derivatives": race.experiment.lines[name].derivatives,
                     "batch_size": tuned.config.batch_size,
                     "operations_per_step": counted[name]["result"],
+                    "times": race.experiment.lines[name].get("times", 1),
                 }
                 for name, tuned in trained.items()
             },
             "failed": failed,
             "operations": race.experiment.operations,
+            "num_steps": race.experiment.get("num_steps"),
+            "target_accuracy": race.experiment.get("target_accuracy"),
             "tuning": jobs.to_plain(race.experiment.tuning),
             "compared": jobs.to_plain(race.experiment.compared),
             "processes": timings.processes_of({(): timed}),
@@ -106,7 +122,10 @@ class Race:
         race = _Configs(cfg, self._name)
         # Not in the folder of `run`, which one process holds.
         counts = folder / "runs" / self._name / cfg.line
-        operations = costs.operations_of_a_step(race.any_run(cfg.line), counts)["result"]
+        operations = (
+            race.experiment.operations
+            and costs.operations_of_a_step(race.any_run(cfg.line), counts)["result"]
+        )
         for name in (bar := jobs.progress([cfg.line], cfg, self._name)):
             _tune_and_train(race, name, operations, bar)
 
@@ -171,19 +190,20 @@ class Race:
         lines, about = read(folder, self._name), information["lines"]
         rates = read_rates(tables.read(folder / f"{self._name}_tuning.csv", tuning.COLUMNS))
         compared = [c for _, c in comparisons.read(folder / f"{self._name}_comparisons.csv")]
+        rivals = {line.family for line in lines.values()} & {"feedback", "values"}
         rule, margin = information["tuning"], information["compared"]["margin_points"]
         text = [
             f"## {self._title} (not in the paper)",
             "",
             f"![Test error of each line]({self._name}.png)",
             "",
-            f"Each run has {information['operations']:.3g} operations. Each line tries "
+            f"{_length(information)} Each line tries "
             f"{rule['num_rates']} rates at full length with {len(rule['seeds'])} seeds and takes "
             "the one of the least validation error ([protocol](../../configs/protocol.yaml)); then "
             "other seeds train at it, and read the test images once."
-            f"{machines.sentence(information)} {_NAMES}",
+            f"{machines.sentence(information)} {_NAMES}{_RIVALS if rivals else ''}",
             "",
-            *line_table(lines, about, rates),
+            *line_table(lines, about, rates, information.get("target_accuracy")),
             *(["", f"No rate works for {', '.join(map(style.label, information['failed']))}."]
               if information["failed"] else []),
             "",
@@ -196,15 +216,47 @@ class Race:
         return "\n".join(text)
 
 
+def _length(information: Mapping[str, Any]) -> str:
+    """Say how long the runs are, and how the time to a target is found."""
+    if (operations := information["operations"]) is not None:
+        said = f"Each run has {operations:.3g} operations."
+    else:
+        steps = information["num_steps"]
+        said = f"Each run makes {steps:,} steps, or the multiple that its name says."
+    if (target := information.get("target_accuracy")) is None:
+        return said
+    return (
+        f"{said} The time to {100 * target:g} % is that of a step times the step at which the "
+        "validation accuracy first reaches it, interpolated between evaluations, over that of "
+        "backprop with the same seed."
+    )
+
+
 class _Configs:
-    """The configs of a race's runs."""
+    """The configs of a race's runs.
+
+    Raises:
+      ValueError: the race has both lengths, operations and steps, or neither.
+    """
 
     def __init__(self, cfg: DictConfig, name: str):
         self._cfg, self.name, self.experiment = cfg, name, cfg.experiments[name]
+        lengths = {key: self.experiment.get(key) for key in ("operations", "num_steps")}
+        if list(lengths.values()).count(None) != 1:
+            found = ", ".join(f"{key}={value}" for key, value in lengths.items())
+            raise ValueError(
+                f"experiments.{name}: a race is by operations or by num_steps, and the other is "
+                f"null; found {found}."
+            )
 
     def lines(self) -> list[str]:
         """Return the names of the lines that run."""
         return list(self.experiment.shown or self.experiment.lines)
+
+    def num_steps(self, name: str, operations: float | None) -> int:
+        """Return the steps of a line's run; `operations` are those of a step."""
+        steps = self.experiment.get("num_steps") or self.experiment.operations / operations
+        return max(1, round(steps * self.experiment.lines[name].get("times", 1)))
 
     def any_run(self, name: str) -> DictConfig:
         """Return a line's config for measurements that length and rate do not change."""
@@ -219,17 +271,17 @@ class _Configs:
         return jobs.compose_train(self._cfg, overrides, learning_rate=rate, **length, seed=seed)
 
 
-def _tune_and_train(race: _Configs, name: str, operations: float, bar: Any) -> Tuned:
-    """Tune and train a line, with as many steps as the race's operations pay for.
+def _tune_and_train(race: _Configs, name: str, operations: float | None, bar: Any) -> Tuned:
+    """Tune and train a line, with as many steps as the race's length pays for.
 
     Args:
       race: the configs.
       name: the line.
-      operations: of a step.
+      operations: of a step; of a race by steps they may be None.
       bar: the progress bar that notes are written above.
     """
     experiment = race.experiment
-    num_steps = max(1, round(experiment.operations / operations))
+    num_steps = race.num_steps(name, operations)
 
     def make_config(rate: float, seed: int, tuning: bool) -> DictConfig:
         rows = 1 if tuning else experiment.num_rows

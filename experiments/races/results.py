@@ -1,14 +1,14 @@
 """The results of a race: its lines, and the tables of its report."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments.common import costs, style, tables, timings
+from experiments.common import costs, curves, style, tables, timings
 from experiments.common.comparisons import Comparison
 from experiments.common.tuning import Rates
 from fwdgrad.measurement import Interval, mean_interval
@@ -22,11 +22,7 @@ TEST_COLUMNS: tables.Columns = {
     "estimator": str, "seed": int, "test_accuracy": float, "num_examples": int,
     "test_correct": str,
 }  # fmt: skip
-# Of the report's tables.
-_SHOWN = (
-    "line", "test error (%)", "validation error (%)", "steps", "training time (s)",
-    "time / backprop", "derivatives", "minibatch", "best rate",
-)  # fmt: skip
+# Of the report's table of comparisons.
 _SHOWN_COMPARISONS = ("line", "against", "points of test error", "corrected p", "verdict")
 
 
@@ -59,6 +55,11 @@ class Line:
         return float(self.columns["seconds"][0, -1])
 
     @property
+    def operations(self) -> float:
+        """Return the operations of the training."""
+        return float(self.columns["flops"][0, -1])
+
+    @property
     def accuracy(self) -> float:
         """Return the mean test accuracy over the seeds."""
         return float(self.test_accuracy.mean())
@@ -82,16 +83,61 @@ def read(folder: Path, name: str) -> dict[str, Line]:
     }  # fmt: skip
 
 
-def line_table(lines: Lines, about: About, rates: Mapping[str, Rates]) -> list[str]:
-    """Return a table of all lines in Markdown, the least test error first."""
-    shown = [
-        (style.label(name), _percent(1 - line.test_accuracy),
-         _percent(1 - line.columns["valid_accuracy"][:, -1]), line.columns["step"][0, -1],
-         f"{line.seconds:.3g}", line.over_backprop, about[name]["derivatives"],
-         about[name]["batch_size"], rates[name])
+def family_of(name: str, line: Line) -> str:
+    """Return the family that a line is drawn and explained with."""
+    return "control" if name.startswith("control") else line.family
+
+
+def equal_operations(lines: Iterable[Line]) -> bool:
+    """Return whether all lines have about the same operations."""
+    operations = [line.operations for line in lines]
+    return max(operations) <= 1.1 * min(operations)
+
+
+def line_table(
+    lines: Lines, about: About, rates: Mapping[str, Rates], target: float | None
+) -> list[str]:
+    """Return a table of all lines in Markdown, the least test error first.
+
+    Args:
+      lines: the lines.
+      about: line -> its entry in the record.
+      rates: line -> its learning rates.
+      target: the validation accuracy to which times are stated, if any.
+    """
+    to_target = "" if target is None else f"time to {100 * target:g} % / backprop"
+    rows = [
+        {
+            "line": style.label(name),
+            "test error (%)": _percent(1 - line.test_accuracy),
+            "validation error (%)": _percent(1 - line.columns["valid_accuracy"][:, -1]),
+            "steps": line.columns["step"][0, -1],
+            "operations (10¹²)": f"{line.operations / 1e12:.3g}",
+            "training time (s)": f"{line.seconds:.3g}",
+            "time / backprop": line.over_backprop,
+            to_target: "" if target is None else _time_to(target, line, lines["backprop"]),
+            "derivatives": about[name]["derivatives"],
+            "minibatch": about[name]["batch_size"],
+            "best rate": rates[name],
+        }
         for name, line in sorted(lines.items(), key=lambda item: -item[1].accuracy)
-    ]  # fmt: skip
-    return tables.markdown(_SHOWN, shown)
+    ]
+    same = {"operations (10¹²)"} if equal_operations(lines.values()) else set()
+    shown = [column for column in rows[0] if column and column not in same]
+    return tables.markdown(shown, [[row[column] for column in shown] for row in rows])
+
+
+def _time_to(accuracy: float, line: Line, backprop: Line) -> Any:
+    """Return the time to a validation accuracy over backprop's, a mean over seeds."""
+    own, reference = (
+        {"seconds": x.columns["step"] * x.over_backprop.value,
+         "valid_loss": 1 - x.columns["valid_accuracy"]}
+        for x in (line, backprop)
+    )  # fmt: skip
+    found = curves.mean_ratio(own, reference, loss=1 - accuracy)
+    if isinstance(found, curves.Unreached):
+        return found if found.reached else "not reached"
+    return "not reached by backprop" if math.isnan(found.value) else found
 
 
 def comparison_table(found: Sequence[Comparison], margin: float) -> list[str]:

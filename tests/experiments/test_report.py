@@ -43,6 +43,14 @@ def test_the_ratio_of_times_pairs_the_seeds():
     assert mean_ratio(fast, slow, "step").value == pytest.approx(3 * ratio.value)
 
 
+def test_the_ratio_of_times_to_a_loss():
+    slow = curve(([0.0, 10.0], [2.0, 1.0]), ([0.0, 20.0], [2.0, 1.0]))
+    fast = curve(([0.0, 4.0], [2.0, 0.0]), ([0.0, 4.0], [2.0, 0.0]))
+    assert mean_ratio(fast, slow, loss=1.5).value == pytest.approx((1 / 5 + 1 / 10) / 2)
+    assert math.isnan(mean_ratio(fast, slow, loss=0.5).value)  # which the slow one does not reach
+    assert mean_ratio(slow, fast, loss=0.5).reached == 0
+
+
 def test_a_seed_that_never_gets_there_counts_with_the_end_of_its_run():
     slow = curve(([0.0, 10.0], [2.0, 1.0]), ([0.0, 20.0], [2.0, 1.0]))
     never = curve(([0.0, 5.0], [2.0, 1.5]), ([0.0, 5.0], [2.0, 1.0]))

@@ -31,10 +31,10 @@ from fwdgrad.training import unpack_flags
 
 from .conftest import CONFIGS
 
+RACES = ("accuracy_race", "cnn_race", "sum_race", "sum_race_deep", "sum_race_cnn")
 FIGURES = {
     "trajectories", "trajectories_more", "step_cost", "learning_curves", "depth_scaling",
-    "fair_comparison", "small_rates", "estimator_quality", "scaling_laws", "accuracy_race",
-    "cnn_race",
+    "fair_comparison", "small_rates", "estimator_quality", "scaling_laws", *RACES,
 }  # fmt: skip
 
 
@@ -69,13 +69,13 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     cfg = compose("reproduce", *overrides)
     assert reproduce.run(cfg) == {}
     printed = capsys.readouterr().out
-    assert printed.count("seed 0: ") == 3 + 2 + 2 + 1 + 2 and "README.md" in printed
+    assert printed.count("seed 0: ") == 3 + 2 + 2 + 1 + 2 + 4 and "README.md" in printed
     assert {path.name for path in tmp_path.iterdir()} == {
-        "README.md", "laboratory.md", "races.md", "modes.md", "findings.csv", "runs",
-        "learning_curves_runs.csv", "small_rates.md", "small_rates_rates.csv",
-        *(f"{name}_{table}.csv" for name in ("accuracy_race", "cnn_race", "fair_comparison")
+        "README.md", "laboratory.md", "races.md", "sum_races.md", "modes.md", "findings.csv",
+        "runs", "learning_curves_runs.csv", "small_rates.md", "small_rates_rates.csv",
+        *(f"{name}_{table}.csv" for name in (*RACES, "fair_comparison")
           for table in ("tuning", "timings", "comparisons")), "estimator_quality_timings.csv",
-        "accuracy_race_test.csv", "cnn_race_test.csv", "estimator_quality_samples.csv",
+        *(f"{name}_test.csv" for name in RACES), "estimator_quality_samples.csv",
         "step_cost_timings.csv", "step_cost_forms.csv", "depth_scaling_timings.csv",
         *(f"{name}.{kind}" for name in FIGURES for kind in ("csv", "json", "png", "svg")),
         *(f"scaling_laws_{x}.csv" for x in ("fits", "training", "tuning", "timings")),
@@ -83,7 +83,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
         "differentiation.json",
         *(f"{p.NAME}.{kind}" for p in differentiation.PARTS for kind in ("csv", "png", "svg")),
     }  # fmt: skip
-    pages = ("README.md", "laboratory.md", "small_rates.md", "races.md", "modes.md")
+    pages = ("README.md", "laboratory.md", "small_rates.md", "races.md", "sum_races.md", "modes.md")
     texts = [(tmp_path / page).read_text() for page in pages]
     assert reports.count_words(texts[0]) <= reports.MOST_WORDS
     report = "".join(texts)

@@ -10,7 +10,7 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from experiments.common import from_config, problems, settings
+from experiments.common import from_config, problems, protocol, settings
 from experiments.common.keys import KEYS
 from experiments.common.kinds import EACH
 
@@ -69,18 +69,16 @@ TABLE = {
     "model.steps_per_call": MAPPING,
     "seed": SEED,
     **dict.fromkeys(
-        ("learning_rate", "operations", "max_seconds", "initial", "first_rate", "half_width",
-         "margin_points", "first_rates.*"), POSITIVE
+        ("learning_rate", "max_seconds", "times", "initial", "first_rate", "half_width",
+         "margin_points", "first_rates.*", "training.operations"), POSITIVE
     ),
     "optimizer.learning_rate": (POSITIVE[0], [1, {"_target_": "a.b"}]),
-    **dict.fromkeys(("confidence", "guess_rate"), FRACTION),
+    **dict.fromkeys(("confidence", "guess_rate", "target_accuracy"), FRACTION),
     "num_rates": ([2, *NOT_INTEGERS], [3]),
     "factor": ([1, 0.5, *NOT_NUMBERS], [2, 3.2]),
     "comparisons": ([*NOT_LISTS, ["a"], [["a"]], [["a", "b", "c"]]], [[], [["a", "b"]]]),
     **dict.fromkeys(
-        ("tuning", "timing", "compared", "protocol.comparisons",
-         "first_rates"),
-        MAPPING,
+        ("tuning", "timing", "compared", "protocol.comparisons", "first_rates"), MAPPING
     ),
     "rate": ([-1.0, *NOT_NUMBERS], [0, 1e-4]),
     "checkpoint_seconds": ([-1, NAN, "abc", None, True, [30]], [0, 0.1, INF]),
@@ -97,9 +95,8 @@ TABLE = {
     "derivatives": ([-1, 1.5, True, None, []], [0, 8]),
     **dict.fromkeys(("root", "page"), PATH),
     "folder": PATH_OR_NULL,
-    **dict.fromkeys(
-        ("overrides", "own", "training", "accuracy_race.model", "cnn_race.model"), OVERRIDES
-    ),
+    **dict.fromkeys(("overrides", "own", "training"), OVERRIDES),
+    **{f"{name}.model": OVERRIDES for name in protocol.EXPERIMENTS},
     **dict.fromkeys(
         [f"{name}.lines.*" for name in
          ("trajectories", "step_cost", "learning_curves", "small_rates")], OVERRIDES
@@ -108,7 +105,8 @@ TABLE = {
     "runs_of": ([*NOT_LISTS, ["cuda"], [1]], [[], ["gpu"]]),
     "platform": (["tpu", 16, True, ""], [None, "cpu", "gpu"]),
     "expected_seconds.*": POSITIVE,
-    "budget_seconds": ([x for x in POSITIVE[0] if x is not None], [None, 600]),
+    **dict.fromkeys(("budget_seconds", "operations"),
+                    ([x for x in POSITIVE[0] if x is not None], [None, 600])),
     "shown": NAMES_OR_NULL,
     **dict.fromkeys(("step_cost.shown", "learning_curves.shown", "fair_comparison.shown"), NAMES),
     "without": NAMES,
