@@ -161,6 +161,17 @@ def laws_of(errors: Errors) -> dict[str, PowerLaw]:
     return {name: fit(errors.x, y) for name, y in values.items()}
 
 
+def meets(errors: Errors) -> Interval:
+    """Return the place on the axis at which the overhead is 1 by its fit.
+
+    There is none, and the interval is nan, if no step that was measured costs less than backprop's:
+    the overhead is no less than the operations, however small the error.
+    """
+    if not errors.operations.min() < 1:
+        return Interval(math.nan, math.nan, math.nan, len(errors.error))
+    return fit(errors.x, errors.overhead).reaches(1.0)
+
+
 def best_number(errors: Errors) -> tuple[float, Interval]:
     """Return the K of the least overhead by the fits, and that overhead.
 
@@ -211,7 +222,7 @@ def fits_of(scaling: Scaling) -> list[tuple[Any, ...]]:
                 rows += [(axis, line, "least_overhead", *least)]
                 rows += [(axis, line, "least_overhead_at", *exact(at))]
             elif axis != PARAMETERS:
-                rows += [(axis, line, "overhead_meets", *laws["overhead"].reaches(1.0))]
+                rows += [(axis, line, "overhead_meets", *meets(errors))]
     for line, ratios in scaling.ratios.items():
         rows += [("all", line, "over_law", *over_law(ratios))]
         rows += [("all", line, "scatter", *exact(scatter(ratios)))]

@@ -210,18 +210,17 @@ def _tune_and_train(
     experiment = cfg.experiments[NAME]
     training = experiment.training
 
-    def config(rate: float, seed: int, num_steps: int, rows: int) -> DictConfig:
+    def config(rate: float, seed: int, is_tuning: bool, num_steps: int = 1) -> DictConfig:
+        rows = 1 if is_tuning else training.num_rows
         return _config(
             cfg, "training", name, "width", width, learning_rate=rate, seed=seed,
-            num_steps=num_steps, eval_every=max(1, num_steps // rows), read_test_set=False,
+            num_steps=num_steps, eval_every=max(1, num_steps // rows), read_test_set=not is_tuning,
         )  # fmt: skip
 
-    counted = costs.operations_of_a_step(config(1e-4, 0, 1, 1), runs / name)
+    counted = costs.operations_of_a_step(config(1e-4, 0, True), runs / name)
     num_steps = max(1, round(training.operations / counted["result"]))
     tuned = tune_and_train(
-        lambda rate, seed, is_tuning: config(
-            rate, seed, num_steps, 1 if is_tuning else training.num_rows
-        ),
+        partial(config, num_steps=num_steps),
         experiment.lines[name].first_rate,
         jobs.to_plain(training.tuning),
         jobs.to_plain(training.seeds),

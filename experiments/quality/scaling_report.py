@@ -16,6 +16,7 @@ from experiments.quality.scaling_fits import (
     laws_of,
     laws_of_losses,
     least_overhead,
+    meets,
     over_law,
     scatter,
 )
@@ -44,9 +45,10 @@ _OVERHEAD = """\
 *Overhead*: (1 + error) times the operations of a step over backprop's. If the curvature is the same
 in all directions, the best rate is 1/(1 + error) of backprop's, and so is the descent of a step:
 the estimator meets backprop where the overhead is 1. The place is extrapolated by the fit, with
-Fieller's interval; along K the error is a power law and the operations are linear, so there is a
-best K. XLA counts a part of the operations of sampling, and none of a QR factorisation. Control
-variates were learned from {guess_steps} minibatches at these very parameters.""".replace("\n", " ")
+Fieller's interval, if a step that was measured costs less than backprop's; along K the error is a
+power law and the operations are linear, so there is a best K. XLA counts a part of the operations
+of sampling, and none of a QR factorisation. Control variates were learned from {guess_steps}
+minibatches at these very parameters.""".replace("\n", " ")
 
 
 def section(scaling: Scaling, name: str) -> str:
@@ -113,8 +115,8 @@ def _found(scaling: Scaling) -> list[str]:
     meeting = [
         f"{style.label(line)}, {_AXES[axis]} of {place} (measured: {_range(errors)})"
         for axis, line, errors, laws in _each(scaling)
-        for meets, place in [_meeting(axis, errors, laws["overhead"])]
-        if meets
+        for is_met, place in [_meeting(axis, errors, laws["overhead"])]
+        if is_met
     ]
     lowest = min(
         ((least_overhead(errors)[1].value, line) for _, line, errors, _ in _each(scaling)),
@@ -136,6 +138,9 @@ def _meeting(axis: str, errors: Errors, overhead: PowerLaw) -> tuple[bool, str]:
     if axis == PARAMETERS:  # a width says it
         return False, "–"
     if axis != NUMBER:
+        if math.isnan(meets(errors).value) and not math.isnan(overhead.farthest):
+            cheapest = significant(float(errors.operations.min()))
+            return False, f"never: a step alone costs {cheapest} times backprop's, or more"
         return _place(overhead)
     at, least = best_number(errors)
     if least.n < FEWEST or math.isnan(least.low):

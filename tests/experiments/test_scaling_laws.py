@@ -195,8 +195,8 @@ def test_tables_with_known_laws(tmp_path):
 
 
 def test_a_line_that_meets_backprop_does_so_where_its_law_says(tmp_path):
-    """The overhead 1 + (d + 1)^(−1/2) falls to 1 by its fit."""
-    information = write_errors(tmp_path, exponent=-0.5, operations=1.0)
+    """The overhead 0.99 (1 + (d + 1)^(−1/2)) falls to 1 by its fit; of dearer steps it cannot."""
+    information = write_errors(tmp_path, exponent=-0.5, operations=0.99)
     scaling = read(tmp_path, NAME, information)
     law = fit(*(lambda e: (e.x, e.overhead))(scaling.errors["width"]["weights-normal"]))
     place = rows_of(scaling)["width", "weights-normal", "overhead_meets"]
@@ -204,6 +204,9 @@ def test_a_line_that_meets_backprop_does_so_where_its_law_says(tmp_path):
     text = section(scaling, NAME)
     assert "is reached by forward gradient, dense normal, width of" in text
     assert "(measured: 10 … 1,000)" in text and "no other estimator" in text
+    scaling = read(tmp_path, NAME, write_errors(tmp_path, exponent=-0.5, operations=1.0))
+    assert math.isnan(rows_of(scaling)["width", "weights-normal", "overhead_meets"][0])
+    assert "| never: a step alone costs 1 times backprop's, or more |" in section(scaling, NAME)
 
 
 def test_the_best_number_of_tangents_is_that_of_calculus(tmp_path):
