@@ -43,9 +43,9 @@ _SHORT = {
     "weights-orthogonal": "orthogonal",
     "activities-rademacher": "joint",
     "layerwise": "layer-wise",
-    "layerwise-guided": "… control variate",
+    "layerwise-guided": "layer-wise,\ncontrol variate",
     "activity-blocks": "blocks",
-    "activity-blocks-guided": "… control variate",
+    "activity-blocks-guided": "blocks,\ncontrol variate",
 }
 
 
@@ -67,10 +67,11 @@ def _draw_errors(scaling: Scaling, folder: Path, name: str) -> None:
                 if line.startswith(starts)
             }  # fmt: skip
             numbers += [len(errors.error) for errors in lines.values()]
-            names = panel is row[-1]
+            panel.set_visible(bool(lines))
             for line, errors in lines.items():
+                with_name = axis == [x for x in axes if line in scaling.errors.get(x, {})][-1]
                 unit = 1e6 if axis == PARAMETERS else 1.0
-                _draw_line(panel, line, errors._replace(x=errors.x / unit), names)
+                _draw_line(panel, line, errors._replace(x=errors.x / unit), with_name)
             style.log_scale(panel, "xy")
             panel.set_xlabel(_AXES[axis])
         row[0].set_ylabel("error, $E\\|g-\\nabla f\\|^2 / \\|\\nabla f\\|^2$")
