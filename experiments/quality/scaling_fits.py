@@ -12,7 +12,7 @@ from experiments.common import costs, tables, timings
 from experiments.common.curves import read_curves
 from experiments.quality.power_laws import PowerLaw, fit
 from fwdgrad.measurement import Interval, exact, geometric_mean_interval, mean_interval
-from fwdgrad.records import read_json, read_table
+from fwdgrad.records import read_json
 
 COLUMNS: tables.Columns = {
     "axis": str, "line": str, "x": float, "parameters": float, "seed": int,
@@ -71,7 +71,7 @@ def read(folder: Path, name: str, information: Mapping[str, Any] | None = None) 
     path = folder / f"{name}.csv"
     errors: dict[str, dict[str, Errors]] = {}
     ratios = {}
-    if read_table(path):
+    if "errors" in information["parts"]:
         table = tables.read(path, COLUMNS)
         for (axis, line), rows in table.groupby(["axis", "line"], sort=False):
             errors.setdefault(axis, {})[line] = _errors(rows, "x")

@@ -131,7 +131,10 @@ def write_errors(folder, exponent=1.0, operations=5.0):
                 for seed in SEEDS
             ]
     write_table(folder / f"{NAME}.csv", COLUMNS, rows)
-    return {"width": 100, "depth": 2, "standard_error": 0.1, "guess_steps": 2, "provenance": []}
+    return {
+        "parts": ["errors"], "width": 100, "depth": 2, "standard_error": 0.1, "guess_steps": 2,
+        "provenance": [],
+    }  # fmt: skip
 
 
 def write_training(folder):
@@ -225,12 +228,13 @@ def test_without_training_or_without_errors(tmp_path):
     scaling = read(tmp_path, NAME, information)
     assert not scaling.losses and "after equal" not in section(scaling, NAME)
     write_table(tmp_path / f"{NAME}.csv", COLUMNS, [])
-    scaling = read(tmp_path, NAME, {**information, "training": write_training(tmp_path)})
+    trained = {"parts": ["training"], "training": write_training(tmp_path)}
+    scaling = read(tmp_path, NAME, {**information, **trained})
     assert not scaling.errors and "overhead" not in section(scaling, NAME)
 
 
 def test_a_time_before_the_first_evaluation_has_no_loss(tmp_path):
-    information = {"training": write_training(tmp_path)}
+    information = {"parts": ["training"], "training": write_training(tmp_path)}
     path = tmp_path / f"{NAME}_timings.csv"
     rows = read_table(path)
     for row in rows:
