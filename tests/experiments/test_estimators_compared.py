@@ -106,7 +106,7 @@ def test_the_lines_of_a_race_are_read_back_and_reported(tmp_path):
     assert lines["activity-blocks"].over_backprop.value == pytest.approx(2)
     about = {name: {"derivatives": 64, "batch_size": 128} for name in lines}
     rates = dict.fromkeys(lines, Rates({0.1: [1.0]}, 0.1, [0.2]))
-    *_, first, second = results.line_table(lines, about, rates)
+    *_, first, second = results.line_table(lines, about, rates, None)
     assert first.startswith("| backprop | 1.20 [0.70, 1.70] | 1.20 [0.70, 1.70] | 2 | 1.82 | 1 |")
     assert second.startswith(f"| {style.label('activity-blocks')} | 1.90 [1.65, 2.15]")
     assert second.endswith("| 64 | 128 | 0.1; given up: 0.2 |")

@@ -165,6 +165,7 @@ def test_figure_6_holds_each_number_against_its_own(tmp_path):
         write_table(tmp_path / "depth_scaling_timings.csv", columns, times)
 
     write(costs, 1024)
+    (tmp_path / "depth_scaling.json").write_text('{"processes": []}')
     found = {f.key.removeprefix("depth."): f for f in depth_scaling.findings(tmp_path)}
     shown = {
         key: (*(str(x).partition(" [")[0] for x in (f.ours, f.low_rank)), f.verdict)
