@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from tests.examples import SEED, THOROUGH
+from tests.sweeps import beyond_the_short_run
 
 # The tests spend most of their time on compiling small programs that run once, so LLVM's expensive
 # passes are off; XLA's own passes stay on. JAX reads the flags when it makes the first backend, so
@@ -48,7 +49,11 @@ def pytest_configure(config):
         os.environ[SEED] = str(seed)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m thorough` chooses
 def pytest_collection_modifyitems(config, items):
+    if not config.option.keyword:  # `-k` may name any row
+        for item in [*beyond_the_short_run(items)]:
+            item.add_marker(pytest.mark.thorough)
     if config.getoption("--thorough") or config.getoption("--nightly"):
         return
     left_out = [item for item in items if item.get_closest_marker("thorough")]

@@ -195,6 +195,7 @@ def test_an_estimator_that_fails_says_why_and_the_others_are_compared():
     assert only.recommendation == "No estimator could be measured; the notes say why."
 
 
+@pytest.mark.thorough
 def test_the_usual_estimators():
     """On a network in which all of them are defined; the parameters stay the user's."""
 

@@ -216,6 +216,7 @@ def test_a_mesh_of_explicit_axes():
     _run(EXPLICIT)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("part", thorough_but([0], [0, 1]))
 def test_shard_map_with_keys_of_each_device(part):
     """Every second combination, among them the guesses at weights or those at activities."""

@@ -20,6 +20,7 @@ from fwdgrad.records import read_json, read_table, write_table
 from .timed import FACTS
 
 
+@pytest.mark.thorough
 def test_null_test(compose, tmp_path, capsys):
     cfg = compose(
         "null_test", "model=logistic", "rounds=2", "repeats=2", "processes=3", "steps_per_call=2",
@@ -66,6 +67,7 @@ def test_library_and_hand_written_steps_compile_to_the_same_work(key):
     assert library["bytes accessed"] < 1.1 * by_hand["bytes accessed"]
 
 
+@pytest.mark.thorough
 def test_step_cost(compose, tmp_path):
     """The whole experiment on small models; the table of intervals follows from the raw times."""
     forms = "{cpu: [{steps_per_call: 2, compiler_options: null}, {steps_per_call: 1, \
@@ -167,6 +169,7 @@ def test_divergence(compose, tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_figure_6_takes_its_times_from_the_raw_ones(compose, tmp_path, monkeypatch):
     """Over three processes; times of the table that were changed are not believed."""
     monkeypatch.setattr(

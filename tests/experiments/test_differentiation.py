@@ -61,6 +61,7 @@ def test_symbolic_derivatives_swell_and_programs_do_not():
     assert counts["shared"][-1] < symbolic[-1] / 10
 
 
+@pytest.mark.thorough
 def test_columns_for_tall_and_rows_for_wide():
     """By operations the crossing is at m = n. Time has it wherever the machine does: but columns
     are the faster at one end, and rows at the other.
@@ -85,6 +86,7 @@ def test_columns_for_tall_and_rows_for_wide():
     assert memory[128, 2, "rows"] < memory[128, 2, "columns"]
 
 
+@pytest.mark.thorough
 def test_errors_of_the_estimators_are_those_of_theory():
     """Slope −1/2 and the constants. Student's interval of the squares, at a confidence of 95 %,
     misses one in twenty; 2.5 of its half-widths do not (1e-6, in the normal approximation). Of

@@ -61,6 +61,7 @@ def test_a_seed_with_which_a_run_diverges_is_left_out(compose, tmp_path, monkeyp
         learning_curves.run(compose("reproduce", *overrides, f"{settings}.shown=[b]"), tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_rate_that_diverges_is_not_chosen(compose, tmp_path, monkeypatch):
     """In tuning, or later with another seed."""
     made, trained = [], {}

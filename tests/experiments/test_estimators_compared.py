@@ -53,6 +53,7 @@ def test_bias_and_variance_are_told_apart(small, monkeypatch, factor, noise):
     assert found["bias"] == pytest.approx([(factor - 1) ** 2] * 2, abs=1e-3 + 26 * noise**2 / n)
 
 
+@pytest.mark.thorough
 def test_activities_are_better_than_weights_and_guesses_help(small):
     layerwise = [
         "space=activities", "tangents=rademacher", "estimator.value_and_grad.space.layerwise=true",

@@ -81,6 +81,7 @@ def test_every_command_is_found_by_its_name_in_another_process(tmp_path):
     assert all(int(size) < 100 for *_, size in lines)
 
 
+@pytest.mark.thorough
 def test_a_console_that_is_not_utf_8(tmp_path):
     """A character that the console lacks is escaped, and stands in the files."""
     result = run("-m", "experiments.modes.walkthrough", f"output.root={tmp_path}",

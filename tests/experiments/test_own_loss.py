@@ -83,6 +83,7 @@ def test_it_agrees_with_the_laboratory_on_the_papers_mlp(compose, tmp_path):
     assert len(apart) <= 1, apart
 
 
+@pytest.mark.thorough
 def test_the_files_of_the_command(compose, tmp_path, capsys):
     compare.command(compose("compare", "model=logistic", *SHORT, f"output.root={tmp_path}"))
     names = {"README.md", "compare.csv", "compare.json", "compare.png", "compare.svg"}

@@ -160,6 +160,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     }
 
 
+@pytest.mark.thorough
 def test_nothing_to_draw_is_one_error_and_leaves_nothing(tmp_path):
     root = tmp_path / "mistyped"
     overrides = ("preset=smoke", f"output.root={root}", "draw_only=true")
@@ -199,6 +200,7 @@ def test_a_failure_is_reported_by_name(compose, tmp_path, monkeypatch):
     assert "**learning_curves failed:** OSError: disk full" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.thorough
 def test_after_a_failure_the_others_go_on(compose, tmp_path, monkeypatch):
     """Results of an earlier run are marked as such, also if they cannot be read."""
 

@@ -60,6 +60,7 @@ def test_a_run_that_nobody_finished_is_trained_here(config):
     assert record.info["jax"]["platform"] == "cpu"
 
 
+@pytest.mark.thorough
 def test_a_diverged_run_is_one_too(config, platform, no_training):
     """A rate that fails on another platform is out, and is read back as such."""
     tuning = {"seeds": [1], "num_rates": 3, "factor": 10.0}

@@ -202,6 +202,7 @@ class _Loss:
         return loss(params, x, y)
 
 
+@pytest.mark.thorough
 def test_arguments_of_the_loss_and_of_others():
     """By position where the loss allows it, else by name. Others are for other transformations."""
     seen = []

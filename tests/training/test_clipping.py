@@ -178,6 +178,7 @@ def test_a_guess_is_not_clipped_with_the_parameters():
     assert updates.params["w"] == -1 and updates.guess["w"] == -5
 
 
+@pytest.mark.thorough
 def test_the_norm_of_an_estimate_by_signs_is_the_derivative(key):
     """‖g‖ = |d| √n for dense and rank-one signs, so that the bound on it is one on |d|."""
     params = {"w": jnp.arange(12.0).reshape(4, 3), "b": jnp.ones(3)}
