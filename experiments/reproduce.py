@@ -73,7 +73,7 @@ def run(cfg: DictConfig) -> dict[str, str]:
     folder = settings.root(cfg)
     shown = _shown(cfg)
     if cfg.line is not None:
-        alone.check_line(cfg, "reproduce")
+        alone.check_line(cfg, "reproduce", has_lines=False)
     if cfg.draw_only:
         jobs.check_recorded(folder, shown)
     else:

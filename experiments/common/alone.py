@@ -5,10 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.common import budget, commands, jobs, own_problem, protocol, settings, start
+from experiments.common import budget, commands, jobs, own_problem, settings, start
 from fwdgrad.records import hold
-
-_BY_LINE = (*protocol.EXPERIMENTS, "small_rates")  # experiments with `train_line`
 
 
 def command_of(module: str) -> commands.Command:
@@ -46,7 +44,7 @@ def run_alone(cfg: DictConfig, experiment: Any) -> None:
         start.check_platform(cfg)
         cfg = own_problem.adapted(cfg, [experiment.NAME])
     if cfg.line is not None:
-        check_line(cfg, experiment.NAME)
+        check_line(cfg, experiment.NAME, hasattr(experiment, "train_line"))
         experiment.train_line(cfg, folder)
         return
     with hold(folder), start.processes(cfg):
@@ -63,16 +61,22 @@ def run_alone(cfg: DictConfig, experiment: Any) -> None:
     print(f"drawn in {folder}")
 
 
-def check_line(cfg: DictConfig, name: str) -> None:
+def check_line(cfg: DictConfig, name: str, has_lines: bool) -> None:
     """Raise an error unless `line` names a line of an experiment that can train it alone.
+
+    Args:
+      cfg: a `reproduce` config.
+      name: of the experiment or command.
+      has_lines: the module of the experiment has `train_line`.
 
     Raises:
       ValueError: the experiment has no such line.
     """
-    lines = cfg.experiments[name].lines if name in _BY_LINE else ()
+    lines = cfg.experiments[name].lines if has_lines else ()
     if cfg.line not in lines:
         has = f"{name} has {', '.join(lines)}" if lines else f"{name} tunes no lines"
         raise ValueError(
-            f"line={cfg.line} is to be trained alone, but {has}. Only the commands of "
-            f"{', '.join(_BY_LINE)} train a line alone; leave line= out of the others."
+            f"line={cfg.line} is to be trained alone, but {has}. The commands of experiments that "
+            "compare trainings, as fair_comparison and the races, train a line alone; leave line= "
+            "out of the others."
         )

@@ -1,4 +1,4 @@
-"""The race on the sum of two digits: hidden layers have to learn, and do by forward mode.
+"""The race on the sum of two digits: do hidden layers learn by forward mode, where they have to?
 
 The MLP by each family of estimators and its nearest rivals, with equal steps. Part of `reproduce`;
 alone:

@@ -1,4 +1,4 @@
-"""Why faster at small rates: the controls do what they say, and the finding can be another one."""
+"""Controls of `small_rates` by hand, its paths against `train`, and verdicts that refute."""
 
 import jax
 import jax.numpy as jnp
