@@ -285,8 +285,8 @@ class Training:
         self._minibatches = minibatches(made.train, seed=cfg.seed, **sizes)
         _, self.state, self._advance, self.compile_seconds = make_stepper(
             made.loss, init or made.init, self._minibatches.block(0, 1)[0], estimator(cfg),
-            transformation or optimizer(cfg), seed=cfg.seed, **sizes,
-            compiler_options=cfg.compiler_options, programs=programs,
+            transformation or optimizer(cfg), seed=cfg.seed, programs=programs, **sizes,
+            augment=getattr(made, "augment", None), compiler_options=cfg.compiler_options,
         )  # fmt: skip
 
     def advance(self, num_steps: int) -> Any:

@@ -51,13 +51,15 @@ def _problem(text: str) -> Problem:
     if "dataset" in given:
         groups["dataset"] = _images(OmegaConf.to_yaml(given.dataset))
     made = _made("problem", given.problem, **groups)
-    if missing := [x for x in Problem._fields if not hasattr(made, x)]:
+    optional = Problem._field_defaults
+    if missing := [x for x in Problem._fields if not (x in optional or hasattr(made, x))]:
         raise ValueError(
             f"problem._target_={given.problem._target_} must return a fwdgrad.problems.Problem, or "
             f"an object like it; found {type(made).__name__}, without {', '.join(missing)}."
         )
     if not hasattr(made, "loss"):
-        made = Problem(*(getattr(made, x) for x in Problem._fields))
+        parts: Any = (getattr(made, x, optional.get(x)) for x in Problem._fields)
+        made = Problem(*parts)
     if not given.problem._target_.startswith("fwdgrad."):
         check_problem(made)
     return made

@@ -40,6 +40,8 @@ def check_problem(problem: Problem) -> None:
             found = f"An example of {name} is {types[name]}, one of train {types['train']}."
             with error_note(found):
                 jax.eval_shape(traced, jax.random.key(0), examples)
+    if (augment := getattr(problem, "augment", None)) is not None:
+        _check_augment(augment, sets["train"])
 
 
 def _few(name: str, examples: Any) -> PyTree:
@@ -84,6 +86,20 @@ def _check_floating(params: PyTree) -> None:
                 "parameters alone: of a model of Equinox fwdgrad.partition(model)[0], of Flax "
                 "nnx.split(model, nnx.Param, ...)[1]."
             )
+
+
+def _check_augment(augment: Any, batch: PyTree) -> None:
+    def of_one(x: Any) -> str:
+        return f"{x.dtype}{list(x.shape)}"
+
+    key, shapes = jax.random.key(0), jax.eval_shape(lambda x: x, batch)
+    given = jax.tree.map(of_one, shapes)
+    made = jax.tree.map(of_one, jax.eval_shape(augment, key, shapes))
+    if made != given:
+        raise ValueError(
+            "augment(key, batch) must return a batch of the same shapes and types, "
+            f"{given}; found {made}."
+        )
 
 
 def _check_scores(scores: Any, number: int) -> None:

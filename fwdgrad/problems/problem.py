@@ -51,6 +51,9 @@ class Problem(NamedTuple):
         meaning. Further names are recorded of the test set.
       train, valid, test: three sets of examples, each of arrays that share their first axis, or a
         `Loader`.
+      augment: (key, batch) -> the batch that a step of training sees, of the same shapes and types
+        (random crops, say); None: the batch itself. Only training calls it: the sets are evaluated
+        as they are.
     """
 
     init: Callable[[Array], PyTree]
@@ -58,6 +61,7 @@ class Problem(NamedTuple):
     train: Batch | Loader
     valid: Batch | Loader
     test: Batch | Loader
+    augment: Callable[[Array, Batch], Batch] | None = None
 
     def loss(self, params: PyTree, batch: Batch) -> Array:
         """Return the mean loss over a batch, the scalar that training minimises."""

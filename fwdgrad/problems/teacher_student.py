@@ -74,5 +74,5 @@ def regression(
         return {"loss": (jax.vmap(combine(params, static))(x)[:, 0] - y) ** 2}
 
     sizes = (num_examples, tenth, tenth)
-    sets = (examples(key, number) for key, number in zip(keys, sizes, strict=True))
-    return Problem(lambda key: partition(student(key))[0], scores, *sets)
+    train, valid, test = map(examples, keys, sizes)
+    return Problem(lambda key: partition(student(key))[0], scores, train, valid, test)

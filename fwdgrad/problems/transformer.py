@@ -143,8 +143,8 @@ def language_model(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:])
         return {"loss": losses.mean(1)}
 
-    sets = (_windows(part, length) for part in parts)
-    return Problem(lambda key: partition(make(key))[0], scores, *sets)
+    train, valid, test = (_windows(part, length) for part in parts)
+    return Problem(lambda key: partition(make(key))[0], scores, train, valid, test)
 
 
 def _text_of(path: str | None) -> str:

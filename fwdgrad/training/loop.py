@@ -62,7 +62,8 @@ def train(
     """Train, or resume training, and return the record of the finished run.
 
     Args:
-      problem: parameters, loss and examples, which are arrays on the device or loaders.
+      problem: parameters, loss and examples, which are arrays on the device or loaders; with
+        `augment`, where it has one, for the minibatches of training.
       estimator: loss function, has_report=True -> value and gradient, for example
         `fwdgrad.forward_value_and_grad` or a `functools.partial` of it.
       optimizer: any optax optimizer; its update is given the loss as `value` too, but not the
@@ -109,7 +110,8 @@ def train(
         of_steps = minibatches(problem.train, seed=seed, **sizes)
         stepper = make_stepper(
             problem.loss, problem.init, of_steps.block(0, 1)[0], estimator, optimizer, seed=seed,
-            compiler_options=settings.compiler_options, programs=programs, **sizes,
+            augment=getattr(problem, "augment", None), programs=programs,
+            compiler_options=settings.compiler_options, **sizes,
         )  # fmt: skip
         of_run = identity, folder, held, about
         run = _Run(problem, of_steps, stepper, programs, learning_rate, *of_run)

@@ -28,6 +28,10 @@ from fwdgrad.util import backend
 from fwdgrad.util.trees import Array, PyTree
 
 _MOST_BYTES = 2**24  # drawn ahead: less than a few minibatches
+_AUGMENTATION = 2**32 - 1  # with the key of the steps it gives another; no step has this number
+
+# (key, minibatch) -> the minibatch that a step of training sees, of the same shapes and types
+Augment = Callable[[Array, PyTree], PyTree]
 
 
 class State(NamedTuple):
@@ -120,12 +124,14 @@ def make_stepper(
     seed: int,
     batch_size: int,
     steps_per_call: int,
+    augment: Augment | None = None,
     compiler_options: Mapping[str, Any] | None = None,
     programs: Programs | None = None,
 ) -> Stepper:
     """Initialise the state from `seed` and compile the step, with XLA's options if given.
 
-    The seed is an argument of the compiled step, which may so be one of `programs`.
+    The seed is an argument of the compiled step, which may so be one of `programs`. With `augment`
+    a step sees what that returns for its minibatch, and for a key of the seed and the step.
     """
     programs = programs or Programs()
     batch = jax.tree.map(lambda x: x[:batch_size], examples)
@@ -139,7 +145,10 @@ def make_stepper(
         update = optax.with_extra_args_support(optimizer).update
         start = time.perf_counter()
         program = (
-            jax.jit(partial(_advance, value_and_grad, update, steps_per_call), donate_argnums=0)
+            jax.jit(
+                partial(_advance, value_and_grad, update, augment, steps_per_call),
+                donate_argnums=0,
+            )
             .lower(
                 state,
                 examples,
@@ -187,6 +196,7 @@ def _initial_state(
 def _advance(
     value_and_grad: ValueAndGrad,
     update: Callable[..., Any],
+    augment: Augment | None,
     steps_per_call: int,
     state: State,
     examples: PyTree,
@@ -196,10 +206,17 @@ def _advance(
 ) -> State:
     """Make `count` steps, of which each has a key by its number."""
 
+    def minibatch(step: Array, indices: Array) -> PyTree:
+        batch = jax.tree.map(lambda x: x[indices], examples)
+        if augment is None:
+            return batch
+        key = jax.random.fold_in(steps_key, _AUGMENTATION)
+        return augment(jax.random.fold_in(key, step), batch)
+
     def step_once(
         state: State, indices: Array, estimate: Callable[..., Any], source: PyTree
     ) -> State:
-        batch = jax.tree.map(lambda x: x[indices], examples)
+        batch = minibatch(state.step, indices)
         value, grad, report = estimate(source, state.params, batch)
         updates, opt_state = update(grad, state.opt_state, state.params, value=value, grad=grad)
         return State(
@@ -216,7 +233,7 @@ def _advance(
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(steps_key, steps)
     if steps_per_call == 1:
         return step_once(state, indices[0], value_and_grad, keys[0])
-    batch = jax.tree.map(lambda x: x[indices[0]], examples)
+    batch = minibatch(state.step, indices[0])
     estimate, sources = draw_ahead(value_and_grad, keys, state.params, batch)
 
     def unfinished(carry: tuple[Array, State]) -> Array:

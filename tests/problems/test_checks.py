@@ -31,8 +31,9 @@ RIGHT = Problem(init, scores, EXAMPLES, EXAMPLES, EXAMPLES)
         RIGHT._replace(train=jax.tree.map(lambda x: np.asarray(x, float), EXAMPLES)),
         RIGHT._replace(valid=Loader(lambda seed: iter([EXAMPLES]))),
         RIGHT._replace(init=lambda key: {"w": np.ones(2)}),
+        RIGHT._replace(augment=lambda key, batch: {**batch, "x": -batch["x"]}),
     ],
-    ids=["arrays", "one", "NumPy", "loader", "NumPy parameters"],
+    ids=["arrays", "one", "NumPy", "loader", "NumPy parameters", "augmented"],
 )
 def test_a_right_problem_passes(right):
     check_problem(right)
@@ -64,6 +65,11 @@ def with_scores(change):
         ({"train": {"x": X, "y": 1.0}}, TypeError, r"train\['y'\] must be an array .*found float"),
         ({"train": {"x": X, "y": X[0, 0]}}, TypeError, r"found \w+ of shape \(\)"),
         ({"train": Loader(lambda seed: [])}, ValueError, "train must yield .*yields none"),
+        (
+            {"augment": lambda key, batch: {**batch, "x": batch["x"][:, :1]}},
+            ValueError,
+            r"augment\(key, batch\) must return .*same shapes.*\[3, 2\].*found .*\[3, 1\]",
+        ),
     ],
 )
 def test_a_wrong_part_is_named(parts, error, message):

@@ -45,7 +45,7 @@ def test_each_image_is_in_one_pair_of_its_set(shape):
     """But the last of an odd number."""
     given = sets(shape)
     problem = digit_sum(MLP, given)
-    for (images, labels), (pairs, sums) in zip(given[:3], problem[2:], strict=True):
+    for (images, labels), (pairs, both) in zip(given[:3], problem[2:5], strict=True):
         assert pairs.shape == (len(images) // 2, 8, 16, *shape[2:])
         left, right = pairs[:, 0, :8].reshape(len(pairs), -1), pairs[:, 0, 8:]
         right = right.reshape(len(pairs), -1)
@@ -54,11 +54,34 @@ def test_each_image_is_in_one_pair_of_its_set(shape):
         assert len(set(found)) == len(images) // 2 * 2
         assert set(found) <= set(np.asarray(images).reshape(len(images), -1)[:, 0].astype(int))
         label_of = dict(zip(np.asarray(images).reshape(len(images), -1)[:, 0], labels, strict=True))
-        expected = [
-            (int(label_of[a]) + int(label_of[b])) % 10
-            for a, b in zip(np.asarray(left[:, 0]), np.asarray(right[:, 0]), strict=True)
-        ]
-        assert list(sums) == expected and sums.dtype == jnp.int32
+        sides = np.stack([left[:, 0], right[:, 0]], axis=1)
+        assert both.dtype == jnp.int32
+        np.testing.assert_array_equal(both, np.vectorize(label_of.get)(sides))
+
+
+def test_the_class_of_a_pair_is_the_sum_of_its_labels(key):
+    problem = digit_sum(MLP, sets())
+    params = problem.init(key)
+    images, labels = problem.train
+    sums = (labels[:, 0] + labels[:, 1]) % 10
+    assert (np.asarray(labels.sum(1)) >= 10).any()  # so that the modulo counts
+    static = eqx.partition(MLP(shape=(8, 16), key=key), eqx.is_array)[1]
+    logits = jax.vmap(eqx.combine(params, static))(images)
+    losses = jax.nn.logsumexp(logits, axis=1) - logits[jnp.arange(len(sums)), sums]
+    found = problem.scores(params, problem.train)
+    np.testing.assert_allclose(found["loss"], losses, rtol=1e-5)
+    np.testing.assert_array_equal(found["accuracy"], logits.argmax(1) == sums)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)])
+def test_a_minibatch_of_pairs_is_paired_anew(shape, key):
+    problem = digit_sum(MLP, sets(shape))
+    images, labels = batch = jax.tree.map(lambda x: x[:5], problem.train)
+    new_images, new_labels = problem.augment(key, batch)
+    for i in range(5):
+        np.testing.assert_array_equal(new_images[i, :, :8], images[i, :, :8])
+        np.testing.assert_array_equal(new_images[i, :, 8:], images[i - 1, :, 8:])
+        assert list(new_labels[i]) == [labels[i, 0], labels[i - 1, 1]]
 
 
 def test_pairs_are_fixed_by_the_seed():
