@@ -123,7 +123,7 @@ EXPERIMENTS: dict[str, Any] = {
         **dict.fromkeys(("width", "batch_size", "depth"), POSITIVE_INTEGER),
         **dict.fromkeys(("processes", "rounds"), POSITIVE_INTEGER),
         **dict.fromkeys(("depths", "batch_sizes"), list_of(POSITIVE_INTEGER)),
-        "max_seconds": POSITIVE,
+        **dict.fromkeys(("max_seconds", "fixed_cost"), POSITIVE),
         "products_per_call": POSITIVE_INTEGER,
         "resident": BOOLEAN,
     },

@@ -65,9 +65,11 @@ def note_on_sharing(information: Mapping[str, Any]) -> str:
     >>> note_on_sharing({"processes": [{"process": 0}]})
     ''
     """
-    if not any(process.get("before") for process in information["processes"]):
+    processes = information["processes"]
+    if not any(process.get("before") for process in processes):
         return ""
+    at_once = " and compile at the same time," if any(p.get("beside") for p in processes) else ""
     return (
-        " The processes are the same for all panels, so programs of later panels may compile "
-        "faster than in a process of their own."
+        f" The processes are the same for all panels,{at_once} so programs may compile faster or "
+        "slower than in a process of their own."
     )

@@ -32,7 +32,6 @@ from fwdgrad.records import read_json, write_table
 
 NAME = "depth_scaling"
 _OF_PAPER = (1, 10, 100)  # depths of which the paper has numbers
-_FIXED_COST = 70  # of measuring a point, in layers: on a CPU 9, 11 and 22 s for 1, 10 and 100
 _QUANTITIES = ("seconds", "relative_cost", "over_reference")
 _BYTES = ("parameter_bytes", "temp_bytes", "total_bytes", "peak_bytes")
 _TIMES = [f"{quantity}{end}" for quantity in _QUANTITIES for end in ("", "_low", "_high")]
@@ -62,7 +61,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     shared = {name: experiment[name] for name in names}
     if not experiment["resident"]:
         shared["resident"] = False
-    weights = {point: point[1] + _FIXED_COST for point in points}
+    weights = {point: point[1] + experiment["fixed_cost"] for point in points}
     records: dict[tuple[int, int], dict[str, Any]] = {}  # the point on both axes is one record
     bar = jobs.progress(sorted(points, key=lambda p: (_level(p), -p[1] * p[2])), cfg, NAME)
     for point in bar:

@@ -7,15 +7,16 @@ number, the median over its turns, and intervals are over processes. A process c
 in an order of its own, and the next process in the reverse of it: two programs that are equal could
 change their names without changing the distribution of their ratio's logarithm, except in sign.
 
-A process takes seconds to start, on a GPU about eight. Within `workers.shared_processes` it makes
-one measurement after another: process i of each is process i of all.
+A process takes seconds to start, on a GPU about eight, and on a GPU compiling takes most of a
+measurement. Within `workers.shared_processes` a process makes one measurement after another
+(process i of each is process i of all), and the processes compile at the same time, before the
+first of them is timed.
 """
 
 import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from fwdgrad.records import changed_settings, cpu_model
 from fwdgrad.util.intervals import Interval, geometric_mean_interval
 from fwdgrad.util.timing import interleaved_seconds
 
+_ABOUT = "host", "order", "before", "beside"  # of a process, in records
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -81,21 +83,25 @@ def time_in_processes(
 
     Returns:
       Plain values: `samples`, a row of `Sample` each; `facts`, name -> fact -> median over the
-      processes; `processes`, for each its `host_state` at the start, the `order` of compiling and
-      the `compile_seconds` of each program; of a process that has made measurements before, their
-      number `before`. Compilation does not read JAX's persistent cache.
+      processes; `processes`, for each its `host_state` before its turns, the `order` of compiling
+      and the `compile_seconds` of each program; of shared processes `before` and `beside`, as
+      `shared_processes` has them. Compilation does not read JAX's persistent cache.
 
     Raises:
       RuntimeError: a process was killed.
     """
     found: list[dict[str, Any]] = []
-    for process, order in enumerate(_orders(names, processes, seed)):
-        arguments = make, order, rounds, max_seconds, seed + process, changed_settings()
-        if (kept := shared()) is not None:
-            kept.start(processes, make)
+    to_compile = [(make, order, changed_settings()) for order in _orders(names, processes, seed)]
+    if (kept := shared()) is not None:
+        kept.start(processes, make)
+        kept.call_at_once(_compile, to_compile)
+    for process in range(processes):
+        how = rounds, max_seconds, seed + process
         begun = time.monotonic()
-        call = in_fresh_process if kept is None else partial(kept.call, process)
-        found.append(call(_time, *arguments))
+        if kept is None:
+            found.append(in_fresh_process(_compile_and_time, to_compile[process], how))
+        else:
+            found.append(kept.call(process, _time, *how))
         if left := processes - len(found):
             go_on(left * (time.monotonic() - begun))
     samples = [
@@ -113,7 +119,7 @@ def time_in_processes(
     }
     about = [
         {
-            **{key: of_process[key] for key in ("host", "order", "before") if key in of_process},
+            **{key: of_process[key] for key in _ABOUT if key in of_process},
             "compile_seconds": {
                 name: of_process["facts"][name]["compile_seconds"] for name in names
             },
@@ -130,30 +136,41 @@ def _orders(names: Sequence[str], processes: int, seed: int) -> Iterator[list[st
         yield [names[i] for i in (order if process % 2 == 0 else order[::-1])]
 
 
-def _time(
+_compiled: dict[str, Program] = {}  # of this process, in the order of compiling
+
+
+def _compile(
     make: Callable[[Sequence[str]], Mapping[str, Program]],
     order: Sequence[str],
-    rounds: int,
-    max_seconds: float | None,
-    seed: int,
     settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return what one process finds: the seconds of a step in each turn, and facts."""
-    host = host_state()
-    gc.collect()  # the programs of an earlier measurement
+) -> None:
+    """Compile the programs, for `_time` in the same process."""
+    _compiled.clear()  # the programs of an earlier measurement
+    gc.collect()
     jax.config.update("jax_enable_compilation_cache", False)
     for name, value in settings.items():
         if name != "platform":
             jax.config.update(name, value)
     programs = make(order)
-    calls = {name: programs[name].call for name in order}
+    _compiled.update({name: programs[name] for name in order})
+
+
+def _time(rounds: int, max_seconds: float | None, seed: int) -> dict[str, Any]:
+    """Return what one process finds: the seconds of a step in each turn, and facts."""
+    host = host_state()
+    calls = {name: program.call for name, program in _compiled.items()}
     timed = interleaved_seconds(calls, rounds=rounds, max_seconds=max_seconds, seed=seed)
     return {
-        "seconds": {name: (x / programs[name].steps).tolist() for name, x in timed.items()},
-        "facts": {name: dict(programs[name].facts) for name in order},
+        "seconds": {name: (x / _compiled[name].steps).tolist() for name, x in timed.items()},
+        "facts": {name: dict(program.facts) for name, program in _compiled.items()},
         "host": host,
-        "order": list(order),
+        "order": list(_compiled),
     }
+
+
+def _compile_and_time(to_compile: Sequence[Any], how: Sequence[Any]) -> dict[str, Any]:
+    _compile(*to_compile)
+    return _time(*how)
 
 
 def host_state() -> dict[str, Any]:

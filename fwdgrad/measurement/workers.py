@@ -3,8 +3,8 @@
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
@@ -27,9 +27,10 @@ def shared_processes() -> Iterator[None]:
     """Take the same processes for all measurements by `time_in_processes`.
 
     Process i of each measurement is process i of all: within a measurement the processes are as
-    independent as ever, two measurements are not. A program may be compiled faster after an earlier
-    measurement, since the compiler may know the fastest kernels of a GPU by then; the records say
-    how many measurements a process has made `before`.
+    independent as ever, two measurements are not. They compile at the same time, and are timed one
+    after the other. A program may be compiled faster after an earlier measurement, since the
+    compiler may know the fastest kernels of a GPU by then, and slower beside the others. The
+    records say how many measurements a process has made `before`, and `beside` how many others.
     """
     global _shared
     outer, _shared = _shared, _Processes()
@@ -46,7 +47,7 @@ def shared() -> "_Processes | None":
 
 
 class _Processes:
-    """Processes that make one measurement after another, one process at a time."""
+    """Processes that make one measurement after another."""
 
     def __init__(self) -> None:
         self._pools: dict[int, ProcessPoolExecutor] = {}
@@ -64,17 +65,30 @@ class _Processes:
             with _error_if_killed():
                 started.result()
 
+    def call_at_once(
+        self, function: Callable[..., None], arguments: Sequence[Sequence[Any]]
+    ) -> None:
+        """Call function(*arguments[i]) in process i of each i, at the same time."""
+        calls = {i: self._pools[i].submit(function, *x) for i, x in enumerate(arguments)}
+        for process, call in calls.items():
+            self._result(process, call)
+
     def call(self, process: int, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-        """Return function(*arguments) of a process, and its number of measurements `before`."""
-        before = {"before": self._made[process]} if self._made[process] else {}
+        """Return function(*arguments) of a process, and what `shared_processes` records of it."""
+        about = {"before": self._made[process]} if self._made[process] else {}
+        if others := len(self._pools) - 1:
+            about["beside"] = others
+        result = self._result(process, self._pools[process].submit(function, *arguments))
+        self._made[process] += 1
+        return {**result, **about}
+
+    def _result(self, process: int, call: "Future[Any]") -> Any:
         try:
             with _error_if_killed():
-                result = self._pools[process].submit(function, *arguments).result()
+                return call.result()
         except RuntimeError:
             del self._pools[process]  # another takes its place in the next measurement
             raise
-        self._made[process] += 1
-        return {**result, **before}
 
     def end(self) -> None:
         for pool in self._pools.values():

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -180,6 +181,24 @@ def test_shared_processes_make_one_measurement_after_another():
     for process in map(int, ids):
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
+
+
+def meet(folder, order):
+    """Programs that compile only if two processes do so at the same time."""
+    (folder / str(os.getpid())).touch()
+    deadline = time.monotonic() + 60
+    while len(list(folder.iterdir())) < 2:
+        assert time.monotonic() < deadline, "the other process compiles later"
+        time.sleep(0.01)
+    return sums(order)
+
+
+def test_shared_processes_compile_at_the_same_time_and_are_timed_in_turn(tmp_path):
+    with shared_processes():
+        found = time_in_processes(partial(meet, tmp_path), ["a", "b"], processes=2, rounds=1)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert [about["beside"] for about in found["processes"]] == [1, 1]
+    assert {sample[1] for sample in found["samples"]} == {0, 1}
 
 
 def test_a_measurement_that_would_take_too_long_ends_after_a_process(monkeypatch):
