@@ -134,6 +134,11 @@ class Budget:
                 spent[1] += self._nominal(share)
             (self._job, self._begun), self._lacked = outer, 0.0
 
+    @property
+    def is_working(self) -> bool:
+        """Return whether the present job makes anything that was not recorded."""
+        return self._begun is not None
+
     def claim(self) -> None:
         """Begin the work of the present job.
 

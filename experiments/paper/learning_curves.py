@@ -75,17 +75,25 @@ def _compared(
 def _train(
     cfg: DictConfig, panel: str, seed: int, bar: Any
 ) -> tuple[list[tuple[str, str, int, RunRecord]], list[tuple[str, str, int]]]:
-    """Return the runs of all lines of a panel with a seed, and the lines that diverged."""
+    """Return the runs of all lines of a panel with a seed, and the lines that diverged.
+
+    Say so of each, unless they were recorded before.
+    """
     records, diverged = [], []
+
+    def say(text: str) -> None:
+        if budget.present().is_working:
+            bar.write(f"{NAME}: {text}")
+
     for line in cfg.experiments[NAME].lines:
         try:
             record = from_config.run(_train_config(cfg, panel, line, seed))
         except DivergedError as error:
             diverged.append((panel, line, seed))
-            bar.write(f"{NAME}: {panel} {line} seed {seed}: {error}")
+            say(f"{panel} {line} seed {seed}: {error}")
             continue
         records.append((panel, line, seed, record))
-        bar.write(f"{NAME}: {from_config.summary(record)}")
+        say(from_config.summary(record))
     return records, diverged
 
 

@@ -184,15 +184,18 @@ def slow_training(monkeypatch):
 
 @pytest.mark.thorough
 def test_seeds_that_do_not_fit_are_named_in_the_report(
-    compose, tmp_path, monkeypatch, slow_training
+    compose, tmp_path, capsys, monkeypatch, slow_training
 ):
+    def said():
+        return capsys.readouterr().out.count(" steps in ")
+
     monkeypatch.setattr(learning_curves, "draw", lambda folder: None)  # it takes long
     options = (
         "preset=smoke", f"output.root={tmp_path}", "shown=[learning_curves]",
         "experiments.learning_curves.seeds=[0,1,2,3]", "output.progress=false",
     )  # fmt: skip
     assert reproduce.run(compose("reproduce", *options, "budget_seconds=100")) == {}
-    assert slow_training == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert slow_training == [0, 0, 0, 1, 1, 1, 2, 2, 2] and said() == 9
     assert read_json(tmp_path / "learning_curves.json")["left_out"] == [
         "Logistic regression, seed 3"
     ]
@@ -202,7 +205,7 @@ def test_seeds_that_do_not_fit_are_named_in_the_report(
 
     slow_training.clear()
     alone.run_alone(compose("reproduce", *options, "budget_seconds=40"), learning_curves)
-    assert slow_training == [3, 3, 3]
+    assert slow_training == [3, 3, 3] and said() == 3  # not of runs that were recorded before
     assert "left_out" not in read_json(tmp_path / "learning_curves.json")
 
 
