@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from experiments.common import from_config, timings
 from experiments.common.budget import measured_once, present
+from experiments.common.unrecorded import Training
 from fwdgrad.measurement import (
     Interval,
     Program,
@@ -133,7 +134,7 @@ def training_programs(
     configs: Mapping[str, DictConfig], order: Sequence[str]
 ) -> dict[str, Program]:
     """Return the program of each line's training, compiled in this order."""
-    trainings = {line: from_config.Training(configs[line]) for line in order}
+    trainings = {line: Training(configs[line]) for line in order}
     return {
         line: Program(
             partial(training.advance, configs[line].steps_per_call),

@@ -3,7 +3,7 @@
 import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial, wraps
 from pathlib import Path
@@ -28,16 +28,16 @@ from fwdgrad.records import (
     with_changed_settings,
 )
 from fwdgrad.training import (
+    DivergedError,
     Programs,
     Settings,
     finished_run,
     first_examples,
     guided_optimizer,
     is_loader,
-    make_stepper,
-    minibatches,
-    train,
+    train_together,
 )
+from fwdgrad.util import backend
 
 _SOURCES = (Path(__file__),)  # of a run's code, besides fwdgrad
 SETTINGS = ("num_steps", "batch_size", "eval_every", "steps_per_call", "compiler_options")
@@ -47,34 +47,58 @@ def run(cfg: DictConfig) -> RunRecord:
     """Run a composed `train` config, resume it, or return its finished run.
 
     Raises:
+      DivergedError: a loss is not finite.
       ValueError: a key has a wrong value, or nothing reads it.
     """
-    settings.check(cfg, "train")
-    value_and_grad, transformation = estimator(cfg), optimizer(cfg)
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    (found,) = _run_all([cfg])
+    if isinstance(found, DivergedError):
+        raise found
+    return found
+
+
+def run_seeds(
+    cfgs: Sequence[DictConfig], *, together: bool | None = None
+) -> Iterator[RunRecord | DivergedError]:
+    """Run `train` configs that differ in their seeds alone; yield the record or error of each.
+
+    Args:
+      cfgs: the configs, in the order of the results.
+      together: train them in one program (`fwdgrad.training.train_together`), or one after the
+        other, each when its result is asked for. None: together unless this is a CPU.
+    """
+    if together is None:
+        together = backend.platform() != "cpu"
+    for group in [cfgs] if together else [[cfg] for cfg in cfgs]:
+        yield from _run_all(group)
+
+
+def _run_all(cfgs: Sequence[DictConfig]) -> list[RunRecord | DivergedError]:
+    """Return the results of configs that differ in their seeds alone."""
+    for cfg in cfgs:
+        settings.check(cfg, "train")
+    first = cfgs[0]
+    value_and_grad, transformation = estimator(first), optimizer(first)
+    config: Any = OmegaConf.to_container(first, resolve=True)
     made_of = Settings(**{key: config[key] for key in SETTINGS})
-    known: dict[str, Any] = {"seed": cfg.seed, "settings": made_of, "sources": _SOURCES}
-    if (record := _finished(cfg, known)) is not None:
-        if cfg.read_test_set and "test_loss" not in record.info["final"]:
-            raise RecordError(
-                f"the run in {record.folder} has not read the test set, since it chose a learning "
-                "rate (read_test_set=false). Train another seed, or delete the folder."
-            )
-        return record
-    if "space" in cfg.estimator.value_and_grad:
-        check_examples(cfg)
-    rate = _learning_rate(cfg)
-    budget.present().claim()
-    shared = _shared(json.dumps(with_changed_settings(identity_config(cfg))))
-    shared[:] = shared or [Programs(), problem(cfg), value_and_grad, transformation]
-    programs, made, value_and_grad, transformation = shared
-    return train(
-        made, value_and_grad, transformation, rate if callable(rate) else lambda step: rate,
-        made_of, seed=cfg.seed, folder=folder(cfg), config=OmegaConf.to_yaml(cfg, resolve=True),
-        checkpoint_seconds=cfg.output.checkpoint_seconds, show_progress=cfg.output.progress,
-        sources=_SOURCES, accept_other_code=cfg.output.accept_other_code,
-        read_test_set=cfg.read_test_set, programs=programs,
-    )  # fmt: skip
+    known: dict[str, Any] = {"settings": made_of, "sources": _SOURCES}
+    before = [_finished(cfg, {**known, "seed": cfg.seed}) for cfg in cfgs]
+    found = {cfg.seed: x for cfg, x in zip(cfgs, before, strict=True) if x is not None}
+    if due := [cfg for cfg in cfgs if cfg.seed not in found]:
+        if "space" in first.estimator.value_and_grad:
+            check_examples(due[0])
+        rate = _learning_rate(first)
+        budget.present().claim()
+        shared = _shared(json.dumps(with_changed_settings(identity_config(first))))
+        shared[:] = shared or [Programs(), problem(first), value_and_grad, transformation]
+        programs, made, value_and_grad, transformation = shared
+        found |= train_together(
+            made, value_and_grad, transformation, rate if callable(rate) else lambda step: rate,
+            made_of, {x.seed: (folder(x), OmegaConf.to_yaml(x, resolve=True)) for x in due},
+            checkpoint_seconds=first.output.checkpoint_seconds, sources=_SOURCES,
+            show_progress=first.output.progress, programs=programs,
+            accept_other_code=first.output.accept_other_code, read_test_set=first.read_test_set,
+        )  # fmt: skip
+    return [found[cfg.seed] for cfg in cfgs]
 
 
 @lru_cache(maxsize=16)  # the lines of figures 3 to 5 are 12
@@ -83,10 +107,23 @@ def _shared(identity: str) -> list[Any]:
     return []
 
 
-def _finished(cfg: DictConfig, known: Mapping[str, Any]) -> RunRecord | None:
-    """Return the finished run of a config, of this platform or of one in `output.runs_of`."""
-    with records_of(_recorded_platform(cfg)):
-        return finished_run(folder(cfg), **known)
+def _finished(cfg: DictConfig, known: Mapping[str, Any]) -> RunRecord | DivergedError | None:
+    """Return the finished run of a config, of this platform or of one in `output.runs_of`.
+
+    Raises:
+      RecordError: it has not read the test set, which this config does.
+    """
+    try:
+        with records_of(_recorded_platform(cfg)):
+            record = finished_run(folder(cfg), **known)
+    except DivergedError as error:
+        return error
+    if record is not None and cfg.read_test_set and "test_loss" not in record.info["final"]:
+        raise RecordError(
+            f"the run in {record.folder} has not read the test set, since it chose a learning "
+            "rate (read_test_set=false). Train another seed, or delete the folder."
+        )
+    return record
 
 
 def _recorded_platform(cfg: DictConfig) -> str | None:
@@ -260,40 +297,3 @@ def _learning_rate(cfg: DictConfig) -> Any:
                 "constant rate, a number: optimizer.learning_rate=NUMBER."
             )
     return schedule
-
-
-class Training:
-    """A training in steps, not recorded.
-
-    Args:
-      cfg: a `train` config.
-      init: key -> the first parameters; None: the config's.
-      transformation: the optimizer; None: the config's.
-      programs: `Programs` to share with trainings of other seeds; None: they are compiled.
-
-    Attributes:
-      state: a `fwdgrad.training.stepping.State`.
-      compile_seconds: the time of compiling.
-    """
-
-    def __init__(
-        self, cfg: DictConfig, init: Any = None, transformation: Any = None, programs: Any = None
-    ):
-        made = problem(cfg)
-        self._step, self._capacity = 0, cfg.steps_per_call
-        sizes = {"batch_size": cfg.batch_size, "steps_per_call": cfg.steps_per_call}
-        self._minibatches = minibatches(made.train, seed=cfg.seed, **sizes)
-        _, self.state, self._advance, self.compile_seconds = make_stepper(
-            made.loss, init or made.init, self._minibatches.block(0, 1)[0], estimator(cfg),
-            transformation or optimizer(cfg), seed=cfg.seed, programs=programs, **sizes,
-            augment=getattr(made, "augment", None), compiler_options=cfg.compiler_options,
-        )  # fmt: skip
-
-    def advance(self, num_steps: int) -> Any:
-        """Make `num_steps` steps and return the last loss."""
-        for first in range(0, num_steps, self._capacity):
-            count = min(self._capacity, num_steps - first)
-            examples, indices = self._minibatches.block(self._step, count)
-            self.state = self._advance(self.state, examples, indices, count)
-            self._step += count
-        return self.state.loss

@@ -7,7 +7,7 @@ and a grid that anyone can follow.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,46 +126,47 @@ def tune_and_train(
     for _ in range(tuning["num_rates"]):
         rate = next_rate(tried, first_rate, tuning["factor"])
         tried[rate] = 0.0
-        for seed in tuning["seeds"]:
-            trial, _ = _try(make_config(rate, seed, True), TUNING, rate, seed, minimised)
+        configs = [make_config(rate, seed, True) for seed in tuning["seeds"]]
+        for trial, _ in _tries(configs, TUNING, rate, minimised):
             trials.append(trial)
             tried[rate] += trial.minimised / len(tuning["seeds"])
-            note(f"rate {rate:g}, tuning seed {seed}: {trial.minimised:.4g}")
+            note(f"rate {rate:g}, tuning seed {trial.seed}: {trial.minimised:.4g}")
             if math.isinf(trial.minimised):
                 break  # the rate is out, whatever other seeds do
     for rate in sorted((r for r in tried if math.isfinite(tried[r])), key=lambda r: (tried[r], r)):
         runs: dict[int, RunRecord] = {}
-        for seed in seeds:
-            config = make_config(rate, seed, False)
-            trial, run = _try(config, COMPARED, rate, seed, minimised)
+        configs = [make_config(rate, seed, False) for seed in seeds]
+        for trial, run in _tries(configs, COMPARED, rate, minimised):
             trials.append(trial)
             if math.isinf(trial.minimised):
-                note(f"rate {rate:g} is given up: seed {seed} fails")
+                note(f"rate {rate:g} is given up: seed {trial.seed} fails")
                 break
             assert run is not None
-            runs[seed] = run
+            runs[trial.seed] = run
             note(from_config.summary(run))
         if len(runs) == len(seeds):
-            return Tuned(trials, runs, config)
+            return Tuned(trials, runs, configs[0])
     raise DivergedError(f"runs fail at every rate of {sorted(tried)}; lower the first rate.")
 
 
-def _try(
-    config: DictConfig,
+def _tries(
+    configs: Sequence[DictConfig],
     role: str,
     rate: float,
-    seed: int,
     minimised: Callable[[Mapping[str, Any]], float],
-) -> tuple[Trial, RunRecord | None]:
-    """Train; the minimised metric is inf if the run diverges or ends above its start."""
-    try:
-        run = from_config.run(config)
-    except DivergedError:
-        info = from_config.recorded_info(config)
-        return Trial(role, rate, seed, math.inf, info), None
-    failed = run.metrics[-1].valid_loss > run.metrics[0].valid_loss
-    value = math.inf if failed else minimised(run.info["final"])
-    return Trial(role, rate, seed, value, run.info), run
+) -> Iterator[tuple[Trial, RunRecord | None]]:
+    """Train each config, of one rate and several seeds, on a CPU when its result is asked for.
+
+    The minimised metric is inf if the run diverges or ends above its start.
+    """
+    for config, run in zip(configs, from_config.run_seeds(configs), strict=True):
+        if isinstance(run, DivergedError):
+            info = from_config.recorded_info(config)
+            yield Trial(role, rate, config.seed, math.inf, info), None
+            continue
+        failed = run.metrics[-1].valid_loss > run.metrics[0].valid_loss
+        value = math.inf if failed else minimised(run.info["final"])
+        yield Trial(role, rate, config.seed, value, run.info), run
 
 
 class Rates(NamedTuple):

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import from_config, problems
+from experiments.common.unrecorded import Training
 from fwdgrad.training import Programs, first_examples, first_params
 from fwdgrad.util.trees import PyTree
 
@@ -57,7 +58,7 @@ def follow(config: DictConfig, stages: Stages) -> dict[str, list[list[float]]]:
         along_gradient      ∇Lᵀ H ∇L
     """
     made = from_config.problem(config)
-    training = from_config.Training(config, programs=_shared(_identity(config)))
+    training = Training(config, programs=_shared(_identity(config)))
     programs = _programs(_yaml_of_problem(config), stages)
     start = first_params(made.init, config.seed)
     rates = np.concatenate([[0.0], np.cumsum(_rates(config)), np.cumsum(_rates(config) ** 2)])

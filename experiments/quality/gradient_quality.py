@@ -9,6 +9,7 @@ import optax
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import from_config
+from experiments.common.unrecorded import Training
 from experiments.quality.laws import expected_error, expected_squared_cosine
 from fwdgrad.problems import Problem
 from fwdgrad.training import first_examples, first_params, guided_optimizer
@@ -107,7 +108,7 @@ def _with_guess(
     if (rate := config.estimator.get("guess_rate")) is None:
         return value_and_grad.init(params, batch)
     optimizer = guided_optimizer(optax.set_to_zero(), rate)
-    learning = from_config.Training(config, init=lambda key: params, transformation=optimizer)
+    learning = Training(config, init=lambda key: params, transformation=optimizer)
     learning.advance(steps)
     return learning.state.params
 
@@ -122,6 +123,6 @@ def _trained(training: str, num_steps: int) -> PyTree:
     config: Any = OmegaConf.create(training)
     if num_steps == 0:  # no program of a step is needed
         return first_params(from_config.problem(config).init, config.seed)
-    run = from_config.Training(config)
+    run = Training(config)
     run.advance(num_steps)
     return run.state.params

@@ -10,13 +10,14 @@ try:
     from fwdgrad.training.descent import make_descend
     from fwdgrad.training.evaluation import pack_flags, unpack_flags
     from fwdgrad.training.guidance import guided_optimizer
-    from fwdgrad.training.loop import train
+    from fwdgrad.training.loop import train, train_together
     from fwdgrad.training.minibatches import Batches, first_examples, is_loader, minibatches
+    from fwdgrad.training.programs import Programs
     from fwdgrad.training.protocols import TrainableProblem, ValueAndGrad
     from fwdgrad.training.resuming import DivergedError, finished_run
     from fwdgrad.training.run_settings import Settings
     from fwdgrad.training.schedules import exponential_decay
-    from fwdgrad.training.stepping import Programs, draw_ahead, first_params, make_stepper
+    from fwdgrad.training.stepping import draw_ahead, first_params, make_stepper
 except ModuleNotFoundError as error:
     raise missing_extra("fwdgrad.training", error) from error
 
@@ -42,5 +43,6 @@ __all__ = [
     "minibatches",
     "pack_flags",
     "train",
+    "train_together",
     "unpack_flags",
 ]

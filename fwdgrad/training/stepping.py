@@ -14,7 +14,7 @@ of microseconds the few operations of a draw would count.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fwdgrad.training.programs import Programs
 from fwdgrad.training.protocols import Estimator, ValueAndGrad
 from fwdgrad.util import backend
 from fwdgrad.util.trees import Array, PyTree
@@ -55,44 +56,12 @@ class State(NamedTuple):
     report_sum: dict[str, Array]
 
 
-class Programs:
-    """The compiled programs of runs that differ in their seeds alone, and so share them.
-
-    The first `train` with such an object compiles; the others take its programs, and record a
-    `compile_seconds` of 0.
-    """
-
-    def __init__(self) -> None:
-        self._of: tuple[Any, ...] | None = None
-        self._made: dict[str, Any] = {}
-
-    def check(self, settings: Any, *objects: Any) -> None:
-        """Raise ValueError unless settings and objects are those of the first call."""
-        if self._of is None:
-            self._of = settings, *objects
-        first, *others = self._of
-        if first != settings or any(x is not y for x, y in zip(others, objects, strict=True)):
-            raise ValueError(
-                "programs must be of one problem, estimator, optimizer and settings; found others "
-                "than those that they were compiled for. Make a Programs() for each."
-            )
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._made
-
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return the program of this name; make it the first time."""
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
-
-
 class _CompiledStep(NamedTuple):
     """The parts of a `Stepper` that are the same for every seed."""
 
     value_and_grad: ValueAndGrad
     initial_state: Callable[[PyTree], State]
-    advance: Callable[[State, PyTree, Array, np.ndarray, np.int32], State]
+    advance: Callable[..., Any]
     compile_seconds: float
 
 
@@ -102,16 +71,23 @@ class Stepper(NamedTuple):
     Attributes:
       value_and_grad: the estimator.
       state: the state before the first step.
-      advance: (state, examples, indices, count) -> state after `count` steps, or fewer if a
+      program: (state, examples, key, indices, count) -> state after `count` steps, or fewer if a
         loss is not finite. `indices`, int32 (steps_per_call, batch_size), are the examples of
-        each step. The given state is donated.
+        each step. The given state is donated. With `lanes`, state, key and indices are tuples of
+        those of each run, and so is the result.
+      key: of the steps.
       compile_seconds: the time of compiling.
     """
 
     value_and_grad: ValueAndGrad
     state: State
-    advance: Callable[[State, PyTree, np.ndarray, int], State]
+    program: Callable[..., Any]
+    key: Array
     compile_seconds: float
+
+    def advance(self, state: State, examples: PyTree, indices: np.ndarray, count: int) -> State:
+        """Return the state of a run after more steps."""
+        return self.program(state, examples, self.key, indices, np.int32(count))
 
 
 def make_stepper(
@@ -127,11 +103,13 @@ def make_stepper(
     augment: Augment | None = None,
     compiler_options: Mapping[str, Any] | None = None,
     programs: Programs | None = None,
+    lanes: int | None = None,
 ) -> Stepper:
     """Initialise the state from `seed` and compile the step, with XLA's options if given.
 
     The seed is an argument of the compiled step, which may so be one of `programs`. With `augment`
-    a step sees what that returns for its minibatch, and for a key of the seed and the step.
+    a step sees what that returns for its minibatch, and for a key of the seed and the step. With
+    `lanes` the program makes the steps of so many runs of other seeds, each on its own minibatches.
     """
     programs = programs or Programs()
     batch = jax.tree.map(lambda x: x[:batch_size], examples)
@@ -143,31 +121,31 @@ def make_stepper(
         state = jax.eval_shape(state_of, jax.eval_shape(value_and_grad.init, params, batch))
         # Some optimizers (optax.contrib.reduce_on_plateau) want to know the loss as well.
         update = optax.with_extra_args_support(optimizer).update
+        function: Any = partial(_advance, value_and_grad, update, augment, steps_per_call)
+        indices = jax.ShapeDtypeStruct((steps_per_call, batch_size), jnp.int32)
+        of_run: Any = state, steps_key, indices
+        if lanes is not None:
+            function, of_run = partial(_advance_all, function), [(x,) * lanes for x in of_run]
+        state, key, indices = of_run
+        count = jax.ShapeDtypeStruct((), jnp.int32)
         start = time.perf_counter()
         program = (
-            jax.jit(
-                partial(_advance, value_and_grad, update, augment, steps_per_call),
-                donate_argnums=0,
-            )
-            .lower(
-                state,
-                examples,
-                steps_key,
-                jax.ShapeDtypeStruct((steps_per_call, batch_size), jnp.int32),
-                jax.ShapeDtypeStruct((), jnp.int32),
-            )
+            jax.jit(function, donate_argnums=0)
+            .lower(state, examples, key, indices, count)
             .compile(backend.compiler_options(compiler_options))
         )
         return _CompiledStep(value_and_grad, state_of, program, time.perf_counter() - start)
 
-    is_new = "step" not in programs
-    step = programs.once("step", compiled)
+    name = "step" if lanes is None else f"step of {lanes} runs"
+    is_new = name not in programs
+    step = programs.once(name, compiled)
     # Compiled, so these are copies: the state is donated, and the parameters may be somebody's.
     state = step.initial_state(step.value_and_grad.init(params, batch))
     return Stepper(
         step.value_and_grad,
         state,
-        lambda s, e, i, n: step.advance(s, e, steps_key, i, np.int32(n)),
+        step.advance,
+        steps_key,
         step.compile_seconds if is_new else 0.0,
     )
 
@@ -245,6 +223,22 @@ def _advance(
         return i + 1, step_once(state, indices[i], estimate, source)
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
+
+
+def _advance_all(
+    of_run: Callable[..., State],
+    states: Sequence[State],
+    examples: PyTree,
+    keys: Sequence[Array],
+    indices: Sequence[Array],
+    count: Array,
+) -> tuple[State, ...]:
+    """Make the steps of several runs, `of_run` for one of them, in one program by `jax.vmap`."""
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *zip(states, keys, indices, strict=True))
+    found = jax.vmap(of_run, in_axes=(0, None, 0, 0, None))(
+        stacked[0], examples, *stacked[1:], count
+    )
+    return tuple(jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(states)))
 
 
 def first_params(init: Callable[[Array], PyTree], seed: int) -> PyTree:

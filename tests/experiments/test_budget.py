@@ -167,17 +167,17 @@ def test_an_experiment_without_jobs_is_run_or_left_out_as_a_whole():
 @pytest.fixture
 def slow_training(monkeypatch):
     """A clock on which every training takes ten seconds, and the runs that were trained."""
-    clock, trained, train = Clock(), [], from_config.train
+    clock, trained, train = Clock(), [], from_config.train_together
 
-    def train_slowly(*args, seed, **kwargs):
+    def train_slowly(*args, **kwargs):
         clock.now += 10
-        trained.append(seed)
-        return train(*args, seed=seed, **kwargs)
+        trained.extend(args[5])
+        return train(*args, **kwargs)
 
     def begin(cfg, names):
         return Budget(cfg.budget_seconds, clock=clock)
 
-    monkeypatch.setattr(from_config, "train", train_slowly)
+    monkeypatch.setattr(from_config, "train_together", train_slowly)
     monkeypatch.setattr(start, "start", begin)
     return trained
 

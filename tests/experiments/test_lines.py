@@ -14,11 +14,11 @@ def test_the_comparison_reads_the_runs_of_its_lines_back(
     compose, tmp_path, monkeypatch, experiment
 ):
     def train(*args, **kwargs):
-        trained.append(kwargs["folder"])
+        trained.extend(args[5])
         return original(*args, **kwargs)
 
-    original, trained = from_config.train, []
-    monkeypatch.setattr(from_config, "train", train)
+    original, trained = from_config.train_together, []
+    monkeypatch.setattr(from_config, "train_together", train)
     overrides = ["preset=smoke", f"output.root={tmp_path}"]
     smoke = compose("reproduce", *overrides).experiments[experiment.NAME]
     lines = smoke.shown

@@ -31,7 +31,7 @@ def no_training(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("a run was trained that another platform has finished")
 
-    return lambda: monkeypatch.setattr(from_config, "train", fail)
+    return lambda: monkeypatch.setattr(from_config, "train_together", fail)
 
 
 def test_a_finished_run_is_taken(config, platform, no_training):

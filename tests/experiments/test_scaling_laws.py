@@ -255,7 +255,9 @@ def test_lines_made_alone_are_read_back(compose, tmp_path, monkeypatch):
     for line in ("backprop", "weights-low_rank"):
         alone.run_alone(compose("reproduce", *overrides, f"line={line}"), scaling_laws)
     monkeypatch.setattr(scaling_laws, "quality", lambda *_, **__: pytest.fail("measured again"))
-    monkeypatch.setattr(from_config, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        from_config, "train_together", lambda *_, **__: pytest.fail("trained again")
+    )
     alone.run_alone(compose("reproduce", *overrides), scaling_laws)
     rows = read_table(tmp_path / f"{NAME}.csv")
     assert {(x["axis"], x["x"]) for x in rows} == {

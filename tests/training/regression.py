@@ -11,7 +11,8 @@ import pytest
 
 import fwdgrad
 from fwdgrad.records import checkpoints
-from fwdgrad.training import Settings, exponential_decay, loop, train
+from fwdgrad.training import Settings, exponential_decay, train
+from fwdgrad.training.run_in_progress import RunInProgress
 
 
 class Regression(NamedTuple):
@@ -50,7 +51,7 @@ def run(problem, folder, *, estimator=FORWARD, rate=0.01, settings=SETTINGS, **o
 
 def run_and_kill(problem, folder, **options):
     """Start a run and stop it after four calls of its compiled step."""
-    advance, made = loop._Run._advance, []
+    advance, made = RunInProgress.advance, []
 
     def stop(self, count):
         if len(made) == 4:
@@ -59,7 +60,7 @@ def run_and_kill(problem, folder, **options):
         advance(self, count)
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(loop._Run, "_advance", stop)
+        patched.setattr(RunInProgress, "advance", stop)
         run(problem, folder, **options)
 
 

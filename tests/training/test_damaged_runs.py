@@ -19,6 +19,7 @@ from fwdgrad.records import (
     save_checkpoint,
 )
 from fwdgrad.training import Settings, finished_run, loop
+from fwdgrad.training.run_in_progress import RunInProgress
 from tests.training.regression import CONFIG, SETTINGS, assert_same_run, rewrite, run
 
 
@@ -227,13 +228,13 @@ def test_a_finished_run_in_a_folder_that_cannot_be_written_to_is_read(problem, f
 
 
 def test_a_run_whose_folder_is_deleted_writes_no_more(problem, tmp_path, monkeypatch):
-    advance = loop._Run._advance
+    advance = RunInProgress.advance
 
     def delete(self, count):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         advance(self, count)
 
-    monkeypatch.setattr(loop._Run, "_advance", delete)
+    monkeypatch.setattr(RunInProgress, "advance", delete)
     with pytest.raises(FolderInUseError, match="was deleted or taken over"):
         run(problem, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fwdgrad.training import loop, unpack_flags
+from fwdgrad.training import run_in_progress, unpack_flags
 from fwdgrad.training.evaluation import make_evaluate
 from tests.training.regression import SETTINGS, run
 
@@ -29,7 +29,7 @@ def test_evaluation_is_compiled_with_the_settings_options(problem, tmp_path, mon
         taken.append(compiler_options)
         return make_evaluate(scores, compiler_options)
 
-    monkeypatch.setattr(loop, "make_evaluate", make)
+    monkeypatch.setattr(run_in_progress, "make_evaluate", make)
     options = {"xla_backend_optimization_level": 0}
     run(problem, tmp_path, settings=replace(SETTINGS, num_steps=1, compiler_options=options))
     assert taken == [options]

@@ -24,6 +24,7 @@ from fwdgrad.training import (
     make_stepper,
     train,
 )
+from fwdgrad.training.run_in_progress import RunInProgress
 from tests.training.regression import FORWARD, SETTINGS, assert_same_run, run, without_seconds
 
 
@@ -121,7 +122,7 @@ def test_interrupted_run_ends_with_the_same_bits(
     problem, alone, tmp_path, calls, checkpoint_seconds, monkeypatch
 ):
     """Stopped between any two of its 8 calls, with or without a checkpoint."""
-    advance = loop._Run._advance
+    advance = RunInProgress.advance
     made = []
 
     def stop_after(self, count):
@@ -130,13 +131,13 @@ def test_interrupted_run_ends_with_the_same_bits(
         made.append(count)
         advance(self, count)
 
-    monkeypatch.setattr(loop._Run, "_advance", stop_after)
+    monkeypatch.setattr(RunInProgress, "advance", stop_after)
     with pytest.raises(KeyboardInterrupt):
         run(problem, tmp_path / "again", checkpoint_seconds=checkpoint_seconds)
     assert read_run(tmp_path / "again").info["status"] == "running"
 
     again = []
-    monkeypatch.setattr(loop._Run, "_advance", lambda *a: (again.append(a), advance(*a)))
+    monkeypatch.setattr(RunInProgress, "advance", lambda *a: (again.append(a), advance(*a)))
     record = run(problem, tmp_path / "again")
     assert_same_run(record, alone)
     # It went on from the last checkpoint, if there was one, and did not begin once more.
@@ -158,7 +159,7 @@ def test_interruption_between_row_and_checkpoint_repeats_no_row(
     def no_checkpoint(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop._Run, "_save", no_checkpoint)
+    monkeypatch.setattr(RunInProgress, "_save", no_checkpoint)
     with pytest.raises(KeyboardInterrupt):
         run(problem, tmp_path / "again", settings=SETTINGS)
     monkeypatch.undo()

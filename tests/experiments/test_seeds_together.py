@@ -1,0 +1,91 @@
+"""Seeds trained in one program: every line of a race has the numbers that it has alone."""
+
+import math
+
+import pytest
+
+from experiments.common import from_config, tuning
+from experiments.races.race import _Configs
+from fwdgrad.training import DivergedError
+
+LINES = (
+    "activity-blocks-guided", "weight-low_rank-exact_last", "backprop",
+    "control-first-frozen", "activity-blocks", "local-heads", "feedback-fixed", "feedback-learned",
+    "weight-low_rank-projection-16", "spsa", "evolution-low_rank-4",
+)  # fmt: skip
+
+
+@pytest.fixture
+def configs(compose, tmp_path):
+    """The configs of a line for several seeds, in a folder."""
+
+    def make(line, folder, seeds=(0, 1, 2)):
+        cfg = compose(
+            "reproduce", "preset=smoke", f"output.root={tmp_path / folder}", "output.progress=false"
+        )
+        race = _Configs(cfg, "sum_race")
+        return [race.run(line, rate=1e-3, num_steps=12, rows=2, seed=seed) for seed in seeds]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "line", [*LINES[:2], *(pytest.param(x, marks=pytest.mark.thorough) for x in LINES[2:])]
+)
+def test_every_estimator_has_the_numbers_that_it_has_alone(configs, line):
+    alone = from_config.run_seeds(configs(line, "alone"), together=False)
+    together = from_config.run_seeds(configs(line, "together"), together=True)
+    for one, other in zip(alone, together, strict=True):
+        assert other.info["together"] == 3 and "together" not in one.info
+        for a, b in zip(one.metrics, other.metrics, strict=True):
+            assert b.valid_loss == pytest.approx(a.valid_loss, rel=1e-4)
+            assert b.train_loss == pytest.approx(a.train_loss, rel=1e-4)
+
+
+def test_on_a_cpu_a_seed_is_trained_when_its_result_is_asked_for(configs, monkeypatch):
+    trained, train = [], from_config.train_together
+
+    def noted(*args, **kwargs):
+        trained.append(list(args[5]))
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(from_config, "train_together", noted)
+    results = from_config.run_seeds(configs("backprop", "lazy"))
+    next(results)
+    assert trained == [[0]]
+    list(results)
+    assert trained == [[0], [1], [2]]
+    list(from_config.run_seeds(configs("backprop", "at once"), together=True))
+    assert trained[3:] == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_rate_is_out_at_the_first_seed_that_fails(configs, monkeypatch, together):
+    """The same trials are reported whether seeds are trained together or not."""
+    made, run_seeds = configs("backprop", f"{together}"), from_config.run_seeds
+
+    def fails(cfgs):
+        for cfg, found in zip(cfgs, run_seeds(cfgs, together=together), strict=True):
+            is_out = cfg.seed == 1 and cfg.learning_rate == 0.1
+            yield DivergedError("it diverges") if is_out else found
+
+    monkeypatch.setattr(from_config, "run_seeds", fails)
+    monkeypatch.setattr(from_config, "recorded_info", lambda cfg: {})
+    notes = []
+
+    def make_config(rate, seed, is_tuning):
+        config = made[0].copy()
+        config.seed, config.learning_rate = seed, rate
+        return config
+
+    rule = {"seeds": [0, 1, 2], "num_rates": 2, "factor": 10.0}
+    tuned = tuning.tune_and_train(make_config, 0.1, rule, [5, 6], notes.append)
+    trials = [(trial.role, trial.rate, trial.seed) for trial in tuned.trials]
+    assert trials == [
+        *((tuning.TUNING, 0.1, seed) for seed in (0, 1)),
+        *((tuning.TUNING, 0.01, seed) for seed in (0, 1, 2)),
+        *((tuning.COMPARED, 0.01, seed) for seed in (5, 6)),
+    ]
+    assert [math.isinf(trial.minimised) for trial in tuned.trials] == [False, True] + 5 * [False]
+    assert len(notes) == len(trials) and list(tuned.runs) == [5, 6]
+    assert notes[1] == "rate 0.1, tuning seed 1: inf"
