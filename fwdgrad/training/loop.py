@@ -137,9 +137,9 @@ def train_together(
             plain = identity.plain(), identity.sources, accept_other_code
             about = check_checkpoint(folder, *plain)
             due.append(_Due(identity, folder, of_folder, about))
-        begun = [run for run in due if run.about is None and not is_loader(problem.train)]
-        groups = [begun] if len(begun) > 1 else [[run] for run in begun]
-        for group in [*groups, *([run] for run in due if run not in begun)]:
+        fresh = [run for run in due if run.about is None and not is_loader(problem.train)]
+        groups = [fresh] if fresh else []
+        for group in [*groups, *([run] for run in due if run not in fresh)]:
             lanes = len(group) if len(group) > 1 else None
             in_progress = {
                 run.identity.seed: _in_progress(

@@ -27,6 +27,7 @@ from tests.training.regression import (
     run,
     run_and_kill,
 )
+from tests.training.test_minibatches import in_minibatches
 
 
 def together(problem, folders, *, estimator=FORWARD, rate=0.01, settings=SETTINGS, **options):
@@ -164,3 +165,13 @@ def test_a_folder_that_another_process_holds_stops_them_before_any_step(problem,
     with hold(folders[4]), pytest.raises(FolderInUseError):
         together(problem, folders)
     assert not list(tmp_path.rglob("metrics.csv"))
+
+
+def test_runs_of_a_loader_are_trained_one_by_one(problem, tmp_path):
+    """Each reads minibatches of its own."""
+    loader = in_minibatches(problem.train, 8)
+    made = together(problem._replace(train=loader), folders_of(tmp_path, (3, 4)))
+    for seed, found in made.items():
+        assert "together" not in found.info
+        alone = tmp_path / f"{seed} alone"
+        assert_same_run(found, run(problem._replace(train=loader), alone, seed=seed))
