@@ -59,10 +59,10 @@ _FEW_SEEDS = 3  # an interval needs as many
 
 
 class _Job(NamedTuple):
-    """A training: followed along its path, or, at one of several rates, to its end."""
+    """A training with a seed, followed along its path; or those of all `rate_seeds` at a rate."""
 
     line: str
-    seed: int
+    seed: int | None = None
     rate: float | None = None
 
 
@@ -70,15 +70,15 @@ def run(cfg: DictConfig, folder: Path) -> None:
     """Make every training, or read it back, and write the tables."""
     experiment, limit = cfg.experiments[NAME], budget.present()
     due = list(_jobs(experiment, experiment.shown or list(experiment.lines)))
-    done: dict[_Job, dict[str, Any]] = {}
+    done: dict[_Job, list[dict[str, Any]]] = {}
     bar = jobs.progress(due, cfg, NAME)
     for job in bar:
         line, seed, rate = job
-        part = f"{line}, seed" if rate is None else f"{line} at {rate:g}, seed"
-        bar.set_postfix_str(f"{part} {seed}")
+        part, item = (f"{line}, seed", seed) if rate is None else (f"{line} at", f"{rate:g}")
+        bar.set_postfix_str(f"{part} {item}")
         is_extra = seed in list(experiment.seeds)[_FEW_SEEDS:]
         level = 2 * is_extra if rate is None else 1
-        with limit.job(part, seed, level=level, share=1 / len(due)):
+        with limit.job(part, item, level=level, share=1 / len(due)):
             done[job] = _train(cfg, job, folder)
     if not any(job.rate is None and job.line == "backprop" for job in done):
         raise budget.LeftOut(NAME)
@@ -95,25 +95,30 @@ def _jobs(experiment: DictConfig, lines: list[str]) -> Iterator[_Job]:
     """Yield the trainings in the order of their importance: a seed of every line, then others."""
     for seed in experiment.seeds:
         yield from (_Job(line, seed) for line in lines)
-    for seed in experiment.rate_seeds:
+    if experiment.rate_seeds:
         for line in lines:
-            yield from (_Job(line, seed, rate) for rate in experiment.rates.get(line, ()))
+            yield from (_Job(line, rate=rate) for rate in experiment.rates.get(line, ()))
 
 
-def _train(cfg: DictConfig, job: _Job, folder: Path) -> dict[str, Any]:
-    """Return the record of a training: of `measured_once`, or the `run.json` of a run."""
+def _train(cfg: DictConfig, job: _Job, folder: Path) -> list[dict[str, Any]]:
+    """Return the records of trainings: of `measured_once`, or the `run.json` of each run."""
     experiment = cfg.experiments[NAME]
-    rate = experiment.learning_rate if job.rate is None else job.rate
-    config = jobs.compose_train(
-        cfg, [*experiment.overrides, *experiment.lines[job.line]],
-        learning_rate=rate, seed=job.seed, num_steps=experiment.num_steps,
-        eval_every=experiment.stages.loss_every,
-    )  # fmt: skip
-    if job.rate is not None:
-        try:
-            return from_config.run(config).info
-        except DivergedError:
-            return from_config.recorded_info(config)
+
+    def config_of(seed: int) -> DictConfig:
+        return jobs.compose_train(
+            cfg, [*experiment.overrides, *experiment.lines[job.line]],
+            learning_rate=experiment.learning_rate if job.rate is None else job.rate, seed=seed,
+            num_steps=experiment.num_steps, eval_every=experiment.stages.loss_every,
+        )  # fmt: skip
+
+    if job.seed is None:
+        configs = [config_of(seed) for seed in experiment.rate_seeds]
+        found = zip(configs, from_config.run_seeds(configs), strict=True)
+        return [
+            from_config.recorded_info(config) if isinstance(run, DivergedError) else run.info
+            for config, run in found
+        ]
+    config = config_of(job.seed)
     stages = Stages(**experiment.stages)
     identity = {
         "run": from_config.identity_config(config),
@@ -122,18 +127,19 @@ def _train(cfg: DictConfig, job: _Job, folder: Path) -> dict[str, Any]:
     }
     # A folder of its own, since a process holds it.
     of_path = folder / "runs" / NAME / f"{job.line}-{job.seed}"
-    return measured_once(of_path, "path", identity, lambda: follow(config, stages))
+    return [measured_once(of_path, "path", identity, lambda: follow(config, stages))]
 
 
-def _write_tables(cfg: DictConfig, done: dict[_Job, dict[str, Any]], folder: Path) -> None:
+def _write_tables(cfg: DictConfig, done: dict[_Job, list[dict[str, Any]]], folder: Path) -> None:
     experiment = cfg.experiments[NAME]
     rows: dict[str, list[tuple[Any, ...]]] = {}
     diverged, rates = [], []
-    for (line, seed, rate), record in done.items():
+    for (line, seed, rate), (record, *others) in done.items():
         if rate is not None:
-            final = record.get("final", {})
-            losses = (final.get(name, "nan") for name in ("valid_loss", "valid_accuracy"))
-            rates.append((line, rate, seed, *losses))
+            for of_seed in (record, *others):
+                final = of_seed.get("final", {})
+                losses = (final.get(name, "nan") for name in ("valid_loss", "valid_accuracy"))
+                rates.append((line, rate, of_seed["seed"], *losses))
         elif record["result"]["valid_loss"][-1][0] < experiment.num_steps:
             diverged.append((line, seed))
         else:
@@ -151,7 +157,7 @@ def _write_tables(cfg: DictConfig, done: dict[_Job, dict[str, Any]], folder: Pat
         "learning_rate": experiment.learning_rate,
         "examples": experiment.stages.minibatches,
         "diverged": diverged,
-        **jobs.provenance_of(done.values()),
+        **jobs.provenance_of([record for of_job in done.values() for record in of_job]),
     }
     jobs.write_information(folder, NAME, [NAME, f"{NAME}_rates"], information)
 
