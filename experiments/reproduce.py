@@ -37,7 +37,14 @@ from experiments.paper import (
     trajectories,
 )
 from experiments.quality import estimator_quality, scaling_laws
-from experiments.races import accuracy_race, cnn_race, sum_race, sum_race_cnn, sum_race_deep
+from experiments.races import (
+    accuracy_race,
+    cnn_race,
+    cnn_race_long,
+    sum_race,
+    sum_race_cnn,
+    sum_race_deep,
+)
 from fwdgrad.records import hold, read_json
 
 # In the order of the report; the learning curves take R from the tables of `step_cost`. Each has
@@ -48,7 +55,7 @@ EXPERIMENTS = {
     for module in (
         trajectories, step_cost, learning_curves, depth_scaling, fair_comparison, small_rates,
         differentiation, estimator_quality, scaling_laws, accuracy_race, cnn_race, sum_race,
-        sum_race_deep, sum_race_cnn,
+        sum_race_deep, sum_race_cnn, cnn_race_long,
     )
 }  # fmt: skip
 

@@ -233,6 +233,14 @@ EXPERIMENTS: dict[str, Any] = {
         },
     },
     **dict.fromkeys(
-        ("accuracy_race", "cnn_race", "sum_race", "sum_race_deep", "sum_race_cnn"), _RACE
+        (
+            "accuracy_race",
+            "cnn_race",
+            "sum_race",
+            "sum_race_deep",
+            "sum_race_cnn",
+            "cnn_race_long",
+        ),
+        _RACE,
     ),
 }

@@ -36,6 +36,7 @@ _OTHERS = {
         ("sum_race", "sum_race_deep", "sum_race_cnn"),
         "its problem is the sum of two digits (run accuracy_race)",
     ),
+    "cnn_race_long": "it is about the paper's CNN (run cnn_race)",
 }
 
 

@@ -25,8 +25,8 @@ FILES = {
     "small_rates.md": ("Why the forward gradient is faster at small rates", ("small_rates",)),
     "races.md": ("Races: test error for equal operations", ("accuracy_race", "cnn_race")),
     "sum_races.md": (
-        "Races on the sum of two digits: test error for equal steps",
-        ("sum_race", "sum_race_deep", "sum_race_cnn"),
+        "Races: test error for equal steps",
+        ("sum_race", "sum_race_deep", "sum_race_cnn", "cnn_race_long"),
     ),
     "modes.md": ("Forward and reverse mode, and other ways to a derivative", ("differentiation",)),
 }

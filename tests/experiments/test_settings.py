@@ -69,8 +69,8 @@ TABLE = {
     "model.steps_per_call": MAPPING,
     "seed": SEED,
     **dict.fromkeys(
-        ("learning_rate", "max_seconds", "times", "initial", "first_rate", "half_width",
-         "margin_points", "first_rates.*", "training.operations"), POSITIVE
+        ("learning_rate", "max_seconds", "fixed_cost", "times", "initial", "first_rate",
+         "half_width", "margin_points", "first_rates.*", "training.operations"), POSITIVE
     ),
     "optimizer.learning_rate": (POSITIVE[0], [1, {"_target_": "a.b"}]),
     **dict.fromkeys(("confidence", "guess_rate", "target_accuracy"), FRACTION),

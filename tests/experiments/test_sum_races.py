@@ -7,7 +7,7 @@ from experiments.races import sum_race
 from experiments.races.race import _Configs
 from fwdgrad.records import read_json
 
-RACES = ("sum_race", "sum_race_deep", "sum_race_cnn")
+RACES = {"sum_race": 2, "sum_race_deep": 4, "sum_race_cnn": 0, "cnn_race_long": 0}  # widths
 
 
 def test_lines_have_equal_steps_but_for_the_control_that_has_more(compose):
@@ -36,9 +36,10 @@ def test_every_line_of_the_paper_preset_composes(compose, name):
     race = _Configs(compose("reproduce", "preset=paper"), name)
     for line in race.lines():
         config = race.any_run(line)
-        assert config.problem._target_ == "fwdgrad.problems.digit_sum"
+        problem = "image_classification" if name == "cnn_race_long" else "digit_sum"
+        assert config.problem._target_ == f"fwdgrad.problems.{problem}"
         model = config.model.make.get("make_model", config.model.make)
-        assert len(model.get("widths", [])) == {RACES[0]: 2, RACES[1]: 4, RACES[2]: 0}[name]
+        assert len(model.get("widths", [])) == RACES[name]
 
 
 @pytest.mark.thorough
