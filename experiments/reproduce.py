@@ -36,7 +36,7 @@ from experiments.paper import (
     small_rates,
     trajectories,
 )
-from experiments.quality import estimator_quality, scaling_laws
+from experiments.quality import estimator_quality, perturbed_weights, scaling_laws
 from experiments.races import (
     accuracy_race,
     cnn_race,
@@ -54,8 +54,8 @@ EXPERIMENTS = {
     module.NAME: module
     for module in (
         trajectories, step_cost, learning_curves, depth_scaling, fair_comparison, small_rates,
-        differentiation, estimator_quality, scaling_laws, accuracy_race, cnn_race, sum_race,
-        sum_race_deep, sum_race_cnn, cnn_race_long,
+        differentiation, estimator_quality, scaling_laws, perturbed_weights, accuracy_race,
+        cnn_race, sum_race, sum_race_deep, sum_race_cnn, cnn_race_long,
     )
 }  # fmt: skip
 

@@ -232,6 +232,26 @@ EXPERIMENTS: dict[str, Any] = {
             }
         },
     },
+    "perturbed_weights": {
+        "overrides": OVERRIDES,
+        "published_error": POSITIVE,
+        "shown": optional(list_of(NAME)),
+        "law": {
+            "stages": list_of(COUNT),
+            "minibatches": integer(2),  # two halves
+            **dict.fromkeys(("curvature_minibatches", "probes"), POSITIVE_INTEGER),
+        },
+        "seeds": _SEEDS,
+        "tuning": _TUNING,
+        "lines": {
+            EACH: {
+                "overrides": OVERRIDES,
+                "num_tangents?": POSITIVE_INTEGER,
+                "lengths": list_of(STEPS),
+                "first_rate": POSITIVE,
+            }
+        },
+    },
     **dict.fromkeys(
         (
             "accuracy_race",

@@ -30,6 +30,7 @@ _OTHERS = {
     "trajectories": "it minimises test functions of two variables",
     "depth_scaling": "it makes networks of one layer to a hundred",
     "scaling_laws": "it makes MLPs of many widths and depths",
+    "perturbed_weights": "its control and its law are of the MLP",
     "small_rates": "it explains a figure of the paper",
     "differentiation": "it compares ways to a derivative on functions of its own",
     **dict.fromkeys(

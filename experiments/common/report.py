@@ -20,7 +20,7 @@ from fwdgrad.records import JAX_DEFAULTS, atomic_write, read_json
 FILES = {
     "laboratory.md": (
         "The laboratory: quality and cost of each estimator",
-        ("estimator_quality", "scaling_laws"),
+        ("estimator_quality", "scaling_laws", "perturbed_weights"),
     ),
     "small_rates.md": ("Why the forward gradient is faster at small rates", ("small_rates",)),
     "races.md": ("Races: test error for equal operations", ("accuracy_race", "cnn_race")),

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from hydra.utils import instantiate
 from jax import Array
-from jax.flatten_util import ravel_pytree
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import from_config, problems
+from experiments.common.curvature import curvature
 from experiments.common.unrecorded import Training
 from fwdgrad.training import Programs, first_examples, first_params
 from fwdgrad.util.trees import PyTree
@@ -154,52 +154,6 @@ def _programs(text: str, stages: Stages) -> dict[str, Callable[..., dict[str, Ar
         "curvature": jax.jit(lambda params: curvature(
             lambda x: loss(x, of_curvature), params, stages.lanczos, stages.probes)),
     }  # fmt: skip
-
-
-def curvature(
-    loss: Callable[[PyTree], Array], params: PyTree, lanczos: int, probes: int
-) -> dict[str, Array]:
-    """Return the largest eigenvalue, the trace and ∇Lᵀ H ∇L of the Hessian H of a loss.
-
-    Products with H are forward over reverse mode. The eigenvalue is the largest of Lanczos'
-    tridiagonal matrix, a bound from below, with full reorthogonalisation; the trace the mean of
-    vᵀ H v over random signs v.
-    """
-    flat, unravel = ravel_pytree(params)
-    gradient = jax.grad(lambda x: loss(unravel(x)))
-
-    def product(v: Array) -> Array:
-        return jax.jvp(gradient, (flat,), (v,))[1]
-
-    first, signs = jax.random.split(jax.random.key(0))
-    lanczos = min(lanczos, flat.size)
-
-    def probe(key: Array) -> Array:
-        v = jax.random.rademacher(key, flat.shape, flat.dtype)
-        return v @ product(v)
-
-    def step(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        basis, v, diagonal, beside = carry
-        basis = basis.at[i].set(v)
-        w = product(v)
-        alpha = v @ w
-        for _ in range(2):  # once leaves rounding errors
-            w = w - basis.T @ (basis @ w)
-        beta = jnp.linalg.norm(w)
-        v = jnp.where(beta > 0, w / beta, 0)
-        return basis, v, diagonal.at[i].set(alpha), beside.at[i].set(beta)
-
-    v = jax.random.normal(first, flat.shape, flat.dtype)
-    zeros = jnp.zeros(lanczos, flat.dtype)
-    start = (jnp.zeros((lanczos, flat.size), flat.dtype), v / jnp.linalg.norm(v), zeros, zeros)
-    *_, diagonal, beside = jax.lax.fori_loop(0, lanczos, step, start)
-    tridiagonal = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
-    along = gradient(flat)
-    return {
-        "sharpness": jnp.linalg.eigvalsh(tridiagonal)[-1],
-        "trace": jax.lax.map(probe, jax.random.split(signs, probes)).mean(),
-        "along_gradient": along @ product(along),
-    }
 
 
 def _inner(x: PyTree, y: PyTree) -> Array:

@@ -36,7 +36,8 @@ RACES = (
 )  # fmt: skip
 FIGURES = {
     "trajectories", "trajectories_more", "step_cost", "learning_curves", "depth_scaling",
-    "fair_comparison", "small_rates", "estimator_quality", "scaling_laws", *RACES,
+    "fair_comparison", "small_rates", "estimator_quality", "scaling_laws",
+    "perturbed_weights", *RACES,
 }  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     cfg = compose("reproduce", *overrides)
     assert reproduce.run(cfg) == {}
     printed = capsys.readouterr().out
-    assert printed.count("seed 0: ") == 3 + 2 + 2 + 1 + 2 + 5 and "README.md" in printed
+    assert printed.count("seed 0: ") == 3 + 2 + 2 + 3 + 1 + 2 + 5 and "README.md" in printed
     assert {path.name for path in tmp_path.iterdir()} == {
         "README.md", "laboratory.md", "races.md", "sum_races.md", "modes.md", "findings.csv",
         "runs", "learning_curves_runs.csv", "small_rates.md", "small_rates_rates.csv",
@@ -81,6 +82,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
         "step_cost_timings.csv", "step_cost_forms.csv", "depth_scaling_timings.csv",
         *(f"{name}.{kind}" for name in FIGURES for kind in ("csv", "json", "png", "svg")),
         *(f"scaling_laws_{x}.csv" for x in ("fits", "training", "tuning", "timings")),
+        *(f"perturbed_weights_{x}.csv" for x in ("law", "tuning")),
         *(f"scaling_laws_training.{kind}" for kind in ("png", "svg")),
         "differentiation.json",
         *(f"{p.NAME}.{kind}" for p in differentiation.PARTS for kind in ("csv", "png", "svg")),

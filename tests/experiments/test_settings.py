@@ -70,7 +70,8 @@ TABLE = {
     "seed": SEED,
     **dict.fromkeys(
         ("learning_rate", "max_seconds", "fixed_cost", "times", "initial", "first_rate",
-         "half_width", "margin_points", "first_rates.*", "training.operations"), POSITIVE
+         "half_width", "margin_points", "first_rates.*", "training.operations",
+         "published_error"), POSITIVE
     ),
     "optimizer.learning_rate": (POSITIVE[0], [1, {"_target_": "a.b"}]),
     **dict.fromkeys(("confidence", "guess_rate", "target_accuracy"), FRACTION),
@@ -121,6 +122,7 @@ TABLE = {
     "rate_seeds": SEEDS,
     "minibatches": ([1, *NOT_INTEGERS], [2]),
     **dict.fromkeys(("depths", "batch_sizes", "sizes", "numbers", "widths"), SIZES),
+    "lengths": ([*SIZES[0], [2**31]], SIZES[1]),
     "start": ([*NOT_LISTS, ["a"], [NAN]], [[0, 0.5]]),
     "tangent": ([*NOT_LISTS, [1.0, 0.0], [NAN, 0, 0], ["a", 0, 0]], [[1, 0.5, 0]]),
     "cotangent": ([*NOT_LISTS, [1.0], [INF, 0], ["a", 0]], [[1, 0.5]]),

@@ -7,13 +7,14 @@ import pytest
 
 import fwdgrad
 from experiments.common import alone, from_config
+from experiments.common.curvature import curvature
 from experiments.paper import small_rates
 from experiments.paper.small_rates_controls import (
     noisy_value_and_grad,
     sgd_with_grown_norms,
     sgd_with_held_norms,
 )
-from experiments.paper.small_rates_path import Stages, curvature, follow
+from experiments.paper.small_rates_path import Stages, follow
 from experiments.paper.small_rates_predictions import (
     COLUMNS,
     PREDICTIONS,
