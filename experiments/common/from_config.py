@@ -3,7 +3,7 @@
 import inspect
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial, wraps
 from pathlib import Path
@@ -37,68 +37,68 @@ from fwdgrad.training import (
     is_loader,
     train_together,
 )
-from fwdgrad.util import backend
 
 _SOURCES = (Path(__file__),)  # of a run's code, besides fwdgrad
 SETTINGS = ("num_steps", "batch_size", "eval_every", "steps_per_call", "compiler_options")
 
 
 def run(cfg: DictConfig) -> RunRecord:
-    """Run a composed `train` config, resume it, or return its finished run.
+    """Run a composed `train` config, resume it, or return its finished run; errors as `run_seeds`.
 
     Raises:
       DivergedError: a loss is not finite.
-      ValueError: a key has a wrong value, or nothing reads it.
     """
-    (found,) = _run_all([cfg])
+    (found,) = run_seeds([cfg])
     if isinstance(found, DivergedError):
         raise found
     return found
 
 
-def run_seeds(
-    cfgs: Sequence[DictConfig], *, together: bool | None = None
-) -> Iterator[RunRecord | DivergedError]:
+def run_seeds(cfgs: Sequence[DictConfig]) -> Iterator[RunRecord | DivergedError]:
     """Run `train` configs that differ in their seeds alone; yield the record or error of each.
 
-    Args:
-      cfgs: the configs, in the order of the results.
-      together: train them in one program (`fwdgrad.training.train_together`), or one after the
-        other, each when its result is asked for. None: together unless this is a CPU.
+    A run that is not recorded is trained when its result is asked for; with `output.together` all
+    that are left are trained then, in one program (`fwdgrad.training.train_together`).
+
+    Raises:
+      ValueError: a key has a wrong value, or nothing reads it, or the configs differ in more.
     """
-    if together is None:
-        together = backend.platform() != "cpu"
-    for group in [cfgs] if together else [[cfg] for cfg in cfgs]:
-        yield from _run_all(group)
-
-
-def _run_all(cfgs: Sequence[DictConfig]) -> list[RunRecord | DivergedError]:
-    """Return the results of configs that differ in their seeds alone."""
     for cfg in cfgs:
         settings.check(cfg, "train")
-    first = cfgs[0]
-    value_and_grad, transformation = estimator(first), optimizer(first)
-    config: Any = OmegaConf.to_container(first, resolve=True)
-    made_of = Settings(**{key: config[key] for key in SETTINGS})
-    known: dict[str, Any] = {"settings": made_of, "sources": _SOURCES}
-    before = [_finished(cfg, {**known, "seed": cfg.seed}) for cfg in cfgs]
-    found = {cfg.seed: x for cfg, x in zip(cfgs, before, strict=True) if x is not None}
-    if due := [cfg for cfg in cfgs if cfg.seed not in found]:
-        if "space" in first.estimator.value_and_grad:
-            check_examples(due[0])
-        rate = _learning_rate(first)
-        budget.present().claim()
-        shared = _shared(json.dumps(with_changed_settings(identity_config(first))))
-        shared[:] = shared or [Programs(), problem(first), value_and_grad, transformation]
-        programs, made, value_and_grad, transformation = shared
-        found |= train_together(
-            made, value_and_grad, transformation, rate if callable(rate) else lambda step: rate,
-            made_of, {x.seed: (folder(x), OmegaConf.to_yaml(x, resolve=True)) for x in due},
-            checkpoint_seconds=first.output.checkpoint_seconds, sources=_SOURCES,
-            show_progress=first.output.progress, programs=programs,
-            accept_other_code=first.output.accept_other_code, read_test_set=first.read_test_set,
-        )  # fmt: skip
-    return [found[cfg.seed] for cfg in cfgs]
+        if identity_config(cfg) != identity_config(cfgs[0]):
+            raise ValueError("cfgs must differ in their seeds alone; found others.")
+    found: dict[int, RunRecord | DivergedError] = {}
+    for i, cfg in enumerate(cfgs):
+        if cfg.seed not in found and (record := _finished(cfg)) is not None:
+            found[cfg.seed] = record
+        if cfg.seed not in found:
+            together = cfgs[i:] if cfg.output.get("together") else [cfg]
+            found |= _train([x for x in together if _finished(x) is None])
+        yield found[cfg.seed]
+
+
+def _train(cfgs: Sequence[DictConfig]) -> dict[int, RunRecord | DivergedError]:
+    """Return the results of configs that differ in their seeds alone, by seed."""
+    cfg = cfgs[0]
+    value_and_grad, transformation, rate = estimator(cfg), optimizer(cfg), _learning_rate(cfg)
+    if "space" in cfg.estimator.value_and_grad:
+        check_examples(cfg)
+    budget.present().claim()
+    shared = _shared(json.dumps(with_changed_settings(identity_config(cfg))))
+    shared[:] = shared or [Programs(), problem(cfg), value_and_grad, transformation]
+    programs, made, value_and_grad, transformation = shared
+    return train_together(
+        made, value_and_grad, transformation, rate if callable(rate) else lambda step: rate,
+        _settings(cfg), {x.seed: (folder(x), OmegaConf.to_yaml(x, resolve=True)) for x in cfgs},
+        checkpoint_seconds=cfg.output.checkpoint_seconds, show_progress=cfg.output.progress,
+        sources=_SOURCES, accept_other_code=cfg.output.accept_other_code,
+        read_test_set=cfg.read_test_set, programs=programs,
+    )  # fmt: skip
+
+
+def _settings(cfg: DictConfig) -> Settings:
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    return Settings(**{key: config[key] for key in SETTINGS})
 
 
 @lru_cache(maxsize=16)  # the lines of figures 3 to 5 are 12
@@ -107,15 +107,12 @@ def _shared(identity: str) -> list[Any]:
     return []
 
 
-def _finished(cfg: DictConfig, known: Mapping[str, Any]) -> RunRecord | DivergedError | None:
-    """Return the finished run of a config, of this platform or of one in `output.runs_of`.
-
-    Raises:
-      RecordError: it has not read the test set, which this config does.
-    """
+def _finished(cfg: DictConfig) -> RunRecord | DivergedError | None:
+    """Return the finished run of a config, of this platform or of one in `output.runs_of`."""
+    known: dict[str, Any] = {"settings": _settings(cfg), "sources": _SOURCES}
     try:
         with records_of(_recorded_platform(cfg)):
-            record = finished_run(folder(cfg), **known)
+            record = finished_run(folder(cfg), seed=cfg.seed, **known)
     except DivergedError as error:
         return error
     if record is not None and cfg.read_test_set and "test_loss" not in record.info["final"]:

@@ -37,7 +37,7 @@ def compose_train(cfg: DictConfig, overrides: Iterable[str], **values: Any) -> D
     for key, value in values.items():
         OmegaConf.update(config, key, value)
     output = {**to_plain(cfg.output), "root": literal(str(settings.root(cfg) / "runs"))}
-    OmegaConf.update(config, "output", output)
+    OmegaConf.update(config, "output", output, force_add=True)
     return config
 
 

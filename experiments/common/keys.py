@@ -87,6 +87,7 @@ _OUTPUT = {
     "checkpoint_seconds": SECONDS,
     "accept_other_code": BOOLEAN,
     "runs_of": list_of(one_of(("cpu", "gpu", "tpu"))),
+    "together?": BOOLEAN,
 }
 _TRAIN = {
     "problem": CONSTRUCTOR,

@@ -66,10 +66,18 @@ def note_on_sharing(information: Mapping[str, Any]) -> str:
     ''
     """
     processes = information["processes"]
-    if not any(process.get("before") for process in processes):
+    if not any(process.get("before") or process.get("beside") for process in processes):
         return ""
-    at_once = " and compile at the same time," if any(p.get("beside") for p in processes) else ""
-    return (
-        f" The processes are the same for all panels,{at_once} so programs may compile faster or "
-        "slower than in a process of their own."
+    text = (
+        " The processes are the same for all panels, so programs of later panels may compile "
+        "faster than in a process of their own"
     )
+    at_once = dict.fromkeys(
+        " ".join(map(str, process["of"])) for process in processes if process.get("beside")
+    )
+    if at_once:
+        text += (
+            f"; those of {', '.join(at_once)} compiled in all processes at the same time, which "
+            "takes longer"
+        )
+    return f"{text}."

@@ -77,7 +77,7 @@ def _train(
 ) -> tuple[list[tuple[str, str, int, RunRecord]], list[tuple[str, str, int]]]:
     """Return the runs of all lines of a panel with a seed, and the lines that diverged.
 
-    Say so of each, unless they were recorded before.
+    Say so of each, unless all of them were recorded before.
     """
     records, diverged = [], []
 

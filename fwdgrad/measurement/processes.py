@@ -145,7 +145,7 @@ def _compile(
     settings: Mapping[str, Any],
 ) -> None:
     """Compile the programs, for `_time` in the same process."""
-    _compiled.clear()  # the programs of an earlier measurement
+    _compiled.clear()  # the programs of a measurement that was cut off
     gc.collect()
     jax.config.update("jax_enable_compilation_cache", False)
     for name, value in settings.items():
@@ -160,12 +160,14 @@ def _time(rounds: int, max_seconds: float | None, seed: int) -> dict[str, Any]:
     host = host_state()
     calls = {name: program.call for name, program in _compiled.items()}
     timed = interleaved_seconds(calls, rounds=rounds, max_seconds=max_seconds, seed=seed)
-    return {
+    found = {
         "seconds": {name: (x / _compiled[name].steps).tolist() for name, x in timed.items()},
         "facts": {name: dict(program.facts) for name, program in _compiled.items()},
         "host": host,
         "order": list(_compiled),
     }
+    _compiled.clear()  # their arrays leave the device
+    return found
 
 
 def _compile_and_time(to_compile: Sequence[Any], how: Sequence[Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +29,8 @@ def shared_processes() -> Iterator[None]:
     Process i of each measurement is process i of all: within a measurement the processes are as
     independent as ever, two measurements are not. They compile at the same time, and are timed one
     after the other. A program may be compiled faster after an earlier measurement, since the
-    compiler may know the fastest kernels of a GPU by then, and slower beside the others. The
+    compiler may know the fastest kernels of a GPU by then, and slower beside the others; the
+    kernels that it times for its choice are timed beside theirs, so it may choose others. The
     records say how many measurements a process has made `before`, and `beside` how many others.
     """
     global _shared
@@ -52,6 +53,7 @@ class _Processes:
     def __init__(self) -> None:
         self._pools: dict[int, ProcessPoolExecutor] = {}
         self._made: dict[int, int] = {}  # process -> its measurements
+        self._beside = 0
 
     def start(self, number: int, make: Any) -> None:
         """Start the processes that are missing, all at once, and wait until they are up.
@@ -61,34 +63,48 @@ class _Processes:
         missing = set(range(number)) - self._pools.keys()
         for process in missing:
             self._pools[process], self._made[process] = _one_process(), 0
-        for started in [self._pools[process].submit(_open, make) for process in missing]:
-            with _error_if_killed():
-                started.result()
+        self._results(dict.fromkeys(missing, (_open, make)))
 
     def call_at_once(
         self, function: Callable[..., None], arguments: Sequence[Sequence[Any]]
     ) -> None:
         """Call function(*arguments[i]) in process i of each i, at the same time."""
-        calls = {i: self._pools[i].submit(function, *x) for i, x in enumerate(arguments)}
-        for process, call in calls.items():
-            self._result(process, call)
+        self._beside = len(arguments) - 1
+        self._results({i: (function, *of_process) for i, of_process in enumerate(arguments)})
 
     def call(self, process: int, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         """Return function(*arguments) of a process, and what `shared_processes` records of it."""
         about = {"before": self._made[process]} if self._made[process] else {}
-        if others := len(self._pools) - 1:
-            about["beside"] = others
-        result = self._result(process, self._pools[process].submit(function, *arguments))
+        if self._beside:
+            about["beside"] = self._beside
+        result = self._results({process: (function, *arguments)})[process]
         self._made[process] += 1
         return {**result, **about}
 
-    def _result(self, process: int, call: "Future[Any]") -> Any:
-        try:
+    def _results(self, calls: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
+        """Return the results of calls in several processes, at the same time.
+
+        All are waited for. Processes that were killed are replaced in the next measurement.
+        """
+        results, futures = {}, {}
+        errors: dict[int, Exception] = {}
+        for process, call in calls.items():
+            try:
+                futures[process] = self._pools[process].submit(*call)
+            except BrokenProcessPool as error:
+                errors[process] = error
+        for process, future in futures.items():
+            try:
+                results[process] = future.result()
+            except Exception as error:  # of the called function, or of a process that was killed
+                errors[process] = error
+        killed = [i for i, error in errors.items() if isinstance(error, BrokenProcessPool)]
+        for process in killed:
+            del self._pools[process]
+        if errors:
             with _error_if_killed():
-                return call.result()
-        except RuntimeError:
-            del self._pools[process]  # another takes its place in the next measurement
-            raise
+                raise errors[(killed or list(errors))[0]]
+        return results
 
     def end(self) -> None:
         for pool in self._pools.values():

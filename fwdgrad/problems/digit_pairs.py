@@ -29,8 +29,8 @@ def digit_sum(
 
     Each image of a set is in one pair, and the pairs of a set are of its images alone. In training
     each minibatch is paired anew: the right image of an example comes from the example before it,
-    so that in every epoch, which has a new order, the pairs are others. A network would fit fixed
-    pairs, which are only half as many as the images, long before it can read others.
+    so that in every epoch, which has a new order, the pairs are others: fixed pairs would be half
+    as many as the images.
 
     Args:
       make_model: as in `image_classification`.

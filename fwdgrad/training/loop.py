@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm import tqdm
@@ -106,10 +107,10 @@ def train_together(
 ) -> dict[int, RunRecord | DivergedError]:
     """Train with several seeds, and return the record of each, or its `DivergedError`.
 
-    Runs that begin now make their steps in one program, by `jax.vmap`: on a GPU several small runs
-    then take about the time of one, on a CPU nothing is gained. Their numbers are those of `train`
-    to rounding, but for the seconds, which are those of all; `run.json` says how many were trained
-    `together`. Runs that go on from a checkpoint, and those of a loader, are trained one by one.
+    Runs that begin now make their steps in one program, by `jax.vmap`. It is meant for small runs
+    on a GPU, which leave most of it idle. Their numbers are those of `train` to rounding, but for
+    the training seconds, which are those of all; `run.json` says how many were trained `together`.
+    Runs that go on from a checkpoint, and those of a loader, are trained one by one.
 
     Args:
       runs: seed -> its folder, and the text of its `config.yaml`.
@@ -125,30 +126,29 @@ def train_together(
     programs.check(settings, problem, estimator, optimizer)
     found: dict[int, RunRecord | DivergedError] = {}
     due: list[_Due] = []
-    with ExitStack() as held:
+    with ExitStack() as holds:
         for seed, (folder, config) in runs.items():
             identity = Identity(seed, settings, config, tuple(sources))
             if (record := _finished(identity, folder)) is None:
-                of_folder = held.enter_context(hold(folder))
+                held = holds.enter_context(hold(folder))
                 record = _finished(identity, folder)  # just now
             if record is not None:
                 found[seed] = record
                 continue
             plain = identity.plain(), identity.sources, accept_other_code
-            about = check_checkpoint(folder, *plain)
-            due.append(_Due(identity, folder, of_folder, about))
-        fresh = [run for run in due if run.about is None and not is_loader(problem.train)]
+            due.append(_Due(identity, folder, held, check_checkpoint(folder, *plain)))
+        examples = problem.train
+        if not is_loader(examples):
+            examples = jax.tree.map(jnp.asarray, examples)  # on the device, once for all runs
+        fresh = [run for run in due if run.about is None and not is_loader(examples)]
         groups = [fresh] if fresh else []
         for group in [*groups, *([run] for run in due if run not in fresh)]:
-            lanes = len(group) if len(group) > 1 else None
-            in_progress = {
-                run.identity.seed: _in_progress(
-                    problem, estimator, optimizer, learning_rate, run, lanes, programs,
-                    float(checkpoint_seconds),
-                )
-                for run in group
-            }  # fmt: skip
+            in_progress = _in_progress(
+                problem, examples, estimator, optimizer, learning_rate, group, programs,
+                float(checkpoint_seconds),
+            )  # fmt: skip
             found |= _advance_to_end(in_progress, settings, show_progress, read_test_set)
+            del in_progress  # its arrays, before the next group's are made
     return {seed: found[seed] for seed in runs}
 
 
@@ -166,30 +166,36 @@ def _finished(identity: Identity, folder: Path) -> RunRecord | DivergedError | N
     try:
         return finished_run(folder, seed=identity.seed, **known)
     except DivergedError as error:
-        return error
+        return error.with_traceback(None)
 
 
 def _in_progress(
     problem: TrainableProblem,
+    examples: Any,
     estimator: Estimator,
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[int], Any],
-    run: _Due,
-    lanes: int | None,
+    group: Sequence[_Due],
     programs: Programs,
     checkpoint_seconds: float,
-) -> RunInProgress:
-    settings, seed = run.identity.settings, run.identity.seed
-    sizes = {"batch_size": settings.batch_size, "steps_per_call": settings.steps_per_call}
-    of_steps = minibatches(problem.train, seed=seed, **sizes)
-    stepper = make_stepper(
-        problem.loss, problem.init, of_steps.block(0, 1)[0], estimator, optimizer, seed=seed,
-        augment=getattr(problem, "augment", None), programs=programs, lanes=lanes,
-        compiler_options=settings.compiler_options, **sizes,
-    )  # fmt: skip
-    return RunInProgress(
-        problem, of_steps, stepper, programs, learning_rate, *run, checkpoint_seconds, lanes
-    )
+) -> dict[int, RunInProgress]:
+    """Return the runs of a group by seed; of several the program makes the steps of all."""
+    together = len(group) if len(group) > 1 else None
+    runs = {}
+    for identity, folder, held, about in group:
+        settings, seed = identity.settings, identity.seed
+        sizes = {"batch_size": settings.batch_size, "steps_per_call": settings.steps_per_call}
+        of_steps = minibatches(examples, seed=seed, **sizes)
+        stepper = make_stepper(
+            problem.loss, problem.init, of_steps.block(0, 1)[0], estimator, optimizer, seed=seed,
+            augment=getattr(problem, "augment", None), programs=programs, lanes=together,
+            compiler_options=settings.compiler_options, **sizes,
+        )  # fmt: skip
+        runs[seed] = RunInProgress(
+            problem, of_steps, stepper, programs, learning_rate, identity=identity, folder=folder,
+            held=held, about=about, checkpoint_seconds=checkpoint_seconds, together=together,
+        )  # fmt: skip
+    return runs
 
 
 def _advance_to_end(
@@ -208,7 +214,8 @@ def _advance_to_end(
                     action(run)
                 except DivergedError as error:
                     run.write_info("diverged", message=str(error))
-                    found[seed] = error
+                    # Its traceback holds this frame, and so the states of all runs.
+                    found[seed] = error.with_traceback(None)
 
     each(RunInProgress.begin)
     first = next(iter(runs.values()))

@@ -36,7 +36,10 @@ Estimator = Callable[..., ValueAndGrad]
 
 
 class TrainableProblem(Protocol):
-    """The protocol of a problem, such as `fwdgrad.problems.Problem`."""
+    """The protocol of a problem, such as `fwdgrad.problems.Problem`.
+
+    It may have `augment` too: None, or (key, minibatch) -> the minibatch that a step sees.
+    """
 
     @property
     def train(self) -> PyTree: ...

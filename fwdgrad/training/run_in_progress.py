@@ -1,9 +1,10 @@
 """A run in progress: its state, its rows, its files.
 
 Started again, a run goes on from its last checkpoint, and ends with the same parameters and metrics
-to the bit, because everything random is a function of the seed and the number of the step. It
-resumes from the checkpoint alone, rows included: the other files are written, and not read, until
-the run has finished.
+to the bit, because everything random is a function of the seed and the number of the step. (To
+rounding, if it began in one program with other runs: it goes on alone.) It resumes from the
+checkpoint alone, rows included: of the other files, `run.json` is read for its clock, until the run
+has finished.
 """
 
 import math
@@ -34,7 +35,7 @@ from fwdgrad.training.programs import Programs
 from fwdgrad.training.protocols import TrainableProblem
 from fwdgrad.training.resuming import DivergedError
 from fwdgrad.training.run_settings import Identity, finite_rate
-from fwdgrad.training.stepping import State, Stepper
+from fwdgrad.training.stepping import State, Stepper, minibatch
 from fwdgrad.util.trees import PyTree
 
 
@@ -48,6 +49,7 @@ class RunInProgress:
         stepper: Stepper,
         programs: Programs,
         learning_rate: Callable[[int], Any],
+        *,
         identity: Identity,
         folder: Path,
         held: Hold,
@@ -65,7 +67,7 @@ class RunInProgress:
         self._evaluate = programs.once("evaluate", lambda: make_evaluate(problem.scores, options))
         self._loss = programs.once("loss", lambda: jax.jit(problem.loss))
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._opened = time.monotonic() - stepper.compile_seconds
+        self._opened = time.monotonic()
         loaded = load_checkpoint(folder, stepper.state)
         self.state = stepper.state if loaded is None else loaded
         saved = about or {"seconds": 0.0, "rows": [], "sources": []}
@@ -74,8 +76,10 @@ class RunInProgress:
         # run.json is of a later time than the checkpoint, if it is there.
         before = read_info(folder) or about
         self._resumed_at = [*before["resumed_at"], self.step] if before else []
-        self._wall_before = before["wall_seconds"] if before else 0.0
-        together = together or (before or {}).get("together")
+        self._wall_before = (before["wall_seconds"] if before else 0.0) + stepper.compile_seconds
+        # Of the wall time each run of a group has its share, so that records can be added up.
+        self._share = 1 / (together or 1)
+        together = together or saved.get("together")
         self._together = {} if together is None else {"together": together}
         now = provenance(identity.sources)
         self._sources = [*(x for x in saved["sources"] if x != now), now]
@@ -144,7 +148,8 @@ class RunInProgress:
 
     def _first_loss(self) -> float:
         examples, indices = self._minibatches.block(0, 1)
-        batch = jax.tree.map(lambda x: x[indices[0]], examples)
+        augment = getattr(self._problem, "augment", None)
+        batch = minibatch(augment, self.stepper.key, 0, examples, indices[0])
         return float(self._loss(self._params_of(self.state.params), batch))
 
     def _reset_losses(self) -> None:
@@ -189,8 +194,9 @@ class RunInProgress:
             **self._identity.plain(),
             "resumed_at": self._resumed_at,
             "seconds": self._seconds,
-            "wall_seconds": self._wall_before + time.monotonic() - self._opened,
+            "wall_seconds": self._wall_before + self._share * (time.monotonic() - self._opened),
             "jax": self._sources[-1]["jax"],
+            **self._together,
         }
 
     def _at_the_end(self, read_test_set: bool) -> dict[str, Any]:
@@ -225,7 +231,6 @@ class RunInProgress:
             "started": self._started,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "earlier": earlier,
-            **self._together,
             **self._about(),
             **more,
             **now,

@@ -61,7 +61,7 @@ class _CompiledStep(NamedTuple):
 
     value_and_grad: ValueAndGrad
     initial_state: Callable[[PyTree], State]
-    advance: Callable[..., Any]
+    program: Callable[..., Any]
     compile_seconds: float
 
 
@@ -144,7 +144,7 @@ def make_stepper(
     return Stepper(
         step.value_and_grad,
         state,
-        step.advance,
+        step.program,
         steps_key,
         step.compile_seconds if is_new else 0.0,
     )
@@ -184,17 +184,10 @@ def _advance(
 ) -> State:
     """Make `count` steps, of which each has a key by its number."""
 
-    def minibatch(step: Array, indices: Array) -> PyTree:
-        batch = jax.tree.map(lambda x: x[indices], examples)
-        if augment is None:
-            return batch
-        key = jax.random.fold_in(steps_key, _AUGMENTATION)
-        return augment(jax.random.fold_in(key, step), batch)
-
     def step_once(
         state: State, indices: Array, estimate: Callable[..., Any], source: PyTree
     ) -> State:
-        batch = minibatch(state.step, indices)
+        batch = minibatch(augment, steps_key, state.step, examples, indices)
         value, grad, report = estimate(source, state.params, batch)
         updates, opt_state = update(grad, state.opt_state, state.params, value=value, grad=grad)
         return State(
@@ -211,7 +204,7 @@ def _advance(
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(steps_key, steps)
     if steps_per_call == 1:
         return step_once(state, indices[0], value_and_grad, keys[0])
-    batch = minibatch(state.step, indices[0])
+    batch = minibatch(augment, steps_key, state.step, examples, indices[0])
     estimate, sources = draw_ahead(value_and_grad, keys, state.params, batch)
 
     def unfinished(carry: tuple[Array, State]) -> Array:
@@ -223,6 +216,17 @@ def _advance(
         return i + 1, step_once(state, indices[i], estimate, source)
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
+
+
+def minibatch(
+    augment: Augment | None, steps_key: Array, step: Any, examples: PyTree, indices: Array
+) -> PyTree:
+    """Return the examples that a step sees: those with the indices, augmented if there is a way."""
+    batch = jax.tree.map(lambda x: x[indices], examples)
+    if augment is None:
+        return batch
+    key = jax.random.fold_in(steps_key, _AUGMENTATION)
+    return augment(jax.random.fold_in(key, step), batch)
 
 
 def _advance_all(

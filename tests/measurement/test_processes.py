@@ -196,9 +196,38 @@ def meet(folder, order):
 def test_shared_processes_compile_at_the_same_time_and_are_timed_in_turn(tmp_path):
     with shared_processes():
         found = time_in_processes(partial(meet, tmp_path), ["a", "b"], processes=2, rounds=1)
+        alone = time_in_processes(sums, ["a"], processes=1, rounds=1)
     assert len(list(tmp_path.iterdir())) == 2
     assert [about["beside"] for about in found["processes"]] == [1, 1]
+    assert "beside" not in alone["processes"][0]
     assert {sample[1] for sample in found["samples"]} == {0, 1}
+
+
+def end_once(folder, order):
+    """Kill each process that compiles for the first time."""
+    if len(list(folder.iterdir())) < 2:
+        (folder / str(os.getpid())).touch()
+        time.sleep(1.0)  # until the other has begun
+        os._exit(1)
+    return sums(order)
+
+
+def test_a_measurement_after_one_in_which_all_processes_were_killed(tmp_path):
+    with shared_processes():
+        for _ in range(2):  # at the latest the second finds two files
+            make = partial(end_once, tmp_path)
+            try:
+                found = time_in_processes(make, ["a"], processes=2, rounds=1)
+            except RuntimeError as error:
+                assert "was killed, perhaps since memory ran out" in str(error)
+        assert [about["host"].keys() for about in found["processes"]] == 2 * [host_state().keys()]
+
+
+def test_programs_are_given_up_when_they_have_been_timed(monkeypatch):
+    monkeypatch.setattr(processes, "in_fresh_process", lambda function, *args: function(*args))
+    for names in (["a", "b"], ["c"]):
+        found = time_in_processes(sums, names, processes=1, rounds=1)
+        assert found["facts"].keys() == set(names) and processes._compiled == {}
 
 
 def test_a_measurement_that_would_take_too_long_ends_after_a_process(monkeypatch):

@@ -37,6 +37,7 @@ def test_each_step_sees_its_own_augmented_minibatch(noisy, tmp_path, steps_per_c
         losses.append(float(value))
         rate = 0.01 * np.exp(-1e-3 * step)
         params = jax.tree.map(lambda p, g: p - rate * g, params, grad)  # noqa: B023
+    np.testing.assert_allclose(record.metrics[0].train_loss, losses[0], rtol=1e-5)
     np.testing.assert_allclose(record.metrics[1].train_loss, np.mean(losses[:20]), rtol=1e-4)
     final = record.metrics[-1]
     # The validation set is as it was.

@@ -1,6 +1,7 @@
 """Runs of several seeds in one program: the numbers, records and ends of each are its own."""
 
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,7 @@ def test_each_run_has_the_numbers_that_it_has_alone(problem, tmp_path, estimator
             found.info["final"]["test_loss"], expected.info["final"]["test_loss"], rtol=1e-4
         )
         assert found.info["together"] == 3 and "together" not in expected.info
+        assert found.metrics[-1].seconds > 0
         assert found.info["test_correct"] == expected.info["test_correct"]
         assert (found.folder / "config.yaml").read_text() == f"seed: {seed}\n"
     losses = {found.metrics[-1].valid_loss for found in made.values()}
@@ -175,3 +177,65 @@ def test_runs_of_a_loader_are_trained_one_by_one(problem, tmp_path):
         assert "together" not in found.info
         alone = tmp_path / f"{seed} alone"
         assert_same_run(found, run(problem._replace(train=loader), alone, seed=seed))
+
+
+def test_their_wall_times_add_up_to_that_of_all(problem, tmp_path):
+    start = time.perf_counter()
+    made = together(problem, folders_of(tmp_path, range(6)))
+    took = time.perf_counter() - start
+    assert 0 < sum(found.info["wall_seconds"] for found in made.values()) < took
+
+
+class Invalid(Exploding):
+    """A loss that is infinite on the validation set alone, which has 40 examples."""
+
+    def scores(self, params, batch):
+        scores = Regression.scores(self, params, batch)
+        ends = (params["s"] > self.limit) & (jnp.abs(params["b"]) > 0.02)
+        bad = ends & (len(batch[1]) == len(self.valid[1]))
+        return {**scores, "loss": scores["loss"] + jnp.where(bad, jnp.inf, 0)}
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_runs_whose_validation_loss_is_not_finite_end(problem, tmp_path, monkeypatch, every):
+    """One of them, or all."""
+    invalid = Invalid(*problem)
+    tags = {seed: float(first_params(invalid.init, seed)["s"]) for seed in (3, 4, 5)}
+    *_, second, largest = sorted(tags.values())
+    monkeypatch.setattr(Exploding, "limit", -np.inf if every else (second + largest) / 2)
+    how = {"estimator": fwdgrad.backprop_value_and_grad}
+    made = together(invalid, folders_of(tmp_path), **how)
+    for seed, found in made.items():
+        ends = every or tags[seed] == largest
+        assert isinstance(found, DivergedError) == ends
+        status = read_info(tmp_path / str(seed))["status"]
+        assert status == ("diverged" if ends else "finished")
+        if ends:
+            assert "the validation loss is inf at step 20" in str(found)
+
+
+def test_states_of_runs_that_diverge_are_not_kept(problem, tmp_path, monkeypatch):
+    """The error of one has no traceback, which would hold the states of all."""
+    monkeypatch.setattr(Exploding, "limit", -np.inf)
+    made = together(Exploding(*problem), folders_of(tmp_path))
+    assert all(isinstance(error, DivergedError) for error in made.values())
+    assert all(error.__traceback__ is None for error in made.values())
+
+
+def test_a_run_begun_anew_alone_was_not_trained_together(problem, tmp_path, monkeypatch):
+    """Its group was killed before the first checkpoint."""
+    options = {"checkpoint_seconds": 1e9}
+    record, made = RunInProgress.record, []
+
+    def stop(self):
+        made.append(self)
+        if len(made) == 6:
+            raise KeyboardInterrupt
+        record(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunInProgress, "record", stop)
+        with pytest.raises(KeyboardInterrupt):
+            together(problem, folders_of(tmp_path), **options)
+    alone = run(problem, tmp_path / "4", seed=4, config="seed: 4\n", **options)
+    assert "together" not in alone.info
