@@ -19,18 +19,20 @@ A step with K tangents has 1/S_K of the decrease of a step of backprop, at a rat
 Not d decides, but an effective number of dimensions, tr H over the curvature Q/M along gradients.
 Then n = ∫ S_K dm steps, along backprop's path of m steps, lead to the same loss. The same follows
 for any schedule of rates: with rates S_K times smaller and S_K times as many steps, the sums of
-both terms are backprop's. It is a law of small steps at the best rates: trained lines make another
-number of steps to the same error, as a rate may have to be smaller than that of the best next step,
-and noise leads away from backprop's path. At a stage where Q is not positive, as it may be at the
-start, there is no best rate and no S_K; its neighbours stand for it. Sums of rates are compared as
-well: if those of both are the same at equal errors, noise costs nothing but rate.
+both terms are backprop's. At a stage where Q is not positive, as it may be at the start, there is
+no best rate and no S_K; its neighbours stand for it.
+
+It is a law of small steps, and takes its terms from backprop's path. Three ratios to backprop's
+runs at equal errors say how it fails: of the steps to those of the law; of the sums of rates, 1 if
+noise costs nothing but rate; and of M tr H at the ends, 1 if noise does not lead to places where
+noise costs more.
 
 Rates fall along half a cosine: at a constant rate the noise, which grows with S_K, would hide what
 more steps can reach. Each length is a training of its own.
 
 Leaves `perturbed_weights.csv` (a row a run), `perturbed_weights_law.csv` (the law's terms at stages
-of backprop's runs), `perturbed_weights_tuning.csv`, `perturbed_weights.json` and the figure
-`perturbed_weights`.
+of backprop's runs, and at the ends of the others), `perturbed_weights_tuning.csv`,
+`perturbed_weights.json` and the figure `perturbed_weights`.
 """
 
 from functools import partial
@@ -45,7 +47,9 @@ from experiments.common.tuning import Tuned, tune_and_train
 from experiments.quality.perturbed_weights_law import (
     BASE,
     COLUMNS,
+    CONTROL,
     LAW_COLUMNS,
+    Measurement,
     follow,
     measurement,
     read,
@@ -58,26 +62,25 @@ NAME = "perturbed_weights"
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Tune and train every line at its lengths, follow backprop's runs, and write the tables."""
+    """Tune, train and follow every line at its lengths, and write the tables."""
     experiment, runs = cfg.experiments[NAME], folder / "runs" / NAME
+    measure = _measurement(cfg)
     lines: dict[tuple[str, int], Tuned] = {}
+    paths: dict[tuple[str, int, int], dict[str, Any]] = {}
     failed = []
     for name in (bar := jobs.progress(list(experiment.shown or experiment.lines), cfg, NAME)):
         bar.set_postfix_str(name)
         for num_steps in experiment.lines[name].lengths:
             try:
-                lines[name, num_steps] = _tune_and_train(cfg, name, num_steps, bar)
+                lines[name, num_steps] = tuned = _tune_and_train(cfg, name, num_steps, bar)
             except DivergedError as error:
                 failed.append((name, num_steps))
                 bar.write(f"{NAME}: {name}, {num_steps} steps: {error}")
+                continue
+            followed = _follow(cfg, name, num_steps, tuned, measure, runs)
+            paths |= {(name, num_steps, seed): record for seed, record in followed.items()}
     if not lines:
         raise DivergedError(f"every line fails at every rate of experiments.{NAME}.")
-    paths = {
-        (num_steps, seed): record
-        for (name, num_steps), tuned in lines.items()
-        if name == BASE
-        for seed, record in _follow(cfg, num_steps, tuned, runs).items()
-    }
     write_table(
         folder / f"{NAME}.csv",
         COLUMNS,
@@ -104,6 +107,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
             for name, line in experiment.lines.items()
             if "num_tangents" in line
         },
+        "momentum": {name: tuned.config.optimizer.momentum for (name, _), tuned in lines.items()},
         "published_error": experiment.published_error,
         "tuning": jobs.to_plain(experiment.tuning),
         "failed": failed,
@@ -113,16 +117,15 @@ def run(cfg: DictConfig, folder: Path) -> None:
 
 
 def train_line(cfg: DictConfig, folder: Path) -> None:
-    """Tune and train the line `cfg.line`, and follow backprop's runs; `run` reads all back."""
-    lengths = list(cfg.experiments[NAME].lines[cfg.line].lengths)
+    """Tune, train and follow the line `cfg.line`; `run` reads all back."""
+    lengths, measure = list(cfg.experiments[NAME].lines[cfg.line].lengths), _measurement(cfg)
     for num_steps in (bar := jobs.progress(lengths, cfg, NAME)):
         try:
             tuned = _tune_and_train(cfg, cfg.line, num_steps, bar)
         except DivergedError as error:
             bar.write(f"{NAME}: {cfg.line}, {num_steps} steps: {error}")
             continue
-        if cfg.line == BASE:
-            _follow(cfg, num_steps, tuned, folder / "runs" / NAME)
+        _follow(cfg, cfg.line, num_steps, tuned, measure, folder / "runs" / NAME)
 
 
 def _config(cfg: DictConfig, name: str, num_steps: int, rate: float, seed: int) -> DictConfig:
@@ -155,20 +158,29 @@ def _tune_and_train(cfg: DictConfig, name: str, num_steps: int, bar: Any) -> Tun
     )
 
 
-def _follow(cfg: DictConfig, num_steps: int, tuned: Tuned, runs: Path) -> dict[int, Any]:
-    """Return seed -> the record of the law's terms along backprop's run of a length."""
-    experiment = cfg.experiments[NAME]
-    law, programs = jobs.to_plain(experiment.law), Programs()
-    stages = law.pop("stages")
-    measure = measurement(tuned.config, **law)
+def _measurement(cfg: DictConfig) -> Measurement:
+    """Return `measurement` of backprop's model, which is that of all lines but the control."""
+    law = jobs.to_plain(cfg.experiments[NAME].law)
+    del law["stages"]
+    return measurement(_config(cfg, BASE, 1, 1.0, 0), **law)
+
+
+def _follow(
+    cfg: DictConfig, name: str, num_steps: int, tuned: Tuned, measure: Measurement, runs: Path
+) -> dict[int, dict[str, Any]]:
+    """Return seed -> the record of the law's terms along a line's run; none for the control."""
+    if name == CONTROL:
+        return {}
+    law, programs = jobs.to_plain(cfg.experiments[NAME].law), Programs()
+    stages = law.pop("stages") if name == BASE else []  # else at the end alone
     found = {}
-    for seed in experiment.seeds:
-        config = _config(cfg, BASE, num_steps, tuned.config.learning_rate, seed)
+    for seed in cfg.experiments[NAME].seeds:
+        config = _config(cfg, name, num_steps, tuned.config.learning_rate, seed)
         identity = {
             "run": from_config.identity_config(config), "seed": seed, "stages": stages, **law,
         }  # fmt: skip
         measured = partial(follow, config, stages, measure, programs)
-        found[seed] = measured_once(runs / BASE, "law", identity, measured)
+        found[seed] = measured_once(runs / name, "law", identity, measured)
     return found
 
 

@@ -19,6 +19,7 @@ from fwdgrad.records import read_json
 from fwdgrad.training import Programs, first_examples
 from fwdgrad.util.trees import Array, PyTree
 
+Measurement = Callable[[PyTree], dict[str, Array]]  # parameters -> the terms of the law
 BASE, CONTROL = "backprop", "control-last-layer"
 COLUMNS: tables.Columns = {
     "line": str, "num_steps": int, "seed": int, "learning_rate": float,
@@ -26,7 +27,7 @@ COLUMNS: tables.Columns = {
 }  # fmt: skip
 TERMS = ("squared_gradient", "minibatch_square", "minibatch_curvature", "trace")
 LAW_COLUMNS: tables.Columns = {
-    "num_steps": int, "seed": int, "step": int, **dict.fromkeys(TERMS, float),
+    "line": str, "num_steps": int, "seed": int, "step": int, **dict.fromkeys(TERMS, float),
 }  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def slowdown(terms: Any, num_tangents: int) -> Any:
 
 def measurement(
     config: DictConfig, minibatches: int, curvature_minibatches: int, probes: int
-) -> Callable[[PyTree], dict[str, Array]]:
+) -> Measurement:
     """Return a compiled function from parameters to the terms of the law.
 
     Args:
@@ -86,10 +87,7 @@ def measurement(
 
 
 def follow(
-    config: DictConfig,
-    stages: Iterable[int],
-    measure: Callable[[PyTree], dict[str, Array]],
-    programs: Programs,
+    config: DictConfig, stages: Iterable[int], measure: Measurement, programs: Programs
 ) -> list[list[float]]:
     """Return [step, *terms] at the stages of a training, and at its start and its end.
 
@@ -109,27 +107,27 @@ def follow(
     return rows
 
 
-class Prediction(NamedTuple):
-    """Steps that lead to backprop's errors, of each seed and length: (seeds, lengths).
+class AtErrors(NamedTuple):
+    """Values that belong to the ends of backprop's runs, by their test errors: (seeds, lengths).
 
     Attributes:
-      steps: the steps.
-      error: backprop's test error, in %.
+      values: steps of the law, for instance.
+      errors: in %.
     """
 
-    steps: np.ndarray
-    error: np.ndarray
+    values: np.ndarray
+    errors: np.ndarray
 
-    def steps_to(self, errors: np.ndarray) -> np.ndarray:
-        """Return the steps to an error of each seed, (seeds,); nan where backprop has none such."""
-        every = zip(errors, self.steps, self.error, strict=True)
+    def at(self, errors: np.ndarray) -> np.ndarray:
+        """Return the value at an error of each seed, (seeds,); nan where backprop has none such."""
+        every = zip(errors, self.values, self.errors, strict=True)
         return np.array([_first_at(*of_seed) for of_seed in every])
 
 
-def _first_at(error: float, steps: np.ndarray, errors: np.ndarray) -> float:
-    """Return the steps at which errors first fall to `error`, in logarithms between points."""
+def _first_at(error: float, values: np.ndarray, errors: np.ndarray) -> float:
+    """Return the value at which errors first fall to `error`, in logarithms between points."""
     i = int(np.argmax(errors <= error))
-    ends = np.array([steps[[i - 1, i]], errors[[i - 1, i]]])
+    ends = np.array([values[[i - 1, i]], errors[[i - 1, i]]])
     if i == 0 or not (np.isfinite(ends) & (ends > 0)).all():  # never, or before the first point
         return math.nan
     (first, last), (high, low) = np.log(ends)
@@ -146,15 +144,20 @@ class Measured(NamedTuple):
 
     Attributes:
       runs: line -> number of steps -> a row for each seed, with `COLUMNS`.
-      paths: (number of steps, seed) of backprop -> rows with `LAW_COLUMNS`.
+      paths: line -> number of steps -> for each seed rows with `LAW_COLUMNS`.
       num_tangents: line -> K, of lines that perturb weights.
       about: the content of the JSON file.
     """
 
     runs: dict[str, dict[int, pd.DataFrame]]
-    paths: dict[tuple[int, int], pd.DataFrame]
+    paths: dict[str, dict[int, list[pd.DataFrame]]]
     num_tangents: dict[str, int]
     about: Mapping[str, Any]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Return the numbers of steps of backprop's runs; none without their paths."""
+        return sorted(self.runs.get(BASE, ())) if BASE in self.paths else []
 
     def errors(self, line: str, num_steps: int) -> np.ndarray:
         """Return the test errors of a line's runs in %, (seeds,)."""
@@ -167,29 +170,38 @@ class Measured(NamedTuple):
 
     def slowdowns(self, num_steps: int, num_tangents: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the stages of backprop's paths of a length, and S_K at them, (seeds, stages)."""
-        paths = [path for (of, _), path in self.paths.items() if of == num_steps]
+        paths = self.paths[BASE][num_steps]
         values = np.stack([slowdown(path, num_tangents) for path in paths])
         return paths[0]["step"].to_numpy(float), values
 
-    def law(self, num_tangents: int) -> Prediction:
+    def law(self, num_tangents: int) -> AtErrors:
         """Return the steps of the law for K tangents, n = ∫₀^m S_K dm' along backprop's m steps.
 
         Between stages, and at those without S_K, the nearest ones are interpolated.
         """
         columns = []
-        for num_steps in sorted(self.runs[BASE]):
+        for num_steps in self.lengths:
             stages, values = self.slowdowns(num_steps, num_tangents)
             columns.append(np.array([_integral(stages, of_seed) for of_seed in values]))
-        return self._prediction(columns)
+        return self._at_errors(columns)
 
-    def same_sum(self, rate: float) -> Prediction:
-        """Return the steps at a rate whose sum of rates is that of backprop's m steps."""
-        runs = sorted(self.runs[BASE].items())
-        return self._prediction([m * of["learning_rate"].to_numpy() / rate for m, of in runs])
+    def sums_of_rates(self) -> AtErrors:
+        """Return backprop's numbers of steps times their rates."""
+        rates = (self.runs[BASE][m]["learning_rate"].to_numpy() * m for m in self.lengths)
+        return self._at_errors([*rates])
 
-    def _prediction(self, columns: list[np.ndarray]) -> Prediction:
-        errors = [self.errors(BASE, num_steps) for num_steps in sorted(self.runs[BASE])]
-        return Prediction(np.stack(columns, axis=1), np.stack(errors, axis=1))
+    def noises(self) -> AtErrors:
+        """Return M tr H at the ends of backprop's runs."""
+        return self._at_errors([self.noise(BASE, m) for m in self.lengths])
+
+    def noise(self, line: str, num_steps: int) -> np.ndarray:
+        """Return M tr H at the ends of a line's runs, (seeds,)."""
+        ends = [path.iloc[-1] for path in self.paths[line][num_steps]]
+        return np.array([end["minibatch_square"] * end["trace"] for end in ends])
+
+    def _at_errors(self, columns: list[np.ndarray]) -> AtErrors:
+        errors = [self.errors(BASE, num_steps) for num_steps in self.lengths]
+        return AtErrors(np.stack(columns, axis=1), np.stack(errors, axis=1))
 
 
 def read(folder: Path, name: str) -> Measured:
@@ -199,10 +211,10 @@ def read(folder: Path, name: str) -> Measured:
     runs: dict[str, dict[int, pd.DataFrame]] = {}
     for (line, num_steps), rows in table.groupby(["line", "num_steps"], sort=False):
         runs.setdefault(line, {})[num_steps] = rows.sort_values("seed")
-    paths = {}
-    if BASE in runs:
+    paths: dict[str, dict[int, list[pd.DataFrame]]] = {}
+    if set(runs) - {CONTROL}:
         law = tables.read(folder / f"{name}_law.csv", LAW_COLUMNS)
-        for (num_steps, seed), rows in law.groupby(["num_steps", "seed"]):
-            paths[num_steps, seed] = rows
+        for (line, num_steps, _), rows in law.groupby(["line", "num_steps", "seed"]):
+            paths.setdefault(line, {}).setdefault(num_steps, []).append(rows)
     tangents = {line: k for line, k in about["num_tangents"].items() if line in runs}
     return Measured(runs, paths, tangents, about)

@@ -1,7 +1,7 @@
 """Figure and section of `perturbed_weights`: the law beside the errors that were measured."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.common import style, tables
-from experiments.quality.perturbed_weights_law import BASE, CONTROL, Measured, Prediction
+from experiments.quality.perturbed_weights_law import BASE, CONTROL, AtErrors, Measured
 from fwdgrad.measurement import (
     Interval,
     geometric_mean_interval,
@@ -35,7 +35,7 @@ _SHORT = {
 }
 _SHOWN = (
     "line", "steps", "test error (%)", "validation error (%)", "best rate",
-    "steps / the law's", "sum of rates / backprop's",
+    "steps / the law's", "sum of rates / backprop's", "M tr H / backprop's",
 )  # fmt: skip
 _LAW = """\
 To second order of the loss, at the best rates, a step with K normal tangents has 1/S_K of the
@@ -47,9 +47,9 @@ def _numbers(measured: Measured) -> list[int]:
     return sorted({*measured.num_tangents.values()})
 
 
-def _laws(measured: Measured) -> dict[int, Prediction]:
-    """Return K -> the law's prediction; none without the paths of backprop."""
-    return {k: measured.law(k) for k in _numbers(measured)} if measured.paths else {}
+def _laws(measured: Measured) -> dict[int, AtErrors]:
+    """Return K -> the law's steps; none without the paths of backprop."""
+    return {k: measured.law(k) for k in _numbers(measured)} if measured.lengths else {}
 
 
 def draw_perturbed_weights(measured: Measured, folder: Path, name: str) -> None:
@@ -71,8 +71,8 @@ def draw_perturbed_weights(measured: Measured, folder: Path, name: str) -> None:
 
 
 def _draw_slowdowns(panel: Axes, measured: Measured) -> None:
-    if measured.paths:
-        longest = max(num_steps for num_steps, _ in measured.paths)
+    if measured.lengths:
+        longest = measured.lengths[-1]
         for k, colour in zip(_numbers(measured), _OF_LAW, strict=False):
             steps, values = measured.slowdowns(longest, k)
             found = [geometric_mean_interval(x) for x in values.T[steps > 0]]
@@ -91,9 +91,9 @@ def _draw_errors(panel: Axes, measured: Measured) -> None:
         _points(panel, steps, found, color=colour, marker=marker)
         _label(panel, steps, found, _SHORT.get(line, style.label(line)), colour)
     for (k, law), colour in zip(_laws(measured).items(), _OF_LAW, strict=False):
-        found = [geometric_mean_interval(x) for x in law.steps.T]
+        found = [geometric_mean_interval(x) for x in law.values.T]
         steps = style.finite([x.value for x in found], positive=True)
-        errors = style.finite(law.error.mean(0), positive=True)
+        errors = style.finite(law.errors.mean(0), positive=True)
         panel.plot(steps, errors, color=colour, ls="--", lw=1)
         style.end_label(panel, steps[-1], errors[-1], f"law, K = {k}", colour)
     if CONTROL in measured.runs and (error := measured.last(CONTROL)[1].mean()) > 0:
@@ -141,8 +141,7 @@ def _on_the_law(measured: Measured) -> Iterator[str]:
     laws = _laws(measured)
     if not laws:
         return
-    longest = max(num_steps for num_steps, _ in measured.paths)
-    ranges = []
+    longest, ranges = measured.lengths[-1], []
     for k in laws:
         _, values = measured.slowdowns(longest, k)
         means = [geometric_mean_interval(x) for x in values.T]
@@ -164,8 +163,8 @@ def _on_the_law(measured: Measured) -> Iterator[str]:
     yield f"The law predicts these numbers of steps: {'; '.join(reached)}."
 
 
-def _reached(law: Prediction, error: float) -> str:
-    found = law.steps_to(np.full(len(law.steps), error))
+def _reached(law: AtErrors, error: float) -> str:
+    found = law.at(np.full(len(law.values), error))
     if np.isfinite(found).all():
         return str(geometric_mean_interval(found))
     return "not reached by backprop's runs"
@@ -184,33 +183,38 @@ def _on_errors(measured: Measured) -> Iterator[str]:
         if CONTROL in measured.runs:
             best += f"; the control has {mean_interval(measured.last(CONTROL)[1])} %"
         yield f"{best}."
-    ratios = [x for x in (_ratios(measured, *run) for run in every) if x is not None]
-    law, rates = ([pair[i].value for pair in ratios] for i in (0, 1))
-    if all(any(map(math.isfinite, values)) for values in (law, rates)):
+    ratios = [[x.value for x in _ratios(measured, *run)] for run in every]
+    known = [_range(values) for values in zip(*ratios, strict=True)]
+    if known and all(known):
         yield (
-            f"The lines make {_range(law)} times the law's steps to the same error, and "
-            f"{_range(rates)} times backprop's sum of rates; where that is 1, the smaller rate "
-            "alone costs steps."
+            f"At equal errors they make {known[0]} times the law's steps; their sums of rates are "
+            f"{known[1]} times backprop's, and M tr H, which the law takes from backprop's path, "
+            f"is {known[2]} times backprop's at their ends."
         )
 
 
-def _range(values: list[float]) -> str:
+def _range(values: Iterable[float]) -> str:
     known = [x for x in values if math.isfinite(x)]
-    return " to ".join(dict.fromkeys((significant(min(known)), significant(max(known)))))
+    ends = (significant(end(known)) for end in (min, max)) if known else ()
+    return " to ".join(dict.fromkeys(ends))
 
 
-def _ratios(measured: Measured, line: str, num_steps: int) -> tuple[Interval, Interval] | None:
-    """Return a line's steps over the law's to its error, and its sum of rates over backprop's."""
-    if line not in measured.num_tangents or not measured.paths:
-        return None
+def _ratios(measured: Measured, line: str, num_steps: int) -> list[Interval]:
+    """Return a line's steps over the law's, sum of rates and M tr H over backprop's.
+
+    These are at equal errors; nan where backprop has none such.
+    """
+    if line not in measured.num_tangents or not measured.lengths:
+        return [Interval(math.nan, math.nan, math.nan, 0)] * 3
     errors = measured.errors(line, num_steps)
-    rate = float(measured.runs[line][num_steps]["learning_rate"].iloc[0])
-    law, same = measured.law(measured.num_tangents[line]), measured.same_sum(rate)
-    first, second = (
-        geometric_mean_interval(num_steps / prediction.steps_to(errors))
-        for prediction in (law, same)
+    rates = measured.runs[line][num_steps]["learning_rate"].to_numpy()
+    momentum = measured.about["momentum"].get(line, 0.0)
+    pairs = (
+        (num_steps, measured.law(measured.num_tangents[line])),
+        (num_steps * rates / (1 - momentum), measured.sums_of_rates()),
+        (measured.noise(line, num_steps), measured.noises()),
     )
-    return first, second
+    return [geometric_mean_interval(value / of_base.at(errors)) for value, of_base in pairs]
 
 
 def _rows(measured: Measured) -> Iterator[list[object]]:
@@ -220,11 +224,10 @@ def _rows(measured: Measured) -> Iterator[list[object]]:
                 mean_interval(100 * (1 - runs[f"{name}_accuracy"].to_numpy()))
                 for name in ("test", "valid")
             )
-            ratios = _ratios(measured, line, num_steps)
             yield [
                 style.label(line), f"{num_steps:,}", test, valid,
                 significant(runs["learning_rate"].iloc[0]),
-                *(map(_known, ratios) if ratios else ("–", "–")),
+                *map(_known, _ratios(measured, line, num_steps)),
             ]  # fmt: skip
 
 

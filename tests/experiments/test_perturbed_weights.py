@@ -104,7 +104,7 @@ def write_tables(folder, seeds=3):
         for m in (4, 16, 64, 256, 1024):
             rows.append(("backprop", m, seed, 0.5, 1.0, 0.5, 1 - 0.6 * m**-0.5))
             stages = [x for x in (0, 8, 32, 128, 512) if x < m]
-            path += [(m, seed, step, 1.0, 3.0, 2.0, 66.0) for step in (*stages, m)]
+            path += [("backprop", m, seed, step, 1.0, 3.0, 2.0, 66.0) for step in (*stages, m)]
         rows.append(("control-last-layer", 100, seed, 2.0, 1.0, 0.95, 1 - 0.04 * wobble))
         for line, n in (
             *(("weights-low_rank", n) for n in (1010, 10100)), ("weights-low_rank-4", 5000),
@@ -112,12 +112,14 @@ def write_tables(folder, seeds=3):
         ):  # fmt: skip
             error = 12 * wobble * (1010 / n) ** 0.5
             rows.append((line, n, seed, 7e-4, 1.0, 0.5, 1 - error / 100))
+            path += [(line, n, seed, step, 1.0, 3.0, 2.0, 132.0) for step in (0, n)]
     write_table(folder / f"{NAME}.csv", COLUMNS, rows)
     write_table(folder / f"{NAME}_law.csv", LAW_COLUMNS, path)
     numbers = {"weights-low_rank": 1, "weights-low_rank-4": 4, "weights-normal": 1,
                "weights-low_rank-momentum": 1}  # fmt: skip
     information = {
-        "num_tangents": numbers, "published_error": 8.6, "failed": [["weights-normal", 50]],
+        "num_tangents": numbers, "momentum": {"weights-low_rank-momentum": 0.9},
+        "published_error": 8.6, "failed": [["weights-normal", 50]],
         "tuning": {"num_rates": 5, "seeds": [1000]}, "provenance": [], "wall_seconds": 1.0,
     }  # fmt: skip
     write_json(folder / f"{NAME}.json", information)
@@ -126,13 +128,13 @@ def write_tables(folder, seeds=3):
 def test_predictions_of_tables_with_known_steps(tmp_path):
     write_tables(tmp_path)
     measured = read(tmp_path, NAME)
-    one, four, same = measured.law(1), measured.law(4), measured.same_sum(0.01)
-    np.testing.assert_allclose(one.steps, [[404, 1616, 6464, 25856, 103424]] * 3)
-    np.testing.assert_allclose(four.steps, one.steps * 26 / 101)
-    np.testing.assert_allclose(same.steps, one.steps * 50 / 101)  # of a rate of 0.5
-    np.testing.assert_allclose(one.error[0], [30, 15, 7.5, 3.75, 1.875])
+    one, four, sums = measured.law(1), measured.law(4), measured.sums_of_rates()
+    np.testing.assert_allclose(one.values, [[404, 1616, 6464, 25856, 103424]] * 3)
+    np.testing.assert_allclose(four.values, one.values * 26 / 101)
+    np.testing.assert_allclose(sums.values, one.values * 0.5 / 101)
+    np.testing.assert_allclose(one.errors[0], [30, 15, 7.5, 3.75, 1.875])
     errors = np.array([8.6, 30.1, 1.0])  # one between points, one before them and one beyond
-    np.testing.assert_allclose(one.steps_to(errors), [101 * (60 / 8.6) ** 2, np.nan, np.nan])
+    np.testing.assert_allclose(one.at(errors), [101 * (60 / 8.6) ** 2, np.nan, np.nan])
 
     text = perturbed_weights.describe(tmp_path)
     assert (
@@ -142,8 +144,10 @@ def test_predictions_of_tables_with_known_steps(tmp_path):
     assert "No rate works for forward gradient, dense normal with 50 steps." in text
     # At 12 % 1,010 steps of the law's 101 · 25, and 7e-4 · 1,010 of backprop's 0.5 · 25.
     (row,) = (x for x in text.splitlines() if "dense normal | 1,010" in x)
-    assert "| 0.402 [" in row and "| 0.0568 [" in row  # of three seeds
-    assert text.count("| forward gradient") == 5 and text.count("| – | – |") == 6
+    assert "| 0.402 [" in row and "| 0.0568 [" in row and row.endswith("| 2 |")  # of three seeds
+    (row,) = (x for x in text.splitlines() if "momentum | 1,010" in x)
+    assert "| 0.402 [" in row and "| 0.568 [" in row
+    assert text.count("| forward gradient") == 5 and text.count("| – | – | – |") == 6
     assert text.split("\n\n")[2].count(". ") == 5  # six sentences
 
 
@@ -151,17 +155,17 @@ def test_what_the_law_does_not_tell(tmp_path):
     """Without a curvature along gradients, or without backprop, there is no prediction."""
     write_tables(tmp_path)
     path = tmp_path / f"{NAME}_law.csv"
-    before, rows = read(tmp_path, NAME).law(1).steps, read_table(path)
+    before, rows = read(tmp_path, NAME).law(1).values, read_table(path)
     for stages in (("0", "8", "1024"), range(2000)):
         rows = [
             {**row, "minibatch_curvature": -1.0} if row["step"] in map(str, stages) else row
             for row in rows
         ]
         write_table(path, LAW_COLUMNS, [row.values() for row in rows])
-        found = read(tmp_path, NAME).law(1).steps  # neighbours stand for unknown stages
+        found = read(tmp_path, NAME).law(1).values  # neighbours stand for unknown stages
         np.testing.assert_allclose(found, before if len(stages) == 3 else np.nan)
     text = perturbed_weights.describe(tmp_path)
-    assert "not reached by backprop's runs with K = 1" in text and "times the law's" not in text
+    assert "not reached by backprop's runs with K = 1" in text and "M tr H, which" not in text
     others = [x for x in read_table(tmp_path / f"{NAME}.csv") if x["line"] != "backprop"]
     write_table(tmp_path / f"{NAME}.csv", COLUMNS, [row.values() for row in others])
     assert "The law predicts" not in perturbed_weights.describe(tmp_path)
@@ -216,7 +220,9 @@ def test_lines_made_alone_are_read_back(compose, tmp_path, monkeypatch):
         ("backprop", "4"), ("control-last-layer", "2"), ("weights-low_rank", "2")
     ]  # fmt: skip
     law = read_table(tmp_path / f"{NAME}_law.csv")
-    assert [x["step"] for x in law] == ["0", "1", "4"]
+    assert [(x["line"], x["step"]) for x in law] == [
+        *(("backprop", step) for step in "014"), *(("weights-low_rank", step) for step in "02")
+    ]  # fmt: skip
     assert all(jnp.isfinite(float(x[name])) for x in law for name in TERMS)
     tuned = read_table(tmp_path / f"{NAME}_tuning.csv")
     assert len(tuned) == 3 * (3 + 1) and tuned[0]["estimator"] == "backprop"
