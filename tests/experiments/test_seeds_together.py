@@ -7,9 +7,10 @@ import pytest
 from experiments.common import from_config, tuning
 from experiments.races.race import _Configs
 from fwdgrad.training import DivergedError
+from tests.sweeps import thorough_but
 
 LINES = (
-    "activity-blocks-guided", "weight-low_rank-exact_last", "backprop",
+    "weight-low_rank-exact_last", "activity-blocks-guided", "backprop",
     "control-first-frozen", "activity-blocks", "local-heads", "feedback-fixed", "feedback-learned",
     "weight-low_rank-projection-16", "spsa", "evolution-low_rank-4",
 )  # fmt: skip
@@ -31,7 +32,7 @@ def configs(compose, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", [*LINES[:2], *(pytest.param(x, marks=pytest.mark.thorough) for x in LINES[2:])]
+    "line", [LINES[0], *(pytest.param(x, marks=pytest.mark.thorough) for x in LINES[1:])]
 )
 def test_every_estimator_has_the_numbers_that_it_has_alone(configs, line):
     alone = from_config.run_seeds(configs(line, "alone"))
@@ -85,7 +86,7 @@ def test_other_differences_than_seeds_are_an_error(configs):
     assert list(from_config.run_seeds([])) == []
 
 
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("together", thorough_but([True], [False, True]))
 def test_a_rate_is_out_at_the_first_seed_that_fails(configs, monkeypatch, together):
     """The same trials are reported whether seeds are trained together or not."""
     made, run_seeds = configs("backprop", f"{together}", together=together), from_config.run_seeds

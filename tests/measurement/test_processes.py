@@ -212,6 +212,7 @@ def end_once(folder, order):
     return sums(order)
 
 
+@pytest.mark.thorough
 def test_a_measurement_after_one_in_which_all_processes_were_killed(tmp_path):
     with shared_processes():
         for _ in range(2):  # at the latest the second finds two files

@@ -20,6 +20,7 @@ from fwdgrad.training import (
     train_together,
 )
 from fwdgrad.training.run_in_progress import RunInProgress
+from tests.sweeps import thorough_but
 from tests.training.regression import (
     FORWARD,
     SETTINGS,
@@ -43,7 +44,7 @@ def folders_of(path, seeds=(3, 4, 5)):
     return {seed: path / str(seed) for seed in seeds}
 
 
-@pytest.mark.parametrize("steps_per_call", [1, 7])
+@pytest.mark.parametrize("steps_per_call", thorough_but([7], [1, 7]))
 @pytest.mark.parametrize("estimator", [FORWARD, fwdgrad.backprop_value_and_grad])
 def test_each_run_has_the_numbers_that_it_has_alone(problem, tmp_path, estimator, steps_per_call):
     settings = Settings(50, 8, 20, steps_per_call)
@@ -103,7 +104,7 @@ class Exploding(Regression):
         return {**scores, "loss": scores["loss"] + jnp.where(ends, jnp.inf, 0)}
 
 
-@pytest.mark.parametrize("steps_per_call", [1, 7])
+@pytest.mark.parametrize("steps_per_call", thorough_but([7], [1, 7]))
 def test_a_run_that_diverges_ends_and_the_others_go_on(
     problem, tmp_path, monkeypatch, steps_per_call
 ):
