@@ -179,8 +179,9 @@ def _follow(
         identity = {
             "run": from_config.identity_config(config), "seed": seed, "stages": stages, **law,
         }  # fmt: skip
+        # A folder for each length: one process at a time measures in a folder.
         measured = partial(follow, config, stages, measure, programs)
-        found[seed] = measured_once(runs / name, "law", identity, measured)
+        found[seed] = measured_once(runs / f"{name}-{num_steps}", "law", identity, measured)
     return found
 
 
