@@ -108,7 +108,7 @@ def tune_and_train(
     """Try rates with the tuning seeds; train every seed at the best rate at which no run fails.
 
     Args:
-      make_config: makes the `train` config of a run.
+      make_config: makes the `train` config of a run; `read_test_set` is set here, false in tuning.
       first_rate: the first rate to try.
       tuning: `seeds`, `num_rates` and `factor` of the protocol.
       seeds: the seeds to compare, none of the tuning seeds.
@@ -159,6 +159,8 @@ def _tries(
 
     The minimised metric is inf if the run diverges or ends above its start.
     """
+    for config in configs:
+        config.read_test_set = role == COMPARED
     for config, run in zip(configs, from_config.run_seeds(configs), strict=True):
         if isinstance(run, DivergedError):
             info = from_config.recorded_info(config)

@@ -126,7 +126,7 @@ def _tune_and_train(cfg: DictConfig, panel: str, name: str, bar: Any) -> Tuned:
         rows = 1 if is_tuning else settings.num_rows
         return jobs.compose_train(
             cfg, overrides, learning_rate=rate, seed=seed, num_steps=settings.num_steps,
-            eval_every=max(1, settings.num_steps // rows), read_test_set=not is_tuning,
+            eval_every=max(1, settings.num_steps // rows),
         )  # fmt: skip
 
     def note(text: str) -> None:

@@ -142,14 +142,8 @@ def _config(cfg: DictConfig, name: str, num_steps: int, rate: float, seed: int) 
 
 def _tune_and_train(cfg: DictConfig, name: str, num_steps: int, bar: Any) -> Tuned:
     experiment = cfg.experiments[NAME]
-
-    def config(rate: float, seed: int, is_tuning: bool) -> DictConfig:
-        made = _config(cfg, name, num_steps, rate, seed)
-        made.read_test_set = not is_tuning
-        return made
-
     return tune_and_train(
-        config,
+        lambda rate, seed, is_tuning: _config(cfg, name, num_steps, rate, seed),
         experiment.lines[name].first_rate,
         jobs.to_plain(experiment.tuning),
         jobs.to_plain(experiment.seeds),

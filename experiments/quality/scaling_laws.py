@@ -214,7 +214,7 @@ def _tune_and_train(
         rows = 1 if is_tuning else training.num_rows
         return _config(
             cfg, "training", name, "width", width, learning_rate=rate, seed=seed,
-            num_steps=num_steps, eval_every=max(1, num_steps // rows), read_test_set=not is_tuning,
+            num_steps=num_steps, eval_every=max(1, num_steps // rows),
         )  # fmt: skip
 
     counted = costs.operations_of_a_step(config(1e-4, 0, True), runs / name)

@@ -285,9 +285,7 @@ def _tune_and_train(race: _Configs, name: str, operations: float | None, bar: An
 
     def make_config(rate: float, seed: int, tuning: bool) -> DictConfig:
         rows = 1 if tuning else experiment.num_rows
-        config = race.run(name, rate=rate, num_steps=num_steps, rows=rows, seed=seed)
-        config.read_test_set = not tuning
-        return config
+        return race.run(name, rate=rate, num_steps=num_steps, rows=rows, seed=seed)
 
     return tune_and_train(
         make_config,

@@ -67,12 +67,12 @@ def _few(name: str, examples: Any) -> PyTree:
     return jax.tree.map(lambda x: x[:_FEW], examples)
 
 
-def _types(examples: PyTree) -> str:
-    """Return the type of an example as text."""
+def _types(examples: PyTree, skip: int = 1) -> str:
+    """Return the types of arrays as text, without the first `skip` axes: those of an example."""
 
     def of_one(x: Any) -> str:
         known = jax.eval_shape(lambda x: x, x)
-        return f"{known.dtype}{list(known.shape[1:])}"
+        return f"{known.dtype}{list(known.shape[skip:])}"
 
     return str(jax.tree.map(of_one, examples))
 
@@ -89,12 +89,8 @@ def _check_floating(params: PyTree) -> None:
 
 
 def _check_augment(augment: Any, batch: PyTree) -> None:
-    def of_one(x: Any) -> str:
-        return f"{x.dtype}{list(x.shape)}"
-
-    key, shapes = jax.random.key(0), jax.eval_shape(lambda x: x, batch)
-    given = jax.tree.map(of_one, shapes)
-    made = jax.tree.map(of_one, jax.eval_shape(augment, key, shapes))
+    given = _types(batch, skip=0)
+    made = _types(jax.eval_shape(augment, jax.random.key(0), batch), skip=0)
     if made != given:
         raise ValueError(
             "augment(key, batch) must return a batch of the same shapes and types, "

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.common import costs, from_config
+from experiments.common.unrecorded import Training
 from fwdgrad.problems import datasets
 
 from ..problem_checks import check_measured, check_problem, small_cifar
@@ -171,3 +172,16 @@ def test_examples_read_files_of_the_user(example, tmp_path):
     assert from_config.problem(cfg).train["x"].shape == (100, 3)
     cfg = example("transformer_on_text", f"+problem.path={tmp_path}/text", "+problem.length=4")
     assert from_config.problem(cfg).train.shape == (359, 5)
+
+
+def test_a_training_without_a_record_sees_the_same_minibatches(compose, tmp_path):
+    """Also those that the problem augments: the first loss is that of a recorded run."""
+    small = (*SMALL["digit_sum"], "batch_size=32", "steps_per_call=1", "learning_rate=1e-3")
+    cfg = compose(
+        "train", "problem=digit_sum", "model=mlp", "estimator=backprop", *small,
+        "num_steps=2", "eval_every=1", f"output.root={tmp_path}",
+    )  # fmt: skip
+    losses = [row.train_loss for row in from_config.run(cfg).metrics]
+    training = Training(cfg)
+    assert [float(training.advance(1)) for _ in range(2)] == pytest.approx(losses[1:], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # of the first minibatch
