@@ -86,6 +86,7 @@ _ENDS = {
     r"-clipped": ", clipped",
     r"-guided": ", control variate",
     r"-exact-last": ", exact last",
+    r"-kernels": ", noise in kernels",
     r"-projection": ", projection",
     r"-equal": ", equal operations",
     r"-times-(\d+)": ", {0} times the steps",

@@ -192,13 +192,15 @@ class Race:
         compared = [c for _, c in comparisons.read(folder / f"{self._name}_comparisons.csv")]
         rivals = {line.family for line in lines.values()} & {"feedback", "values"}
         rule, margin = information["tuning"], information["compared"]["margin_points"]
+        number = len(rule["seeds"])
+        of_seeds = "one seed" if number == 1 else f"{number} seeds"
         text = [
             f"## {self._title} (not in the paper)",
             "",
             f"![Test error of each line]({self._name}.png)",
             "",
             f"{_length(information)} Each line tries "
-            f"{rule['num_rates']} rates at full length with {len(rule['seeds'])} seeds and takes "
+            f"{rule['num_rates']} rates at full length with {of_seeds} and takes "
             "the one of the least validation error ([protocol](../../configs/protocol.yaml)); then "
             "other seeds train at it, and read the test images once."
             f"{machines.sentence(information)} {_NAMES}{_RIVALS if rivals else ''}",

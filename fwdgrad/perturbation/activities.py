@@ -15,7 +15,7 @@ narrows (`fwdgrad.perturbation.post_activation`), and by a guess of the derivati
 (`fwdgrad.perturbation.control_variates`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import get_args
 
 from fwdgrad.perturbation.activity_evaluation import AtActivities, Feedback
@@ -50,6 +50,9 @@ class Activities:
         through another parameter: reverse mode through the loss function alone (softmax minus
         one-hot). A value is not last if it meets a value of another parameter in a product, even
         behind `stop_gradient`. Elementwise products with fixed arrays count as the loss function.
+      at_kernels: put the noise of a layer into its parameters, drawn for each example, where its
+        value has at least four times as many entries, as that of a first convolution. It has less
+        variance there, and is pushed through the layer, too.
       feedback: the use of the guess c = A e that `.guided()` adds. "corrected": a control variate,
         noise estimates the rest, so the estimate is unbiased. "alone": c is the derivative by the
         pre-activation, and noise only learns A, as in FDFA (Bacho and Chu 2022, who learn A as a
@@ -71,6 +74,7 @@ class Activities:
 
     layerwise: bool = False
     exact_last: bool = False
+    at_kernels: bool = False
     feedback: Feedback = "corrected"
 
     def __post_init__(self) -> None:
@@ -80,4 +84,5 @@ class Activities:
             )
 
     def at(self, loss: Loss, guess: PyTree = None) -> AtActivities:
-        return AtActivities(loss, guess, self.layerwise, self.exact_last, self.feedback)
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        return AtActivities(loss, guess, **options)

@@ -61,7 +61,14 @@ class AtActivities:
     """The evaluation of a loss with noise at its pre-activations; options as of `Activities`."""
 
     def __init__(
-        self, loss: Loss, guess: PyTree, layerwise: bool, exact_last: bool, feedback: Feedback
+        self,
+        loss: Loss,
+        guess: PyTree,
+        *,
+        layerwise: bool,
+        exact_last: bool,
+        at_kernels: bool,
+        feedback: Feedback,
     ):
         self._exact_last, self._feedback = exact_last, feedback
         self._number = number_of_examples(loss.args, loss.kwargs)
@@ -80,10 +87,11 @@ class AtActivities:
         check_own_losses(one, program.outvars[0].aval)
         self._flat = traced.flat
         program, number = inlined(program), len(self._leaves)
-        self._loss = NoisyLoss(program, number, layerwise, exact_last)
+        options = {"layerwise": layerwise, "exact_last": exact_last, "at_kernels": at_kernels}
+        self._loss = NoisyLoss(program, number, **options)
         sites = self._loss.sites
-        self._own = [i for i in self._loss.noisy if sites[i].per_example]
-        self._shared = [i for i in self._loss.noisy if not sites[i].per_example]
+        self._own = [i for i in self._loss.noisy if sites[i].own_noise]
+        self._shared = [i for i in self._loss.noisy if not sites[i].own_noise]
         is_fixed = feedback == "fixed"
         if is_fixed and self._shared:
             raise ValueError(
@@ -268,8 +276,9 @@ class AtActivities:
         scaled = []
         for i, value in zip(cotangents, values, strict=True):
             cotangent = cotangents[i] / self._number
-            if i in loss.exact and not loss.sites[i].per_example:
-                cotangent = cotangent.sum(0)  # each example has its own derivative by it
+            of_each = i in loss.exact or loss.sites[i].own_noise
+            if of_each and not loss.sites[i].per_example:
+                cotangent = cotangent.sum(0)
             scaled.append(cotangent.astype(value.dtype))
         (grad,) = pull_back(scaled)
         return [g.astype(accumulation_dtype(g.dtype)) for g in grad]

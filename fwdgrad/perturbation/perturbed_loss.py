@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex_core
 
+from fwdgrad.perturbation.kernel_noise import with_kernel_noise
 from fwdgrad.perturbation.noisy_site import NoisySite, Operand
 from fwdgrad.perturbation.post_activation import find_post_activation
 from fwdgrad.perturbation.sites import Plan, find_sites
@@ -75,13 +76,23 @@ class NoisyLoss:
       read: the variables that the sites' layers, and post-activations that narrow, read.
     """
 
-    def __init__(self, program: Program, num_parameters: int, layerwise: bool, exact_last: bool):
+    def __init__(
+        self,
+        program: Program,
+        num_parameters: int,
+        *,
+        layerwise: bool,
+        exact_last: bool,
+        at_kernels: bool,
+    ):
         self.program = program
         plan = find_sites(self.program, num_parameters)
+        if at_kernels:
+            plan = with_kernel_noise(self.program, plan, exact_last)
         self.sites, self.varying = plan.sites, plan.varying
         self.exact = [i for i, site in enumerate(self.sites) if exact_last and site.is_last]
         noisy = [i for i in range(len(self.sites)) if i not in self.exact]
-        self.groups = [[i] for i in noisy] if layerwise else [noisy] if noisy else []
+        self.groups = self._by_layer(noisy) if layerwise else [noisy] if noisy else []
         self.noisy = {i: self._noisy_site(i, plan) for i in noisy}
         in_head = set(plan.head) if self.exact else set()
         self._head = [self.program.eqns[i] for i in sorted(in_head)]
@@ -92,6 +103,14 @@ class NoisyLoss:
         read = {v for e in self._head for v in e.reads} - made
         self._into_head = self._in_order(read | {self.sites[i].variable for i in self.exact})
         self._steps = self._scheduled(in_head)
+
+    def _by_layer(self, noisy: Sequence[int]) -> list[list[int]]:
+        """Return sites in groups of one, but those that stand for one value together."""
+        groups: dict[Any, list[int]] = {}
+        for i in noisy:
+            instead_of = self.sites[i].instead_of
+            groups.setdefault(i if instead_of is None else instead_of, []).append(i)
+        return [*groups.values()]
 
     def _noisy_site(self, i: int, plan: Plan) -> NoisySite:
         """Return a noisy site, with its group, its post-activation and the entry of its noise.
@@ -150,7 +169,7 @@ class NoisyLoss:
         inputs = {v: i for i, v in enumerate(self.program.invars)}
         rows = []
         for i, site in enumerate(self.sites):
-            kind = "noise of each example's own" if site.per_example else "noise, one for all"
+            kind = "noise of each example's own" if site.own_noise else "noise, one for all"
             if i in self.exact:
                 kind = "its exact derivative"
             entry = self.noisy[i].entry if i in self.noisy else site.variable

@@ -38,10 +38,13 @@ class Site(NamedTuple):
       equations: its layer: the indices of the equations that make it of parameters, in order.
       parameters: the parameters that the layer reads.
       read: the other variables that the layer reads.
-      per_example: True if the value depends on the example, so that each has its own noise.
+      per_example: True if the value depends on the example.
+      own_noise: True if each example has its own noise, as such a value has.
       place: the place in the user's code that makes the value.
       operand: (index of the equation, position) of the one reader with the noise, or None if all
         readers have it.
+      instead_of: of a parameter that has the noise of its layer's value, that value
+        (`fwdgrad.perturbation.kernel_noise`).
       is_last: True if only the loss function lies between the value and the loss: no site that is
         not last, no product with a value of another parameter, and nothing that may hold layers,
         such as a loop.
@@ -52,9 +55,11 @@ class Site(NamedTuple):
     parameters: frozenset[Variable]
     read: frozenset[Variable]
     per_example: bool
+    own_noise: bool
     place: str
     operand: tuple[int, int] | None
     is_last: bool = True
+    instead_of: Variable | None = None
 
 
 class Plan(NamedTuple):
@@ -227,7 +232,8 @@ class _Search:
         equations = tuple(sorted(linear.equations))
         index = equations[-1] if equations or operand is None else operand[0]
         at = place(self.program.eqns[index])
-        fields = (linear.parameters, linear.read, linear.has_data, at, operand)
+        per_example = linear.has_data
+        fields = (linear.parameters, linear.read, per_example, per_example, at, operand)
         self.sites.append(Site(v, equations, *fields))
         return frozenset([len(self.sites) - 1])
 

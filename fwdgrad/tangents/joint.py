@@ -6,6 +6,7 @@ no direction twice: their mean has E‖g‖² = (d/K) ‖∇f‖², and at K = d
 
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.forms import dense, is_structured
 from fwdgrad.tangents.independent import Splits, sample_signs
 from fwdgrad.util.batched_linalg import orthonormal
+from fwdgrad.util.shapes import surely_less
 from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
 
 
@@ -96,10 +98,12 @@ class BlockSparse(_JointDistribution):
     """K block-sparse tangents with disjoint supports: v_k = √K ξ on the k-th block, ξ signs.
 
     Each leaf is cut into blocks along one axis. For a matrix of the loss this is the axis of the
-    layer's outputs if that has K or more entries; otherwise it is the longest axis. Every entry is
-    in one block, so E[(1/K) Σ_k v_k v_kᵀ] = I and the mean over K is unbiased. E‖g‖² is the sum
-    over blocks of d_k ‖∇f‖² on the block, so (d/K) ‖∇f‖² for equal blocks. The variance is that of
-    K orthogonal tangents, at a fraction of the cost: all K tangents are one array
+    layer's outputs if that has K or more entries; otherwise it is the axis that K cuts most evenly,
+    the longest of such. A leaf whose axes are all shorter than K is cut across them, into dense
+    tangents. Every entry is in one
+    block, so E[(1/K) Σ_k v_k v_kᵀ] = I and the mean over K is unbiased. E‖g‖² is the sum over
+    blocks of d_k ‖∇f‖² on the block, so (d/K) ‖∇f‖² for equal blocks. The variance is that of K
+    orthogonal tangents, at a fraction of the cost: all K tangents are one array
     (`fwdgrad.Blocks`), and the matrix product costs as much as with one dense tangent. All K
     tangents are sampled jointly, so they cannot be evaluated in chunks.
 
@@ -122,9 +126,27 @@ class BlockSparse(_JointDistribution):
                 tangents.append(sample_signs(k, jnp.zeros(num_tangents, x.dtype)))
                 continue
             split = None if splits is None else splits[i]
-            columns = () if split is None else split.columns
-            axes = [i for i in columns if x.shape[i] >= num_tangents] or range(x.ndim)
-            axis = max(axes, key=lambda axis: x.shape[axis])
+            axis = _axis_to_cut(x.shape, () if split is None else split.columns, num_tangents)
             value = sample_signs(k, x) * jnp.asarray(num_tangents**0.5, x.dtype)
-            tangents.append(Blocks(value, axis, num_tangents))
+            if surely_less(x.shape[axis], num_tangents) and surely_less(x.shape[axis], x.size):
+                flat = Blocks(value.ravel(), 0, num_tangents).dense()
+                tangents.append(flat.reshape(num_tangents, *x.shape))
+            else:
+                tangents.append(Blocks(value, axis, num_tangents))
         return jax.tree.unflatten(structure, tangents)
+
+
+def _axis_to_cut(shape: Sequence[int], columns: Sequence[int], number: int) -> int:
+    """Return the axis that `number` blocks cut most evenly, the longest of those, a column if any.
+
+    >>> _axis_to_cut((16, 28, 28), (), 16), _axis_to_cut((64, 7, 7), (), 4)
+    (0, 0)
+    >>> _axis_to_cut((784, 10), (1,), 4), _axis_to_cut((784, 10), (1,), 16)
+    (1, 0)
+    """
+    axes = [i for i in columns if shape[i] >= number]
+
+    def unevenness(axis: int) -> tuple[float, int]:
+        return -(-shape[axis] // number) * number / max(shape[axis], 1), -shape[axis]
+
+    return min(axes or range(len(shape)), key=unevenness)

@@ -5,8 +5,11 @@ import pytest
 from experiments.common import from_config, protocol
 from fwdgrad.records import RecordError
 
-SHORTER = ("scaling_laws", "perturbed_weights")  # have a shorter form of the protocol
-EXPERIMENTS = [name for name in protocol.EXPERIMENTS if name not in SHORTER]
+# In a shorter form: fewer rates, and one tuning seed.
+SHORTER = ("sum_race", "sum_race_deep", "sum_race_cnn", "cnn_race_long")
+EXPERIMENTS = [
+    name for name in protocol.EXPERIMENTS if name not in ("scaling_laws", "perturbed_weights")
+]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -14,7 +17,11 @@ def test_every_experiment_has_the_protocols_numbers(compose, name):
     cfg = compose("reproduce", "preset=paper")
     experiment, given = cfg.experiments[name], cfg.protocol
     assert experiment.seeds == given.seeds and len(experiment.seeds) >= 5
-    assert experiment.tuning == given.tuning and len(experiment.tuning.seeds) >= 3
+    if name in SHORTER:
+        assert experiment.tuning.num_rates < given.tuning.num_rates
+        assert experiment.tuning.factor == given.tuning.factor
+    else:
+        assert experiment.tuning == given.tuning and len(experiment.tuning.seeds) >= 3
     assert experiment.timing == given.timing and experiment.timing.processes >= 5
     assert not set(experiment.seeds) & set(experiment.tuning.seeds)
 

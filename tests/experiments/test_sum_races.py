@@ -53,6 +53,7 @@ def test_a_small_race_is_run_and_reported(compose, tmp_path):
     lines = read_json(tmp_path / "sum_race.json")["lines"]
     assert lines["feedback-learned"]["times"] == 2 and lines["backprop"]["family"] == "backprop"
     said = sum_race.describe(tmp_path)
+    assert "3 rates at full length with one seed and takes" in said
     assert "time to 99.9 % / backprop" in said and "not reached by backprop" in said
     assert "learned feedback alone" in said and "operations (10¹²)" in said
     steps = cfg.experiments.sum_race.num_steps

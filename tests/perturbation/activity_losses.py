@@ -16,6 +16,10 @@ SPACES = {
     "layerwise": fwdgrad.Activities(layerwise=True),
     "exact last": fwdgrad.Activities(exact_last=True),
     "layerwise, exact last": fwdgrad.Activities(layerwise=True, exact_last=True),
+    "at kernels": fwdgrad.Activities(at_kernels=True),
+    "layerwise, exact last, at kernels": fwdgrad.Activities(
+        layerwise=True, exact_last=True, at_kernels=True
+    ),
 }
 N = 3
 
@@ -73,6 +77,18 @@ def convolution():
 
     params = {"k": normal(0, (2, 1, 2, 2)), "b": normal(1, (2,))}
     return loss, params, (normal(2, (N, 1, 2, 2)), normal(3, (N,)))
+
+
+def kernels():
+    """A kernel and a scale that all pixels share, of fewer entries than they make."""
+
+    def loss(params, x, y):
+        z = lax.conv_general_dilated(x, params["k"], (1, 1), "SAME")
+        h = jnp.tanh(jnp.tanh(z) * params["s"])
+        return squared(h.reshape(-1, 4) @ params["u"], y)
+
+    params = {"k": normal(0, (1, 1, 1, 1)), "s": normal(1, (1, 1, 1)), "u": normal(2, (4,))}
+    return loss, params, (normal(3, (N, 1, 2, 2)), normal(4, (N,)))
 
 
 def gated():
@@ -318,8 +334,8 @@ LOSSES = {
     **{
         f.__name__: f
         for f in (
-            maxout, shared, averaged, convolution, gated, gated_by_one, centred, normalised,
-            penalised, looked_up, scanned,
+            maxout, shared, averaged, convolution, kernels, gated, gated_by_one, centred,
+            normalised, penalised, looked_up, scanned,
             product_of_weights,
             squared_weights, derived_weights_meet_themselves, greedy, linear_loss, equinox_module,
             linear_head, fixed_layers, layers_in_one_call, joined, joined_plainly,

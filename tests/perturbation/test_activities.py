@@ -18,6 +18,7 @@ from tests.perturbation.activity_losses import (
     averaged_over_signs,
     convolution,
     exact,
+    kernels,
     mlp,
     penalised,
     scanned,
@@ -27,7 +28,7 @@ from tests.sweeps import thorough_but
 # Every loss in the space that does most, and in the others what each of them does by itself.
 ALWAYS = {
     *((name, "layerwise, exact last") for name in LOSSES),
-    *itertools.product(("relu",), SPACES),
+    *itertools.product(("relu", "kernels"), SPACES),
     *itertools.product(("maxout", "scanned", "equinox_module"), ["joint"]),
 }
 
@@ -55,7 +56,7 @@ TANGENTS = {
     ("name", "tangents", "space"),
     thorough_but(
         [*itertools.product(["maxout"], TANGENTS, ["joint", "layerwise, exact last"])],
-        itertools.product(["relu", "maxout"], TANGENTS, SPACES),
+        itertools.product(["relu", "maxout", "kernels"], TANGENTS, SPACES),
     ),
 )
 def test_so_it_is_with_more_tangents(name, tangents, space):
@@ -120,6 +121,55 @@ def test_projection_on_all_units_is_the_gradient(exact_last, key):
         grad,
         jax.grad(loss)(params, *args),
     )
+
+
+def test_noise_in_a_kernel_as_by_hand(key):
+    """d_n from the definition, and (1/N) Σ_n (1/K) Σ_k d_nk Ξ_nk of each example's own noise."""
+    loss, params, (x, y) = kernels()
+    value_and_grad = fwdgrad.forward_value_and_grad(
+        loss, tangents=fwdgrad.Normal(), num_tangents=2,
+        space=fwdgrad.Activities(layerwise=True, exact_last=True, at_kernels=True),
+    )  # fmt: skip
+    drawn = value_and_grad.draw(key, params, x, y)
+    _, grad = jax.jit(value_and_grad.along)(drawn, params, x, y)
+    noise = dict(zip("ks", drawn.tangents, strict=True))  # (N, K, *shape)
+    for name, of_examples in noise.items():
+        assert of_examples.shape == (N, 2, *params[name].shape)
+        each = jax.vmap(jax.grad(loss), (None, 0, 0))(params, x[:, None], y[:, None])[name]
+        along = jnp.einsum("nk...,n...->nk", of_examples, each)
+        expected = jnp.einsum("nk,nk...->...", along, of_examples) / (2 * N)
+        np.testing.assert_allclose(grad[name], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("feedback", ["corrected", "alone", "fixed"])
+def test_noise_in_a_kernel_with_a_guess_of_its_gradient(feedback, key):
+    """As many blocks as entries know the gradient, and the guess changes nothing if corrected."""
+    loss, params, (x, y) = kernels()
+    space = fwdgrad.Activities(layerwise=True, exact_last=True, at_kernels=True, feedback=feedback)
+    value_and_grad = fwdgrad.forward_value_and_grad(
+        loss, tangents=fwdgrad.BlockSparse(), space=space
+    ).guided()
+    guess = [normal(7, (1, 1, 1, 1, 1)), normal(8, (1, 1, 1, 1))]
+    assert [a.shape for a in value_and_grad.init(params, x, y).guess] == [a.shape for a in guess]
+    _, grad = jax.jit(value_and_grad)(key, fwdgrad.Guided(params, guess), x, y)
+    expected = jax.grad(loss)(params, x, y)
+    if feedback != "corrected":
+        z = jnp.tanh(lax.conv_general_dilated(x, params["k"], (1, 1), "SAME"))
+        outputs = jnp.tanh(z * params["s"]).reshape(-1, 4) @ params["u"]
+        error = (2 * (outputs - y)).mean()
+        expected |= {"k": error * guess[0][0], "s": error * guess[1][0]}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), grad.params, expected)
+
+
+def test_noise_stays_at_values_that_are_not_many_times_larger(key):
+    loss, params, args = convolution()
+    drawn = [
+        jax.tree.map(jnp.shape, fwdgrad.forward_value_and_grad(
+            loss, space=fwdgrad.Activities(at_kernels=at_kernels)
+        ).draw(key, params, *args).tangents)
+        for at_kernels in (False, True)
+    ]  # fmt: skip
+    assert drawn[0] == drawn[1]
 
 
 def test_a_convolution_as_by_hand(key):

@@ -1,11 +1,14 @@
-"""Products and convolutions with low-rank tangents: dimension numbers, options and layouts."""
+"""Products and convolutions of tangents: factors, dimension numbers, options and layouts."""
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
 
+import fwdgrad
+from fwdgrad.util.jax_internals import inner_jaxprs
 from tests.oracle import assert_same, normal, push_both_ways
 from tests.sweeps import thorough_but
 
@@ -113,3 +116,40 @@ def test_products_keep_factors(equation, of, rank, num_tangents, x64):
     found, expected, events, _ = push_both_ways(loss, params, rank=rank, num_tangents=num_tangents)
     assert_same(found, expected, 1e-11)
     assert not any(kept is False for _, kept in events)
+
+
+def _flattened(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in inner_jaxprs(equation):
+            yield from _flattened(inner)
+
+
+@pytest.mark.parametrize("tangents", [fwdgrad.BlockSparse(), fwdgrad.Rademacher()], ids=repr)
+def test_no_product_of_a_vector_transposes_the_tangents(tangents, key):
+    """The units stay the last axis of K tangents of N examples, through W x and activations."""
+    n, k, sizes = 3, 5, (7, 10, 15, 11)
+    params = [normal(i, shape[::-1]) for i, shape in enumerate(itertools.pairwise(sizes))]
+
+    def loss(params, x):
+        def network(x):
+            for w in params[:-1]:
+                x = jax.nn.relu(w @ x)
+            return params[-1] @ x
+
+        return jnp.mean(jax.vmap(network)(x) ** 2)
+
+    space = fwdgrad.Activities(layerwise=True, exact_last=True)
+    value_and_grad = fwdgrad.forward_value_and_grad(
+        loss, tangents=tangents, num_tangents=k, space=space
+    )
+    jaxpr = jax.make_jaxpr(value_and_grad)(key, params, normal(9, (n, sizes[0]))).jaxpr
+    units, moved = set(sizes[1:]), 0
+    for equation in _flattened(jaxpr):
+        if equation.primitive.name not in ("dot_general", "transpose"):
+            continue
+        shape = [size for size in equation.outvars[0].aval.shape if size != 1]
+        if len(shape) == 3 and n in shape and units & set(shape):
+            moved += 1
+            assert shape[-1] in units, equation
+    assert moved >= 4

@@ -1,5 +1,7 @@
 """Jointly sampled tangents: covariance, orthogonality, blocks; and aggregation by projection."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,10 +60,25 @@ def test_orthogonal_tangents_are_orthogonal_to_rounding(num_tangents, key):
     np.testing.assert_allclose(v @ v.T, 31 * np.eye(num_tangents), atol=31 * 1e-5)
 
 
-def test_blocks_are_disjoint_signs(key):
-    v = flat(fwdgrad.BlockSparse(), key, 3, {"w": jnp.zeros((4, 6))})
+@pytest.mark.parametrize(
+    ("shape", "num_tangents", "form"),
+    [
+        ((4, 6), 3, "Blocks(float32[4, 6], 3 along axis 1)"),
+        ((4, 6), 4, "Blocks(float32[4, 6], 4 along axis 0)"),  # 6 are 2, 2, 2 and 0
+        ((16, 28, 28), 16, "Blocks(float32[16, 28, 28], 16 along axis 0)"),
+        ((4, 6), 7, None),  # no axis has seven entries
+        ((4, 6), 24, None),
+        ((4, 6), 30, None),
+        ((6,), 30, "Blocks(float32[6], 30 along axis 0)"),
+    ],
+)
+def test_blocks_are_disjoint_signs_of_equal_size(shape, num_tangents, form, key):
+    (v,) = fwdgrad.BlockSparse().sample_together(key, [jnp.zeros(shape)], None, num_tangents)
+    assert repr(v) == form or (form is None and not is_structured(v))
+    v = dense(v).reshape(num_tangents, -1)
     assert ((v != 0).sum(0) == 1).all()
-    np.testing.assert_allclose(np.abs(v).sum(0), 3**0.5, rtol=1e-6)
+    assert (v != 0).sum(1).max() == -(-math.prod(shape) // num_tangents)
+    np.testing.assert_allclose(np.abs(v).sum(0), num_tangents**0.5, rtol=1e-6)
 
 
 def quadratic(params):

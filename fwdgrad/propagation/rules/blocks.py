@@ -15,7 +15,7 @@ from jax.extend.core import primitives
 
 from fwdgrad.propagation.facts import FACTS, axes_of
 from fwdgrad.propagation.interpreter import Context, Rule, jvp
-from fwdgrad.propagation.rules.contractions import Dot, share_product
+from fwdgrad.propagation.rules.products import Dot, share_product
 from fwdgrad.tangents.blocks import Blocks, split_into_blocks
 from fwdgrad.tangents.forms import Tangent, add, dense, is_structured
 from fwdgrad.util.jax_internals import bind
@@ -107,7 +107,7 @@ def _dot_general(context: Context, equation: Any, primals: list[Any], tangents: 
             total,
             _product(dot, side, v, other, of_rows) if is_structured(v) else of_rows,
         )
-    return bind(equation, primals) if outputs is None else outputs, [total]
+    return dot.of_primals(primals) if outputs is None else outputs, [total]
 
 
 def _product(dot: Dot, side: int, v: Blocks, other: Array, earlier: Array | None) -> Array | Blocks:
@@ -124,9 +124,17 @@ def _product(dot: Dot, side: int, v: Blocks, other: Array, earlier: Array | None
         operands[i] = split_into_blocks(operands[i], axis, v.num_blocks, v.block_size)
         contract.append([j + (j >= axis) for j in dot.contract[of_side]])
         batch.append([axis, *(j + (j >= axis) for j in dot.batch[of_side])])
-    left, right = side, 1 - side
+    # W x of a vector x is x Wᵀ, as in `Dot.with_rows`: the axis that `jax.vmap` adds to x stays in
+    # front of the outputs, and no operation after it has to transpose K tangents of an example.
+    as_vector = side == 1 and dot.of_vector
+    left = 0 if as_vector else side
+    right = 1 - left
     numbers = ((contract[left], contract[right]), (batch[left], batch[right]))
     rows = lax.dot_general(operands[left], operands[right], numbers, **dot.options)
+    if as_vector:
+        ones = len(dot.free(side, len(v.shape)))
+        at = 1 + len(dot.batch[side])
+        rows = jnp.moveaxis(rows, range(at, at + ones), range(-ones, 0))
     return rows if earlier is None else jnp.concatenate([earlier, rows])
 
 

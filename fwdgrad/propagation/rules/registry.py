@@ -8,7 +8,14 @@ from jax.extend import core as jex_core
 
 from fwdgrad.propagation.facts import FACTS, Fact, Linear, axes_of_entries, fact_of
 from fwdgrad.propagation.interpreter import RULES, Context, Rule
-from fwdgrad.propagation.rules import blocks, contractions, control_flow, picks, structural
+from fwdgrad.propagation.rules import (
+    blocks,
+    control_flow,
+    convolutions,
+    picks,
+    products,
+    structural,
+)
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.factored import Factored
@@ -60,9 +67,9 @@ class RulesOfPrimitive:
 def _built_in() -> dict[Any, dict[type | None, Rule]]:
     tables: dict[type | None, Mapping[str, Rule]] = {
         Blocks: blocks.RULES,
-        Factored: {**contractions.RULES, **structural.RULES, **picks.RULES},
+        Factored: {**products.RULES, **convolutions.RULES, **structural.RULES, **picks.RULES},
         StructuredTangent: {**structural.OF_ANY_FORM, **control_flow.RULES},
-        None: contractions.OF_DENSE,
+        None: products.OF_DENSE,
     }
     names = {name for table in tables.values() for name in table}
     return {

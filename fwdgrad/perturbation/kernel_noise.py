@@ -1,0 +1,57 @@
+"""Noise in the parameters of a layer in place of its value, where these are far fewer entries.
+
+A convolution reads its kernel at every pixel. So a first layer of 16 channels has 12,544 entries of
+a 28×28 image and 160 parameters, and noise in the parameters, drawn for each example by itself,
+has a variance that is 78 times less. With d = Σ_k ⟨∂ℓ_n/∂W, Ξ_nk⟩ the estimate is
+
+    (1/N) Σ_n (1/K) Σ_k d_nk Ξ_nk        of the expectation ∂ℓ/∂W
+
+The noise is pushed through the layer too, which noise in its value is not.
+"""
+
+import math
+
+from fwdgrad.perturbation.post_activation import find_post_activation
+from fwdgrad.perturbation.sites import Plan, Site
+from fwdgrad.util.jax_internals import Program
+from fwdgrad.util.shapes import surely_at_most
+
+_FEWER = 4  # times as many entries: an activation masks some, and the layer costs a pushforward
+
+
+def with_kernel_noise(program: Program, plan: Plan, exact_last: bool) -> Plan:
+    """Return the plan with sites at parameters in place of values with many more entries.
+
+    Args:
+      program: of one example's loss, inlined.
+      plan: its sites.
+      exact_last: whether last sites have no noise, and stay.
+    """
+    sites: list[Site] = []
+    for site in plan.sites:
+        stays = not site.per_example or (exact_last and site.is_last)
+        sites += [site] if stays else _at_parameters(program, plan, site) or [site]
+    return plan._replace(sites=sites)
+
+
+def _at_parameters(program: Program, plan: Plan, site: Site) -> list[Site]:
+    """Return a site for each use of a parameter in a layer; none if they are not far fewer."""
+    uses = [
+        (index, position)
+        for index in site.equations
+        for position, v in enumerate(program.eqns[index].invars)
+        if v in site.parameters
+    ]
+    variables = [program.eqns[index].invars[position] for index, position in uses]
+    after = find_post_activation(program, site, plan)
+    entry = site.variable if after is None else after.noisy
+    number = sum(math.prod(v.aval.shape) for v in variables)
+    if not surely_at_most(_FEWER * number, entry.aval.size):
+        return []
+    return [
+        site._replace(
+            variable=v, equations=(), parameters=frozenset([v]), read=frozenset(),
+            per_example=False, operand=use, instead_of=site.variable,
+        )
+        for v, use in zip(variables, uses, strict=True)
+    ]  # fmt: skip
