@@ -11,6 +11,8 @@ The noise is pushed through the layer too, which noise in its value is not.
 
 import math
 
+from jax.extend import core as jex_core
+
 from fwdgrad.perturbation.post_activation import find_post_activation
 from fwdgrad.perturbation.sites import Plan, Site
 from fwdgrad.util.jax_internals import Program
@@ -40,7 +42,7 @@ def _at_parameters(program: Program, plan: Plan, site: Site) -> list[Site]:
         (index, position)
         for index in site.equations
         for position, v in enumerate(program.eqns[index].invars)
-        if v in site.parameters
+        if not isinstance(v, jex_core.Literal) and v in site.parameters
     ]
     variables = [program.eqns[index].invars[position] for index, position in uses]
     after = find_post_activation(program, site, plan)
