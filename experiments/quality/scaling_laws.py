@@ -133,8 +133,10 @@ def _errors(
     """Yield axis, value, config and record of each of a line's errors."""
     experiment = cfg.experiments[NAME]
     errors, seeds = experiment.errors, list(experiment.errors.seeds)
-    for axis in experiment.lines[name].axes:
-        for x in errors.axes[axis]:
+    line = experiment.lines[name]
+    for axis in line.axes:
+        most = line.get("most", {}).get(axis, math.inf)
+        for x in (x for x in errors.axes[axis] if x <= most):
             config = _config(cfg, "errors", name, axis, x)
             number = config.estimator.value_and_grad.num_tangents
             examples = config.batch_size if config.space.name == "activities" else 1

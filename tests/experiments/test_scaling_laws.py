@@ -22,6 +22,17 @@ NAME = scaling_laws.NAME
 SEEDS = range(5)
 
 
+def test_a_line_is_measured_up_to_its_last_value_of_an_axis(compose, tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling_laws, "measured_once", lambda *_, **__: {})
+    cfg = compose("reproduce", "preset=paper")
+    axes = cfg.experiments.scaling_laws.errors.axes
+    assert cfg.experiments.scaling_laws.lines["weights-normal"].most == {"width": 2048}
+    for name, last in (("weights-normal", 2048), ("weights-low_rank", 4096)):
+        found = [(axis, x) for axis, x, *_ in scaling_laws._errors(cfg, name, tmp_path)]
+        assert [x for axis, x in found if axis == "width"][-1] == last
+        assert [x for axis, x in found if axis == "depth"] == list(axes.depth)
+
+
 def test_a_law_is_found_exactly():
     x = np.array([64.0, 256.0, 1024.0])
     law = fit(x, 3 * x ** np.array([[1.0], [2.0], [-0.5]]))
