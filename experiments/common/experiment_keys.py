@@ -227,6 +227,7 @@ EXPERIMENTS: dict[str, Any] = {
         "lines": {
             EACH: {
                 "axes": list_of(one_of(_AXES)),
+                "most?": {f"{axis}?": POSITIVE_INTEGER for axis in _AXES},
                 "overrides": OVERRIDES,
                 "first_rate?": POSITIVE,
             }
