@@ -51,8 +51,8 @@ class Activities:
         one-hot). A value is not last if it meets a value of another parameter in a product, even
         behind `stop_gradient`. Elementwise products with fixed arrays count as the loss function.
       at_kernels: put the noise of a layer into its parameters, drawn for each example, where its
-        value has at least four times as many entries, as that of a first convolution. It has less
-        variance there, and is pushed through the layer, too.
+        value has at least four times as many entries, as that of a first convolution has. This
+        noise has fewer entries, and is pushed through the layer, too. Not with a feedback alone.
       feedback: the use of the guess c = A e that `.guided()` adds. "corrected": a control variate,
         noise estimates the rest, so the estimate is unbiased. "alone": c is the derivative by the
         pre-activation, and noise only learns A, as in FDFA (Bacho and Chu 2022, who learn A as a
@@ -81,6 +81,11 @@ class Activities:
         if self.feedback not in get_args(Feedback):
             raise ValueError(
                 f"feedback must be one of {', '.join(get_args(Feedback))}; found {self.feedback!r}."
+            )
+        if self.at_kernels and self.feedback != "corrected":
+            raise ValueError(
+                f"feedback={self.feedback!r} is a derivative by the value of a layer, and "
+                "at_kernels=True puts noise into its parameters; leave out one of them."
             )
 
     def at(self, loss: Loss, guess: PyTree = None) -> AtActivities:

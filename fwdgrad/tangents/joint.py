@@ -17,7 +17,7 @@ from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.forms import dense, is_structured
 from fwdgrad.tangents.independent import Splits, sample_signs
 from fwdgrad.util.batched_linalg import orthonormal
-from fwdgrad.util.shapes import surely_less
+from fwdgrad.util.shapes import surely_at_most, surely_less
 from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
 
 
@@ -97,13 +97,12 @@ class Orthogonal(_JointDistribution):
 class BlockSparse(_JointDistribution):
     """K block-sparse tangents with disjoint supports: v_k = √K ξ on the k-th block, ξ signs.
 
-    Each leaf is cut into blocks along one axis. For a matrix of the loss this is the axis of the
-    layer's outputs if that has K or more entries; otherwise it is the axis that K cuts most evenly,
-    the longest of such. A leaf whose axes are all shorter than K is cut across them, into dense
-    tangents. Every entry is in one
-    block, so E[(1/K) Σ_k v_k v_kᵀ] = I and the mean over K is unbiased. E‖g‖² is the sum over
-    blocks of d_k ‖∇f‖² on the block, so (d/K) ‖∇f‖² for equal blocks. The variance is that of K
-    orthogonal tangents, at a fraction of the cost: all K tangents are one array
+    Each leaf is cut into blocks along an axis with K or more entries: of a matrix of the loss that of
+    the layer's outputs; otherwise the axis that K cuts most evenly, and the longest of those. A
+    leaf whose axes are all shorter than K is cut across them, into dense tangents. Every entry is
+    in one block, so E[(1/K) Σ_k v_k v_kᵀ] = I and the mean over K is unbiased. E‖g‖² is the sum
+    over blocks of d_k ‖∇f‖² on the block, so (d/K) ‖∇f‖² for equal blocks. The variance is that of
+    K orthogonal tangents, at a fraction of the cost: all K tangents are one array
     (`fwdgrad.Blocks`), and the matrix product costs as much as with one dense tangent. All K
     tangents are sampled jointly, so they cannot be evaluated in chunks.
 
@@ -128,7 +127,8 @@ class BlockSparse(_JointDistribution):
             split = None if splits is None else splits[i]
             axis = _axis_to_cut(x.shape, () if split is None else split.columns, num_tangents)
             value = sample_signs(k, x) * jnp.asarray(num_tangents**0.5, x.dtype)
-            if surely_less(x.shape[axis], num_tangents) and surely_less(x.shape[axis], x.size):
+            is_vector = sum(n != 1 for n in x.shape) < 2
+            if not is_vector and all(surely_less(n, num_tangents) for n in x.shape):
                 flat = Blocks(value.ravel(), 0, num_tangents).dense()
                 tangents.append(flat.reshape(num_tangents, *x.shape))
             else:
@@ -137,16 +137,20 @@ class BlockSparse(_JointDistribution):
 
 
 def _axis_to_cut(shape: Sequence[int], columns: Sequence[int], number: int) -> int:
-    """Return the axis that `number` blocks cut most evenly, the longest of those, a column if any.
+    """Return the axis to cut: of those with `number` entries or more, if any, a column, if any.
 
-    >>> _axis_to_cut((16, 28, 28), (), 16), _axis_to_cut((64, 7, 7), (), 4)
-    (0, 0)
+    >>> _axis_to_cut((16, 28, 28), (), 16), _axis_to_cut((16, 28, 28), (), 20)  # 28 are 2 each
+    (0, 1)
     >>> _axis_to_cut((784, 10), (1,), 4), _axis_to_cut((784, 10), (1,), 16)
     (1, 0)
     """
-    axes = [i for i in columns if shape[i] >= number]
+    long = [i for i, n in enumerate(shape) if surely_at_most(number, n)]
+    axes = [i for i in columns if i in long] or long or range(len(shape))
 
-    def unevenness(axis: int) -> tuple[float, int]:
-        return -(-shape[axis] // number) * number / max(shape[axis], 1), -shape[axis]
+    def rank(axis: int) -> tuple[float, int]:
+        size = shape[axis]
+        return (-(-size // number) * number / size if size else 1.0), -size
 
-    return min(axes or range(len(shape)), key=unevenness)
+    if all(isinstance(shape[i], int) for i in axes):
+        return min(axes, key=rank)
+    return max(axes, key=lambda axis: shape[axis])  # a symbolic size has no remainder

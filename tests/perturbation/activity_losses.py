@@ -91,6 +91,19 @@ def kernels():
     return loss, params, (normal(3, (N, 1, 2, 2)), normal(4, (N,)))
 
 
+def tied_kernel():
+    """Two layers read one transpose: the first makes many entries of it, the other few."""
+    scale = normal(5, (4, 1))
+
+    def loss(params, x, y):
+        kernel = params["k"].T
+        h = jnp.tanh(x @ kernel + params["b"])
+        return squared((h * scale).sum(1) @ kernel, y)
+
+    params = {"k": normal(0, (1, 1)), "b": normal(1, (1,))}
+    return loss, params, (normal(2, (N, 4, 1)), normal(3, (N, 1)))
+
+
 def gated():
     """Two layers of the same input, multiplied; then a residual connection."""
 
@@ -334,8 +347,8 @@ LOSSES = {
     **{
         f.__name__: f
         for f in (
-            maxout, shared, averaged, convolution, kernels, gated, gated_by_one, centred,
-            normalised, penalised, looked_up, scanned,
+            maxout, shared, averaged, convolution, kernels, tied_kernel, gated, gated_by_one,
+            centred, normalised, penalised, looked_up, scanned,
             product_of_weights,
             squared_weights, derived_weights_meet_themselves, greedy, linear_loss, equinox_module,
             linear_head, fixed_layers, layers_in_one_call, joined, joined_plainly,

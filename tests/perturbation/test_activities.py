@@ -9,6 +9,8 @@ import pytest
 from jax import lax
 
 import fwdgrad
+from fwdgrad.perturbation import kernel_noise
+from fwdgrad.perturbation.loss import Loss
 from tests.oracle import normal
 from tests.perturbation.activity_losses import (
     LOSSES,
@@ -144,24 +146,52 @@ def test_noise_in_a_kernel_as_by_hand(key):
         np.testing.assert_allclose(grad[name], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("feedback", ["corrected", "alone", "fixed"])
-def test_noise_in_a_kernel_with_a_guess_of_its_gradient(feedback, key):
-    """As many blocks as entries know the gradient, and the guess changes nothing if corrected."""
-    loss, params, (x, y) = kernels()
-    space = fwdgrad.Activities(layerwise=True, exact_last=True, at_kernels=True, feedback=feedback)
+def test_noise_in_a_kernel_with_a_guess_of_its_gradient(key):
+    """As many blocks as entries know the gradient, whatever is guessed."""
+    loss, params, args = kernels()
     value_and_grad = fwdgrad.forward_value_and_grad(
-        loss, tangents=fwdgrad.BlockSparse(), space=space
+        loss, tangents=fwdgrad.BlockSparse(), space=SPACES["layerwise, exact last, at kernels"]
     ).guided()
     guess = [normal(7, (1, 1, 1, 1, 1)), normal(8, (1, 1, 1, 1))]
-    assert [a.shape for a in value_and_grad.init(params, x, y).guess] == [a.shape for a in guess]
-    _, grad = jax.jit(value_and_grad)(key, fwdgrad.Guided(params, guess), x, y)
-    expected = jax.grad(loss)(params, x, y)
-    if feedback != "corrected":
-        z = jnp.tanh(lax.conv_general_dilated(x, params["k"], (1, 1), "SAME"))
-        outputs = jnp.tanh(z * params["s"]).reshape(-1, 4) @ params["u"]
-        error = (2 * (outputs - y)).mean()
-        expected |= {"k": error * guess[0][0], "s": error * guess[1][0]}
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), grad.params, expected)
+    shapes = [a.shape for a in value_and_grad.init(params, *args).guess]
+    assert shapes == [a.shape for a in guess]
+    _, grad = jax.jit(value_and_grad)(key, fwdgrad.Guided(params, guess), *args)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4),
+        grad.params,
+        jax.grad(loss)(params, *args),
+    )
+
+
+# Their parameters, two at most for each tangent, are noisy by example; of others the layers stay.
+AT_KERNELS = [
+    "relu", "tanh", "averaged", "convolution", "tied_kernel", "normalised", "gated", "looked_up",
+    "fixed_layers", "squared_weights", "derived_weights_meet_themselves", "product_of_weights",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", thorough_but(AT_KERNELS[:5], AT_KERNELS))
+def test_noise_in_any_layers_parameters_is_unbiased(name, monkeypatch):
+    """Also where the parameters are not far fewer, of several parameters and of shared ones."""
+    monkeypatch.setattr(kernel_noise, "FEWER", 0)
+    loss, params, args = LOSSES[name]()
+    for space in (SPACES["at kernels"], SPACES["layerwise, exact last, at kernels"]):
+        value_and_grad = fwdgrad.forward_value_and_grad(
+            loss, tangents=fwdgrad.Rademacher(), space=space
+        )
+        _, grad = averaged_over_signs(value_and_grad, params, args)
+        assert_same(grad, exact(loss, params, args)[1])
+
+
+def test_weights_and_bias_in_place_of_a_value_are_pushed_together(monkeypatch, key):
+    """Of K tangents the derivatives are along both, so (2K, …) derivatives have two groups."""
+    monkeypatch.setattr(kernel_noise, "FEWER", 0)
+    loss, params, args = mlp(jnp.tanh)
+    space = SPACES["layerwise, exact last, at kernels"]
+    drawn = fwdgrad.forward_value_and_grad(loss, space=space).draw(key, params, *args)
+    assert [v.shape for v in drawn.tangents] == [(N, 1, 3, 2), (N, 1, 2)]
+    at = space.at(Loss(loss, params, args, {}, False))
+    assert len(at.push(list(drawn.tangents), with_gram=False).derivatives) == 1
 
 
 def test_noise_stays_at_values_that_are_not_many_times_larger(key):

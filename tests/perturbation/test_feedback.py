@@ -110,6 +110,8 @@ def test_feedback_to_a_narrower_value_is_pulled_back(feedback, key):
 def test_errors(key):
     with pytest.raises(ValueError, match=r"feedback must be one of corrected, .*found 'random'"):
         fwdgrad.Activities(feedback="random")
+    with pytest.raises(ValueError, match=r"feedback='fixed' is a derivative by the value of a lay"):
+        fwdgrad.Activities(feedback="fixed", at_kernels=True)
     loss, params, args = network()
     value_and_grad = fwdgrad.forward_value_and_grad(
         loss, space=fwdgrad.Activities(exact_last=True, feedback="alone")

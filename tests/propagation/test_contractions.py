@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 
 import fwdgrad
+from fwdgrad.perturbation.loss import Loss
 from fwdgrad.util.jax_internals import inner_jaxprs
 from tests.oracle import assert_same, normal, push_both_ways
 from tests.sweeps import thorough_but
@@ -125,10 +126,24 @@ def _flattened(jaxpr):
             yield from _flattened(inner)
 
 
+def _pushed_forward(loss, params, x, tangents, num_tangents):
+    """Return the equations in which noise of each layer is pushed forward, without the way back."""
+    space = fwdgrad.Activities(layerwise=True, exact_last=True)
+    value_and_grad = fwdgrad.forward_value_and_grad(
+        loss, tangents=tangents, num_tangents=num_tangents, space=space
+    )
+    drawn = value_and_grad.draw(jax.random.key(0), params, x)
+
+    def push(params, drawn, x):
+        return space.at(Loss(loss, params, (x,), {}, False)).push(drawn, False).derivatives
+
+    return [*_flattened(jax.make_jaxpr(push)(params, drawn.tangents, x).jaxpr)]
+
+
 @pytest.mark.parametrize("tangents", [fwdgrad.BlockSparse(), fwdgrad.Rademacher()], ids=repr)
-def test_no_product_of_a_vector_transposes_the_tangents(tangents, key):
-    """The units stay the last axis of K tangents of N examples, through W x and activations."""
-    n, k, sizes = 3, 5, (7, 10, 15, 11)
+def test_no_product_of_a_vector_transposes_values_or_tangents(tangents):
+    """The units stay the last axis of N examples, and of K tangents of each."""
+    n, sizes = 3, (7, 10, 15, 11)
     params = [normal(i, shape[::-1]) for i, shape in enumerate(itertools.pairwise(sizes))]
 
     def loss(params, x):
@@ -139,17 +154,32 @@ def test_no_product_of_a_vector_transposes_the_tangents(tangents, key):
 
         return jnp.mean(jax.vmap(network)(x) ** 2)
 
-    space = fwdgrad.Activities(layerwise=True, exact_last=True)
-    value_and_grad = fwdgrad.forward_value_and_grad(
-        loss, tangents=tangents, num_tangents=k, space=space
-    )
-    jaxpr = jax.make_jaxpr(value_and_grad)(key, params, normal(9, (n, sizes[0]))).jaxpr
-    units, moved = set(sizes[1:]), 0
-    for equation in _flattened(jaxpr):
-        if equation.primitive.name not in ("dot_general", "transpose"):
-            continue
+    moving = []
+    for equation in _pushed_forward(loss, params, normal(9, (n, sizes[0])), tangents, 5):
         shape = [size for size in equation.outvars[0].aval.shape if size != 1]
-        if len(shape) == 3 and n in shape and units & set(shape):
-            moved += 1
-            assert shape[-1] in units, equation
-    assert moved >= 4
+        # No tangent goes through the first product.
+        if equation.primitive.name in ("dot_general", "transpose") and {*shape} & {*sizes[2:]}:
+            moving.append(shape)
+    assert {len(shape) for shape in moving if n in shape} >= {2, 3}
+    assert all(shape[-1] in sizes[2:] for shape in moving), moving
+
+
+def test_a_product_with_swapped_operands_swaps_their_precisions():
+    params, x = (normal(0, (5, 3)), normal(1, (4, 5)), normal(2, (1, 4))), normal(3, (2, 3))
+
+    def loss(params, x):
+        def network(x):
+            first, second, last = params
+            h = jnp.tanh(jax.lax.dot(second, jnp.tanh(first @ x), precision=("highest", "default")))
+            return last @ h
+
+        return jnp.mean(jax.vmap(network)(x) ** 2)
+
+    products = [
+        ([v.aval.shape == params[1].shape for v in e.invars], e.params["precision"])
+        for e in _pushed_forward(loss, params, x, fwdgrad.Normal(), 2)
+        if e.primitive.name == "dot_general" and e.params["precision"]
+    ]
+    swapped = [False, True], (jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST)
+    products = [product for product in products if any(product[0])]
+    assert products and all(product == swapped for product in products)

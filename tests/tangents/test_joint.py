@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,19 +67,38 @@ def test_orthogonal_tangents_are_orthogonal_to_rounding(num_tangents, key):
         ((4, 6), 3, "Blocks(float32[4, 6], 3 along axis 1)"),
         ((4, 6), 4, "Blocks(float32[4, 6], 4 along axis 0)"),  # 6 are 2, 2, 2 and 0
         ((16, 28, 28), 16, "Blocks(float32[16, 28, 28], 16 along axis 0)"),
+        ((16, 28, 28), 20, "Blocks(float32[16, 28, 28], 20 along axis 1)"),  # 16 has no 20 entries
+        ((63, 100), 64, "Blocks(float32[63, 100], 64 along axis 1)"),
         ((4, 6), 7, None),  # no axis has seven entries
         ((4, 6), 24, None),
         ((4, 6), 30, None),
         ((6,), 30, "Blocks(float32[6], 30 along axis 0)"),
     ],
 )
-def test_blocks_are_disjoint_signs_of_equal_size(shape, num_tangents, form, key):
+def test_blocks_are_disjoint_signs(shape, num_tangents, form, key):
     (v,) = fwdgrad.BlockSparse().sample_together(key, [jnp.zeros(shape)], None, num_tangents)
     assert repr(v) == form or (form is None and not is_structured(v))
     v = dense(v).reshape(num_tangents, -1)
     assert ((v != 0).sum(0) == 1).all()
-    assert (v != 0).sum(1).max() == -(-math.prod(shape) // num_tangents)
+    if form is None or max(shape) % num_tangents == 0:
+        assert (v != 0).sum(1).max() == -(-math.prod(shape) // num_tangents)
     np.testing.assert_allclose(np.abs(v).sum(0), num_tangents**0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "constraint", "axis"), [(("n", 16), "n >= 64", 0), (("n", 64), "n <= 32", 1)]
+)
+def test_blocks_of_symbolic_sizes_are_along_the_longest_axis(shape, constraint, axis, key):
+    (n,) = jax.export.symbolic_shape("n", constraints=[constraint])
+    like = jax.ShapeDtypeStruct([n if size == "n" else size for size in shape], "float32")
+    found = []
+
+    def sample(x):
+        found.append(fwdgrad.BlockSparse().sample_together(key, x, None, 8))
+        return found[0].value
+
+    exported = jax.export.export(jax.jit(sample))(like)
+    assert found[0].axis == axis and exported.out_avals[0].shape == (*like.shape,)
 
 
 def quadratic(params):

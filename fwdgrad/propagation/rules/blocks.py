@@ -128,9 +128,9 @@ def _product(dot: Dot, side: int, v: Blocks, other: Array, earlier: Array | None
     # front of the outputs, and no operation after it has to transpose K tangents of an example.
     as_vector = side == 1 and dot.of_vector
     left = 0 if as_vector else side
-    right = 1 - left
+    right, options = 1 - left, dot.swapped if as_vector else dot.options
     numbers = ((contract[left], contract[right]), (batch[left], batch[right]))
-    rows = lax.dot_general(operands[left], operands[right], numbers, **dot.options)
+    rows = lax.dot_general(operands[left], operands[right], numbers, **options)
     if as_vector:
         ones = len(dot.free(side, len(v.shape)))
         at = 1 + len(dot.batch[side])

@@ -74,7 +74,8 @@ class Dot:
     Sides are 0, left, and 1, right. Output axes are: batch, free of the left, free of the right.
 
     Attributes:
-      of_vector: True of W x, where x has no free axis, but such of size 1.
+      options, swapped: the options of the product, and of that with its operands swapped.
+      of_vector: True if the right operand has no free axis larger than 1, as in W x.
     """
 
     def __init__(self, equation: Any):
@@ -83,8 +84,11 @@ class Dot:
         contract, batch = params["dimension_numbers"]
         self.contract, self.batch = [list(c) for c in contract], [list(b) for b in batch]
         self.options = {k: params[k] for k in ("precision", "preferred_element_type")}
-        right = equation.invars[1].aval.shape
-        self.of_vector = all(right[i] == 1 for i in self.free(1, len(right)))
+        right, precision = equation.invars[1].aval.shape, params["precision"]
+        can_swap = precision is None or isinstance(precision, tuple)  # and not a DotAlgorithm
+        self.of_vector = can_swap and all(right[i] == 1 for i in self.free(1, len(right)))
+        swapped = precision[::-1] if isinstance(precision, tuple) else precision
+        self.swapped = {**self.options, "precision": swapped}
 
     def free(self, side: int, ndim: int) -> list[int]:
         """Return the axes of one operand that are neither contracted nor batch axes."""
@@ -140,7 +144,7 @@ class Dot:
             for axes in (self.contract[1], self.batch[1])
         )
         numbers = ((contract, self.contract[0]), (batch, self.batch[0]))
-        product = lax.dot_general(rows, other, numbers, **self.options)
+        product = lax.dot_general(rows, other, numbers, **self.swapped)
         product = jnp.moveaxis(product, len(batch), 0)
         return product.reshape(*x.shape[:extra], *product.shape[1:], *[1] * len(free))
 
