@@ -97,12 +97,12 @@ class Orthogonal(_JointDistribution):
 class BlockSparse(_JointDistribution):
     """K block-sparse tangents with disjoint supports: v_k = √K ξ on the k-th block, ξ signs.
 
-    Each leaf is cut into blocks along an axis with K or more entries: of a matrix of the loss that of
-    the layer's outputs; otherwise the axis that K cuts most evenly, and the longest of those. A
-    leaf whose axes are all shorter than K is cut across them, into dense tangents. Every entry is
-    in one block, so E[(1/K) Σ_k v_k v_kᵀ] = I and the mean over K is unbiased. E‖g‖² is the sum
-    over blocks of d_k ‖∇f‖² on the block, so (d/K) ‖∇f‖² for equal blocks. The variance is that of
-    K orthogonal tangents, at a fraction of the cost: all K tangents are one array
+    Each leaf is cut into blocks along an axis with K or more entries. Of a matrix of the loss it is
+    the axis of the layer's outputs; otherwise the one that K cuts most evenly, and the longest of
+    those. A leaf whose axes are all shorter than K is cut across them, into dense tangents. Every
+    entry is in one block, so E[(1/K) Σ_k v_k v_kᵀ] = I and the mean over K is unbiased. E‖g‖² is
+    the sum over blocks of d_k ‖∇f‖² on the block, so (d/K) ‖∇f‖² for equal blocks. The variance is
+    that of K orthogonal tangents, at a fraction of the cost: all K tangents are one array
     (`fwdgrad.Blocks`), and the matrix product costs as much as with one dense tangent. All K
     tangents are sampled jointly, so they cannot be evaluated in chunks.
 
