@@ -32,6 +32,7 @@ _AXES = {
     "num_tangents": "tangents or blocks, $K$",
     "rank": "rank of the tangents",
 }
+_BASES = {"width": 4, "depth": 2, "num_tangents": 4, "rank": 2}  # of the ticks
 # Rows of the figure: the beginnings of the lines' names, and the axes of the panels.
 _ROWS = {
     "weights": (("weights",), (PARAMETERS, "rank", "num_tangents")),
@@ -72,7 +73,8 @@ def _draw_errors(scaling: Scaling, folder: Path, name: str) -> None:
                 with_name = axis == [x for x in axes if line in scaling.errors.get(x, {})][-1]
                 unit = 1e6 if axis == PARAMETERS else 1.0
                 _draw_line(panel, line, errors._replace(x=errors.x / unit), with_name)
-            style.log_scale(panel, "xy")
+            style.log_scale(panel, "x", base=_BASES.get(axis, 10))
+            style.log_scale(panel, "y")
             panel.set_xlabel(_AXES[axis])
         row[0].set_ylabel("error, $E\\|g-\\nabla f\\|^2 / \\|\\nabla f\\|^2$")
         row[0].set_title(f"noise in {title}")
@@ -124,7 +126,8 @@ def _draw_losses(scaling: Scaling, folder: Path, name: str) -> None:
             numbers.append(len(of_line))
             if panel is panels[-1]:
                 _label_end(panel, line, scaling.widths, of_line)
-        style.log_scale(panel, "xy")
+        style.log_scale(panel, "x", base=_BASES["width"])
+        style.log_scale(panel, "y")
         panel.set_title(title)
         panel.set_xlabel("width of two hidden layers")
     panels[0].set_ylabel("validation loss")
