@@ -37,13 +37,21 @@ _OF_GRADIENTS = ("backprop", DENSE, "backprop-noise", "backprop-grown")
 
 
 def draw_small_rates(folder: Path) -> None:
-    """Draw six panels from the tables in a folder."""
+    """Draw six panels from the tables in a folder, or five if a budget has left out the rates."""
     paths, about = read_paths(folder), read_json(folder / f"{NAME}.json")
     size = (style.WIDTH, 6.6)
     figure, axes = plt.subplots(2, 3, figsize=size)
-    (rates, noise, norms), (length, gradients, ratios) = axes
-    _draw_rates(rates, read_rates(folder))
+    (noise, norms, length), (gradients, ratios, rates) = axes
+    by_rate = read_rates(folder)
+    _draw_rates(rates, by_rate)
     rates.set_title("Rates")
+    rates.set_visible(bool(by_rate))
+    about_rates = (
+        "Rates: geometric means at the end, fewer seeds; crosses: a training diverged; colours as "
+        "in the other panels, which are at the rate "
+        if by_rate
+        else "At the rate "
+    )
     for axis, lines, title in (
         (noise, _OF_NOISE, "Noise of other directions"),
         (norms, _OF_NORMS, "Norms grown or held"),
@@ -65,9 +73,7 @@ def draw_small_rates(folder: Path) -> None:
     kind = "bands: 95 % intervals (Student's t)"
     style.save(
         figure, folder, NAME,
-        f"{about['title']}. Means, {style.samples(numbers, 'seeds', kind)}. Rates: geometric means "
-        "at the end, fewer seeds; crosses: a training diverged; colours as in the other panels, "
-        "which are at the rate "
+        f"{about['title']}. Means, {style.samples(numbers, 'seeds', kind)}. {about_rates}"
         f"{about['learning_rate']:g}. Dashed: matrices scaled back to their first norms. L: the "
         f"loss on {about['examples']} fixed minibatches.",
     )  # fmt: skip
