@@ -42,7 +42,10 @@ ARGUMENTS: dict[str, Kind] = {
     "clip": optional(POSITIVE),
     "step": POSITIVE,
     **dict.fromkeys(
-        ("shrink", "checkpoint", "enter_custom_vjp", "layerwise", "exact_last", "nesterov"),
+        (
+            *("shrink", "checkpoint", "enter_custom_vjp", "nesterov"),
+            *("layerwise", "exact_last", "at_kernels"),
+        ),
         BOOLEAN,
     ),
     "rank": POSITIVE_INTEGER,

@@ -25,7 +25,7 @@ def followed(fun, z, *params):
     inputs = (z, mixing, *params)
     jaxpr = inlined(read_program(jax.make_jaxpr(loss)(*inputs)))
     first, *others = jaxpr.invars
-    site = Site(first, (), frozenset(), frozenset(), True, "", (0, 0), is_last=False)
+    site = Site(first, (), frozenset(), frozenset(), True, True, "", (0, 0), is_last=False)
     plan = Plan([site], [], set(), set(others), [True] * len(jaxpr.eqns))
     values = dict(zip(jaxpr.invars, inputs, strict=True))
     return find_post_activation(jaxpr, site, plan), values
