@@ -42,10 +42,11 @@ def draw_small_rates(folder: Path) -> None:
     size = (style.WIDTH, 6.6)
     figure, axes = plt.subplots(2, 3, figsize=size)
     (noise, norms, length), (gradients, ratios, rates) = axes
-    by_rate = read_rates(folder)
-    _draw_rates(rates, by_rate)
-    rates.set_title("Rates")
-    rates.set_visible(bool(by_rate))
+    if by_rate := read_rates(folder):
+        _draw_rates(rates, by_rate)
+        rates.set_title("Rates")
+    else:
+        rates.remove()
     about_rates = (
         "Rates: geometric means at the end, fewer seeds; crosses: a training diverged; colours as "
         "in the other panels, which are at the rate "
