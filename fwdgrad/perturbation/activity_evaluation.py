@@ -87,8 +87,9 @@ class AtActivities:
         check_own_losses(one, program.outvars[0].aval)
         self._flat = traced.flat
         program, number = inlined(program), len(self._leaves)
-        options = {"layerwise": layerwise, "exact_last": exact_last, "at_kernels": at_kernels}
-        self._loss = NoisyLoss(program, number, **options)
+        self._loss = NoisyLoss(
+            program, number, layerwise=layerwise, exact_last=exact_last, at_kernels=at_kernels
+        )
         sites = self._loss.sites
         self._own = [i for i in self._loss.noisy if sites[i].own_noise]
         self._shared = [i for i in self._loss.noisy if not sites[i].own_noise]

@@ -2,11 +2,11 @@
 
 A product is bilinear in an operand x and weights w:
 
-    y = x ∗ w        ẏ = ẋ ∗ w + x ∗ ẇ
+    y = x w        ẏ = ẋ w + x ẇ
 
 With ẇ = Σ_ρ a_ρ c_ρ, where a has the contracted axes of w and c the others, the second term is
-x ∗ ẇ = Σ_ρ (x ∗ a_ρ) c_ρ: a product with one column for each ρ, and factored itself. The first
-term shares one contraction with the primal, [y; ẋ ∗ w] = [x; ẋ] ∗ w, which reads w once.
+x ẇ = Σ_ρ (x a_ρ) c_ρ: a product with one column for each ρ, and factored itself. The first
+term shares one contraction with the primal, [y; ẋ w] = [x; ẋ] w, which reads w once.
 """
 
 import functools
