@@ -44,7 +44,7 @@ ARGUMENTS: dict[str, Kind] = {
     **dict.fromkeys(
         (
             *("shrink", "checkpoint", "enter_custom_vjp", "nesterov"),
-            *("layerwise", "exact_last", "at_kernels"),
+            *("layerwise", "exact_last", "at_kernels", "chained"),
         ),
         BOOLEAN,
     ),

@@ -59,6 +59,10 @@ class Activities:
         running mean). "fixed": no noise; A is random, of entries from U(±1/√units) that depend on
         the first parameters, and stays: direct feedback alignment (Nøkland 2016). The last two
         are biased. c is zero where the post-activation is flat, and is not multiplied by its slope.
+      chained: make the guess at a layer of the guess at the next one, c_1 = A_1 c_2, and only that
+        at the last hidden layers of e. Which later units are on is then known to it. A_1 has as
+        many entries as one layer's value times the next one's. With "fixed" this is feedback
+        alignment (Lillicrap et al. 2016).
 
     >>> import jax, jax.numpy as jnp, fwdgrad
     >>> def loss(params, x, y):
@@ -76,6 +80,7 @@ class Activities:
     exact_last: bool = False
     at_kernels: bool = False
     feedback: Feedback = "corrected"
+    chained: bool = False
 
     def __post_init__(self) -> None:
         if self.feedback not in get_args(Feedback):

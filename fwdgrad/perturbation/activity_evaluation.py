@@ -13,6 +13,7 @@ from fwdgrad.perturbation.control_variates import (
     inner_products,
     random_feedback,
 )
+from fwdgrad.perturbation.feedback_chain import next_sites
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.perturbation.minibatch import (
     check_own_losses,
@@ -43,7 +44,7 @@ class _Example(NamedTuple):
       derivatives: one entry for each group of sites.
       noise: site -> its tangents as they entered, of sites with noise of each example's own.
       exact: site -> ∂ℓ/∂z, of sites whose derivative is exact.
-      errors: the exact derivatives that guesses are made of, flat; none without a guess.
+      errors: the exact derivatives that the last guesses are made of, flat; none without a guess.
       guesses: site -> the guess of the derivative where its noise enters.
       varying: the values that sites are pulled back with, of those that differ by example.
     """
@@ -69,6 +70,7 @@ class AtActivities:
         exact_last: bool,
         at_kernels: bool,
         feedback: Feedback,
+        chained: bool,
     ):
         self._exact_last, self._feedback = exact_last, feedback
         self._number = number_of_examples(loss.args, loss.kwargs)
@@ -93,6 +95,7 @@ class AtActivities:
         sites = self._loss.sites
         self._own = [i for i in self._loss.noisy if sites[i].own_noise]
         self._shared = [i for i in self._loss.noisy if not sites[i].own_noise]
+        self._next = next_sites(program, sites, self._own) if chained else {}
         is_fixed = feedback == "fixed"
         if is_fixed and self._shared:
             raise ValueError(
@@ -114,7 +117,7 @@ class AtActivities:
             self._guess = dict(zip(self._own, guess, strict=True))
 
     def first_guess(self) -> PyTree:
-        """Return a feedback (exact derivatives, *shape) for each site with noise by example.
+        """Return a feedback (entries of what it reads, *shape) for each site with noise by example.
 
         They are zeros, or random if they are fixed.
         """
@@ -126,9 +129,13 @@ class AtActivities:
             raise ValueError(
                 f"a guess at activities is made of the last layers' exact derivatives; {remedy}."
             )
+        values = dict(zip(self._own, self._zeros(self._own), strict=True))
         zeros = [
-            jnp.zeros((number, *z.shape), accumulation_dtype(z.dtype))
-            for z in self._zeros(self._own)
+            jnp.zeros(
+                (values[self._next[i]].size if i in self._next else number, *z.shape),
+                accumulation_dtype(z.dtype),
+            )
+            for i, z in values.items()
         ]
         return random_feedback(self._leaves, zeros) if self._feedback == "fixed" else zeros
 
@@ -192,7 +199,11 @@ class AtActivities:
         if not self._guess:
             return jnp.zeros(0), {}
         errors = jnp.concatenate([pushed.exact[i].ravel() for i in self._exact])
-        return errors, {i: feedback(errors, a, pushed.masks[i]) for i, a in self._guess.items()}
+        guesses: dict[int, Array] = {}
+        for i in reversed(self._own):  # a next site has its guess before
+            read = guesses[self._next[i]].ravel() if i in self._next else errors
+            guesses[i] = feedback(read, self._guess[i], pushed.masks[i])
+        return errors, guesses
 
     def _derivatives(
         self, pushed: Pushed, guesses: dict[int, Array], with_gram: bool
@@ -226,7 +237,13 @@ class AtActivities:
             grad = self._pull_back(cotangents, fixed, each.varying)
         of_guess = {i: jnp.zeros_like(a) for i, a in self._guess.items()}
         if self._guess and residuals:
-            of_guess |= gradient_of_feedback(each.errors, residuals)
+            read = {
+                i: each.guesses[self._next[i]].reshape(len(each.errors), -1)
+                if i in self._next
+                else each.errors
+                for i in residuals
+            }
+            of_guess |= gradient_of_feedback(read, residuals)
         return Estimate(grad, list(of_guess.values()))
 
     def _combined(

@@ -24,7 +24,9 @@ earlier pre-activation, c_n = A_z e_n. The noise estimates only the rest:
 
 The gradient of A_z is −mean_n r_n e_nᵀ / mean_n ‖e_n‖², with r_n the second term above: normalised
 least mean squares, learned from directional derivatives alone. No weights are transported back.
-A feedback may also stand alone, learned or fixed, without the noise (`Activities.feedback`).
+With `Activities.chained` e_n is, but for the last hidden layers, the guess at the next layer
+(`fwdgrad.perturbation.feedback_chain`). A feedback may also stand alone, learned or fixed, without
+the noise (`Activities.feedback`).
 """
 
 import math
@@ -130,7 +132,7 @@ def feedback(errors: Array, matrix: Array, mask: Array) -> Array:
     """Return the guess A e of an example's derivative by a pre-activation, zero where masked.
 
     Args:
-      errors: e, the exact derivatives, (E,).
+      errors: e, the exact derivatives or the guess at the next layer, (E,).
       matrix: A, (E, *shape of the pre-activation).
       mask: True where noise enters.
     """
@@ -157,17 +159,17 @@ def random_feedback(params: list[Array], like: list[Array]) -> list[Array]:
     ]
 
 
-def gradient_of_feedback(errors: Array, residuals: dict[int, Array]) -> dict[int, Array]:
+def gradient_of_feedback(read: dict[int, Array], residuals: dict[int, Array]) -> dict[int, Array]:
     """Return the gradients of feedback, −mean_n e_n r_n / mean_n ‖e_n‖² for each site.
 
     Args:
-      errors: e, (N, E).
+      read: site -> e, what its guess is made of, (N, E).
       residuals: site -> r, (N, *its shape).
     """
-    squares = jnp.sum(jnp.square(errors))
-    scale = jnp.where(squares > 0, squares, 1)
     whole = jax.sharding.PartitionSpec() if has_explicit_axes() else None
-    return {
-        i: -jnp.tensordot(errors.astype(r.dtype), r, (0, 0), out_sharding=whole) / scale
-        for i, r in residuals.items()
-    }
+    gradients = {}
+    for i, r in residuals.items():
+        squares = jnp.sum(jnp.square(read[i]))
+        product = jnp.tensordot(read[i].astype(r.dtype), r, (0, 0), out_sharding=whole)
+        gradients[i] = -product / jnp.where(squares > 0, squares, 1)
+    return gradients

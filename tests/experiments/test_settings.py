@@ -143,6 +143,7 @@ TABLE = {
     "layerwise": BOOLEAN,
     "exact_last": BOOLEAN,
     "at_kernels": BOOLEAN,
+    "chained": BOOLEAN,
     **dict.fromkeys(("scaling_laws.errors", "scaling_laws.training", "errors.axes"), MAPPING),
     "scaling_laws.parts": ([*NOT_LISTS, ["error"]], [[], ["errors", "training"]]),
     "lines.*.axes": ([*NOT_LISTS, ["height"]], [[], ["width", "rank"]]),

@@ -14,9 +14,9 @@ def test_lines_have_equal_steps_but_for_the_control_that_has_more(compose):
     cfg = compose("reproduce", "preset=paper")
     race = _Configs(cfg, "sum_race")
     steps = {name: race.num_steps(name, None) for name in race.lines()}
-    longer = steps.pop("control-first-frozen-times-8")
+    longer = steps.pop("control-first-frozen-times-3")
     assert set(steps.values()) == {cfg.experiments.sum_race.num_steps}
-    assert longer == 8 * steps["control-first-frozen"]
+    assert longer == 3 * steps["control-first-frozen"]
     by_operations = _Configs(cfg, "accuracy_race")
     assert by_operations.num_steps("backprop", 2e9) == by_operations.experiment.operations / 2e9
 
