@@ -8,14 +8,8 @@ import pytest
 
 import fwdgrad
 from tests.oracle import normal
-from tests.perturbation.activity_losses import (
-    SPACES,
-    N,
-    assert_same,
-    averaged_over_signs,
-    exact,
-    squared,
-)
+from tests.perturbation.activity_losses import SPACES, N, squared
+from tests.perturbation.all_signs import assert_same, averaged_over_signs, exact
 from tests.sweeps import thorough_but
 
 DISTRIBUTIONS = {

@@ -16,15 +16,13 @@ from tests.perturbation.activity_losses import (
     LOSSES,
     SPACES,
     N,
-    assert_same,
-    averaged_over_signs,
     convolution,
-    exact,
     kernels,
     mlp,
     penalised,
     scanned,
 )
+from tests.perturbation.all_signs import assert_same, averaged_over_signs, exact
 from tests.sweeps import thorough_but
 
 # Every loss in the space that does most, and in the others what each of them does by itself.

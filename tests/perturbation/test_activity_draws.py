@@ -12,14 +12,8 @@ from fwdgrad import Drawn
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.tangents.forms import dense, is_structured
 from tests.oracle import normal
-from tests.perturbation.activity_losses import (
-    LOSSES,
-    SPACES,
-    N,
-    assert_same,
-    images,
-    mlp,
-)
+from tests.perturbation.activity_losses import LOSSES, SPACES, N, images, mlp
+from tests.perturbation.all_signs import assert_same
 from tests.sweeps import thorough_but
 
 

@@ -9,7 +9,8 @@ import pytest
 
 import fwdgrad
 from tests.oracle import normal
-from tests.perturbation.activity_losses import N, averaged_over_signs, mlp
+from tests.perturbation.activity_losses import N, mlp
+from tests.perturbation.all_signs import averaged_over_signs
 from tests.sweeps import thorough_but
 
 PARAMS = {"w": normal(0, (2, 3)), "b": normal(1, (3,))}  # d = 9

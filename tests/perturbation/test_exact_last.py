@@ -9,7 +9,8 @@ import pytest
 
 import fwdgrad
 from tests.oracle import normal
-from tests.perturbation.activity_losses import assert_same, mlp, scanned
+from tests.perturbation.activity_losses import mlp, scanned
+from tests.perturbation.all_signs import assert_same
 
 SPACE = fwdgrad.Weights(exact_last=True)
 

@@ -10,7 +10,8 @@ import pytest
 import fwdgrad
 from tests.oracle import normal
 from tests.perturbation import activity_losses
-from tests.perturbation.activity_losses import averaged_over_signs, maxout, scanned
+from tests.perturbation.activity_losses import maxout, scanned
+from tests.perturbation.all_signs import averaged_over_signs
 from tests.sweeps import thorough_but
 
 N, SIZES = 5, (4, 6, 3, 2)

@@ -7,7 +7,8 @@ import pytest
 
 import fwdgrad
 from tests.oracle import normal
-from tests.perturbation.activity_losses import assert_same, mlp
+from tests.perturbation.activity_losses import mlp
+from tests.perturbation.all_signs import assert_same
 
 LAYERS = [["w", "b"], ["u", "c"]]  # by the leaves' names; these come in alphabetical order
 NAMES = ["b", "c", "u", "w"]

@@ -11,7 +11,8 @@ from jax.experimental import pallas as pl
 import fwdgrad
 from fwdgrad.tangents.forms import dense
 from tests.oracle import normal
-from tests.perturbation.activity_losses import SPACES, N, assert_same, averaged_over_signs
+from tests.perturbation.activity_losses import SPACES, N
+from tests.perturbation.all_signs import assert_same, averaged_over_signs
 
 pytestmark = pytest.mark.thorough
 
