@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.perturbation.control_variates import (
-    feedback,
     gradient_of_feedback,
     inner_products,
     random_feedback,
 )
-from fwdgrad.perturbation.feedback_chain import next_sites
+from fwdgrad.perturbation.feedback_chain import Chain, next_sites
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.perturbation.minibatch import (
     check_own_losses,
@@ -95,7 +94,7 @@ class AtActivities:
         sites = self._loss.sites
         self._own = [i for i in self._loss.noisy if sites[i].own_noise]
         self._shared = [i for i in self._loss.noisy if not sites[i].own_noise]
-        self._next = next_sites(program, sites, self._own) if chained else {}
+        self._chain = Chain(next_sites(program, sites, self._own) if chained else {})
         is_fixed = feedback == "fixed"
         if is_fixed and self._shared:
             raise ValueError(
@@ -132,7 +131,7 @@ class AtActivities:
         values = dict(zip(self._own, self._zeros(self._own), strict=True))
         zeros = [
             jnp.zeros(
-                (values[self._next[i]].size if i in self._next else number, *z.shape),
+                (self._chain.read(i, jnp.zeros(number), values).size, *z.shape),
                 accumulation_dtype(z.dtype),
             )
             for i, z in values.items()
@@ -199,11 +198,7 @@ class AtActivities:
         if not self._guess:
             return jnp.zeros(0), {}
         errors = jnp.concatenate([pushed.exact[i].ravel() for i in self._exact])
-        guesses: dict[int, Array] = {}
-        for i in reversed(self._own):  # a next site has its guess before
-            read = guesses[self._next[i]].ravel() if i in self._next else errors
-            guesses[i] = feedback(read, self._guess[i], pushed.masks[i])
-        return errors, guesses
+        return errors, self._chain.guesses(errors, self._guess, pushed.masks)
 
     def _derivatives(
         self, pushed: Pushed, guesses: dict[int, Array], with_gram: bool
@@ -238,9 +233,7 @@ class AtActivities:
         of_guess = {i: jnp.zeros_like(a) for i, a in self._guess.items()}
         if self._guess and residuals:
             read = {
-                i: each.guesses[self._next[i]].reshape(len(each.errors), -1)
-                if i in self._next
-                else each.errors
+                i: jax.vmap(partial(self._chain.read, i))(each.errors, each.guesses)
                 for i in residuals
             }
             of_guess |= gradient_of_feedback(read, residuals)

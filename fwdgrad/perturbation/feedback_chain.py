@@ -9,10 +9,43 @@ error e, but one makes it of the derivative by z_2:
 With A_1 the transposed weights this is backpropagation. A_1 has as many entries as they have.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+from fwdgrad.perturbation.control_variates import feedback
 from fwdgrad.perturbation.sites import Site
 from fwdgrad.util.jax_internals import Program
+from fwdgrad.util.trees import Array
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The arrays that guesses are made of: the guess at the next site, or the errors.
+
+    Attributes:
+      following: site -> the site whose guess it reads; a site without one reads the errors.
+    """
+
+    following: Mapping[int, int]
+
+    def read(self, i: int, errors: Array, guesses: Mapping[int, Array]) -> Array:
+        """Return what an example's guess at a site is made of, flat.
+
+        Args:
+          i: the site.
+          errors: the exact derivatives by the last layers' values, flat.
+          guesses: site -> the guess, or any array of its shape.
+        """
+        return guesses[self.following[i]].ravel() if i in self.following else errors
+
+    def guesses(
+        self, errors: Array, matrices: Mapping[int, Array], masks: Mapping[int, Array]
+    ) -> dict[int, Array]:
+        """Return an example's guess at each site that has a matrix."""
+        made: dict[int, Array] = {}
+        for i in sorted(matrices, reverse=True):  # a site that follows comes later
+            made[i] = feedback(self.read(i, errors, made), matrices[i], masks[i])
+        return made
 
 
 def next_sites(program: Program, sites: list[Site], chosen: Iterable[int]) -> dict[int, int]:
