@@ -22,6 +22,9 @@ _FAMILIES = {
     "values": ("losses alone", "#E69F00", "X"),
 }
 
+# Beside their colours, which some readers cannot tell apart.
+_DASHES = {"control": "--", "feedback": "-."}
+
 
 def draw_race(lines: Mapping[str, Line], folder: Path, name: str) -> None:
     """Draw test errors, sorted in each family, and validation errors of its best line.
@@ -93,6 +96,6 @@ def _draw_course(axis: Axes, line: Line, family: str) -> None:
     intervals = [mean_interval(np.log(np.maximum(column, 1e-2))) for column in errors.T]
     mean, low, high, _ = np.array(intervals).T
     x = line.columns["flops"].mean(0)[1:] / 1e12
-    axis.plot(x, np.exp(mean), color=colour, ls="--" if family == "control" else "-")
+    axis.plot(x, np.exp(mean), color=colour, ls=_DASHES.get(family, "-"))
     style.band(axis, x, np.exp(low), np.exp(high), len(errors), colour)
     style.label_ends(axis, [(name, colour)])
