@@ -116,9 +116,9 @@ class AtActivities:
             self._guess = dict(zip(self._own, guess, strict=True))
 
     def first_guess(self) -> PyTree:
-        """Return a feedback (entries of what it reads, *shape) for each site with noise by example.
+        """Return the first feedback of each site with noise by example: zeros, or random if fixed.
 
-        They are zeros, or random if they are fixed.
+        A is (E, *shape of the value), E the number of exact derivatives or entries of the next guess.
         """
         number = sum(self._loss.sites[i].variable.aval.size for i in self._exact)
         if not number:

@@ -6,7 +6,7 @@ error e, but one makes it of the derivative by z_2:
 
     c_2 = A_2 e        c_1 = A_1 c_2        each zero where its post-activation is flat
 
-With A_1 the transposed weights this is backpropagation. A_1 has as many entries as they have.
+With A_1 the transposed weights of a dense layer this is backpropagation. A_1 is as large as they.
 """
 
 from collections.abc import Iterable, Mapping

@@ -11,7 +11,7 @@ from tests.perturbation.activity_losses import N
 
 
 def averaged_over_signs(value_and_grad, params, args):
-    """The mean of the estimates over all signs of everything that is drawn, its size as drawn.
+    """Return the mean of the estimates over all signs of the drawn noise, its size as drawn.
 
     Each example gets them with some of its own turned over, so that no two have the same.
     """
@@ -47,7 +47,7 @@ def averaged_over_signs(value_and_grad, params, args):
 
 
 def exact(loss, params, args):
-    """Value and gradient, with None for what is no floating leaf."""
+    """Return value and gradient, with None for each leaf that is not of floating point."""
     theta, rest = fwdgrad.partition(params)
     of_theta = jax.value_and_grad(lambda theta: loss(fwdgrad.combine(theta, rest), *args))
     return jax.jit(of_theta)(theta)

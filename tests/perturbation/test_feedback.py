@@ -195,20 +195,20 @@ def test_chained_feedback_learns_what_no_feedback_of_the_error_can():
     assert left[True] < 0.02 < 0.1 < left[False]
 
 
-def test_the_next_layer_is_one_that_depends_on_it(key):
+def test_the_next_layer_is_the_first_that_depends_on_it(key):
     """Of two branches neither is the other's; both read the last layers' error."""
 
     def loss(params, x):
-        hidden = jax.nn.relu(x @ params["a"])
+        hidden = jax.nn.relu(jax.nn.relu(x @ params["first"]) @ params["a"])
         branches = [jax.nn.relu(hidden @ params[name]) for name in ("b", "c")]
         return jnp.mean(jnp.concatenate(branches, 1) @ params["d"])
 
-    shapes = {"a": (2, 3), "b": (3, 4), "c": (3, 5), "d": (9,)}
+    shapes = {"first": (2, 6), "a": (6, 3), "b": (3, 4), "c": (3, 5), "d": (9,)}
     params = {name: normal(i, shape) for i, (name, shape) in enumerate(shapes.items())}
     x = normal(9, (N, 2))
     value_and_grad = estimator(loss, "corrected", chained=True)
     state = value_and_grad.init(params, x)
-    assert [a.shape for a in state.guess] == [(4, 1, 3), (1, 1, 4), (1, 1, 5)]
+    assert [a.shape for a in state.guess] == [(3, 1, 6), (4, 1, 3), (1, 1, 4), (1, 1, 5)]
     grad = jax.jit(value_and_grad)(key, state, x)[1].params
     close(grad["d"], jax.grad(loss)(params, x)["d"])
 
