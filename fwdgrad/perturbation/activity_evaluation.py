@@ -118,7 +118,7 @@ class AtActivities:
     def first_guess(self) -> PyTree:
         """Return the first feedback of each site with noise by example: zeros, or random if fixed.
 
-        A is (E, *shape of the value), E the number of exact derivatives or entries of the next guess.
+        A is (E, *shape of the value): E exact derivatives, or E entries of the next guess.
         """
         number = sum(self._loss.sites[i].variable.aval.size for i in self._exact)
         if not number:
