@@ -44,6 +44,7 @@ from experiments.races import (
     sum_race,
     sum_race_cnn,
     sum_race_deep,
+    sum_race_long,
 )
 from fwdgrad.records import hold, read_json
 
@@ -55,7 +56,7 @@ EXPERIMENTS = {
     for module in (
         trajectories, step_cost, learning_curves, depth_scaling, fair_comparison, small_rates,
         differentiation, estimator_quality, scaling_laws, perturbed_weights, accuracy_race,
-        cnn_race, sum_race, sum_race_deep, sum_race_cnn, cnn_race_long,
+        cnn_race, sum_race, sum_race_long, sum_race_deep, sum_race_cnn, cnn_race_long,
     )
 }  # fmt: skip
 

@@ -258,6 +258,7 @@ EXPERIMENTS: dict[str, Any] = {
             "accuracy_race",
             "cnn_race",
             "sum_race",
+            "sum_race_long",
             "sum_race_deep",
             "sum_race_cnn",
             "cnn_race_long",

@@ -12,6 +12,7 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "accuracy_race": (),
     "cnn_race": (),
     "sum_race": ("accuracy_race",),
+    "sum_race_long": ("sum_race", "accuracy_race"),
     "sum_race_deep": ("sum_race", "accuracy_race"),
     "sum_race_cnn": ("cnn_race",),
     "cnn_race_long": ("sum_race_cnn", "cnn_race"),

@@ -7,7 +7,9 @@ from experiments.races import sum_race
 from experiments.races.race import _Configs
 from fwdgrad.records import read_json
 
-RACES = {"sum_race": 2, "sum_race_deep": 4, "sum_race_cnn": 0, "cnn_race_long": 0}  # widths
+RACES = {  # the number of hidden layers
+    "sum_race": 2, "sum_race_long": 2, "sum_race_deep": 4, "sum_race_cnn": 0, "cnn_race_long": 0,
+}  # fmt: skip
 
 
 def test_lines_have_equal_steps_but_for_the_control_that_has_more(compose):
