@@ -18,7 +18,7 @@ narrows (`fwdgrad.perturbation.post_activation`), and by a guess of the derivati
 from dataclasses import dataclass, fields
 from typing import get_args
 
-from fwdgrad.perturbation.activity_evaluation import AtActivities, Feedback
+from fwdgrad.perturbation.activity_evaluation import AtActivities, FeedbackUse
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.util.trees import PyTree
 
@@ -59,10 +59,10 @@ class Activities:
         running mean). "fixed": no noise; A is random, of entries from U(±1/√units) that depend on
         the first parameters, and stays: direct feedback alignment (Nøkland 2016). The last two
         are biased. c is zero where the post-activation is flat, and is not multiplied by its slope.
-      chained: make the guess at a layer of the guess at the next one, c_1 = A_1 c_2, and only that
-        at the last hidden layers of e. Which later units are on is then known to it. A_1 has as
-        many entries as one layer's value times the next one's. With "fixed" this is feedback
-        alignment (Lillicrap et al. 2016).
+      chained: make the guess at a layer of the guess at the next one, pulled back through that
+        layer with learned arrays B in the place of its weights or kernel. Which later units are on
+        is then known to it, and all positions of a convolution teach its B. With "fixed" this is
+        feedback alignment (Lillicrap et al. 2016). Not with `at_kernels`.
 
     >>> import jax, jax.numpy as jnp, fwdgrad
     >>> def loss(params, x, y):
@@ -79,18 +79,22 @@ class Activities:
     layerwise: bool = False
     exact_last: bool = False
     at_kernels: bool = False
-    feedback: Feedback = "corrected"
+    feedback: FeedbackUse = "corrected"
     chained: bool = False
 
     def __post_init__(self) -> None:
-        if self.feedback not in get_args(Feedback):
-            raise ValueError(
-                f"feedback must be one of {', '.join(get_args(Feedback))}; found {self.feedback!r}."
-            )
+        if self.feedback not in get_args(FeedbackUse):
+            known = ", ".join(get_args(FeedbackUse))
+            raise ValueError(f"feedback must be one of {known}; found {self.feedback!r}.")
         if self.at_kernels and self.feedback != "corrected":
             raise ValueError(
                 f"feedback={self.feedback!r} is a derivative by the value of a layer, and "
                 "at_kernels=True puts noise into its parameters; leave out one of them."
+            )
+        if self.at_kernels and self.chained:
+            raise ValueError(
+                "chained=True guesses derivatives by the values of layers, and at_kernels=True "
+                "puts noise into their parameters; leave out one of them."
             )
 
     def at(self, loss: Loss, guess: PyTree = None) -> AtActivities:

@@ -7,12 +7,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fwdgrad.perturbation.control_variates import (
-    gradient_of_feedback,
-    inner_products,
-    random_feedback,
+from fwdgrad.perturbation.control_variates import inner_products
+from fwdgrad.perturbation.feedback import (
+    Chained,
+    Feedback,
+    FromError,
+    Learned,
+    random_like,
 )
-from fwdgrad.perturbation.feedback_chain import Chain, next_sites
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.perturbation.minibatch import (
     check_own_losses,
@@ -32,7 +34,7 @@ from fwdgrad.tangents.sampling import Tangents, check_drawn, check_guess, sample
 from fwdgrad.util import validation
 from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
 
-Feedback = Literal["corrected", "alone", "fixed"]
+FeedbackUse = Literal["corrected", "alone", "fixed"]
 
 
 class _Example(NamedTuple):
@@ -43,7 +45,6 @@ class _Example(NamedTuple):
       derivatives: one entry for each group of sites.
       noise: site -> its tangents as they entered, of sites with noise of each example's own.
       exact: site -> ∂ℓ/∂z, of sites whose derivative is exact.
-      errors: the exact derivatives that the last guesses are made of, flat; none without a guess.
       guesses: site -> the guess of the derivative where its noise enters.
       varying: the values that sites are pulled back with, of those that differ by example.
     """
@@ -52,7 +53,6 @@ class _Example(NamedTuple):
     derivatives: list[Derivatives]
     noise: dict[int, Any]
     exact: dict[int, Array]
-    errors: Array
     guesses: dict[int, Array]
     varying: list[Array]
 
@@ -68,10 +68,10 @@ class AtActivities:
         layerwise: bool,
         exact_last: bool,
         at_kernels: bool,
-        feedback: Feedback,
+        feedback: FeedbackUse,
         chained: bool,
     ):
-        self._exact_last, self._feedback = exact_last, feedback
+        self._exact_last, self._use = exact_last, feedback
         self._number = number_of_examples(loss.args, loss.kwargs)
         self._leaves = loss.theta
         examples, structure_of_args = jax.tree.flatten(loss.args)
@@ -89,12 +89,21 @@ class AtActivities:
         self._flat = traced.flat
         program, number = inlined(program), len(self._leaves)
         self._loss = NoisyLoss(
-            program, number, layerwise=layerwise, exact_last=exact_last, at_kernels=at_kernels
+            program,
+            number,
+            layerwise=layerwise,
+            exact_last=exact_last,
+            at_kernels=at_kernels,
+            chained=chained,
         )
         sites = self._loss.sites
         self._own = [i for i in self._loss.noisy if sites[i].own_noise]
         self._shared = [i for i in self._loss.noisy if not sites[i].own_noise]
-        self._chain = Chain(next_sites(program, sites, self._own) if chained else {})
+        self._feedback: Feedback = (
+            Chained(self._loss, self._leaves)
+            if chained
+            else FromError(self._loss, self._own, self._exact)
+        )
         is_fixed = feedback == "fixed"
         if is_fixed and self._shared:
             raise ValueError(
@@ -109,34 +118,23 @@ class AtActivities:
         self._fixed = [v for v in read if v not in self._loss.varying]
         if (record := current_record()) is not None:
             record.sites = self._loss.describe()
-        self._guess: dict[int, Array] = {}
-        self._is_guided = guess is not None
+        self._guess: Sequence[Array] | None = guess
         if guess is not None:
             check_guess(guess, jax.eval_shape(self.first_guess))
-            self._guess = dict(zip(self._own, guess, strict=True))
 
     def first_guess(self) -> PyTree:
-        """Return the first feedback of each site with noise by example: zeros, or random if fixed.
-
-        A is (E, *shape of the value): E exact derivatives, or E entries of the next guess.
-        """
-        number = sum(self._loss.sites[i].variable.aval.size for i in self._exact)
-        if not number:
+        """Return the first arrays of the feedback: zeros, or random ones if it is fixed."""
+        if not any(self._loss.sites[i].variable.aval.size for i in self._exact):
             remedy = "say space=Activities(exact_last=True)"
             if self._exact_last:
                 remedy = "no last layer here has them of each example, see fwdgrad.explain"
             raise ValueError(
                 f"a guess at activities is made of the last layers' exact derivatives; {remedy}."
             )
-        values = dict(zip(self._own, self._zeros(self._own), strict=True))
-        zeros = [
-            jnp.zeros(
-                (self._chain.read(i, jnp.zeros(number), values).size, *z.shape),
-                accumulation_dtype(z.dtype),
-            )
-            for i, z in values.items()
-        ]
-        return random_feedback(self._leaves, zeros) if self._feedback == "fixed" else zeros
+        zeros = self._feedback.first()
+        if self._use == "fixed":
+            return random_like(self._leaves, zeros, self._feedback.fan_in())
+        return zeros
 
     @property
     def _exact(self) -> list[int]:
@@ -169,9 +167,9 @@ class AtActivities:
         check_drawn(found, expected, [f"the value at {site.place}" for site in sites])
 
     def push(self, tangents: Tangents, with_gram: bool) -> PushedForward:
-        if self._feedback != "corrected" and not self._is_guided:
+        if self._use != "corrected" and self._guess is None:
             raise ValueError(
-                f"feedback={self._feedback!r} needs a guess; call value_and_grad.guided(), "
+                f"feedback={self._use!r} needs a guess; call value_and_grad.guided(), "
                 "or leave feedback out."
             )
         drawn = dict(zip(self._drawn, tangents, strict=True))
@@ -181,10 +179,10 @@ class AtActivities:
         def of_example(example: list[Array], own: dict[int, Any]) -> tuple[_Example, list[Array]]:
             pushed = self._loss.push(self._leaves, example, {**own, **shared_noise})
             own_noise = {i: pushed.noise[i] for i in own}
-            errors, guesses = self._guesses(pushed)
+            guesses = self._guesses(pushed)
             derivatives = self._derivatives(pushed, guesses, with_gram)
             varying, fixed = ([pushed.values[v] for v in x] for x in (self._varying, self._fixed))
-            found = pushed.outputs, derivatives, own_noise, pushed.exact, errors, guesses, varying
+            found = pushed.outputs, derivatives, own_noise, pushed.exact, guesses, varying
             return _Example(*found), fixed
 
         with noting_minibatches_of_one():
@@ -193,12 +191,12 @@ class AtActivities:
         residuals = each, dict(zip(self._fixed, fixed, strict=True)), shared_noise
         return PushedForward(value, aux, each.derivatives, residuals)
 
-    def _guesses(self, pushed: Pushed) -> tuple[Array, dict[int, Array]]:
-        """Return an example's exact derivatives e, and the guesses A e of the other derivatives."""
-        if not self._guess:
-            return jnp.zeros(0), {}
-        errors = jnp.concatenate([pushed.exact[i].ravel() for i in self._exact])
-        return errors, self._chain.guesses(errors, self._guess, pushed.masks)
+    def _guesses(self, pushed: Pushed) -> dict[int, Array]:
+        """Return the guesses of an example's derivatives, by site; none without a guess."""
+        if self._guess is None:
+            return {}
+        exact = {i: pushed.exact[i] for i in self._exact}
+        return self._feedback.guesses(self._guess, exact, pushed.masks, pushed.values)
 
     def _derivatives(
         self, pushed: Pushed, guesses: dict[int, Array], with_gram: bool
@@ -230,14 +228,13 @@ class AtActivities:
                 cotangents[i] = weighted_sum(shared_noise[i], of_group.sum(0), of_group.dtype)
         with noting_minibatches_of_one():
             grad = self._pull_back(cotangents, fixed, each.varying)
-        of_guess = {i: jnp.zeros_like(a) for i, a in self._guess.items()}
-        if self._guess and residuals:
-            read = {
-                i: jax.vmap(partial(self._chain.read, i))(each.errors, each.guesses)
-                for i in residuals
-            }
-            of_guess |= gradient_of_feedback(read, residuals)
-        return Estimate(grad, list(of_guess.values()))
+        of_guess: list[Array] = []
+        if self._guess is not None:
+            exact = {i: each.exact[i] for i in self._exact}
+            values_of = partial(self._values, fixed)
+            learned = Learned(exact, each.guesses, residuals, each.varying, values_of)
+            of_guess = self._feedback.gradient(self._guess, learned)
+        return Estimate(grad, of_guess)
 
     def _combined(
         self, fixed: dict[Any, Array], example: _Example, weights: list[Array]
@@ -251,7 +248,7 @@ class AtActivities:
             if i in example.noise
         }
         cotangents = {**residuals, **example.guesses}
-        if self._feedback == "corrected":
+        if self._use == "corrected":
             cotangents |= {i: residuals[i] + guess for i, guess in example.guesses.items()}
         for i, found in cotangents.items():
             if (after := self._loss.noisy[i].post_activation) is not None:

@@ -29,14 +29,12 @@ With `Activities.chained` e_n is, but for the last hidden layers, the guess at t
 the noise (`Activities.feedback`).
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fwdgrad.tangents.forms import inner
-from fwdgrad.util.sharding import has_explicit_axes
 from fwdgrad.util.trees import Array, PyTree, accumulation_dtype
 
 
@@ -126,50 +124,3 @@ def inner_products(tangents: list[Any], cotangents: list[Array]) -> Array:
         )
         products.append(inner(wide, c).astype(dtype))
     return sum(products[1:], products[0])
-
-
-def feedback(errors: Array, matrix: Array, mask: Array) -> Array:
-    """Return the guess A e of an example's derivative by a pre-activation, zero where masked.
-
-    Args:
-      errors: e, the exact derivatives or the guess at the next layer, (E,).
-      matrix: A, (E, *shape of the pre-activation).
-      mask: True where noise enters.
-    """
-    return jnp.where(mask, jnp.tensordot(errors.astype(matrix.dtype), matrix, 1), 0)
-
-
-def random_feedback(params: list[Array], like: list[Array]) -> list[Array]:
-    """Return feedback with entries from U(−1/√n, 1/√n), n the number of units of its site.
-
-    That is the usual distribution of a last layer's weights. The key is made of the bits of
-    `params`, so that other first parameters have another feedback.
-
-    Args:
-      params: the parameters.
-      like: for each site an array (E, *shape of the pre-activation).
-    """
-    key = jax.random.key(0)
-    for x in params:
-        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-        key = jax.random.fold_in(key, jnp.sum(bits, dtype=jnp.uint32))
-    return [
-        jax.random.uniform(k, a.shape, a.dtype, -1, 1) / math.sqrt(math.prod(a.shape[1:]))
-        for k, a in zip(jax.random.split(key, len(like)), like, strict=True)
-    ]
-
-
-def gradient_of_feedback(read: dict[int, Array], residuals: dict[int, Array]) -> dict[int, Array]:
-    """Return the gradients of feedback, −mean_n e_n r_n / mean_n ‖e_n‖² for each site.
-
-    Args:
-      read: site -> e, what its guess is made of, (N, E).
-      residuals: site -> r, (N, *its shape).
-    """
-    whole = jax.sharding.PartitionSpec() if has_explicit_axes() else None
-    gradients = {}
-    for i, r in residuals.items():
-        squares = jnp.sum(jnp.square(read[i]))
-        product = jnp.tensordot(read[i].astype(r.dtype), r, (0, 0), out_sharding=whole)
-        gradients[i] = -product / jnp.where(squares > 0, squares, 1)
-    return gradients

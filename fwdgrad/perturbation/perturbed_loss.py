@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 
 from fwdgrad.perturbation.kernel_noise import with_kernel_noise
+from fwdgrad.perturbation.links import Link, find_links
 from fwdgrad.perturbation.noisy_site import NoisySite, Operand
 from fwdgrad.perturbation.post_activation import find_post_activation
 from fwdgrad.perturbation.sites import Plan, find_sites
@@ -73,7 +74,8 @@ class NoisyLoss:
       exact: the sites whose derivative is taken exactly, if `exact_last` those that are last.
       noisy: the others, by index.
       groups: the indices of the noisy sites, parted by whose noise goes together.
-      read: the variables that the sites' layers, and post-activations that narrow, read.
+      links: if `chained`, the link of each noisy site with noise of each example's own.
+      read: the variables that layers of sites, post-activations that narrow, and links read.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class NoisyLoss:
         layerwise: bool,
         exact_last: bool,
         at_kernels: bool,
+        chained: bool = False,
     ):
         self.program = program
         plan = find_sites(self.program, num_parameters)
@@ -97,7 +100,8 @@ class NoisyLoss:
         in_head = set(plan.head) if self.exact else set()
         self._head = [self.program.eqns[i] for i in sorted(in_head)]
         after = [x.post_activation for x in self.noisy.values() if x.post_activation is not None]
-        back: list[Any] = [*self.sites, *(x for x in after if x.narrows)]
+        self.links = self._links(num_parameters) if chained else {}
+        back: list[Any] = [*self.sites, *(x for x in after if x.narrows), *self.links.values()]
         self.read = self._in_order({v for x in back for v in x.read})
         made = {v for e in self._head for v in e.outvars}
         read = {v for e in self._head for v in e.reads} - made
@@ -127,6 +131,12 @@ class NoisyLoss:
         reader = self.program.eqns[site.operand[0]]
         operand = Operand(entry.aval, *site.operand)
         return NoisySite(i, site, group, after, operand, reader)
+
+    def _links(self, num_parameters: int) -> dict[int, Link]:
+        """Return the links between sites that depend on the example; the exact ones are last."""
+        own = {i: x for i, x in self.noisy.items() if x.site.own_noise}
+        ends = [*own, *(i for i in self.exact if self.sites[i].per_example)]
+        return find_links(self.program, num_parameters, self.sites, own, ends)
 
     def _scheduled(self, in_head: Set[int]) -> list[_Step]:
         """Return the steps of an evaluation, each up to the next entry of noise."""

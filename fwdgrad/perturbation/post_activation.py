@@ -11,7 +11,7 @@ entry that nothing passes has the derivative zero. The values alone tell, so the
 entry is masked.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,10 +153,10 @@ def _passed(
         return [], []
     made_here = [v for e in equations for v in e.outvars if v in made]
     outputs = [v for v in made_here if v in read_outside and is_inexact(v)]
-    return _making(outputs, equations), outputs
+    return equations_making(outputs, equations), outputs
 
 
-def _making(outputs: Sequence[Variable], equations: Sequence[Equation]) -> list[Equation]:
+def equations_making(outputs: Iterable[Variable], equations: Sequence[Equation]) -> list[Equation]:
     """Return the equations that contribute to the outputs."""
     wanted, making = set(outputs), []
     for equation in reversed(equations):
