@@ -16,17 +16,15 @@ term has the mean P E[v vᵀ] P ∇f = P ∇f, and s û is the rest.
 In many dimensions its variance is about (1 − cos²(u, ∇f)) times that without a guess. The gradient
 of the guess is u − g: steps of 1 make u the last estimate, steps of 1 − β a momentum of decay β.
 
-**At activities** a guess is a feedback, a matrix A_z for each noisy site z. From e_n, the exact
-derivatives of example n's loss by the pre-activations of the last layers, it predicts those by an
-earlier pre-activation, c_n = A_z e_n. The noise estimates only the rest:
+**At activities** a guess is a feedback: c_n of the derivative of example n's loss by each noisy
+pre-activation z, made of the exact ones by the last layers' (`fwdgrad.perturbation.feedback`). The
+noise estimates only the rest:
 
     c_n + (1/K) Σ_k (d_nk − ⟨c_n, ξ_nk⟩) ξ_nk        of the expectation ∂ℓ_n/∂z
 
-The gradient of A_z is −mean_n r_n e_nᵀ / mean_n ‖e_n‖², with r_n the second term above: normalised
-least mean squares, learned from directional derivatives alone. No weights are transported back.
-With `Activities.chained` e_n is, but for the last hidden layers, the guess at the next layer
-(`fwdgrad.perturbation.feedback_chain`). A feedback may also stand alone, learned or fixed, without
-the noise (`Activities.feedback`).
+The second term is what the feedback learns from: directional derivatives alone. No weights are
+transported back. A feedback may also stand alone, learned or fixed, without the noise
+(`Activities.feedback`).
 """
 
 from typing import Any, NamedTuple
