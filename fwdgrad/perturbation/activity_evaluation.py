@@ -232,7 +232,13 @@ class AtActivities:
         if self._guess is not None:
             exact = {i: each.exact[i] for i in self._exact}
             values_of = partial(self._values, fixed)
-            learned = Learned(exact, each.guesses, residuals, each.varying, values_of)
+            noise = {
+                i: of_group.num_entries / of_group.along.shape[-1]
+                for sites, of_group in zip(self._groups, each.derivatives, strict=True)
+                for i in sites
+                if i in residuals
+            }
+            learned = Learned(exact, each.guesses, residuals, noise, each.varying, values_of)
             of_guess = self._feedback.gradient(self._guess, learned)
         return Estimate(grad, of_guess)
 

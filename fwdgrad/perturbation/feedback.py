@@ -16,10 +16,18 @@ its weights, and of a convolution those of its kernel, which all positions and e
 
 Either is learned by normalised least mean squares from r, what the noise finds beside the guess:
 
-    −mean_n e_n r_n / mean_n ‖e_n‖²        −∂/∂B mean_n ⟨r_n, J(B)ᵀ c_n⟩ / (k mean_n ‖c_n‖²)
+    −Σ_n e_n r_n / Σ_n ‖e_n‖²        −∂/∂B Σ_n ⟨r_n, J(B)ᵀ c_n⟩ / S
 
-with k the number of times that a column of B reads an entry of c_n: the taps of a convolution, and
-1 of a matrix. So steps of at most about 1 are stable where the noise is small.
+The noise in r grows with what the guess misses, so steps that are too large make both grow. r has R
+times the squared length of what is missed, with R the number of entries that noise goes into by the
+number of tangents K. For a matrix the expected squared error of B then changes by at most
+
+    (−2μ/S + (μ/S)² (Σ_n ‖c_n‖² + R Σ_n ‖c_n‖⁴ / Σ_n ‖c_n‖²)) Σ_n ‖δ_n − c_n‖²
+
+in a step of μ, if what is missed of the derivatives δ_n is as long as c_n is, times a constant. The
+inner bracket is S: steps below 2 are stable, and 1 is the best by this bound. An array that is used
+at P positions has R/P in the place of R, and k S in the place of S, with k the number of times that
+a column of it reads an entry of c_n, which is the number of taps of a convolution.
 """
 
 import math
@@ -43,6 +51,7 @@ class Learned(NamedTuple):
       exact: site -> ∂ℓ/∂z, of the sites whose derivative is exact.
       guesses: site -> the guess.
       residuals: site -> the estimate of what it misses.
+      noise: site -> R of each example, (N,).
       varying: the values that the loss keeps, of those that differ by example.
       values_of: the function from those of one example to all that the loss keeps, by variable.
     """
@@ -50,6 +59,7 @@ class Learned(NamedTuple):
     exact: Mapping[int, Array]
     guesses: Mapping[int, Array]
     residuals: Mapping[int, Array]
+    noise: Mapping[int, Array]
     varying: list[Array]
     values_of: Callable[[list[Array]], Values]
 
@@ -117,7 +127,7 @@ class FromError:
 
     def gradient(self, state: Sequence[Array], learned: Learned) -> list[Array]:
         error = jax.vmap(self._error)(learned.exact)
-        square = _square(error)
+        square = _or_one(jnp.sum(jnp.square(error)))
         whole = jax.sharding.PartitionSpec() if has_explicit_axes() else None
         gradients = []
         for i, a in zip(self._entries, state, strict=True):
@@ -172,7 +182,7 @@ class Chained:
 
     def gradient(self, state: Sequence[Array], learned: Learned) -> list[Array]:
         sums = {key: jnp.zeros_like(a) for key, a in zip(self._keys, state, strict=True)}
-        squares: dict[tuple[int, int], Any] = dict.fromkeys(self._keys, 0)
+        scales: dict[tuple[int, int], Any] = dict.fromkeys(self._keys, 0)
         known = {**learned.guesses, **learned.exact}
         for i in sorted(learned.guesses.keys() & learned.residuals.keys()):
             r = learned.residuals[i]
@@ -189,12 +199,15 @@ class Chained:
 
             guess, pull_back = jax.vjp(guessed, self._of_layer(i, state))
             (products,) = pull_back(r.astype(guess.dtype))
-            square = jnp.sum(jnp.square(at_next_value.astype(r.dtype)))
+            flat = at_next_value.astype(r.dtype).reshape(len(at_next_value), -1)
+            squares = jnp.sum(jnp.square(flat), 1)
             link = self._links[i]
             for k, uses in link.uses.items():
                 sums[link.following, k] -= products[k]
-                squares[link.following, k] += square * sum(use.repeats for use in uses)
-        return [sums[key] / _or_one(squares[key]) for key in self._keys]
+                scales[link.following, k] += sum(
+                    use.repeats * _scale(squares, learned.noise[i] / use.positions) for use in uses
+                )
+        return [sums[key] / _or_one(scales[key]) for key in self._keys]
 
     def _of_layer(self, i: int, state: Sequence[Array]) -> dict[int, Array]:
         """Return B of the layer that follows a site, by the index of its parameter."""
@@ -247,10 +260,17 @@ def random_like(
     ]
 
 
-def _square(error: Array) -> Array:
-    return _or_one(jnp.sum(jnp.square(error)))
+def _scale(squares: Array, noise: Array) -> Array:
+    """Return Σ_n ‖c_n‖² + Σ_n R_n ‖c_n‖⁴ / Σ_n ‖c_n‖².
+
+    Args:
+      squares: ‖c_n‖², (N,).
+      noise: R_n, (N,).
+    """
+    total = jnp.sum(squares)
+    return total + jnp.sum(noise * jnp.square(squares)) / _or_one(total)
 
 
-def _or_one(square: Array) -> Array:
-    """Return a square, or 1 where it is zero."""
-    return jnp.where(square > 0, square, 1)
+def _or_one(scale: Array) -> Array:
+    """Return a scale, or 1 where it is zero."""
+    return jnp.where(scale > 0, scale, 1)

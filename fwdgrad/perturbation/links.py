@@ -51,6 +51,11 @@ class Use:
         """
         return _float(self.outputs * self.terms**2) / _float(self.parameters * self.inputs)
 
+    @property
+    def positions(self) -> Any:
+        """The number of places at which the parameter is used, such as pixels of a convolution."""
+        return _float(self.outputs * self.terms) / _float(self.parameters)
+
 
 @dataclass(frozen=True)
 class Link:
