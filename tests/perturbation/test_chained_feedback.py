@@ -227,13 +227,17 @@ def test_a_kernel_is_learned_from_few_blocks(key):
         kx, ky = jax.random.split(key)
         return jax.random.normal(kx, (16, 1, 8, 8)), jax.random.normal(ky, (16, 1))
 
-    for number, rate in ((32, 1.0), (4, 0.3)):
+    for number in (32, 1):
         options = {"tangents": fwdgrad.BlockSparse(), "num_tangents": number}
         value_and_grad = estimator(loss, "corrected", True, **options)
 
-        def step(guess, key, value_and_grad=value_and_grad, rate=rate):
+        def step(
+            guess,
+            key,
+            value_and_grad=value_and_grad,
+        ):
             _, (_, of_guess) = value_and_grad(key, fwdgrad.Guided(params, guess), *minibatch(key))
-            return [b - rate * g for b, g in zip(guess, of_guess, strict=True)], None
+            return [b - g for b, g in zip(guess, of_guess, strict=True)], None
 
         first = value_and_grad.init(params, *minibatch(key)).guess
         guess, _ = jax.lax.scan(step, first, jax.random.split(key, 600))
