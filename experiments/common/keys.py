@@ -66,6 +66,10 @@ ARGUMENTS: dict[str, Kind] = {
     "rate": NOT_NEGATIVE,
     "init_value": NOT_NEGATIVE,  # 0 where a schedule warms up
     "decay_steps": POSITIVE_INTEGER,
+    "peak_value": NOT_NEGATIVE,
+    "transition_steps": COUNT,
+    "pct_start": FRACTION,
+    "div_factor": POSITIVE,
     "quantile": FRACTION,
     "multiple": POSITIVE,
 }
