@@ -23,7 +23,7 @@ _FAMILIES = {
 }
 
 # Beside their colours, which some readers cannot tell apart.
-_DASHES = {"control": "--", "feedback": "-."}
+_DASHES = {"control": "--", "feedback": "-.", "values": ":"}
 
 
 def draw_race(lines: Mapping[str, Line], folder: Path, name: str) -> None:

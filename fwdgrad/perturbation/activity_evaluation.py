@@ -1,20 +1,14 @@
 """The evaluation of activity perturbation: noise, derivatives, guesses, the way back."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fwdgrad.perturbation.control_variates import inner_products
-from fwdgrad.perturbation.feedback import (
-    Chained,
-    Feedback,
-    FromError,
-    Learned,
-    random_like,
-)
+from fwdgrad.perturbation.feedback import Chained, Feedback, FromError, Learned, random_like
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.perturbation.minibatch import (
     check_own_losses,
@@ -71,7 +65,7 @@ class AtActivities:
         feedback: FeedbackUse,
         chained: bool,
     ):
-        self._exact_last, self._use = exact_last, feedback
+        self._exact_last, self._use, self._chained = exact_last, feedback, chained
         self._number = number_of_examples(loss.args, loss.kwargs)
         self._leaves = loss.theta
         examples, structure_of_args = jax.tree.flatten(loss.args)
@@ -99,11 +93,6 @@ class AtActivities:
         sites = self._loss.sites
         self._own = [i for i in self._loss.noisy if sites[i].own_noise]
         self._shared = [i for i in self._loss.noisy if not sites[i].own_noise]
-        self._feedback: Feedback = (
-            Chained(self._loss, self._leaves)
-            if chained
-            else FromError(self._loss, self._own, self._exact)
-        )
         is_fixed = feedback == "fixed"
         if is_fixed and self._shared:
             raise ValueError(
@@ -135,6 +124,12 @@ class AtActivities:
         if self._use == "fixed":
             return random_like(self._leaves, zeros, self._feedback.fan_in())
         return zeros
+
+    @cached_property
+    def _feedback(self) -> Feedback:
+        if self._chained:
+            return Chained(self._loss, self._leaves)
+        return FromError(self._loss, self._own, self._exact)
 
     @property
     def _exact(self) -> list[int]:

@@ -2,7 +2,7 @@
 
 **From the error**: from e_n, the exact derivatives of example n's loss by the pre-activations of
 the last layers, a matrix A_z of each site z makes the guess c_n = A_z e_n, zero where the
-post-activation is flat. It is of no use for layers far from the last one: which units in between
+post-activation is flat. For layers far from the last one it is a poor guess: which units in between
 are on differs by example, and no fixed matrix knows that.
 
 **Chained**: the guess at a layer is made of the guess at the next one, through the operations in
@@ -27,7 +27,10 @@ number of tangents K. For a matrix the expected squared error of B then changes 
 in a step of μ, if what is missed of the derivatives δ_n is as long as c_n is, times a constant. The
 inner bracket is S: steps below 2 are stable, and 1 is the best by this bound. An array that is used
 at P positions has R/P in the place of R, and k S in the place of S, with k the number of times that
-a column of it reads an entry of c_n, which is the number of taps of a convolution.
+a column of it reads an entry of c_n, which is the number of taps of a convolution of stride 1.
+
+S knows the layer alone. Factors on the way to it, such as a gate, a norm's gain or a table of
+stacked weights, scale J and are not in S: there steps must be smaller, by the square of the factor.
 """
 
 import math
@@ -45,7 +48,7 @@ Values = Mapping[Any, Array]  # of variables
 
 
 class Learned(NamedTuple):
-    """What a feedback learns from, arrays with an axis of examples in front.
+    """The arrays that a feedback learns from, with an axis of examples in front.
 
     Attributes:
       exact: site -> ∂ℓ/∂z, of the sites whose derivative is exact.
@@ -65,14 +68,18 @@ class Learned(NamedTuple):
 
 
 class Feedback(Protocol):
-    """How guesses are made; its state is a list of arrays, zeros at first."""
+    """A way to make guesses; its state is a list of arrays, zeros at first."""
 
     def first(self) -> list[Array]:
         """Return arrays of zeros."""
         ...
 
     def fan_in(self) -> list[Any]:
-        """Return for each array the number of units that random entries are scaled by."""
+        """Return for each array the number of units that random entries are scaled by.
+
+        Raises:
+          ValueError: a site has no guess, so that fixed feedback gives its layer no derivative.
+        """
         ...
 
     def guesses(
@@ -163,6 +170,12 @@ class Chained:
         return [jnp.zeros(x.shape, accumulation_dtype(x.dtype)) for x in like]
 
     def fan_in(self) -> list[Any]:
+        for i, site in self._noisy.items():
+            if i not in self._links:
+                raise ValueError(
+                    f"feedback='fixed' gives no derivative by the value at {site.site.place}, from "
+                    "which reverse mode reaches no later layer; say chained=False."
+                )
         terms: dict[tuple[int, int], Any] = {}
         for link in self._links.values():
             for k, uses in link.uses.items():
@@ -199,8 +212,7 @@ class Chained:
 
             guess, pull_back = jax.vjp(guessed, self._of_layer(i, state))
             (products,) = pull_back(r.astype(guess.dtype))
-            flat = at_next_value.astype(r.dtype).reshape(len(at_next_value), -1)
-            squares = jnp.sum(jnp.square(flat), 1)
+            squares = jax.vmap(lambda c: jnp.sum(jnp.square(c)))(at_next_value.astype(r.dtype))
             link = self._links[i]
             for k, uses in link.uses.items():
                 sums[link.following, k] -= products[k]
@@ -268,7 +280,7 @@ def _scale(squares: Array, noise: Array) -> Array:
       noise: R_n, (N,).
     """
     total = jnp.sum(squares)
-    return total + jnp.sum(noise * jnp.square(squares)) / _or_one(total)
+    return total + jnp.sum(noise * squares * (squares / _or_one(total)))
 
 
 def _or_one(scale: Array) -> Array:

@@ -47,7 +47,8 @@ class Use:
         """The mean number of times that a column of the parameter reads an entry of the result.
 
         It is 1 for a matrix, also where it is used at many positions, and the number of taps for a
-        convolution. In Σ r ⊗ c, the gradient of J(B)ᵀ c, an entry of c has this many terms.
+        convolution of stride 1. In Σ r ⊗ c, the gradient of J(B)ᵀ c, an entry of c has this many
+        terms.
         """
         return _float(self.outputs * self.terms**2) / _float(self.parameters * self.inputs)
 
@@ -162,7 +163,7 @@ def _uses(program: Program, end: Site, data: set[Variable]) -> dict[int, list[Us
         data.update(equation.outvars)
         if not fact_of(equation.primitive).multiplies or not parameters:
             continue
-        (position,) = (p for p, v in enumerate(equation.invars) if v in made_of)
+        position = 0 if equation.invars[0] in made_of else 1
         inputs, result = equation.invars[1 - position].aval.size, equation.outvars[0].aval.size
         for v in parameters:
             use = Use(result, v.aval.size, inputs, _terms(equation, position))

@@ -267,3 +267,24 @@ def test_any_guess_is_unbiased(name):
     guess = [normal(30 + i, a.shape) for i, a in enumerate(first)]
     _, (grad, _) = averaged_over_signs(value_and_grad, fwdgrad.Guided(params, guess), args)
     assert_same(grad, exact(loss, params, args)[1])
+
+
+def test_the_size_of_the_minibatch_may_be_symbolic(key):
+    loss, params, (x, y) = network()
+    value_and_grad = estimator(loss, "corrected", True)
+    guided = value_and_grad.init(params, x, y)
+    (n,) = jax.export.symbolic_shape("n")
+    types = [jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for a in (x, y)]
+    exported = jax.export.export(jax.jit(value_and_grad))(key, guided, *types)
+    close(exported.call(key, guided, x, y), jax.jit(value_and_grad)(key, guided, x, y))
+
+
+def test_fixed_feedback_needs_a_way_back():
+    def loss(params, x, y):
+        hidden = jnp.tanh(x @ params["a"])
+        hidden = jax.lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, 2 * s[1]), (0, hidden))
+        return jnp.mean((jnp.tanh(hidden[1] @ params["b"]) @ params["c"] - y) ** 2)
+
+    params = {"a": normal(0, (2, 3)), "b": normal(1, (3, 4)), "c": normal(2, (4,))}
+    with pytest.raises(ValueError, match=r"gives no derivative by the value at .*chained=False"):
+        estimator(loss, "fixed", True).init(params, normal(3, (N, 2)), normal(4, (N,)))
