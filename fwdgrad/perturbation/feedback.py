@@ -14,18 +14,19 @@ between, and through that layer with learned parameters B in the place of its ow
 With B the layer's own parameters it is backpropagation. Of a dense layer B has as many entries as
 its weights, and of a convolution those of its kernel, which all positions and examples teach.
 
-Either is learned by normalised least mean squares from r, what the noise finds beside the guess:
+Either is learned by normalised least mean squares from the residual r_n, the noise's unbiased
+estimate of δ_n − c_n, where δ_n is the exact derivative:
 
     −Σ_n e_n r_n / Σ_n ‖e_n‖²        −∂/∂B Σ_n ⟨r_n, J(B)ᵀ c_n⟩ / S
 
-The noise in r grows with what the guess misses, so steps that are too large make both grow. r has R
-times the squared length of what is missed, with R the number of entries that noise goes into by the
-number of tangents K. For a matrix the expected squared error of B then changes by at most
+The variance of r_n is R ‖δ_n − c_n‖², with R the number of noisy entries divided by the number of
+tangents K. So too large steps raise the error of the guess and the variance of r_n together. For a
+matrix, and if ‖δ_n − c_n‖ is proportional to ‖c_n‖, a step μ changes the expected squared error of
+B by at most
 
     (−2μ/S + (μ/S)² (Σ_n ‖c_n‖² + R Σ_n ‖c_n‖⁴ / Σ_n ‖c_n‖²)) Σ_n ‖δ_n − c_n‖²
 
-in a step of μ, if what is missed of the derivatives δ_n is as long as c_n is, times a constant. The
-inner bracket is S: steps below 2 are stable, and 1 is the best by this bound. An array that is used
+The inner bracket is S: steps below 2 are stable, and 1 is the best by this bound. An array that is used
 at P positions has R/P in the place of R, and k S in the place of S, with k the number of times that
 a column of it reads an entry of c_n, which is the number of taps of a convolution of stride 1.
 
@@ -53,7 +54,7 @@ class Learned(NamedTuple):
     Attributes:
       exact: site -> ∂ℓ/∂z, of the sites whose derivative is exact.
       guesses: site -> the guess.
-      residuals: site -> the estimate of what it misses.
+      residuals: site -> the unbiased estimate of the exact derivative minus the guess.
       noise: site -> R of each example, (N,).
       varying: the values that the loss keeps, of those that differ by example.
       values_of: the function from those of one example to all that the loss keeps, by variable.
