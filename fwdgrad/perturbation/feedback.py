@@ -26,9 +26,9 @@ B by at most
 
     (−2μ/S + (μ/S)² (Σ_n ‖c_n‖² + R Σ_n ‖c_n‖⁴ / Σ_n ‖c_n‖²)) Σ_n ‖δ_n − c_n‖²
 
-The inner bracket is S: steps below 2 are stable, and 1 is the best by this bound. An array that is used
-at P positions has R/P in the place of R, and k S in the place of S, with k the number of times that
-a column of it reads an entry of c_n, which is the number of taps of a convolution of stride 1.
+The inner bracket is S: steps below 2 are stable, and 1 is the best by this bound. An array that is
+used at P positions has R/P in the place of R, and k S in the place of S, with k the number of times
+that a column of it reads an entry of c_n: the number of taps of a convolution of stride 1.
 
 S knows the layer alone. Factors on the way to it, such as a gate, a norm's gain or a table of
 stacked weights, scale J and are not in S: there steps must be smaller, by the square of the factor.
