@@ -172,7 +172,8 @@ class AtActivities:
         own = {i: noise for i, noise in drawn.items() if i in self._own}
 
         def of_example(example: list[Array], own: dict[int, Any]) -> tuple[_Example, list[Array]]:
-            pushed = self._loss.push(self._leaves, example, {**own, **shared_noise})
+            noise = {**own, **shared_noise}
+            pushed = self._loss.push(self._leaves, example, noise, self._number)
             own_noise = {i: pushed.noise[i] for i in own}
             guesses = self._guesses(pushed)
             derivatives = self._derivatives(pushed, guesses, with_gram)

@@ -1,13 +1,13 @@
-"""A site of an example's loss with its noise: where it enters, its mask, and its group."""
+"""A site of an example's loss with its noise: its entry, mask and group; the steps between them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from fwdgrad.perturbation.post_activation import PostActivation
-from fwdgrad.perturbation.sites import Site, Variable
+from fwdgrad.perturbation.post_activation import PostActivation, find_post_activation
+from fwdgrad.perturbation.sites import Plan, Site, Variable
 from fwdgrad.propagation.record import current_record
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.forms import (
@@ -19,7 +19,7 @@ from fwdgrad.tangents.forms import (
     padded,
     with_origin,
 )
-from fwdgrad.util.jax_internals import Equation
+from fwdgrad.util.jax_internals import Equation, Program
 from fwdgrad.util.trees import Array
 
 
@@ -115,3 +115,84 @@ class NoisySite:
 def site_name(i: int) -> str:
     """Return the name of a site in records."""
     return f"site {i}"
+
+
+def find_noisy_site(program: Program, i: int, site: Site, group: int, plan: Plan) -> NoisySite:
+    """Return a noisy site, with its post-activation and the entry of its noise.
+
+    Noise that is one for all examples is weighed as it was drawn, so it is put in as it is.
+
+    Args:
+      program: of the loss.
+      i: the index of the site.
+      site: the site.
+      group: the number of groups whose noise is pushed forward before its own.
+      plan: of the sites of the loss.
+    """
+    after = find_post_activation(program, site, plan) if site.per_example else None
+    entry = site.variable if after is None else after.noisy
+    if site.operand is None or entry is not site.variable:
+        made_by = next(e for e in program.eqns if entry in e.outvars)
+        return NoisySite(i, site, group, after, entry, made_by)
+    reader = program.eqns[site.operand[0]]
+    return NoisySite(i, site, group, after, Operand(entry.aval, *site.operand), reader)
+
+
+class Step(NamedTuple):
+    """Equations that are evaluated without a stop, and the sites whose noise enters after them.
+
+    Attributes:
+      equations: in order.
+      in_head: True if no tangent goes through them: the head is differentiated as a whole.
+      sites: in the order of their entries.
+      kept: the variables that later steps read.
+    """
+
+    equations: list[Equation]
+    in_head: bool
+    sites: list[NoisySite]
+    kept: set[Any]
+
+
+def find_steps(
+    program: Program, noisy: Iterable[NoisySite], in_head: Set[int], kept: Set[Any]
+) -> list[Step]:
+    """Return the steps of an evaluation, each up to the next entry of noise.
+
+    Args:
+      program: of the loss.
+      noisy: the sites.
+      in_head: the indices of the equations of the head.
+      kept: the variables that are read after the evaluation.
+    """
+    at_output: dict[Any, list[NoisySite]] = {}
+    at_operand: dict[int, list[NoisySite]] = {}
+    kept = set(kept)
+    for site in noisy:
+        kept |= {site.site.variable, *(site.post_activation.read if site.post_activation else ())}
+        if isinstance(site.entry, Operand):
+            at_operand.setdefault(site.entry.reader, []).append(site)
+        else:
+            at_output.setdefault(site.entry, []).append(site)
+    steps = [Step([], False, [], set())]
+
+    def stop(sites: list[NoisySite], now_in_head: bool) -> None:
+        """Close the last step with the sites, and open one for equations of this kind."""
+        if sites or now_in_head != steps[-1].in_head:
+            steps[-1] = steps[-1]._replace(sites=sites)
+            steps.append(Step([], now_in_head, [], set()))
+
+    for i, equation in enumerate(program.eqns):
+        entering = at_operand.get(i, [])
+        stop(entering, i in in_head)
+        if entering:
+            operands = {site.entry.position: site.entry for site in entering}
+            atoms = [operands.get(j, v) for j, v in enumerate(equation.invars)]
+            equation = equation.renamed(atoms, equation.outvars)
+        steps[-1].equations.append(equation)
+        sites = [site for v in equation.outvars for site in at_output.get(v, [])]
+        stop(sites, steps[-1].in_head)
+    for k, step in reversed([*enumerate(steps)]):
+        steps[k] = step._replace(kept=set(kept))
+        kept.update(v for e in step.equations for v in e.reads)
+    return steps

@@ -57,11 +57,13 @@ class Context:
       rules: a copy of `RULES`, so that an evaluation keeps the rules with which it began.
       record: of the equations that read a structured tangent of a parameter, if one is kept.
       explicit_axes: True on a mesh with explicit axes, where rules that reshape may fail.
+      values_known: True if the primal values have been evaluated before, and are not again.
     """
 
     rules: Mapping[Any, Any] = field(default_factory=RULES.copy)
     record: Record | None = field(default_factory=current_record)
     explicit_axes: bool = field(default_factory=has_explicit_axes)
+    values_known: bool = False
 
     def observe(self, equation: Any, tangent: StructuredTangent) -> None:
         """Record that an equation used or kept the structure, if the tangent is a parameter's."""
@@ -108,19 +110,24 @@ def propagate_equations(
     equations: Sequence[Equation],
     values: dict[Any, Any],
     duals: dict[Any, Tangent],
-    kept: Container[Any],
+    kept: Container[Any] | None,
 ) -> None:
     """Evaluate equations, adding the outputs to `values` and their tangents to `duals`.
 
-    A variable that is not in `kept` is dropped from both after its last use.
+    A variable that is not in `kept` is dropped from both after its last use. If `kept` is None, all
+    are kept. If the context says that the values are known, `values` is left as it is. (An equation
+    that tangents go through is evaluated, but nothing reads its outputs, and XLA removes them.)
     """
     for equation, used in zip(equations, last_uses(equations, kept), strict=True):
         pairs = [_read(v, values, duals) for v in equation.invars]
         primals, tangents = [x for x, _ in pairs], [t for _, t in pairs]
+        if context.values_known and all(t is None for t in tangents):
+            continue
         with context_of(equation):
             tangents = _aligned(context, equation, tangents)
             outputs, pushed = _evaluate(context, equation, primals, tangents)
-            values.update(zip(equation.outvars, outputs, strict=True))
+            if not context.values_known:
+                values.update(zip(equation.outvars, outputs, strict=True))
         duals.update(zip(equation.outvars, pushed, strict=True))
         del pairs, primals, tangents, outputs, pushed
         for v in used:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from fwdgrad.tangents.base import StructuredTangent
+from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.util.shapes import merge_axes
 from fwdgrad.util.trees import Array
 
@@ -45,6 +46,13 @@ def count_tangents(tangent: Array | StructuredTangent) -> int:
 def dense(tangent: Array | StructuredTangent) -> Array:
     """Return the tangents as a dense array (K, *shape)."""
     return tangent.dense() if isinstance(tangent, StructuredTangent) else tangent
+
+
+def taken(tangent: Array | Blocks, first: Array, number: int) -> Array | Blocks:
+    """Return `number` of the tangents, dense or blocks, from the first on, which may be traced."""
+    if isinstance(tangent, Blocks):
+        return tangent.window(first, number)
+    return jax.lax.dynamic_slice_in_dim(tangent, first, number)
 
 
 def padded(tangents: Array, number: int) -> Array:

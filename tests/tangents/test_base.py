@@ -123,6 +123,7 @@ FORMS = {
     "parallel": Parallel(normal(2, (4, 4)), jnp.array([1, -1, 1])),
     "low rank": Factored(normal(2, (3, 2, 4, 1)), normal(3, (3, 2, 1, 4)), (4, 4)),
     "blocks": Blocks(normal(2, (4, 4)), 1, 3),
+    "a window of blocks": Blocks(normal(2, (4, 4)), 1, 4).window(jnp.asarray(1), 3),
     "blocks after earlier layers": Blocks(normal(2, (4, 4)), 0, 2, earlier=normal(3, (1, 4, 4))),
 }
 

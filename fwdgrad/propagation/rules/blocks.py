@@ -16,7 +16,7 @@ from jax.extend.core import primitives
 from fwdgrad.propagation.facts import FACTS, axes_of
 from fwdgrad.propagation.interpreter import Context, Rule, jvp
 from fwdgrad.propagation.rules.products import Dot, share_product
-from fwdgrad.tangents.blocks import Blocks, split_into_blocks
+from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.forms import Tangent, add, dense, is_structured
 from fwdgrad.util.jax_internals import bind
 from fwdgrad.util.shapes import merge_axes
@@ -30,6 +30,8 @@ def keep_blocks(context: Context, equation: Any, primals: list[Any], tangents: l
     if len(cut) < sum(t is not None for t in tangents) or context.explicit_axes:
         return NotImplemented
     if len({(t.num_blocks, t.num_tangents, t.shape[t.axis]) for t in cut.values()}) > 1:
+        return NotImplemented
+    if any(t.first is not first.first for t in cut.values()):
         return NotImplemented
     axis = axis_after(equation, {i: t.axis for i, t in cut.items()}, first.num_blocks)
     if axis is None:
@@ -46,7 +48,7 @@ def keep_blocks(context: Context, equation: Any, primals: list[Any], tangents: l
         rows = [cut[i].earlier if i in cut else None for i in positions]
         earlier = [None if t is None else dense(t) for t in push(rows, len(first.earlier))[1]]
     return outputs, [
-        None if v is None else Blocks(dense(v)[0], axis, first.num_blocks, b, origin)
+        None if v is None else first.like(dense(v)[0], axis, b, origin)
         for v, b in zip(values, earlier, strict=True)
     ]
 
@@ -98,7 +100,7 @@ def _dot_general(context: Context, equation: Any, primals: list[Any], tangents: 
         rows = v.earlier if is_structured(v) else dense(v)
         if rows is None:
             of_rows = None
-        elif outputs is None and share_product(x, rows, other):
+        elif outputs is None and share_product(context, x, rows, other):
             both = dot.with_rows(side, jnp.concatenate([x[None], rows]), other)
             outputs, of_rows = [both[0]], both[1:]
         else:
@@ -115,13 +117,13 @@ def _product(dot: Dot, side: int, v: Blocks, other: Array, earlier: Array | None
     if v.axis not in dot.contract[side]:
         value = dot.with_rows(side, v.value[None], other)[0]
         axis = dot.output_axis(side, v.axis, other.ndim)
-        return Blocks(value, axis, v.num_blocks, earlier, v.origin)
+        return v.like(value, axis, earlier, v.origin)
     position = dot.contract[side].index(v.axis)
     its_axis = dot.contract[1 - side][position]
     operands, contract, batch = [v.value, other], [], []
     for i, (axis, of_side) in enumerate(((v.axis, side), (its_axis, 1 - side))):
         # The axis becomes two, number and size: the first is a batch's, the second is contracted.
-        operands[i] = split_into_blocks(operands[i], axis, v.num_blocks, v.block_size)
+        operands[i] = v.split(operands[i], axis)
         contract.append([j + (j >= axis) for j in dot.contract[of_side]])
         batch.append([axis, *(j + (j >= axis) for j in dot.batch[of_side])])
     # W x of a vector x is x Wᵀ, as in `Dot.with_rows`: the axis that `jax.vmap` adds to x stays in
@@ -154,21 +156,21 @@ def _conv_general_dilated(
         if kernel_tangent.earlier is not None:
             return NotImplemented
         value = bind(equation, [x, kernel_tangent.value])[0]
-        kept = Blocks(value, out[1], kernel_tangent.num_blocks, origin=kernel_tangent.origin)
+        kept = kernel_tangent.like(value, out[1], None, kernel_tangent.origin)
         return bind(equation, primals), [kept]
     if kernel_tangent is not None or not is_structured(v) or v.axis != lhs[1]:
         return NotImplemented
-    images = split_into_blocks(v.value, lhs[1], v.num_blocks, v.block_size)
+    images = v.split(v.value, lhs[1])
     images = merge_axes(images, lhs[1], lhs[1] + 2)
     # (inputs, …) as (number, size): one set of outputs for each group, so inputs go to outputs.
-    kernels = jnp.moveaxis(split_into_blocks(kernel, rhs[1], v.num_blocks, v.block_size), rhs[1], 0)
+    kernels = jnp.moveaxis(v.split(kernel, rhs[1]), rhs[1], 0)
     kernels = jnp.concatenate([*kernels], rhs[0])
     options = {k: p for k, p in equation.params.items() if k != "feature_group_count"}
     options["dimension_numbers"] = lax.ConvDimensionNumbers(lhs, rhs, out)
-    rows = lax.conv_general_dilated(images, kernels, feature_group_count=v.num_blocks, **options)
+    rows = lax.conv_general_dilated(images, kernels, feature_group_count=v.window_size, **options)
     channels = out[1]
-    each = rows.shape[channels] // v.num_blocks
-    rows = rows.reshape(*rows.shape[:channels], v.num_blocks, each, *rows.shape[channels + 1 :])
+    each = rows.shape[channels] // v.window_size
+    rows = rows.reshape(*rows.shape[:channels], v.window_size, each, *rows.shape[channels + 1 :])
     rows = jnp.moveaxis(rows, channels, 0)
     if v.earlier is not None:
         number = v.earlier.shape[0]

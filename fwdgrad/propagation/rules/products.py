@@ -49,7 +49,7 @@ def _dot_general(
     for side, array in enumerate(arrays):
         if array is None:
             continue
-        if output is None and share_product(primals[side], array, primals[1 - side]):
+        if output is None and share_product(context, primals[side], array, primals[1 - side]):
             rows = jnp.concatenate([primals[side][None], array])
             both = dot.with_rows(side, rows, primals[1 - side])
             output = [both[0]]
@@ -60,12 +60,13 @@ def _dot_general(
     return outputs, [functools.reduce(add, terms)]
 
 
-def share_product(x: Array, rows: Array, other: Array) -> bool:
+def share_product(context: Context, x: Array, rows: Array, other: Array) -> bool:
     """Return True if x and its tangents should share one product with `other`.
 
-    One product reads `other` once and copies the rows, so it pays if the rows are smaller.
+    One product reads `other` once and copies the rows, so it pays if the rows are smaller, and if
+    the product with x is not known.
     """
-    return surely_at_most(x.size + rows.size, other.size)
+    return not context.values_known and surely_at_most(x.size + rows.size, other.size)
 
 
 class Dot:

@@ -55,12 +55,22 @@ def blocks_after_rows(rng, x, num_tangents, axis):
     return Blocks(blocks.value, blocks.axis, num_tangents - 1, dense_form(rng, x, 1))
 
 
+def window_of_blocks(rng, x, num_tangents, axis):
+    """Return the second block and those after it, of one more than K."""
+    blocks = blocks_form(rng, x, num_tangents + 1, axis)
+    if not isinstance(blocks, Blocks):
+        return dense_form(rng, x, num_tangents)
+    return blocks.window(FIRST, num_tangents)
+
+
+FIRST = np.int32(1)  # one object, as in a loop over windows
 FORMS = {
     "dense": dense_form,
     "rank 1": factored_form,
     "rank 2": functools.partial(factored_form, rank=2),
     **{f"blocks of axis {i}": functools.partial(blocks_form, axis=i) for i in range(4)},
     "blocks after a row": functools.partial(blocks_after_rows, axis=1),
+    "window of blocks": functools.partial(window_of_blocks, axis=1),
 }
 
 
@@ -69,7 +79,7 @@ def combinations(operands):
     n, axes = len(operands), max([1, *(x.ndim for x in operands)])
     of_blocks = [f"blocks of axis {i}" for i in range(axes)]
     yield 1, [of_blocks[-1]] * n
-    for form in ("rank 2", *of_blocks, "blocks after a row"):
+    for form in ("rank 2", *of_blocks, "blocks after a row", "window of blocks"):
         yield 3, [form] * n
     if n > 1:
         alone = itertools.cycle(["rank 1", of_blocks[0]])
@@ -102,9 +112,12 @@ def materialize(tangent, num_tangents, like):
     if rows:
         result[:rows] = tangent.earlier
     size = math.ceil(tangent.shape[tangent.axis] / tangent.num_blocks)
-    for k in range(tangent.num_blocks):
+    window = range(tangent.num_blocks)
+    if tangent.first is not None:
+        window = window[tangent.first : tangent.first + tangent.size]
+    for row, k in enumerate(window, rows):
         at = (slice(None),) * tangent.axis + (slice(k * size, (k + 1) * size),)
-        result[rows + k][at] = np.asarray(tangent.value)[at]
+        result[row][at] = np.asarray(tangent.value)[at]
     return result
 
 

@@ -1,0 +1,114 @@
+"""Tangents that are pushed forward a few at a time, in a loop, have the same derivatives."""
+
+import contextlib
+import dataclasses
+import io
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fwdgrad
+from fwdgrad.util import backend
+from tests.oracle import normal
+from tests.perturbation.activity_losses import LOSSES, SPACES, N, mlp
+
+K = 4
+FORMS = {"dense": fwdgrad.Rademacher(), "blocks": fwdgrad.BlockSparse()}
+LOOPS = {"relu": True, "shared": True, "gated": True, "scanned": False, "convolution": False}
+
+
+@pytest.fixture
+def limit(monkeypatch):
+    """Return a function that limits the entries that are pushed together."""
+
+    def set_limit(entries):
+        monkeypatch.setattr(backend, "platform", lambda: "cpu")
+        monkeypatch.setattr(backend, "CPU", dataclasses.replace(backend.CPU, max_entries=entries))
+
+    return set_limit
+
+
+def estimator_of(loss, space, tangents, number=K):
+    return fwdgrad.forward_value_and_grad(loss, tangents=tangents, num_tangents=number, space=space)
+
+
+def num_scans(fun, *args):
+    return len(re.findall(r"= scan\[", str(jax.make_jaxpr(fun)(*args))))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("space", ["joint", "layerwise, exact last"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_gradient_is_that_of_all_tangents_at_once(name, space, form, limit, key):
+    loss, params, args = LOSSES[name]()
+    gradients, scans = [], []
+    for entries in (None, 2 * N, 1):
+        limit(entries)
+        estimator = estimator_of(loss, SPACES[space], FORMS[form])
+        gradients.append(jax.jit(estimator)(key, params, *args))
+        scans.append(num_scans(estimator, key, params, *args))
+    for found in gradients[1:]:
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)  # noqa: E731
+        jax.tree.map(close, found, gradients[0])
+    if name in LOOPS:
+        assert (scans[2] > scans[0]) == LOOPS[name]
+
+
+@pytest.mark.parametrize(
+    ("number", "entries", "chunk"), [(6, 12 * N, 3), (7, 12 * N, 1), (6, 24 * N, 6)]
+)
+def test_a_chunk_divides_the_number_and_keeps_within_the_limit(number, entries, chunk, limit, key):
+    params = {"w": normal(0, (3, 4)), "v": normal(1, (4, 4)), "u": normal(2, (4, 1))}
+
+    def loss(params, x):
+        return jnp.mean(jnp.tanh(jnp.tanh(x @ params["w"]) @ params["v"]) @ params["u"])
+
+    limit(entries)
+    estimator = estimator_of(loss, fwdgrad.Activities(), fwdgrad.Rademacher(), number)
+    text = str(jax.make_jaxpr(estimator)(key, params, normal(3, (N, 3))))
+    lengths = [int(n) for n in re.findall(r"scan\[.*?length=(\d+)", text, re.DOTALL)]
+    assert (number // chunk in lengths) == (chunk < number)
+
+
+def test_other_backends_have_no_loop(limit, monkeypatch, key):
+    loss, params, args = mlp(jax.nn.relu)
+    limit(1)
+    scans = []
+    for platform in ("cpu", "gpu"):
+        monkeypatch.setattr(backend, "platform", lambda platform=platform: platform)
+        estimator = estimator_of(loss, fwdgrad.Activities(), fwdgrad.Rademacher())
+        scans.append(num_scans(estimator, key, params, *args))
+    assert scans == [1, 0]
+
+
+def test_a_loss_that_prints_does_so_once_for_each_example(limit, key):
+    loss, params, args = mlp(jax.nn.relu)
+
+    def printing(params, x, y):
+        value = loss(params, x, y)
+        jax.debug.print("loss {}", value)
+        return value
+
+    limit(1)
+    estimator = estimator_of(printing, fwdgrad.Activities(), fwdgrad.Rademacher())
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        jax.block_until_ready(jax.jit(estimator)(key, params, *args))
+        jax.effects_barrier()
+    assert printed.getvalue().count("loss") == N
+
+
+def test_a_guess_is_learned_from_the_same_residuals(limit, key):
+    loss, params, args = mlp(jnp.tanh)
+    space = fwdgrad.Activities(layerwise=True, exact_last=True, chained=True)
+    found = []
+    for entries in (None, 1):
+        limit(entries)
+        estimator = estimator_of(loss, space, fwdgrad.BlockSparse(), 2).guided()
+        state = estimator.init(params, *args)
+        state = jax.tree.map(lambda x: x + 0.1, state)
+        found.append(jax.jit(estimator)(key, state, *args))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
+    jax.tree.map(close, *found)
