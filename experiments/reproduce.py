@@ -41,6 +41,7 @@ from experiments.races import (
     accuracy_race,
     cnn_race,
     cnn_race_long,
+    optimizer_race,
     sum_race,
     sum_race_cnn,
     sum_race_deep,
@@ -57,6 +58,7 @@ EXPERIMENTS = {
         trajectories, step_cost, learning_curves, depth_scaling, fair_comparison, small_rates,
         differentiation, estimator_quality, scaling_laws, perturbed_weights, accuracy_race,
         cnn_race, sum_race, sum_race_long, sum_race_deep, sum_race_cnn, cnn_race_long,
+        optimizer_race,
     )
 }  # fmt: skip
 

@@ -262,6 +262,7 @@ EXPERIMENTS: dict[str, Any] = {
             "sum_race_deep",
             "sum_race_cnn",
             "cnn_race_long",
+            "optimizer_race",
         ),
         _RACE,
     ),

@@ -61,6 +61,7 @@ ARGUMENTS: dict[str, Kind] = {
     "pooling": one_of(["select", "reduce"]),
     "num_frozen": COUNT,
     "momentum": FRACTION,
+    **dict.fromkeys(("b1", "b2", "floor"), FRACTION),
     "learning_rate": POSITIVE,  # or a schedule, which is constructed
     "initial": POSITIVE,
     "rate": NOT_NEGATIVE,

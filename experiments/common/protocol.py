@@ -16,6 +16,7 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "sum_race_deep": ("sum_race", "accuracy_race"),
     "sum_race_cnn": ("cnn_race",),
     "cnn_race_long": ("sum_race_cnn", "cnn_race"),
+    "optimizer_race": (),
     "scaling_laws": (),
     "perturbed_weights": (),
 }

@@ -26,7 +26,14 @@ FILES = {
     "races.md": ("Races: test error for equal operations", ("accuracy_race", "cnn_race")),
     "sum_races.md": (
         "Races: test error for equal steps",
-        ("sum_race", "sum_race_long", "sum_race_deep", "sum_race_cnn", "cnn_race_long"),
+        (
+            "sum_race",
+            "sum_race_long",
+            "sum_race_deep",
+            "sum_race_cnn",
+            "cnn_race_long",
+            "optimizer_race",
+        ),
     ),
     "modes.md": ("Forward and reverse mode, and other ways to a derivative", ("differentiation",)),
 }

@@ -82,6 +82,8 @@ _NAMES = {
 # What a key may end in, and its words.
 _ENDS = {
     r"-momentum": ", momentum",
+    r"-adam": ", Adam",
+    r"-denoised": ", Adam without the noise",
     r"-held": ", norms held",
     r"-cosine": ", cosine decay",
     r"-clipped": ", clipped",

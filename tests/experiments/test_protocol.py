@@ -6,7 +6,14 @@ from experiments.common import from_config, protocol
 from fwdgrad.records import RecordError
 
 # In a shorter form: fewer rates, and one tuning seed.
-SHORTER = ("sum_race", "sum_race_long", "sum_race_deep", "sum_race_cnn", "cnn_race_long")
+SHORTER = (
+    "sum_race",
+    "sum_race_long",
+    "sum_race_deep",
+    "sum_race_cnn",
+    "cnn_race_long",
+    "optimizer_race",
+)
 EXPERIMENTS = [
     name for name in protocol.EXPERIMENTS if name not in ("scaling_laws", "perturbed_weights")
 ]

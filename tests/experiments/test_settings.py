@@ -304,7 +304,7 @@ def test_wrong_values_of_a_run(compose, tmp_path, monkeypatch, override):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["optimizer._target_=optax.lion", "+optimizer.b1=abc"], "^optimizer: "),
+        (["optimizer._target_=optax.lion", "+optimizer.weight_decay=abc"], "^optimizer: "),
         (
             ["+optimizer.decay=0.1"],
             r"optax[\s\S]*unexpected keyword argument .decay.[\s\S]*key: optimizer",
