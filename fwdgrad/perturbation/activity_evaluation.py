@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fwdgrad.perturbation.chained_feedback import Chained
 from fwdgrad.perturbation.control_variates import inner_products
-from fwdgrad.perturbation.feedback import Chained, Feedback, FromError, Learned, random_like
+from fwdgrad.perturbation.feedback import Feedback, FromError, Learned, random_like
 from fwdgrad.perturbation.loss import Loss
 from fwdgrad.perturbation.minibatch import (
     check_own_losses,

@@ -23,7 +23,8 @@ from fwdgrad.perturbation.post_activation import equations_making
 from fwdgrad.perturbation.sites import Site, Variable, layer_of_site
 from fwdgrad.propagation.facts import fact_of
 from fwdgrad.propagation.jaxprs import evaluate
-from fwdgrad.util.jax_internals import Equation, Program
+from fwdgrad.util.jax_internals import Equation, Program, is_inexact, read_program
+from fwdgrad.util.sharding import varying_as
 from fwdgrad.util.trees import Array
 
 
@@ -32,30 +33,22 @@ class Use:
     """The product of a parameter with what comes from the site.
 
     Attributes:
-      outputs, parameters, inputs: the numbers of entries of the result, of the parameter and of the
-        other factor.
+      outputs, factor: the numbers of entries of the result, and of the factor that is made of the
+        parameter, such as a slice of it.
       terms: the number of products whose sum is an entry of the result.
+      reads: the largest number of entries of the result that an entry of the other factor has a
+        part in by one output channel: the taps of a convolution of stride 1, 1 for a matrix.
     """
 
     outputs: Any
-    parameters: Any
-    inputs: Any
+    factor: Any
     terms: Any
-
-    @property
-    def repeats(self) -> Any:
-        """The mean number of times that a column of the parameter reads an entry of the result.
-
-        It is 1 for a matrix, also where it is used at many positions, and the number of taps for a
-        convolution of stride 1. In Σ r ⊗ c, the gradient of J(B)ᵀ c, an entry of c has this many
-        terms.
-        """
-        return _float(self.outputs * self.terms**2) / _float(self.parameters * self.inputs)
+    reads: int
 
     @property
     def positions(self) -> Any:
         """The number of places at which the parameter is used, such as pixels of a convolution."""
-        return _float(self.outputs * self.terms) / _float(self.parameters)
+        return _float(self.outputs * self.terms) / _float(self.factor)
 
 
 @dataclass(frozen=True)
@@ -67,17 +60,22 @@ class Link:
       equations: the operations before the next layer.
       following: the next site.
       layer: the layer, a function of parameters and values.
+      entering: the variables that come from `start`, or are it, and that the layer reads.
       read: the variables that operations and layer read, `start` included.
       uses: for each parameter of the layer that is multiplied by what comes from `start`, its uses;
         by its index. The others, such as a bias, have no part in J.
+      is_plain: True if J(B) is known to be no larger than that of the layer alone: the layer uses
+        one parameter once, and the operations select entries or have slopes of about one at most.
     """
 
     start: Variable
     equations: Sequence[Equation]
     following: int
     layer: Callable[[Sequence[Array], dict[Variable, Any]], Array]
+    entering: Sequence[Variable]
     read: frozenset[Variable]
     uses: Mapping[int, Sequence[Use]]
+    is_plain: bool
 
     def pull_back(
         self, parameters: Sequence[Array], values: Mapping[Variable, Any]
@@ -96,6 +94,45 @@ class Link:
 
         value, pull_back = jax.vjp(run, values[self.start])
         return lambda cotangent: pull_back(cotangent.astype(value.dtype))[0]
+
+    def with_and_without_operations(
+        self,
+        parameters: Sequence[Array],
+        others: Sequence[Array],
+        values: Mapping[Variable, Any],
+        cotangent: Array,
+    ) -> tuple[Array, Array]:
+        """Return ‖D m‖² and ‖m‖², for m = (J_layer(B) − J_layer(B'))ᵀ c.
+
+        D pulls back through the operations before the layer. Entries of m that it makes zero are
+        left out, so that the two are equal where the operations only select entries.
+
+        Args:
+          parameters, others: all of the loss, with B or B' in the place of those in `uses`.
+          values: those of `read`.
+          cotangent: c.
+        """
+
+        def before(start: Array) -> list[Array]:
+            reached = {**values, self.start: start}
+            evaluate(self.equations, reached)
+            return [reached[v] for v in self.entering]
+
+        def alone(parameters: Sequence[Array]) -> list[Array]:
+            def run(entering: Sequence[Array]) -> Array:
+                known = zip(self.entering, entering, strict=True)
+                return self.layer(parameters, {**values, **dict(known)})
+
+            value, pull_back = jax.vjp(run, at_layer)
+            return pull_back(cotangent.astype(value.dtype))[0]
+
+        start = values[self.start]
+        at_layer, pull_back = jax.vjp(before, start)
+        along = varying_as(jax.random.normal(jax.random.key(0), start.shape, start.dtype), start)
+        _, reached = jax.jvp(before, (start,), (along,))
+        change = jax.tree.map(jnp.subtract, alone(parameters), alone(others))
+        kept = [jnp.where(x != 0, m, 0) for x, m in zip(reached, change, strict=True)]
+        return _squares(pull_back(change)), _squares(kept)
 
 
 def find_links(
@@ -145,8 +182,45 @@ def _find(
         read = {v for e in equations for v in e.reads} | end.read
         uses = _uses(program, end, made | {start})
         layer = layer_of_site(program, end)
-        return Link(start, equations, following, layer, frozenset(read - made | {start}), uses)
+        found = [start, *(v for e in equations for v in e.outvars)]
+        entering = [v for v in found if v in end.read and is_inexact(v)]
+        outside = frozenset(read - made | {start})
+        is_plain = _is_plain(program, start, equations, end, uses)
+        return Link(start, equations, following, layer, entering, outside, uses, is_plain)
     return None
+
+
+def _is_plain(
+    program: Program,
+    start: Variable,
+    equations: Sequence[Equation],
+    end: Site,
+    uses: Mapping[int, Sequence[Use]],
+) -> bool:
+    """Return True if a link is no larger than its layer, of one parameter, used once."""
+    if [len(of_parameter) for of_parameter in uses.values()] != [1]:
+        return False
+    layer = [program.eqns[i] for i in end.equations]
+    readers = [v for e in (*equations, *layer) if e.is_inexact for v in e.reads]
+    made = [start, *(v for e in equations for v in e.outvars if is_inexact(v))]
+    return all(map(_has_slopes_below_one, equations)) and all(readers.count(v) == 1 for v in made)
+
+
+def _has_slopes_below_one(equation: Equation) -> bool:
+    """Return True if no entry of an operand has a part in two of a result, or one much above 1."""
+    if equation.function is not None:
+        return all(map(_has_slopes_below_one, read_program(equation.function).eqns))
+    fact = fact_of(equation.primitive)
+    if fact.elementwise:
+        shapes = {v.aval.shape for v in (*equation.reads, *equation.outvars)}
+        return (fact.selects or fact.even_slopes) and len(shapes) == 1
+    return equation.primitive in _REARRANGING
+
+
+_REARRANGING = (
+    primitives.reshape_p, primitives.rev_p, primitives.slice_p, primitives.squeeze_p,
+    primitives.transpose_p,
+)  # fmt: skip
 
 
 def _uses(program: Program, end: Site, data: set[Variable]) -> dict[int, list[Use]]:
@@ -164,9 +238,9 @@ def _uses(program: Program, end: Site, data: set[Variable]) -> dict[int, list[Us
         if not fact_of(equation.primitive).multiplies or not parameters:
             continue
         position = 0 if equation.invars[0] in made_of else 1
-        inputs, result = equation.invars[1 - position].aval.size, equation.outvars[0].aval.size
+        sizes = equation.outvars[0].aval.size, equation.invars[position].aval.size
+        use = Use(*sizes, _terms(equation, position), _reads(equation, position))
         for v in parameters:
-            use = Use(result, v.aval.size, inputs, _terms(equation, position))
             uses.setdefault(index[v], []).append(use)
     return uses
 
@@ -182,6 +256,17 @@ def _terms(equation: Equation, position: int) -> Any:
     return 1
 
 
+def _reads(equation: Equation, position: int) -> int:
+    """Return how many entries of a channel of a product an entry of the data has a part in."""
+    if equation.primitive is not primitives.conv_general_dilated_p or position == 0:
+        return 1
+    options = equation.params
+    taps = [equation.invars[1].aval.shape[i] for i in options["dimension_numbers"].rhs_spec[2:]]
+    apart = zip(taps, options["window_strides"], options["rhs_dilation"], strict=True)
+    # Taps that are d apart meet outputs that are s apart at every (s / gcd(s, d))-th tap.
+    return math.prod(-(-n // (s // math.gcd(s, d))) for n, s, d in apart)
+
+
 def _goes_back(program: Program, num_parameters: int, link: Link, end: Site) -> bool:
     """Return True if reverse mode goes through the link."""
     read = list(link.read)
@@ -195,6 +280,10 @@ def _goes_back(program: Program, num_parameters: int, link: Link, end: Site) -> 
     except (NotImplementedError, TypeError, ValueError):
         return False
     return True
+
+
+def _squares(arrays: Sequence[Array]) -> Array:
+    return sum((jnp.sum(jnp.square(x)) for x in arrays), jnp.zeros(()))
 
 
 def _float(size: Any) -> Any:

@@ -36,6 +36,14 @@ combinations = [
     )
 ]
 
+chained = dict(
+    tangents=BlockSparse(), num_tangents=2, space=Activities(True, True, chained=True)
+)
+
+def moved(tree):
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, [x + normal(9, *x.shape) / 9 for x in leaves])
+
 def assert_same(found, expected):
     compare = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(compare, found, expected)
@@ -57,11 +65,11 @@ for tangents in (Rademacher(), Sphere()):
 EXPLICIT = """
 explicit = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
 sharded = lambda tree, *spec: jax.tree.map(lambda x: jax.device_put(x, P(*spec)), tree)
-for chosen in combinations:
+for chosen in [*combinations, chained]:
     estimate = fwdgrad.forward_value_and_grad(loss, **chosen)
-    has_guess = chosen["space"] == Activities(True, True)
+    has_guess = chosen is chained or chosen["space"] == Activities(True, True)
     estimate = estimate.guided() if has_guess else estimate
-    guided = estimate.init(params, x, y)
+    guided = moved(estimate.init(params, x, y))
     expected = jax.jit(estimate)(key, guided, x, y)
     with jax.set_mesh(explicit):
         assert_same(jax.jit(estimate)(key, guided, *sharded((x, y), "d")), expected)
@@ -91,11 +99,11 @@ for chosen, guided in [
     *((chosen, False) for chosen in combinations),
     ({"space": Activities(exact_last=True)}, True),
     ({}, True),
+    (chained, True),
 ][part::2]:
     estimate = fwdgrad.forward_value_and_grad(loss, **chosen)
     estimate = estimate.guided() if guided else estimate
-    at = estimate.init(params, x, y)
-    at = jax.tree.map(lambda x: x + 0.1, at)
+    at = moved(estimate.init(params, x, y))
 
     def own(keys, at, x, y):
         value, grad = estimate(keys[0], at, x, y)
