@@ -161,6 +161,17 @@ KEYS: dict[str, dict[str, Any]] = {
         },
         "output": _ROOT,
     },
+    "noise_allocation": {
+        "problem": CONSTRUCTOR,
+        "model": _MODEL,
+        "dataset": _DATASET,
+        "seeds": list_of(SEED),
+        "learning_rate": POSITIVE,
+        "num_steps": STEPS,
+        "steps": list_of(COUNT),
+        **dict.fromkeys(("batch_size", "num_examples"), POSITIVE_INTEGER),
+        "output": _ROOT,
+    },
     "null_test": {
         "problem": CONSTRUCTOR,
         "model": _MODEL,
