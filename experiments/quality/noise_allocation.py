@@ -1,4 +1,4 @@
-"""The most that better allocated noise would gain: python -m experiments.quality.noise_allocation
+"""The gain of noise allocated by known scales: python -m experiments.quality.noise_allocation
 
 Activity perturbation gives each unit of a layer noise of the same size, and each example the same
 number of tangents K. With noise v_j = a_j ξ_j, of signs ξ and any scales a, the mean of (δ·v) v_j /
@@ -146,14 +146,13 @@ def describe(folder: Path) -> str:
     number = table["seed"].nunique()
     return "\n".join(
         [
-            "## What better allocated noise could gain",
+            "## What noise allocated by known scales would gain",
             "",
             "The error of activity perturbation with equal noise over that with noise matched to "
             "the gradient of each unit; matched to each entry of the exact derivative; and with "
             "tangents shared between examples by their errors. Exact derivatives along backprop's "
             f"path on the sum of two digits; means over {number} seeds with 95 % intervals. An "
-            "estimator would have to learn the scales that are known here, so each number is the "
-            "most that it can gain.",
+            "estimator would have to learn the scales, which are known here.",
             "",
             *tables.markdown(["layer", "step", *_GAINS], rows),
         ]
