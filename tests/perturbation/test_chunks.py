@@ -41,7 +41,7 @@ def num_scans(fun, *args):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("space", ["joint", "layerwise, exact last"])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [x for x in LOSSES if x != "equinox_module"])  # not for jit
 def test_the_gradient_is_that_of_all_tangents_at_once(name, space, form, limit, key):
     loss, params, args = LOSSES[name]()
     gradients, scans = [], []
