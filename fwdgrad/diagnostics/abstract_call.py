@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fwdgrad.util import backend
-from fwdgrad.util.costs import Cost, cost_of
+from fwdgrad.util.costs import Cost, compile_and_count
 from fwdgrad.util.trees import Array, PyTree, extract_leaves, is_differentiable
 
 
@@ -93,7 +93,8 @@ def cost_of_step(
       may_fail: if True, return None for a step that cannot be compiled.
     """
     try:
-        return cost_of(compile_step(value_and_grad, call, jax.random.key(0)))
+        _, cost = compile_and_count(lambda: compile_step(value_and_grad, call, jax.random.key(0)))
+        return cost()
     except Exception:
         if may_fail:  # a while_loop has no reverse mode
             return None

@@ -20,7 +20,7 @@ from fwdgrad.perturbation.activities import Activities
 from fwdgrad.perturbation.loss import Loss, check_unguided
 from fwdgrad.propagation.record import Record, recording
 from fwdgrad.util import backend
-from fwdgrad.util.costs import cost_of
+from fwdgrad.util.costs import compile_and_count
 from fwdgrad.util.trees import Array, PyTree, extract_leaves, is_differentiable, require_parameters
 
 
@@ -105,7 +105,9 @@ class ComparedLoss:
                 updated = self._copies(call)
             start = time.perf_counter()
             with recording() as record:
-                step = compile_step(value_and_grad, call, key, self._options)
+                step, count = compile_and_count(
+                    lambda: compile_step(value_and_grad, call, key, self._options)
+                )
             compile_seconds = time.perf_counter() - start
             notes.append(_note_on_sites(value_and_grad, record))
             estimate = _leaves_of(value_and_grad, call)
@@ -114,7 +116,7 @@ class ComparedLoss:
             jax.block_until_ready(step(self._copies(call), key, 0.0, call.arrays))
         except Exception as error:  # of this estimator alone
             return EstimatorRow(name, note=_reason(error)), None
-        cost = cost_of(step)
+        cost = count()
         row = EstimatorRow(
             name,
             *quality,

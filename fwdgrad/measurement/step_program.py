@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from fwdgrad.measurement.processes import Program
 from fwdgrad.training import draw_ahead
 from fwdgrad.util import backend
-from fwdgrad.util.costs import cost_of
+from fwdgrad.util.costs import compile_and_count
 from fwdgrad.util.trees import Array, PyTree
 
 _RATE = 1e-6  # so small that parameters hardly change, however often the step is made
@@ -115,11 +115,16 @@ class StepProgram:
         self._params = jax.tree.map(jnp.copy, step.value_and_grad.init(params, first))
         self._arguments = (batches, keys)
         start = time.perf_counter()
-        program = jax.jit(run, donate_argnums=0, keep_unused=True)  # or memory leaves some out
-        lowered = program.lower(self._params, *self._arguments)
-        self._compiled = lowered.compile(backend.compiler_options(compiler_options))
+
+        def compile_program() -> Any:
+            # keep_unused, or memory leaves some out; and a function of its own, to trace anew.
+            program = jax.jit(lambda *args: run(*args), donate_argnums=0, keep_unused=True)
+            lowered = program.lower(self._params, *self._arguments)
+            return lowered.compile(backend.compiler_options(compiler_options))
+
+        self._compiled, count = compile_and_count(compile_program)
         self.compile_seconds = time.perf_counter() - start
-        cost = cost_of(self._compiled)
+        cost = count()
         self.temp_bytes, self.operations = cost.temporary_bytes, cost.operations
         self.total_bytes = cost.total_bytes - sum(x.nbytes for x in jax.tree.leaves(batches))
 

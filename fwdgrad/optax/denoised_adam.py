@@ -41,7 +41,7 @@ def scale_by_denoised_adam(
     of g_{−1}. For a constant gradient without noise it is Adam. Under noise of standard deviation σ
     the running mean of products has the standard deviation σ² √((1 − b2)/2), 0.022 σ² by default:
     it cannot tell an entry with a much smaller ∇² from zero, and the denominator is then `floor`
-    times Adam's.
+    times Adam's. Without a floor such entries make huge steps.
 
     Args:
       b1, b2, eps: as of `optax.scale_by_adam`.
@@ -59,12 +59,14 @@ def scale_by_denoised_adam(
     Source: Kingma and Ba, Adam (2015), for the scaling. Tang et al., DP-AdamBC (2024), subtract the
     known variance of noise that was added.
     """
-    if not 0 <= floor <= 1:
+    is_known = not isinstance(floor, jax.core.Tracer)  # under optax.inject_hyperparams it is not
+    if is_known and not 0 <= floor <= 1:
         raise ValueError(f"floor must be a number from 0 to 1; found {floor}.")
 
     def init(params: PyTree) -> DenoisedAdamState:
-        zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(4)]
-        return DenoisedAdamState(jnp.zeros((), jnp.int32), *zeros)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        real = jax.tree.map(lambda x: jnp.zeros_like(x.real), params)
+        return DenoisedAdamState(jnp.zeros((), jnp.int32), zeros, real, real, zeros)
 
     def update(
         updates: PyTree, state: DenoisedAdamState, params: Any = None
@@ -77,8 +79,8 @@ def scale_by_denoised_adam(
 
         previous = jax.tree.map(lambda g, old: jnp.where(is_first, g, old), updates, state.previous)
         mean = running(b1, state.mean, updates)
-        square = running(b2, state.square, jax.tree.map(jnp.square, updates))
-        product = running(b2, state.product, jax.tree.map(jnp.multiply, updates, previous))
+        square = running(b2, state.square, jax.tree.map(_product, updates, updates))
+        product = running(b2, state.product, jax.tree.map(_product, updates, previous))
 
         def scaled(m: Array, v: Array, p: Array) -> Array:
             m, v, p = m / (1 - b1**count), v / (1 - b2**count), p / (1 - b2**count)
@@ -88,6 +90,11 @@ def scale_by_denoised_adam(
         return jax.tree.map(scaled, mean, square, product), state
 
     return optax.GradientTransformation(init, update)
+
+
+def _product(x: Array, y: Array) -> Array:
+    """Return x y of real numbers, and the real part of x y* of complex ones."""
+    return (x * y.conj()).real
 
 
 def denoised_adam(

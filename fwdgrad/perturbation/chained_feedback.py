@@ -162,7 +162,8 @@ class Chained:
         _, of_signs = squares(varying_as(_signs(product.shape, product.dtype), cotangents))
         whole, of_gradient = squares(product / or_one(jnp.linalg.norm(product)))
         reads = sum(use.reads for use in self._links[i].uses[k])
-        of_layer = whole / or_one(reads * jnp.sum(jnp.square(cotangents)))
+        wide = cotangents.astype(accumulation_dtype(cotangents.dtype))
+        of_layer = whole / or_one(reads * jnp.sum(jnp.square(wide)))
         return jnp.maximum(jnp.maximum(of_signs, of_gradient), jnp.maximum(of_layer, 1))
 
     def _guessed(

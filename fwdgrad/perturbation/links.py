@@ -21,11 +21,12 @@ from jax.extend.core import primitives
 from fwdgrad.perturbation.noisy_site import NoisySite, Operand
 from fwdgrad.perturbation.post_activation import equations_making
 from fwdgrad.perturbation.sites import Site, Variable, layer_of_site
+from fwdgrad.perturbation.slopes import has_slopes_below_one
 from fwdgrad.propagation.facts import fact_of
 from fwdgrad.propagation.jaxprs import evaluate
-from fwdgrad.util.jax_internals import Equation, Program, is_inexact, read_program
+from fwdgrad.util.jax_internals import Equation, Program, is_inexact
 from fwdgrad.util.sharding import varying_as
-from fwdgrad.util.trees import Array
+from fwdgrad.util.trees import Array, accumulation_dtype
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Use:
     @property
     def positions(self) -> Any:
         """The number of places at which the parameter is used, such as pixels of a convolution."""
-        return _float(self.outputs * self.terms) / _float(self.factor)
+        return _float(self.outputs * self.terms) / _float(self.factor or 1)
 
 
 @dataclass(frozen=True)
@@ -201,26 +202,7 @@ def _is_plain(
     if [len(of_parameter) for of_parameter in uses.values()] != [1]:
         return False
     layer = [program.eqns[i] for i in end.equations]
-    readers = [v for e in (*equations, *layer) if e.is_inexact for v in e.reads]
-    made = [start, *(v for e in equations for v in e.outvars if is_inexact(v))]
-    return all(map(_has_slopes_below_one, equations)) and all(readers.count(v) == 1 for v in made)
-
-
-def _has_slopes_below_one(equation: Equation) -> bool:
-    """Return True if no entry of an operand has a part in two of a result, or one much above 1."""
-    if equation.function is not None:
-        return all(map(_has_slopes_below_one, read_program(equation.function).eqns))
-    fact = fact_of(equation.primitive)
-    if fact.elementwise:
-        shapes = {v.aval.shape for v in (*equation.reads, *equation.outvars)}
-        return (fact.selects or fact.even_slopes) and len(shapes) == 1
-    return equation.primitive in _REARRANGING
-
-
-_REARRANGING = (
-    primitives.reshape_p, primitives.rev_p, primitives.slice_p, primitives.squeeze_p,
-    primitives.transpose_p,
-)  # fmt: skip
+    return has_slopes_below_one([*equations, *layer], [start], len(equations))
 
 
 def _uses(program: Program, end: Site, data: set[Variable]) -> dict[int, list[Use]]:
@@ -283,7 +265,8 @@ def _goes_back(program: Program, num_parameters: int, link: Link, end: Site) -> 
 
 
 def _squares(arrays: Sequence[Array]) -> Array:
-    return sum((jnp.sum(jnp.square(x)) for x in arrays), jnp.zeros(()))
+    wide = (x.astype(accumulation_dtype(x.dtype)) for x in arrays)
+    return sum((jnp.sum(jnp.square(x)) for x in wide), jnp.zeros(()))
 
 
 def _float(size: Any) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.extend.core import primitives
 
 from fwdgrad.perturbation.post_activation import PostActivation, find_post_activation
 from fwdgrad.perturbation.sites import Plan, Site, Variable
@@ -196,3 +197,12 @@ def find_steps(
         steps[k] = step._replace(kept=set(kept))
         kept.update(v for e in step.equations for v in e.reads)
     return steps
+
+
+def prevents_loop(equation: Equation) -> bool:
+    """Return True for effects and loops, which a loop repeats, and for convolutions.
+
+    With convolutions in a loop a step of a CNN takes 0.38 s in place of 0.16 s.
+    """
+    is_convolution = equation.primitive is primitives.conv_general_dilated_p
+    return equation.has_loops or bool(equation.source.effects) or is_convolution

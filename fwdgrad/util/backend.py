@@ -5,8 +5,10 @@ semantics: a key samples the same tangents on every backend. A choice holds on t
 it was measured. Every other backend runs the program with the fewest XLA operations.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -26,8 +28,9 @@ class Choices:
       max_stride: the largest stride (the product over the spatial axes).
       signs_by_lookup: random bits become signs by a table lookup, which XLA does not fuse into the
         operations that read the signs; otherwise by arithmetic.
-      max_entries: with noise at activities, the largest number of entries of the tangents of a
-        value that are pushed forward together; the others follow in a loop. None for no limit.
+      max_entries: with noise at activities, the largest number of entries of a layer's tangents, at
+        its own value, that are pushed forward together; the others follow in a loop. None for no
+        limit.
     """
 
     max_taps: int
@@ -70,4 +73,32 @@ def compiler_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def choices() -> Choices:
     """Return the choices for the platform of `platform()`."""
-    return CPU if platform() == "cpu" else PLAIN
+    chosen = CPU if platform() == "cpu" else PLAIN
+    return replace(chosen, max_entries=None) if _at_once.get() else chosen
+
+
+_at_once: ContextVar[bool] = ContextVar("at_once", default=False)
+
+
+@contextlib.contextmanager
+def all_tangents_at_once() -> Iterator[None]:
+    """Trace without loops over tangents, whose body XLA's account of operations counts once."""
+    token = _at_once.set(True)
+    try:
+        yield
+    finally:
+        _at_once.reset(token)
+
+
+@dataclass
+class Loops:
+    """The loops over tangents that are traced.
+
+    Attributes:
+      number: of all that have been traced so far.
+    """
+
+    number: int = 0
+
+
+LOOPS = Loops()

@@ -1,13 +1,18 @@
 """The cost of a compiled program by XLA's account: operations, bytes, memory."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
+
+from fwdgrad.util import backend
 
 
 @dataclass(frozen=True)
 class Cost:
     """The cost of one compiled step by XLA's analysis, which counts the body of a loop once.
+
+    A loop over tangents that the library makes (`backend.Choices.max_entries`) counts in full.
 
     Attributes:
       operations: the number of floating-point operations.
@@ -21,6 +26,29 @@ class Cost:
     bytes_accessed: float
     temporary_bytes: float
     total_bytes: float
+
+
+def compile_and_count(compile_program: Callable[[], Any]) -> tuple[Any, Callable[[], Cost]]:
+    """Return a compiled program, and a function that returns its cost.
+
+    Where the program has a loop over tangents, that function compiles it once more without one.
+
+    Args:
+      compile_program: traces, lowers and compiles it; called twice, it must trace twice.
+    """
+    before = backend.LOOPS.number
+    compiled = compile_program()
+    has_loops = backend.LOOPS.number > before
+
+    def cost() -> Cost:
+        found = cost_of(compiled)
+        if not has_loops:
+            return found
+        with backend.all_tangents_at_once():
+            whole = cost_of(compile_program())
+        return replace(found, operations=whole.operations, bytes_accessed=whole.bytes_accessed)
+
+    return compiled, cost
 
 
 def cost_of(compiled: Any) -> Cost:

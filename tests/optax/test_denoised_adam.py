@@ -66,6 +66,19 @@ def test_the_second_moment_leaves_out_the_variance(key):
     assert abs(state.square.mean() / corrected - 10) < 0.2
 
 
+def test_complex_gradients_are_scaled_as_by_adam():
+    gradients = [jnp.array([3 + 4j, -1j])] * 3
+    found = updates_of(denoised_adam(0.1), gradients)
+    np.testing.assert_allclose(found, updates_of(optax.adam(0.1), gradients), rtol=1e-4)
+
+
+def test_hyperparameters_may_be_injected():
+    tx = optax.inject_hyperparams(denoised_adam)(learning_rate=0.1)
+    state = tx.init(jnp.zeros(2))
+    update, _ = jax.jit(tx.update)(jnp.array([1.0, -2.0]), state)
+    np.testing.assert_allclose(update, [-0.1, 0.1], rtol=1e-5)
+
+
 @pytest.mark.parametrize("floor", [-0.1, 1.5])
 def test_a_floor_outside_is_an_error(floor):
     with pytest.raises(ValueError, match=f"floor must be a number from 0 to 1; found {floor}"):

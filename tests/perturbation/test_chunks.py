@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fwdgrad
+from fwdgrad.measurement import StepProgram, sgd_step
 from fwdgrad.util import backend
 from tests.oracle import normal
 from tests.perturbation.activity_losses import LOSSES, SPACES, N, mlp
@@ -82,6 +83,61 @@ def test_other_backends_have_no_loop(limit, monkeypatch, key):
         estimator = estimator_of(loss, fwdgrad.Activities(), fwdgrad.Rademacher())
         scans.append(num_scans(estimator, key, params, *args))
     assert scans == [1, 0]
+
+
+def test_operations_are_those_without_a_loop(limit):
+    """XLA counts the body of a loop once; explain, compare and the experiments count it in full."""
+    params = {"w": normal(0, (8, 16)), "v": normal(1, (16, 16)), "u": normal(2, (16, 2))}
+
+    def counted(entries):
+        def loss(params, x):
+            return jnp.mean((jnp.tanh(jnp.tanh(x @ params["w"]) @ params["v"]) @ params["u"]) ** 2)
+
+        limit(entries)
+        space = fwdgrad.Activities(layerwise=True, exact_last=True)
+        options = {"tangents": fwdgrad.Rademacher(), "num_tangents": 16, "space": space}
+        x = normal(3, (4, 8))
+        explained = fwdgrad.explain(loss, params, x, **options)
+        of_batch = fwdgrad.forward_value_and_grad(lambda p, batch: loss(p, *batch), **options)
+        timed = StepProgram(sgd_step(of_batch), params, (x[None],))
+        return explained.forward.operations, timed.operations
+
+    assert counted(64) == counted(None)
+
+
+def test_a_prime_number_just_above_the_limit_is_pushed_at_once(limit, key):
+    _, params, args = mlp(jnp.tanh)
+    limit(2 * N * 6)  # six tangents of two units
+    scans = [
+        num_scans(
+            estimator_of(mlp(jnp.tanh)[0], SPACES["joint"], FORMS["dense"], k), key, params, *args
+        )
+        for k in (7, 13)
+    ]
+    assert scans == [0, 1]
+
+
+def test_the_head_is_not_differentiated_behind_stop_gradient(limit, key):
+    @jax.custom_jvp
+    def head(z, h):
+        return jnp.sum(z**2) + jnp.sum(h)
+
+    @head.defjvp
+    def _(primals, tangents):
+        (z, h), (dz, dh) = primals, tangents
+        looped = jax.lax.while_loop(lambda s: s[0] < 1, lambda s: (s[0] + 1, 2 * s[1]), (0, dh))
+        return head(z, h), jnp.sum(2 * z * dz) + jnp.sum(looped[1])
+
+    def loss(params, x):
+        h = jnp.tanh(x @ params["w"])
+        return jnp.mean(jax.vmap(head)(h @ params["u"], jax.lax.stop_gradient(h)))
+
+    params = {"w": normal(0, (3, 4)), "u": normal(1, (4, 2))}
+    for entries in (None, 1):
+        limit(entries)
+        estimator = estimator_of(loss, SPACES["layerwise, exact last"], FORMS["blocks"])
+        _, grad = jax.jit(estimator)(key, params, normal(2, (N, 3)))
+        assert bool(jnp.isfinite(grad["w"]).all()) and bool(grad["w"].any())
 
 
 def test_a_loss_that_prints_does_so_once_for_each_example(limit, key):
