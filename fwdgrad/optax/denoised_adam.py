@@ -37,8 +37,8 @@ def scale_by_denoised_adam(
         p_t = b2 p_{t−1} + (1 − b2) g_t g_{t−1}        v_t = b2 v_{t−1} + (1 − b2) g_t²
         update = m̂_t / (√max(p̂_t, floor² v̂_t) + eps)
 
-    with m_t the running mean of g_t, the hats Adam's correction for the start, and g_0 in the place
-    of g_{−1}. For a constant gradient without noise it is Adam. Under noise of standard deviation σ
+    with m_t the running mean of g_t, the hats Adam's correction for the start, and the square of
+    the first estimate in the place of its product with one before. For a constant gradient without noise it is Adam. Under noise of standard deviation σ
     the running mean of products has the standard deviation σ² √((1 − b2)/2), 0.022 σ² by default:
     it cannot tell an entry with a much smaller ∇² from zero, and the denominator is then `floor`
     times Adam's. Without a floor such entries make huge steps.

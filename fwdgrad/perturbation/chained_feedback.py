@@ -25,11 +25,15 @@ used at P positions has R/P in the place of R, and k S in the place of S, with k
 that a column of it reads an entry of c_n: the number of taps of a convolution of stride 1.
 
 S is that of a layer alone. Factors above 1 on the way to it, such as a gate or a norm's gain,
-enlarge J. An eighth of the examples measures them: S is multiplied by the largest of 1, the gain of
-the operations before the layer, Σ_n ‖J(X)ᵀ c_n‖² over the same without these operations, for an
-outer product X of random signs and for the gradient X = G of B; and Σ_n ‖J(G)ᵀ c_n‖² over the most
-that a layer alone has, k ‖G‖² Σ_n ‖c_n‖². Operations that only select entries have a gain of 1, and
-where all are such, or have slopes below 1, nothing is measured.
+enlarge J, and S is multiplied by their square: by the largest of 1 and three measured ratios. With
+J₀ the pull-back through the layer without the operations before it, they are
+
+    Σ_n ‖J(X)ᵀ c_n‖² / Σ_n ‖J₀(X)ᵀ c_n‖²     X an outer product of random signs
+    Σ_n ‖J(G)ᵀ c_n‖² / Σ_n ‖J₀(G)ᵀ c_n‖²     G the gradient of B
+    Σ_n ‖J(G)ᵀ c_n‖² / k ‖G‖² Σ_n ‖c_n‖²     the denominator is the most that a layer alone has
+
+The sums are over an eighth of the examples, and at least 16. Where the operations are known to
+enlarge nothing, such as ReLU (`fwdgrad.perturbation.slopes`), nothing is measured.
 """
 
 from collections.abc import Mapping, Sequence

@@ -101,7 +101,6 @@ class NoisyLoss:
         kept = {*self.read, *self._into_head, *variables(program.outvars)}
         self._steps = find_steps(program, self.noisy.values(), in_head, kept)
         self._reached = self._reached_by_noise()
-        self._can_loop = not any(map(prevents_loop, program.eqns))
 
     def _by_layer(self, noisy: Sequence[int]) -> list[list[int]]:
         """Return sites in groups of one, but those that stand for one value together."""
@@ -199,13 +198,14 @@ class NoisyLoss:
         limit = choices().max_entries
         sizes = [num_examples, *(site.entry.aval.size for site in self.noisy.values())]
         sliceable = all(isinstance(v, jax.Array | Blocks) for v in noise.values())
-        if limit is None or not sliceable or not self._can_loop or has_explicit_axes():
-            return number
-        if not noise or not all(isinstance(n, int) for n in sizes):
+        sliceable &= all(isinstance(n, int) for n in sizes) and not has_explicit_axes()
+        if limit is None or not noise or not sliceable:
             return number
         most = max(1, limit // max(1, num_examples * max(sizes[1:])))
         chunk = max(n for n in range(1, number + 1) if number % n == 0 and n <= most)
-        return number if 2 * chunk < most and number < 2 * most else chunk  # as of a prime K
+        if chunk == number or (2 * chunk < most and number < 2 * most):  # K is a prime, say
+            return number
+        return number if any(map(prevents_loop, self.program.eqns)) else chunk
 
     def _entries(
         self,

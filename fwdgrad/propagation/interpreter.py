@@ -57,7 +57,8 @@ class Context:
       rules: a copy of `RULES`, so that an evaluation keeps the rules with which it began.
       record: of the equations that read a structured tangent of a parameter, if one is kept.
       explicit_axes: True on a mesh with explicit axes, where rules that reshape may fail.
-      values_known: True if the primal values have been evaluated before, and are not again.
+      values_known: True if the primal values are there before propagation, and are left as they
+        are. A loss without loops and calls only: an inner program would not know them.
     """
 
     rules: Mapping[Any, Any] = field(default_factory=RULES.copy)
