@@ -38,10 +38,11 @@ def scale_by_denoised_adam(
         update = m̂_t / (√max(p̂_t, floor² v̂_t) + eps)
 
     with m_t the running mean of g_t, the hats Adam's correction for the start, and the square of
-    the first estimate in the place of its product with one before. For a constant gradient without noise it is Adam. Under noise of standard deviation σ
-    the running mean of products has the standard deviation σ² √((1 − b2)/2), 0.022 σ² by default:
-    it cannot tell an entry with a much smaller ∇² from zero, and the denominator is then `floor`
-    times Adam's. Without a floor such entries make huge steps.
+    the first estimate in the place of its product with one before. For a constant gradient without
+    noise it is Adam. Under noise of standard deviation σ the running mean of products has the
+    standard deviation σ² √((1 − b2)/2), 0.022 σ² by default: it cannot tell an entry with a much
+    smaller ∇² from zero, and the denominator is then `floor` times Adam's. Without a floor such
+    entries make huge steps.
 
     Args:
       b1, b2, eps: as of `optax.scale_by_adam`.
