@@ -259,17 +259,18 @@ def draw_ahead(value_and_grad: Any, keys: Array, *args: PyTree) -> tuple[Callabl
     """Return the function that the steps of a loop call, and its first argument in each, stacked.
 
     These are the estimator's `along` and the tangents of all steps if they are small, or else the
-    estimator and `keys`.
+    estimator and `keys`. It pushes all tangents at once: see `fwdgrad.util.backend.CPU`.
 
     Args:
       value_and_grad: the estimator, a `ValueAndGrad`.
       keys: one for each step.
       args: state and minibatch of a step; of the minibatch only the shapes matter.
     """
+    at_once = backend.all_tangents_at_once()
     if not value_and_grad.draws_ahead:
-        return value_and_grad, keys
+        return at_once(value_and_grad), keys
     draw = value_and_grad.draw
     drawn = jax.eval_shape(draw, keys[0], *args)
     if len(keys) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(drawn)) > _MOST_BYTES:
-        return value_and_grad, keys
-    return value_and_grad.along, jax.vmap(lambda key: draw(key, *args))(keys)
+        return at_once(value_and_grad), keys
+    return at_once(value_and_grad.along), jax.vmap(lambda key: draw(key, *args))(keys)

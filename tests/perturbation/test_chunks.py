@@ -12,6 +12,7 @@ import pytest
 
 import fwdgrad
 from fwdgrad.measurement import StepProgram, sgd_step
+from fwdgrad.training import draw_ahead
 from fwdgrad.util import backend
 from tests.oracle import normal
 from tests.perturbation.activity_losses import LOSSES, SPACES, N, mlp
@@ -168,3 +169,12 @@ def test_a_guess_is_learned_from_the_same_residuals(limit, key):
         found.append(jax.jit(estimator)(key, state, *args))
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
     jax.tree.map(close, *found)
+
+
+def test_a_loop_over_steps_pushes_all_at_once(limit, key):
+    loss, params, args = mlp(jnp.tanh)
+    limit(1)
+    estimator = estimator_of(loss, SPACES["joint"], FORMS["dense"])
+    estimate, sources = draw_ahead(estimator, jax.random.split(key, 2), params, *args)
+    source = jax.tree.map(lambda x: x[0], sources)
+    assert num_scans(lambda params: estimate(source, params, *args), params) == 0
