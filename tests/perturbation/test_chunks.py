@@ -47,16 +47,16 @@ def num_scans(fun, *args):
 def test_the_gradient_is_that_of_all_tangents_at_once(name, space, form, limit, key):
     loss, params, args = LOSSES[name]()
     gradients, scans = [], []
-    for entries in (None, 2 * N, 1):
+    for entries in (None, 1 if form == "dense" else 2 * N):
         limit(entries)
         estimator = estimator_of(loss, SPACES[space], FORMS[form])
         gradients.append(jax.jit(estimator)(key, params, *args))
-        scans.append(num_scans(estimator, key, params, *args))
-    for found in gradients[1:]:
-        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)  # noqa: E731
-        jax.tree.map(close, found, gradients[0])
+        if name in LOOPS:
+            scans.append(num_scans(estimator, key, params, *args))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, *gradients)
     if name in LOOPS:
-        assert (scans[2] > scans[0]) == LOOPS[name]
+        assert (scans[1] > scans[0]) == LOOPS[name]
 
 
 @pytest.mark.parametrize(
