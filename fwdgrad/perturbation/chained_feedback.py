@@ -44,7 +44,7 @@ import jax.numpy as jnp
 
 from fwdgrad.perturbation.feedback import Learned, Values, or_one
 from fwdgrad.perturbation.perturbed_loss import NoisyLoss
-from fwdgrad.util.sharding import has_explicit_axes, varying_as
+from fwdgrad.util.sharding import has_explicit_axes, varying_as, varying_axes
 from fwdgrad.util.trees import Array, accumulation_dtype
 
 
@@ -101,9 +101,11 @@ class Chained:
                     i, learned.values_of(varying), known
                 )
             )(learned.varying, known)
-            # In `shard_map` the products are those of the device, as their scale is.
-            b = varying_as(self._of_layer(i, state), at_next_value)
+            b = self._of_layer(i, state)
             for k, (product, scale) in self._products(i, b, at_next_value, learned).items():
+                if axes := varying_axes(jax.typeof(scale)) - varying_axes(jax.typeof(product)):
+                    # Of `shard_map`: if devices share B, the product is the sum over them.
+                    scale = jax.lax.psum(scale, tuple(sorted(axes)))
                 sums[self._links[i].following, k] -= product
                 scales[self._links[i].following, k] += scale
         return [sums[key] / or_one(scales[key]) for key in self._keys]
@@ -163,7 +165,7 @@ class Chained:
             whole, alone = jax.tree.map(jnp.sum, each)
             return whole, whole / or_one(alone)
 
-        _, of_signs = squares(varying_as(_signs(product.shape, product.dtype), cotangents))
+        _, of_signs = squares(varying_as(_signs(product.shape, product.dtype), b[k]))
         whole, of_gradient = squares(product / or_one(jnp.linalg.norm(product)))
         reads = sum(use.reads for use in self._links[i].uses[k])
         wide = cotangents.astype(accumulation_dtype(cotangents.dtype))

@@ -184,6 +184,18 @@ for chosen in combinations:
     estimate = fwdgrad.forward_value_and_grad(loss, **chosen)
     over_devices(estimate)(params, x, y)
 
+# A feedback that devices share learns from all their examples, with the sum of their scales: its
+# gradient is between those of the devices.
+estimate = fwdgrad.forward_value_and_grad(loss, **chained).guided()
+at = moved(estimate.init(params, x, y))
+parts = x.reshape(4, 2, 4), y.reshape(4, 2)
+value, grad = jax.jit(jax.vmap(estimate, (None, None, 0, 0)))(key, at, *parts)
+found = over_devices(estimate)(at, x, y)
+assert_same(found[0], value.mean())
+assert_same(found[1].params, jax.tree.map(lambda x: x.sum(0), grad.params))
+for shared, own in zip(found[1].guess, grad.guess, strict=True):
+    assert bool((shared >= own.min(0) - 1e-5).all() and (shared <= own.max(0) + 1e-5).all())
+
 # The cast of parameters that are shared hides no matrix from tangents of low rank.
 of_low_rank = fwdgrad.forward_value_and_grad(loss, tangents=LowRank())
 forms = []
