@@ -274,7 +274,7 @@ class NoisyLoss:
         else:
             found = None if isinstance(loss, jex_core.Literal) else duals.get(loss)
             rows = [] if found is None else [dense(found)]
-        if not rows:  # the loss does not depend on what is noisy
+        if not rows:  # no noise reaches the loss
             return jnp.zeros((len(self.groups), number), loss.aval.dtype)
         first, *others = (padded(x, total) for x in rows)
         return sum(others, first).reshape(len(self.groups), number)
