@@ -115,7 +115,7 @@ TABLE = {
     "paper": ([x for x in NAME[0] if x is not None], ["mlp", None]),
     "seeds": SEEDS,
     "panels.*.seeds": SEEDS_OR_NULL,
-    "stages": ([*NOT_LISTS, [-1], ["a"]], [[0, 200]]),
+    **dict.fromkeys(("stages", "steps"), ([*NOT_LISTS, [-1], ["a"]], [[0, 200]])),
     "rates": RATES,
     **dict.fromkeys(("small_rates.stages", "small_rates.rates"), MAPPING),
     "small_rates.rates.*": RATES,
