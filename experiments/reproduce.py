@@ -46,6 +46,7 @@ from experiments.races import (
     sum_race_cnn,
     sum_race_deep,
     sum_race_long,
+    sum_race_shifted,
 )
 from fwdgrad.records import hold, read_json
 
@@ -57,8 +58,8 @@ EXPERIMENTS = {
     for module in (
         trajectories, step_cost, learning_curves, depth_scaling, fair_comparison, small_rates,
         differentiation, estimator_quality, scaling_laws, perturbed_weights, accuracy_race,
-        cnn_race, sum_race, sum_race_long, sum_race_deep, sum_race_cnn, cnn_race_long,
-        optimizer_race,
+        cnn_race, sum_race, sum_race_long, sum_race_shifted, sum_race_deep, sum_race_cnn,
+        cnn_race_long, optimizer_race,
     )
 }  # fmt: skip
 

@@ -259,6 +259,7 @@ EXPERIMENTS: dict[str, Any] = {
             "cnn_race",
             "sum_race",
             "sum_race_long",
+            "sum_race_shifted",
             "sum_race_deep",
             "sum_race_cnn",
             "cnn_race_long",

@@ -59,7 +59,7 @@ ARGUMENTS: dict[str, Kind] = {
     "seed": SEED,
     "path": optional(PATH),
     "pooling": one_of(["select", "reduce"]),
-    "num_frozen": COUNT,
+    **dict.fromkeys(("num_frozen", "max_shift"), COUNT),
     "momentum": FRACTION,
     **dict.fromkeys(("b1", "b2", "floor"), FRACTION),
     "learning_rate": POSITIVE,  # or a schedule, which is constructed

@@ -34,7 +34,7 @@ _OTHERS = {
     "small_rates": "it explains a figure of the paper",
     "differentiation": "it compares ways to a derivative on functions of its own",
     **dict.fromkeys(
-        ("sum_race", "sum_race_long", "sum_race_deep", "sum_race_cnn"),
+        ("sum_race", "sum_race_long", "sum_race_shifted", "sum_race_deep", "sum_race_cnn"),
         "its problem is the sum of two digits (run accuracy_race)",
     ),
     "cnn_race_long": "it is about the paper's CNN (run cnn_race)",

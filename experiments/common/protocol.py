@@ -13,6 +13,7 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "cnn_race": (),
     "sum_race": ("accuracy_race",),
     "sum_race_long": ("sum_race", "accuracy_race"),
+    "sum_race_shifted": ("sum_race", "accuracy_race"),
     "sum_race_deep": ("sum_race", "accuracy_race"),
     "sum_race_cnn": ("cnn_race",),
     "cnn_race_long": ("sum_race_cnn", "cnn_race"),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -19,7 +20,10 @@ from fwdgrad.util.trees import PyTree
 
 
 def digit_sum(
-    make_model: Callable[..., eqx.Module], dataset: Dataset | ImageSets, seed: int = 0
+    make_model: Callable[..., eqx.Module],
+    dataset: Dataset | ImageSets,
+    seed: int = 0,
+    max_shift: int = 0,
 ) -> Problem:
     """Return the classification of two images side by side by (y₁ + y₂) mod C.
 
@@ -30,12 +34,19 @@ def digit_sum(
     Each image of a set is in one pair, and the pairs of a set are of its images alone. In training
     each minibatch is paired anew: the right image of an example comes from the example before it,
     so that in every epoch, which has a new order, the pairs are others: fixed pairs would be half
-    as many as the images.
+    as many as the images. With `max_shift` s each image of a training pair is also shifted, by a
+    row and a column offset drawn uniformly from −s … s; what comes in repeats the border.
+    Validation and test images are not shifted.
 
     Args:
       make_model: as in `image_classification`.
       dataset: as in `image_classification`.
       seed: of the pairs of the three sets.
+      max_shift: the largest shift of a training image, in pixels; 0: no shifts.
+
+    Raises:
+      TypeError, ValueError: `max_shift` is not an integer, is negative, or is not smaller than
+        the images.
 
     Source: the addition of digits is a task of R. Manhaeve et al., DeepProbLog (2018).
 
@@ -46,6 +57,7 @@ def digit_sum(
     [(27500, 28, 56), (2500, 28, 56), (5000, 28, 56)]
     """
     sets = dataset if isinstance(dataset, ImageSets) else standardised(dataset)
+    _check_shift(max_shift, sets.shape)
     train, valid, test = (
         _paired(*part, np.random.default_rng([seed, index])) for index, part in enumerate(sets[:3])
     )
@@ -55,7 +67,25 @@ def digit_sum(
         images, labels = batch
         return of_sum.scores(params, (images, labels.sum(1) % sets.num_classes))
 
-    return of_sum._replace(scores=scores, augment=_paired_anew)
+    def augment(key: Array, batch: Batch) -> Batch:
+        images, labels = _paired_anew(batch)
+        if max_shift:
+            halves = jnp.concatenate(jnp.split(images, 2, axis=2))
+            halves = _shifted(key, halves, max_shift)
+            images = jnp.concatenate(jnp.split(halves, 2), axis=2)
+        return images, labels
+
+    return of_sum._replace(scores=scores, augment=augment)
+
+
+def _check_shift(max_shift: int, shape: tuple[int, ...]) -> None:
+    if not isinstance(max_shift, int) or isinstance(max_shift, bool):
+        raise TypeError(f"max_shift must be an integer; found {max_shift!r}.")
+    if not 0 <= max_shift < min(shape[:2]):
+        raise ValueError(
+            f"max_shift must be 0 or more and smaller than the images, which have "
+            f"{shape[0]} × {shape[1]} pixels; found {max_shift}."
+        )
 
 
 def _paired(images: Array, labels: Array, generator: np.random.Generator) -> tuple[Array, Array]:
@@ -67,10 +97,9 @@ def _paired(images: Array, labels: Array, generator: np.random.Generator) -> tup
     )
 
 
-def _paired_anew(key: Array, batch: Batch) -> Batch:
+def _paired_anew(batch: Batch) -> Batch:
     """Return pairs of each left image with the right one of the example before it."""
     # The order of examples is random, so no randomness of its own is needed.
-    del key
     images, labels = batch
     columns = images.shape[2] // 2
     return (
@@ -79,3 +108,16 @@ def _paired_anew(key: Array, batch: Batch) -> Batch:
         ),
         jnp.stack([labels[:, 0], jnp.roll(labels[:, 1], 1)], axis=1),
     )
+
+
+def _shifted(key: Array, images: Array, max_shift: int) -> Array:
+    """Return each image (n, rows, columns, ...) shifted by an offset of its own."""
+    more = [(0, 0)] * (images.ndim - 3)
+    padded = jnp.pad(images, [(0, 0), *[(max_shift, max_shift)] * 2, *more], mode="edge")
+    starts = jax.random.randint(key, (len(images), 2), 0, 2 * max_shift + 1)
+    starts = jnp.pad(starts, ((0, 0), (0, len(more))))
+
+    def crop(image: Array, start: Array) -> Array:
+        return jax.lax.dynamic_slice(image, start, images.shape[1:])
+
+    return jax.vmap(crop)(padded, starts)

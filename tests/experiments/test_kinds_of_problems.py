@@ -15,13 +15,14 @@ from .conftest import CONFIGS
 SMALL = {
     "image_classification": ["model=logistic"],
     "digit_sum": ["model.make.widths=[8]"],
+    "digit_sum_shifted": ["model.make.widths=[8]"],
     "sequence": ["problem.width=8"],
     "regression": ["problem.widths=[8]", "problem.num_examples=200"],
     "language_model": [
         "problem.length=16", "problem.width=8", "problem.depth=1", "problem.heads=2",
     ],
 }  # fmt: skip
-WITH_ACCURACY = {"image_classification", "digit_sum", "sequence"}
+WITH_ACCURACY = {"image_classification", "digit_sum", "digit_sum_shifted", "sequence"}
 ESTIMATORS = {
     "backprop": ["estimator=backprop"],
     "low_rank": ["tangents=low_rank"],

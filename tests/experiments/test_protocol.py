@@ -9,6 +9,7 @@ from fwdgrad.records import RecordError
 SHORTER = (
     "sum_race",
     "sum_race_long",
+    "sum_race_shifted",
     "sum_race_deep",
     "sum_race_cnn",
     "cnn_race_long",

@@ -32,8 +32,8 @@ from fwdgrad.training import unpack_flags
 from .conftest import CONFIGS
 
 RACES = (
-    "accuracy_race", "cnn_race", "sum_race", "sum_race_long", "sum_race_deep", "sum_race_cnn",
-    "cnn_race_long", "optimizer_race",
+    "accuracy_race", "cnn_race", "sum_race", "sum_race_long", "sum_race_shifted",
+    "sum_race_deep", "sum_race_cnn", "cnn_race_long", "optimizer_race",
 )  # fmt: skip
 FIGURES = {
     "trajectories", "trajectories_more", "step_cost", "learning_curves", "depth_scaling",

@@ -161,7 +161,7 @@ TABLE = {
     "factors": (["gauss", 1, None], ["normal"]),
     "feedback": (["random", 1, None], ["alone", "fixed"]),
     "pooling": (["max", 1, None], ["reduce"]),
-    "num_frozen": COUNT,
+    **dict.fromkeys(("num_frozen", "max_shift"), COUNT),
     **dict.fromkeys(("length", "heads", "num_inputs", "teacher_width", "num_examples"),
                     POSITIVE_INTEGER),
     "path": PATH_OR_NULL,
@@ -172,8 +172,8 @@ OF_TRAIN = [
     ["model=mlp"], ["model=cnn"], ["model=mlp_frozen"], ["estimator=spsa"], ["space=activities"],
     ["estimator=backprop_checkpointed"], ["guess=learned", "aggregation=projection"],
     ["tangents=low_rank"], ["optimizer=cosine"], ["optimizer=sgd_clipped"],
-    ["space=weights_exact_last"], ["problem=digit_sum"], ["problem=sequence"],
-    ["problem=regression"], ["problem=language_model"],
+    ["space=weights_exact_last"], ["problem=digit_sum_shifted"],
+    ["problem=sequence"], ["problem=regression"], ["problem=language_model"],
     ["estimator.value_and_grad.clip=1"], ["space=activities", "guess=feedback_fixed"],
 ]  # fmt: skip
 

@@ -8,7 +8,8 @@ from experiments.races.race import _Configs
 from fwdgrad.records import read_json
 
 RACES = {  # the number of hidden layers
-    "sum_race": 2, "sum_race_long": 2, "sum_race_deep": 4, "sum_race_cnn": 0, "cnn_race_long": 0,
+    "sum_race": 2, "sum_race_long": 2, "sum_race_shifted": 2, "sum_race_deep": 4,
+    "sum_race_cnn": 0, "cnn_race_long": 0,
 }  # fmt: skip
 
 

@@ -84,6 +84,55 @@ def test_a_minibatch_of_pairs_is_paired_anew(shape, key):
         assert list(new_labels[i]) == [labels[i, 0], labels[i - 1, 1]]
 
 
+@pytest.mark.parametrize("channels", [(), (2,)])
+@pytest.mark.parametrize("max_shift", [1, 3])
+def test_training_images_are_shifted(max_shift, channels, key):
+    """Each half by an offset of its own, all offsets equally often; borders repeat."""
+    number, size = 600, 2 * max_shift + 1
+    random = np.random.default_rng(0)
+    images = random.normal(size=(2 * number, 5, 4, *channels)).astype(np.float32)
+    labels = np.arange(2 * number, dtype=np.int32) % 10
+    given = ImageSets(*[(jnp.asarray(images), jnp.asarray(labels))] * 3, 10)
+    shifted = digit_sum(MLP, given, max_shift=max_shift)
+    pairs, both = digit_sum(MLP, given).augment(key, shifted.train)
+    found, found_labels = jax.jit(shifted.augment)(key, shifted.train)
+    np.testing.assert_array_equal(found_labels, both)
+    counts = []
+    for side in (slice(0, 4), slice(4, 8)):
+        border = [(0, 0), (max_shift, max_shift), (max_shift, max_shift), *[(0, 0)] * len(channels)]
+        padded = np.pad(pairs[:, :, side], border, mode="edge")
+        offsets = [(r, c) for r in range(size) for c in range(size)]
+        same = [padded[:, r : r + 5, c : c + 4] == found[:, :, side] for r, c in offsets]
+        same = np.array(same).reshape(len(offsets), number, -1).all(2)
+        assert (same.sum(0) == 1).all()  # each image is there, by one offset
+        counts.append(same.argmax(0))
+    # Chi-squared over offsets, and over pairs of the two sides' rows: 6 standard deviations.
+    for classes, values in [
+        (size**2, counts[0]),
+        (size**2, counts[1]),
+        (size**2, counts[0] // size * size + counts[1] // size),
+    ]:
+        expected = number / classes
+        chi_squared = ((np.bincount(values, minlength=classes) - expected) ** 2 / expected).sum()
+        assert abs(chi_squared - (classes - 1)) < 6 * (2 * (classes - 1)) ** 0.5
+    for fixed, same in zip(shifted[2:5], digit_sum(MLP, given)[2:5], strict=True):
+        np.testing.assert_array_equal(fixed[0], same[0])
+
+
+@pytest.mark.parametrize(
+    ("max_shift", "error", "said"),
+    [
+        (1.0, TypeError, "max_shift must be an integer; found 1.0"),
+        (True, TypeError, "max_shift must be an integer; found True"),
+        (-1, ValueError, "max_shift must be 0 or more .* 8 × 8 pixels; found -1"),
+        (8, ValueError, "max_shift must be .* smaller than the images.* found 8"),
+    ],
+)
+def test_a_shift_that_cannot_be_is_an_error(max_shift, error, said):
+    with pytest.raises(error, match=said):
+        digit_sum(MLP, sets(), max_shift=max_shift)
+
+
 def test_pairs_are_fixed_by_the_seed():
     first, second, other = (digit_sum(MLP, sets(), seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.train[0], second.train[0])
