@@ -26,6 +26,10 @@ from fwdgrad.perturbation.activities import Activities
 from fwdgrad.perturbation.control_variates import Guided
 from fwdgrad.perturbation.weights import Weights
 from fwdgrad.propagation.rules.registry import register_facts, register_rule
+from fwdgrad.recurrent.carried_tangents import CarriedTangents
+from fwdgrad.recurrent.online import Influence, OnlineCarry, OnlineGradient, online
+from fwdgrad.recurrent.rank_one import RankOne
+from fwdgrad.recurrent.sketch import Sketch
 from fwdgrad.tangents.base import StructuredTangent
 from fwdgrad.tangents.blocks import Blocks
 from fwdgrad.tangents.factored import Factored, Split
@@ -41,18 +45,24 @@ __all__ = [
     "Activities",
     "BlockSparse",
     "Blocks",
+    "CarriedTangents",
     "Drawn",
     "EstimatorComparison",
     "Explanation",
     "Factored",
     "Guided",
+    "Influence",
     "LowRank",
     "Mean",
     "Normal",
+    "OnlineCarry",
+    "OnlineGradient",
     "Orthogonal",
     "Pass",
     "Projection",
     "Rademacher",
+    "RankOne",
+    "Sketch",
     "Sphere",
     "Split",
     "StructuredTangent",
@@ -70,6 +80,7 @@ __all__ = [
     "jacobian",
     "layer_jacobians",
     "numerical_jacobian",
+    "online",
     "partition",
     "pull_back",
     "push_forward",

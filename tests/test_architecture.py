@@ -19,6 +19,7 @@ LIBRARY = {
     "fwdgrad.propagation": {"util", "tangents"},
     "fwdgrad.perturbation": {"util", "tangents", "propagation"},
     "fwdgrad.estimators": {"util", "tangents", "propagation", "perturbation"},
+    "fwdgrad.recurrent": {"util", "tangents", "propagation"},
     "fwdgrad.modes": {"util"},
     "fwdgrad.diagnostics": {"util", "tangents", "propagation", "perturbation", "estimators"},
 }

@@ -129,6 +129,12 @@ class Pushforward:
           tangents: for each leaf K tangents, or None for zero.
           num_tangents: K.
         """
+        return self.with_tangents_of_aux(tangents, num_tangents=num_tangents)[:3]
+
+    def with_tangents_of_aux(
+        self, tangents: Sequence[Tangent], *, num_tangents: int = 1
+    ) -> tuple[Array, Array, PyTree, list[Tangent]]:
+        """Return the outputs of the call, and K tangents of each array of aux, or None for zero."""
         pushed: Sequence[Tangent]
         record = current_record()
         if record is not None:
@@ -149,7 +155,8 @@ class Pushforward:
         derivative = pushed[0]
         if derivative is None:  # the loss does not depend on the parameters
             derivative = jnp.zeros(num_tangents, value.dtype)
-        return value, dense(derivative), self._traced.flat.restore_aux(leaves_of_aux)
+        aux = self._traced.flat.restore_aux(leaves_of_aux)
+        return value, dense(derivative), aux, list(pushed[1:])
 
     def _as_a_whole(
         self, tangents: Sequence[Tangent], num_tangents: int

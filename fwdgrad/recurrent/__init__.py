@@ -1,0 +1,1 @@
+"""Online gradients of programs that carry a state from step to step."""
