@@ -73,7 +73,7 @@ def test_smoke_preset_and_again(compose, tmp_path, capsys, monkeypatch):
     cfg = compose("reproduce", *overrides)
     assert reproduce.run(cfg) == {}
     printed = capsys.readouterr().out
-    assert printed.count("seed 0: ") == 3 + 2 + 2 + 3 + 1 + 2 + 6 + 2 and "README.md" in printed
+    assert printed.count("seed 0: ") == 3 + 2 + 2 + 3 + 1 + 2 + 7 + 2 and "README.md" in printed
     assert {path.name for path in tmp_path.iterdir()} == {
         "README.md", "laboratory.md", "races.md", "sum_races.md", "modes.md", "findings.csv",
         "runs", "learning_curves_runs.csv", "small_rates.md", "small_rates_rates.csv",
