@@ -1,13 +1,13 @@
 """Tangents of the parameters that stay the same, and the tangents of the state that follow."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fwdgrad.recurrent.step import StepAt
-from fwdgrad.tangents.forms import weighted_sum
+from fwdgrad.tangents.forms import is_structured, weighted_sum
 from fwdgrad.tangents.independent import Normal, TangentDistribution
 from fwdgrad.tangents.sampling import Tangents, check_tangents, sample_tangents
 from fwdgrad.util.trees import Array, PyTree
@@ -21,14 +21,19 @@ class _Carried(NamedTuple):
     of_state: Array
 
 
+def _sizes(carried: _Carried) -> tuple[list[Any], int]:
+    shapes = [v.shape if is_structured(v) else v.shape[1:] for v in carried.tangents]
+    return shapes, carried.of_state.shape[1]
+
+
 @dataclass(frozen=True)
 class CarriedTangents:
     """Carry J v_k for K tangents v_k of the parameters, drawn once.
 
     J ≈ (1/K) Σ_k (J v_k) v_kᵀ, so grad_t = (1/K) Σ_k (g_t · v_k) v_k: the forward gradient of each
-    value, exact along each tangent. The mean is g_t, since E[v vᵀ] = I. A long run has the noise of
-    its K tangents in each of its steps; to draw others, start anew with `init`, which forgets the
-    influence of the steps before.
+    value, in which each derivative g_t · v_k is exact. The mean is g_t, since E[v vᵀ] = I. A long
+    run has the noise of its K tangents in each of its steps; to draw others, start anew with
+    `init`, which forgets the influence of the steps before.
 
     A step costs itself and K pushed tangents, in forward mode alone. Low-rank tangents take the
     memory of their factors.
@@ -72,6 +77,7 @@ class CarriedTangents:
         self, key: Array, step: StepAt, carried: _Carried
     ) -> tuple[_Carried, PyTree, Array, list[Array]]:
         del key  # the tangents are those of the start
+        step.check_carried(carried, _Carried, _sizes)
         tangents, of_state = carried
         state, value, derivatives, of_state = step.push_along(tangents, of_state)
         weights = derivatives / self.num_tangents

@@ -18,7 +18,7 @@ import jax
 from fwdgrad.recurrent.sketch import Sketch
 from fwdgrad.recurrent.step import StepAt
 from fwdgrad.util.trees import Array, PyTree
-from fwdgrad.util.validation import check_callable, check_has, check_key
+from fwdgrad.util.validation import check_has, check_key
 
 
 @runtime_checkable
@@ -56,7 +56,11 @@ class OnlineGradient:
     influence: Influence
 
     def __post_init__(self) -> None:
-        check_callable(self.step_fn)
+        if not callable(self.step_fn):
+            raise TypeError(
+                "step_fn must be a function, step_fn(params, state, x) -> (state, value); found "
+                f"{type(self.step_fn).__name__}."
+            )
         needed = ["first", "advance"]
         check_has("influence", self.influence, needed, "fwdgrad.Sketch()")
 
@@ -67,7 +71,7 @@ class OnlineGradient:
           key: a typed PRNG key, for all steps to come.
           params: any pytree; its floating leaves are θ.
           state: the state before the first step, which does not depend on θ: a pytree of arrays.
-          x: an input like those to come; only its shapes and dtypes count.
+          x: an input like those to come. `Sketch` looks at it for the units that parameters move.
 
         Raises:
           TypeError, ValueError: `step_fn` does not return (state, value), with a state like the
@@ -75,8 +79,9 @@ class OnlineGradient:
         """
         check_key(key)
         key, first = jax.random.split(key)
-        influence = self.influence.first(first, StepAt(self.step_fn, params, state, x))
-        return OnlineCarry(state, key, influence)
+        step = StepAt(self.step_fn, params, state, x)
+        step.check()
+        return OnlineCarry(state, key, self.influence.first(first, step))
 
     def update(
         self, carry: OnlineCarry, params: PyTree, x: PyTree
@@ -105,9 +110,10 @@ class OnlineGradient:
 def online(step_fn: Callable[..., Any], influence: Influence = Sketch()) -> OnlineGradient:
     """Return an online estimator of the gradient of a recurrent program, step by step.
 
-    E[grad_t] = dℓ_t/dθ, through all steps since `init`, if θ is the same at each of them. So the
-    sum of the estimates has the gradient of the sum of the values as its mean, which is what
-    backprop through time computes. Memory does not grow with the number of steps. If θ changes
+    E[grad_t] = dℓ_t/dθ, through all steps since `init`, if θ is the same at each of them (and if
+    the form of the influence is not one that says it is biased). So the sum of the estimates has
+    the gradient of the sum of the values as its mean, which is what backprop through time
+    computes. Memory does not grow with the number of steps. If θ changes
     between steps, the influence of the older values is carried on, as in real-time recurrent
     learning.
 
@@ -118,7 +124,7 @@ def online(step_fn: Callable[..., Any], influence: Influence = Sketch()) -> Onli
       influence: the form in which J = ds/dθ is carried:
 
         - `Sketch(rank, num_random)`: a cheap guess of J that is carried exactly, and a sketch of
-          the rest. The least noise. Pulls cotangents back through one step at a time.
+          the rest. Pulls cotangents back through one step at a time.
         - `RankOne()`: unbiased online recurrent optimization (UORO).
         - `CarriedTangents()`: tangents of the parameters, and those of the state that follow from
           them. Forward mode alone, so the step may have loops that reverse mode cannot go through.

@@ -1,4 +1,4 @@
-"""The part of an influence that has one unit of the state for each parameter."""
+"""The part of an influence that has one unit of the state for each parameter, its owner."""
 
 from collections.abc import Sequence
 
@@ -15,26 +15,50 @@ def find_owners(key: Array, step: StepAt) -> list[Array]:
     """Return for each entry of θ the unit that it moves most in one step, int32 arrays like θ.
 
     In a layer σ(W s + b) the entries of row i of W, and b_i, move unit i alone. The step is
-    evaluated at a random state and a random input: at zero weights have no effect.
+    evaluated near θ, at a random state, with the input as it is and with a random one: at zero,
+    weights have no effect. An entry without an effect, as of a token that was not the input, has
+    the owner of the others along the first axis that decides theirs. If there is none, its owner
+    is n, which is no unit.
     """
-    of_state, of_input = jax.random.split(key)
+    keys = jax.random.split(key, 3)
     number = step.vector.size
-    step = step.at_state(jax.random.normal(of_state, (number,)), _random(of_input, step.x))
+    near = [
+        p + 0.1 * jax.random.normal(k, p.shape, p.dtype)
+        for k, p in zip(jax.random.split(keys[0], len(step.theta)), step.theta, strict=True)
+    ]
+    state = jax.random.normal(keys[1], (number,))
+    found: _Found = (
+        [jnp.zeros(p.shape, step.dtype) for p in near],
+        [jnp.full(p.shape, number, jnp.int32) for p in near],
+    )
+    for x in (step.x, _random(keys[2], step.x)):
+        probe = step.at(near, state, x)
 
-    def more(unit: Array, found: _Found) -> _Found:
-        most, owners = found
-        _, rows = step.pull((jnp.arange(number) == unit)[None].astype(step.dtype))
-        sizes = [jnp.abs(row[0]) for row in rows]
-        larger = [size > m for size, m in zip(sizes, most, strict=True)]  # false for NaN
-        return (
-            [jnp.where(x, size, m) for x, size, m in zip(larger, sizes, most, strict=True)],
-            [jnp.where(x, unit, owner) for x, owner in zip(larger, owners, strict=True)],
-        )
+        def more(unit: Array, found: _Found, probe: StepAt = probe) -> _Found:
+            most, owners = found
+            _, rows = probe.pull((jnp.arange(number) == unit)[None].astype(step.dtype))
+            sizes = [jnp.abs(row[0]) for row in rows]
+            larger = [size > m for size, m in zip(sizes, most, strict=True)]  # false for NaN
+            return (
+                [jnp.where(x, size, m) for x, size, m in zip(larger, sizes, most, strict=True)],
+                [jnp.where(x, unit, owner) for x, owner in zip(larger, owners, strict=True)],
+            )
 
-    zeros = [jnp.zeros(p.shape, step.dtype) for p in step.theta]
-    owners = [jnp.zeros(p.shape, jnp.int32) for p in step.theta]
-    found: _Found = jax.lax.fori_loop(0, number, more, (zeros, owners))
-    return found[1]
+        probe.results()  # outside of the loop
+        found = jax.lax.fori_loop(0, number, more, found)
+    return [_completed(owner, number) for owner in found[1]]
+
+
+def _completed(owner: Array, number: int) -> Array:
+    """Give entries without an owner that of the others, if an axis decides it."""
+    for axis in range(owner.ndim):
+        others = tuple(i for i in range(owner.ndim) if i != axis)
+        known = owner < number
+        least = jnp.min(owner, axis=others, keepdims=True)
+        most = jnp.max(jnp.where(known, owner, -1), axis=others, keepdims=True)
+        decides = jnp.all((least == most) | (most < 0))
+        owner = jnp.where(decides & ~known, least, owner)
+    return owner
 
 
 def _random(key: Array, tree: PyTree) -> PyTree:
@@ -46,15 +70,15 @@ def _random(key: Array, tree: PyTree) -> PyTree:
     )
 
 
-def at_owners(vectors: Array, owners: Sequence[Array]) -> list[Array]:
-    """Return the entries of vectors (..., n) at the owners, (..., *shape) for each leaf."""
-    return [vectors[..., owner] for owner in owners]
-
-
-def immediate(step: StepAt, owners: Sequence[Array]) -> list[Array]:
-    """Return ∂s'/∂θ at the owners: exact where a parameter moves no other owner of parameters."""
-    is_owner = jnp.zeros(step.vector.size, step.dtype)
+def units_that_own(owners: Sequence[Array], number: int) -> Array:
+    """Return 1 for each of n units that owns a parameter and else 0, an array (n,)."""
+    found = jnp.zeros(number)
     for owner in owners:
-        is_owner = is_owner.at[owner.reshape(-1)].set(1)
-    _, rows = step.pull(is_owner[None])
-    return [row[0] for row in rows]
+        found = found.at[owner.reshape(-1)].set(1, mode="drop")
+    return found
+
+
+def at_owners(vectors: Array, owners: Sequence[Array]) -> list[Array]:
+    """Return the entries of vectors (..., n) at the owners, (..., *shape) a leaf; 0 without one."""
+    padded = jnp.concatenate([vectors, jnp.zeros_like(vectors[..., :1])], axis=-1)
+    return [padded[..., owner] for owner in owners]

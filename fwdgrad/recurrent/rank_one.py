@@ -1,7 +1,7 @@
 """Unbiased online recurrent optimization: the influence as a random matrix of rank one."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -16,6 +16,10 @@ class _Carried(NamedTuple):
 
     of_state: Array
     of_theta: list[Array]
+
+
+def _sizes(carried: _Carried) -> tuple[list[Any], int]:
+    return [q.shape[1:] for q in carried.of_theta], len(carried.of_state)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class RankOne:
     def advance(
         self, key: Array, step: StepAt, carried: _Carried
     ) -> tuple[_Carried, PyTree, Array, list[Array]]:
+        step.check_carried(carried, _Carried, _sizes)
         of_state, of_theta = carried
         number = self.num_products
         along, direct = step.gradient_of_value()
@@ -64,12 +69,12 @@ class RankOne:
         pushed = step.push(of_state)
         _, pulled = step.pull(signs.T)
         # Parts of equal norms on both sides have the least variance.
-        first = _ratio(_norms(of_theta), jnp.linalg.norm(pushed, axis=0))
-        second = _ratio(_norms(pulled), jnp.linalg.norm(signs, axis=0))
+        old_scale = _ratio(_norms(of_theta), jnp.linalg.norm(pushed, axis=0))
+        new_scale = _ratio(_norms(pulled), jnp.linalg.norm(signs, axis=0))
         new = _Carried(
-            pushed * first + signs * second,
+            pushed * old_scale + signs * new_scale,
             [
-                (_rows(1 / first, q) * q + _rows(1 / second, b) * b).astype(step.dtype)
+                (_rows(1 / old_scale, q) * q + _rows(1 / new_scale, b) * b).astype(step.dtype)
                 for q, b in zip(of_theta, pulled, strict=True)
             ],
         )

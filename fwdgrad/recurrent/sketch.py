@@ -1,12 +1,13 @@
 """The influence as a guess that is carried exactly, and a sketch of the rest."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fwdgrad.recurrent.owners import at_owners, find_owners, immediate
+from fwdgrad.recurrent.owners import at_owners, find_owners, units_that_own
 from fwdgrad.recurrent.signs import random_signs
 from fwdgrad.recurrent.step import StepAt
 from fwdgrad.util.trees import Array, PyTree
@@ -18,52 +19,60 @@ class _Carried(NamedTuple):
     """J ≈ D + P Q.
 
     P is (n, k); Q has a leaf (k, *shape) for each of θ. D has for each parameter one entry that is
-    not zero, in the row of its owner: an array like the leaf.
+    not zero, in the row of its owner: an array like the leaf. `owning` (n,) is 1 for each unit that
+    owns a parameter and else 0.
     """
 
     left: Array
     right: list[Array]
     owners: list[Array]
+    owning: Array
     guess: list[Array]
+
+
+def _sizes(carried: _Carried) -> tuple[list[Any], int]:
+    return [q.shape[1:] for q in carried.right], len(carried.left)
 
 
 @dataclass(frozen=True)
 class Sketch:
     """Carry J as D + P Q: a guess D, and a matrix P Q of rank `rank` for the rest.
 
-    With A = ∂s'/∂s and B = ∂s'/∂θ, a step has the influence J' = A (D + P Q) + B. The guess goes on
-    as D' = diag(A) D + B at the owners: each parameter owns the unit that it moves most in one
-    step, as a weight into a unit does. What is left, E = J' − D', is known without being made:
-    uᵀE is a pass backwards through the step, a product with Q, and a look-up in D and D'. It goes
-    on in two parts, with U an orthonormal basis of the columns of A P, and R = `num_random` vectors
-    ω of random signs:
+    With A = ∂s'/∂s and B = ∂s'/∂θ, a step has the influence J' = A (D + P Q) + B. The guess has one
+    row for each parameter, its owner: the unit that it moves most in one step, as a weight into a
+    unit does. There it goes on as D' = diag(A) D + B. (Of B the rows of all units that own a
+    parameter are added, which is B at the owner if the parameter moves no other of them.) What is
+    left, E = J' − D', is known without being made: uᵀE is a pass backwards through the step, a
+    product with Q, and a look-up in D and D'. It goes on in two parts, with U an orthonormal basis
+    of the columns of A P, and R = `num_random` vectors ω of random signs:
 
         E ≈ U Uᵀ E + (1/R) Σ_r ω̃_r ω̃_rᵀ E,    ω̃ = (I − U Uᵀ) ω.
 
     Its rank is k + R, with k = `rank`. Of its singular values the k − 1 largest stay as they are;
     the others are mixed with random signs into one product, Σ_i ε_i √σ_i u_i (Σ_i ε_i √σ_i v_i)ᵀ.
-    Neither U nor D' depends on the signs, so E[P' Q'] = E: whatever the guess, the mean is J. The
-    guess is a control variate of J.
+    Neither U nor D' depends on the signs of this step, so E[P' Q'] = E: whatever the guess, the
+    mean is J. The guess is a control variate of J.
 
     With `rank` at least n nothing is random, and this is real-time recurrent learning. With `rank`
-    zero the guess is all: SnAp-1, which is biased, and exact for a state that is diagonal (a linear
-    state-space model).
+    zero the guess is all, and biased. It is SnAp-1 if each parameter moves one unit in a step, as
+    in an RNN or a GRU, and exact if the state is also diagonal: no unit moves another one.
 
-    A step costs k + R passes through it backwards and k forwards, and about 3 k² d operations. It
-    carries (k + 2) d numbers.
+    A step costs k + R + 2 passes through it backwards, and about 4 k² d multiplications for d
+    parameters. The guess "diagonal" takes n more passes backwards, for A; the others k forwards,
+    for A P. The influence takes (k + 2) d numbers; a step has some more arrays of (k + R) d.
 
     Args:
       rank: k; more than n counts as n.
-      num_random: R; 0 leaves out what is not in the span of A P, so that the mean is not J.
-      guess: "diagonal", with the diagonal of A, which takes n more passes forwards through a step;
-        "immediate", D' = B at the owners; or "none", D = 0.
+      num_random: R; 0 leaves out what is not in the span of A P, so that the mean is not J. With
+        `rank` zero it has no effect.
+      guess: "diagonal", as above; "immediate", D' = B at the owners; or "none", D = 0.
 
     Raises:
       TypeError, ValueError: an argument is of a wrong kind.
 
-    Source: the guess is SnAp-1 of J. Menick et al., Practical Real Time Recurrent Learning with a
-    Sparse Approximation (2020), there alone. Mixing the smallest singular values is that of F.
-    Benzing et al., Optimal Kronecker-Sum Approximation of Real Time Recurrent Learning (2019).
+    Source: SnAp-1 is that of J. Menick et al., Practical Real Time Recurrent Learning with a Sparse
+    Approximation (2020), there alone. Mixing the smallest singular values is that of F. Benzing et
+    al., Optimal Kronecker-Sum Approximation of Real Time Recurrent Learning (2019).
     """
 
     rank: int = 16
@@ -73,7 +82,7 @@ class Sketch:
     def __post_init__(self) -> None:
         for name in ("rank", "num_random"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
+            if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
                 raise TypeError(f"{name} must be an integer; found {value!r}.")
             if value < 0:
                 raise ValueError(f"{name} must be 0 or more; found {value}.")
@@ -94,58 +103,62 @@ class Sketch:
         if self.guess != "none":
             owners = find_owners(key, step)
             guess = [jnp.zeros(p.shape, step.dtype) for p in step.theta]
-        right = [jnp.zeros((number, *p.shape), step.dtype) for p in step.theta]
-        return _Carried(jnp.zeros((size, number), step.dtype), right, owners, guess)
+        return _Carried(
+            jnp.zeros((size, number), step.dtype),
+            [jnp.zeros((number, *p.shape), step.dtype) for p in step.theta],
+            owners,
+            units_that_own(owners, size).astype(step.dtype),
+            guess,
+        )
 
     def advance(
         self, key: Array, step: StepAt, carried: _Carried
     ) -> tuple[_Carried, PyTree, Array, list[Array]]:
-        left, right, owners, guess = carried
+        step.check_carried(carried, _Carried, _sizes)
+        left, right, owners, owning, guess = carried
         along, grad = step.gradient_of_value()
         if self.rank:
             grad = [g + jnp.tensordot(along @ left, q, 1) for g, q in zip(grad, right, strict=True)]
         if owners:
             looked_up = at_owners(along, owners)
             grad = [g + c * d for g, c, d in zip(grad, looked_up, guess, strict=True)]
-        new_guess = self._advanced(step, owners, guess)
-        if self.rank:
-            left, right = self._sketched(key, step, carried, new_guess)
-        return _Carried(left, right, owners, new_guess), *step.results(), grad
 
-    def _advanced(self, step: StepAt, owners: list[Array], guess: list[Array]) -> list[Array]:
-        """Return D' at the owners."""
-        if not owners:
-            return []
-        new = immediate(step, owners)
-        if self.guess == "immediate":
-            return new
-        diagonal = jnp.diagonal(step.push(jnp.eye(step.vector.size, dtype=step.dtype)))
-        kept = at_owners(diagonal, owners)
-        return [b + a * d for b, a, d in zip(new, kept, guess, strict=True)]
-
-    def _sketched(
-        self, key: Array, step: StepAt, carried: _Carried, new_guess: list[Array]
-    ) -> tuple[Array, list[Array]]:
-        """Return P' and Q'."""
-        left, right, owners, guess = carried
+        # Directions, then all passes backwards at once, then the new guess and what is left.
         of_rest, of_mixture = jax.random.split(key)
-        pushed = step.push(left)
+        jacobian = step.jacobian() if self.guess == "diagonal" else None
+        columns, rows, mixed = self._directions(of_rest, step, left, jacobian)
+        through, of_theta = step.pull(jnp.concatenate([owning[None], rows]))
+        new_guess = [b[0] for b in of_theta] if owners else []
+        if jacobian is not None:
+            kept = at_owners(jnp.diagonal(jacobian), owners)
+            new_guess = [b + a * d for b, a, d in zip(new_guess, kept, guess, strict=True)]
+        if self.rank:
+            products = [
+                jnp.tensordot(mixed, q, 1) + b[1:] for q, b in zip(right, of_theta, strict=True)
+            ]
+            if owners:
+                before, after = at_owners(through[1:], owners), at_owners(rows, owners)
+                parts = zip(products, before, guess, after, new_guess, strict=True)
+                products = [q + b * d[None] - a * new[None] for q, b, d, a, new in parts]
+            left, right = _reduced(of_mixture, columns, products, left.shape[1])
+        carried = _Carried(left, right, owners, owning, new_guess)
+        return carried, *step.results(), grad
+
+    def _directions(
+        self, key: Array, step: StepAt, left: Array, jacobian: Array | None
+    ) -> tuple[Array, Array, Array]:
+        """Return columns (n, k + R), rows, and rows A P: E is about columns · (rows E)."""
+        if not self.rank:
+            return left, left.T, left.T
+        pushed = step.push(left) if jacobian is None else jacobian @ left
         columns = jnp.linalg.qr(pushed)[0]
         rows = columns.T
         if self.num_random:
-            shape = (len(pushed), self.num_random)
-            signs = random_signs(of_rest, shape, pushed.dtype)
+            signs = random_signs(key, (len(pushed), self.num_random), pushed.dtype)
             rest = signs - columns @ (columns.T @ signs)
             columns = jnp.concatenate([columns, rest], axis=1)
             rows = jnp.concatenate([rows, rest.T / self.num_random])
-        through, of_theta = step.pull(rows)
-        mixed = rows @ pushed
-        products = [jnp.tensordot(mixed, q, 1) + b for q, b in zip(right, of_theta, strict=True)]
-        if owners:
-            before, after = at_owners(through, owners), at_owners(rows, owners)
-            parts = zip(products, before, guess, after, new_guess, strict=True)
-            products = [q + b * d - a * new for q, b, d, a, new in parts]
-        return _reduced(of_mixture, columns, products, left.shape[1])
+        return columns, rows, rows @ pushed
 
 
 def _reduced(key: Array, left: Array, right: list[Array], rank: int) -> tuple[Array, list[Array]]:
@@ -155,8 +168,10 @@ def _reduced(key: Array, left: Array, right: list[Array], rank: int) -> tuple[Ar
     gram = jnp.sum(jnp.stack([q @ q.T for q in flat]), axis=0)
     squares, vectors = jnp.linalg.eigh(gram)  # ascending; of the columns of `basis`
     number = len(squares) - rank + 1  # of singular values that are mixed
-    # An inexact scale, or one of zero for a part that is zero, keeps the mean.
-    scales = jnp.sqrt(jnp.sqrt(jnp.maximum(squares[:number], 0)))
+    # Any positive scale keeps the mean. Squares below the rounding of the largest one may come out
+    # as zero or less, though their part is not zero; all are zero if nothing is carried yet.
+    least = 8 * jnp.finfo(squares.dtype).eps * squares[-1]
+    scales = jnp.sqrt(jnp.sqrt(jnp.maximum(squares[:number], least)))
     signs = random_signs(key, (number,), left.dtype)
     inverses = jnp.where(scales > 0, 1 / jnp.where(scales > 0, scales, 1), 0)
     kept = vectors[:, number:]

@@ -1,11 +1,13 @@
 """One step of a recurrent program at given arguments, and its derivatives."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from fwdgrad.propagation.pushforward import Pushforward, trace
@@ -22,10 +24,27 @@ from fwdgrad.util.trees import (
 )
 from fwdgrad.util.validation import error_note
 
+_FORWARD_ALONE = "influence=fwdgrad.CarriedTangents() goes through it in forward mode."
 _NO_REVERSE = (
-    "This form of the influence pulls cotangents back through one step. A step that JAX cannot "
-    "differentiate in reverse (jax.lax.while_loop) needs influence=fwdgrad.CarriedTangents()."
+    "This form of the influence pulls cotangents back through one step, which JAX cannot do here: "
+    f"{_FORWARD_ALONE}"
 )
+_NO_TRANSPOSE = (
+    "This form of the influence pushes tangents of the state through the transpose of the step's "
+    "reverse rule, which has to be linear. fwdgrad.Sketch() with guess='diagonal' does without; "
+    f"{_FORWARD_ALONE}"
+)
+
+
+@contextmanager
+def _note_on_reverse_mode() -> Iterator[None]:
+    """Add a remedy to JAX's error on a step that has no reverse mode, and to no other error."""
+    try:
+        yield
+    except ValueError as error:
+        if "everse-mode" in str(error):
+            error.add_note(_NO_REVERSE)
+        raise
 
 
 class StepAt:
@@ -52,20 +71,44 @@ class StepAt:
     def __init__(self, step_fn: Callable[..., Any], params: PyTree, state: PyTree, x: PyTree):
         require_parameters(params)
         self._step_fn, self.x = step_fn, x
-        self.theta, self._frame = extract_leaves(params, is_differentiable)
-        self._leaves, self._state_frame = extract_leaves(state, is_differentiable)
-        if not self._leaves:
-            raise ValueError(
-                f"state must have a floating-point array; found {jax.tree.structure(state)}. "
-                "A program without a state has an ordinary gradient: forward_value_and_grad."
-            )
+        theta, self._frame = extract_leaves(params, is_differentiable)
+        self.theta = [jnp.asarray(p) for p in theta]
+        _check_state(state)
+        leaves, self._state_frame = extract_leaves(state, is_differentiable)
+        self._leaves = [jnp.asarray(leaf) for leaf in leaves]
         self.vector, self._unravel = ravel_pytree(self._leaves)
         self.dtype = accumulation_dtype(self.vector.dtype, *[p.dtype for p in self.theta])
 
-    def at_state(self, vector: Array, x: PyTree) -> "StepAt":
-        """Return the same step at another s and another input."""
+    def check(self) -> None:
+        """Raise unless the step returns a state like the one it was given, and a real scalar."""
+        jax.eval_shape(lambda: self._outputs(self.theta, self.vector)[:2])
+
+    def check_carried(
+        self, carried: Any, kind: type, sizes: Callable[[Any], tuple[Sequence[Any], int]]
+    ) -> None:
+        """Raise unless a carried influence is of this kind, and of these parameters and state.
+
+        Args:
+          carried: the influence.
+          kind: its class.
+          sizes: the influence -> the shapes of θ's leaves and the number of entries of the state
+            that it was made for.
+        """
+        if not isinstance(carried, kind):
+            raise TypeError("carry is of another form of the influence. Make it with init.")
+        of_theta, size = sizes(carried)
+        found = list(map(tuple, of_theta))
+        expected = [tuple(p.shape) for p in self.theta]
+        if found != expected or size != self.vector.size:
+            raise ValueError(
+                f"carry is of parameters of shapes {found} and a state of {size} entries; params "
+                f"and carry.state have {expected} and {self.vector.size}. Make it with init."
+            )
+
+    def at(self, theta: Sequence[Array], vector: Array, x: PyTree) -> "StepAt":
+        """Return the same step at other values of θ, s and the input."""
         state = self._state_frame.rebuild(self._unravel(vector.astype(self.vector.dtype)))
-        return StepAt(self._step_fn, self._frame.rebuild(self.theta), state, x)
+        return StepAt(self._step_fn, self._frame.rebuild(theta), state, x)
 
     def _outputs(self, theta: Sequence[Array], vector: Array) -> tuple[Array, Array, list[Any]]:
         """Return s', ℓ, and the other leaves of the new state."""
@@ -82,16 +125,8 @@ class StepAt:
                 "the value of step_fn, its second output, must be a real floating-point scalar; "
                 f"found {jnp.result_type(value)}{list(jnp.shape(value))}."
             )
+        _check_same(state, new_state)
         leaves, frame = extract_leaves(new_state, is_differentiable)
-        before, after = (
-            (f.structure, [(x.shape, str(x.dtype)) for x in of_state])
-            for f, of_state in ((self._state_frame, self._leaves), (frame, leaves))
-        )
-        if before != after:
-            raise TypeError(
-                "step_fn must return a state of the structure, shapes and dtypes of the one that "
-                f"it was given, {before[0]} with {before[1]}; found {after[0]} with {after[1]}."
-            )
         return ravel_pytree(leaves)[0], jnp.asarray(value), list(map(jnp.asarray, frame.others))
 
     @cached_property
@@ -100,7 +135,7 @@ class StepAt:
             new, value, others = self._outputs(theta, vector)
             return (new, value), others
 
-        with error_note(_NO_REVERSE):
+        with _note_on_reverse_mode():
             return jax.vjp(outputs, self.theta, self.vector, has_aux=True)
 
     def results(self) -> tuple[PyTree, Array]:
@@ -111,14 +146,14 @@ class StepAt:
     def gradient_of_value(self) -> tuple[Array, list[Array]]:
         """Return ∂ℓ/∂s (n,) and ∂ℓ/∂θ."""
         (new, value), pull, _ = self._pulled
-        with error_note(_NO_REVERSE):
+        with _note_on_reverse_mode():
             of_theta, of_state = pull((jnp.zeros_like(new), jnp.ones_like(value)))
         return of_state.astype(self.dtype), [x.astype(self.dtype) for x in of_theta]
 
     def pull(self, rows: Array) -> tuple[Array, list[Array]]:
         """Return rows · ∂s'/∂s, as (m, n), and rows · ∂s'/∂θ, for rows (m, n)."""
         (new, value), pull, _ = self._pulled
-        with error_note(_NO_REVERSE):
+        with _note_on_reverse_mode():
             of_theta, of_state = jax.vmap(lambda row: pull((row, jnp.zeros_like(value))))(
                 rows.astype(new.dtype)
             )
@@ -129,9 +164,14 @@ class StepAt:
         (new, value), pull, _ = self._pulled
         # The transpose of `pull`, not `jax.jvp`, so that a `custom_vjp` function has the same
         # derivative, its own rule, in both directions.
-        push = jax.linear_transpose(lambda row: pull((row, jnp.zeros_like(value)))[1], new)
-        (pushed,) = jax.vmap(push, in_axes=1, out_axes=1)(columns.astype(self.vector.dtype))
+        with error_note(_NO_TRANSPOSE):
+            push = jax.linear_transpose(lambda row: pull((row, jnp.zeros_like(value)))[1], new)
+            (pushed,) = jax.vmap(push, in_axes=1, out_axes=1)(columns.astype(self.vector.dtype))
         return pushed.astype(self.dtype)
+
+    def jacobian(self) -> Array:
+        """Return A = ∂s'/∂s, an array (n, n), by n passes backwards."""
+        return self.pull(jnp.eye(self.vector.size, dtype=self.dtype))[0]
 
     @cached_property
     def pushforward(self) -> Pushforward:
@@ -166,3 +206,43 @@ class StepAt:
         """Return a gradient, a pytree like the parameters, from those by the leaves."""
         cast = [g.astype(p.dtype) for g, p in zip(of_leaves, self.theta, strict=True)]
         return self._frame.rebuild(cast, map(zero_if_number, self._frame.others))
+
+
+def _check_state(state: PyTree) -> None:
+    """Raise unless a state has a real floating array, and nothing that would be lost silently."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    for path, leaf in leaves:
+        name = f"state{jax.tree_util.keystr(path)}"
+        if isinstance(leaf, (float, complex)) and not isinstance(leaf, np.generic):
+            raise TypeError(
+                f"{name} is a Python {type(leaf).__name__}; make it an array: "
+                f"jnp.asarray({leaf!r})."
+            )
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise TypeError(
+                f"{name} has the complex dtype {leaf.dtype}; only real entries are differentiated. "
+                "Hold its real and imaginary parts as two real leaves."
+            )
+    if not any(is_differentiable(leaf) for _, leaf in leaves):
+        raise ValueError(
+            f"state must have a floating-point array; found {jax.tree.structure(state)}. "
+            "A program without a state has an ordinary gradient: forward_value_and_grad."
+        )
+
+
+def _check_same(before: PyTree, after: PyTree) -> None:
+    """Raise unless a new state has the structure, shapes and dtypes of the old one."""
+    structures: list[Any] = [jax.tree.structure(x) for x in (before, after)]
+    if structures[0] != structures[1]:
+        raise TypeError(
+            f"step_fn must return a state of the structure that it was given, {structures[0]}; "
+            f"found {structures[1]}."
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+    for (path, old), new in pairs:
+        found = [f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in (old, new)]
+        if found[0] != found[1]:
+            raise TypeError(
+                f"step_fn must return a state like the one it was given: "
+                f"state{jax.tree_util.keystr(path)} was {found[0]}; found {found[1]}."
+            )

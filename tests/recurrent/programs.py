@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import fwdgrad
+from fwdgrad import CarriedTangents, LowRank, RankOne, Sketch
 
 UNITS, INPUTS = 4, 2
 
@@ -124,6 +126,17 @@ PROGRAMS = {
 }  # fmt: skip
 
 
+def embedding():
+    """Tokens that are looked up; the units do not see each other."""
+    params = {"decay": 0.3 * jnp.ones(3), "table": _normal(1, 5, 3), "gate": jnp.zeros(3)}
+
+    def step(params, state, token):
+        state = params["decay"] * state + params["table"][token] * (1 + params["gate"])
+        return state, jnp.sum(jnp.sin(state))
+
+    return step, params, jnp.zeros(3)
+
+
 def inputs(length):
     return jax.random.normal(jax.random.key(7), (length, INPUTS))
 
@@ -171,3 +184,18 @@ def scanned(learner, params):
         return carry, (value, floating(grad))
 
     return lambda carry, xs: jax.lax.scan(body, carry, xs)
+
+
+FORMS = {
+    "sketch": Sketch(rank=2),
+    "no guess": Sketch(rank=1, num_random=2, guess="none"),
+    "rank one": RankOne(num_products=2),
+    "normal": CarriedTangents(num_tangents=2),
+    "low rank": CarriedTangents(LowRank(rank=1), num_tangents=2),
+}
+
+
+def close(found, expected, rtol=1e-9):
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * scale)
