@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from fwdgrad import CarriedTangents, LowRank, RankOne, Sketch, online
+from tests.sweeps import thorough_but
 
 from .programs import FORMS, INPUTS, PROGRAMS, close, floating, inputs, rnn, scanned
 
 
-@pytest.mark.parametrize("form", ["exact", *FORMS])
+@pytest.mark.parametrize("form", thorough_but(["exact", "normal"], ["exact", *FORMS]))
 def test_update_goes_into_jit_scan_and_vmap(form, key):
     """A minibatch of sequences, against one after the other."""
     step, params, state = PROGRAMS["gru"]()
@@ -32,7 +33,7 @@ def test_update_goes_into_jit_scan_and_vmap(form, key):
             close([g[i] for g in grads], expected, rtol=2e-4)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", thorough_but(["sketch", "normal"], FORMS))
 def test_memory_does_not_grow_with_the_sequence(form, key):
     step, params, state = rnn()
     learner = online(step, FORMS[form])
