@@ -16,9 +16,9 @@ def find_owners(key: Array, step: StepAt) -> list[Array]:
 
     In a layer σ(W s + b) the entries of row i of W, and b_i, move unit i alone. The step is
     evaluated near θ, at a random state, with the input as it is and with a random one: at zero,
-    weights have no effect. An entry without an effect, as of a token that was not the input, has
-    the owner of the others along the first axis that decides theirs. If there is none, its owner
-    is n, which is no unit.
+    weights have no effect. The owner of an entry without an effect, as of a token that was not the
+    input, is filled in if the known owners of its leaf depend on the index of one axis alone. Else
+    it is n, which is no unit.
     """
     keys = jax.random.split(key, 3)
     number = step.vector.size
@@ -50,7 +50,7 @@ def find_owners(key: Array, step: StepAt) -> list[Array]:
 
 
 def _completed(owner: Array, number: int) -> Array:
-    """Give entries without an owner that of the others, if an axis decides it."""
+    """Fill in missing owners along the first axis on whose index alone the known ones depend."""
     for axis in range(owner.ndim):
         others = tuple(i for i in range(owner.ndim) if i != axis)
         known = owner < number

@@ -63,8 +63,8 @@ class Sketch:
 
     Args:
       rank: k; more than n counts as n.
-      num_random: R; 0 leaves out what is not in the span of A P, so that the mean is not J. With
-        `rank` zero it has no effect.
+      num_random: R. With 0 the part of E outside the span of A P is dropped, which biases the
+        estimate. Ignored if `rank` is zero.
       guess: "diagonal", as above; "immediate", D' = B at the owners; or "none", D = 0.
 
     Raises:
@@ -123,7 +123,7 @@ class Sketch:
             looked_up = at_owners(along, owners)
             grad = [g + c * d for g, c, d in zip(grad, looked_up, guess, strict=True)]
 
-        # Directions, then all passes backwards at once, then the new guess and what is left.
+        # One batch of passes backwards serves both the new guess and the sketch.
         of_rest, of_mixture = jax.random.split(key)
         jacobian = step.jacobian() if self.guess == "diagonal" else None
         columns, rows, mixed = self._directions(of_rest, step, left, jacobian)
